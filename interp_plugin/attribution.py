@@ -1,0 +1,531 @@
+"""Information loss as Captum attributions: thin shells over the solver."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _run_forward,
+    _validate_target,
+)
+from captum.attr import LLMAttributionResult, LLMGradientAttribution
+from captum.attr._utils.attribution import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from interp_plugin.noise import TokenGroups, token_groups
+from interp_plugin.objective import Objective, state_weight
+from interp_plugin.solver import NoiseFit, Solver, solve
+from interp_plugin.state import NoisyModel, RunningStd, Selector, select
+
+Tensors = Tensor | tuple[Tensor, ...]
+Score = Literal["loss", "kept", "sigma"]
+SCORES = ("loss", "kept", "sigma")
+CAP = 10.0  # the cap on sigma, in standard deviations
+
+
+@dataclass(frozen=True)
+class _ModelRows:
+    """Runs ``forward_func`` on rows: arguments and targets that have one entry an example follow the rows."""
+
+    module: Callable[..., Any]
+    batch: int
+    target: Any
+    arguments: tuple[Any, ...] | None
+
+    def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        arguments = self.arguments and tuple(self._at(a, rows) for a in self.arguments)
+        output = _run_forward(self.module, inputs, self._target_at(rows), arguments)
+        return cast(Tensor, output)
+
+    def _at(self, argument: Any, rows: Tensor) -> Any:
+        if isinstance(argument, Tensor) and argument.ndim and len(argument) == self.batch:
+            return argument[rows.to(argument.device)]
+        return argument
+
+    def _target_at(self, rows: Tensor) -> Any:
+        if isinstance(self.target, list):
+            return [self.target[row] for row in rows.tolist()]
+        if isinstance(self.target, Tensor) and self.target.numel() > 1:
+            return self.target[rows.to(self.target.device)]
+        return self.target
+
+
+class InformationLoss(Attribution):
+    r"""How much of each input token is lost on the way to a state of the model, in nats.
+
+    Learns, for every token, the largest Gaussian noise that the state does not notice (Guan et al.,
+    "Towards a Deep and Unified Understanding of Deep Neural Models in NLP", ICML 2019, eq. 7): with
+    n tokens it minimises
+
+    .. math:: D(\sigma) - \frac{\lambda}{n} \sum_i \log \sigma_i, \quad \sigma_i \le \sigma_{max}
+
+    where D is the mean over the state's elements of :math:`E[((\Phi(x + \sigma \epsilon) - s) / v)^2]`.
+    The score of a token of K elements is its entropy
+    :math:`H_i = K/2 \log(2 \pi e) + K \log \sigma_i`: high where the state does not need the token.
+
+    The noise enters the inputs, which must be floating point tensors (embeddings, images, ...); for
+    token ids use :class:`LayerInformationLoss`.
+
+    Args:
+        forward_func: the model, or any function of it.
+        state_layer: the module whose output is the state; None: the output of ``forward_func``.
+
+    Examples::
+        >>> import torch
+        >>> from interp_plugin import InformationLoss
+        >>> weights = torch.tensor([[1.0], [2.0], [4.0]])
+        >>> method = InformationLoss(lambda x: (weights * x).sum(1))  # 3 tokens of 256 elements
+        >>> x = torch.randn(1, 3, 256, generator=torch.Generator().manual_seed(0))
+        >>> scores = method.attribute(x).sum(dim=-1)  # nats; the heavier token loses less
+        >>> scores.shape, bool(scores[0, 0] > scores[0, 1] > scores[0, 2])
+        (torch.Size([1, 3]), True)
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], state_layer: nn.Module | None = None) -> None:
+        super().__init__(forward_func)
+        self.state_layer = state_layer
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self,
+        inputs: Tensors,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        feature_mask: Tensors | None = None,
+        neuron_selector: Selector | None = None,
+        token_mask: Tensor | None = None,
+        state_std: float | Tensor | None = None,
+        rate: float = 0.1,
+        max_sigma: float | Tensor | None = None,
+        score: Score = "loss",
+        return_input_shape: bool = True,
+        solver: Solver = Solver(),
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensors:
+        """The score of every token.
+
+        An example's scores do not depend on its neighbours in the batch, nor on its padding where the
+        model is given its attention mask and we are given ``token_mask``.
+
+        Args:
+            inputs: floating point tensor or tuple of them, each (B, ...).  In a 3-D or higher input the
+                elements along the last dimension are one token; in a 2-D input every element is one.
+            target: which output is the state, as in Captum (an int, tuple, tensor or list); None: all
+                of it.  Not together with a state layer.
+            additional_forward_args: further arguments of ``forward_func``, as in Captum.  Tensors whose
+                first dimension is B follow the examples.
+            feature_mask: integers shaped like the inputs; equal numbers make one token.
+            neuron_selector: part of the state: an int or tuple of ints and slices that index it after
+                the batch dimension, or a callable (B, ...) -> (B, ...).
+            token_mask: (B, T), false for tokens (padding) that get no noise, keep nothing, and count
+                nowhere: not in n, and not in the state where its dimension 1 runs over the tokens.
+            state_std: v, broadcasts to the state; makes layers and models comparable (see
+                ``estimate_state_std``).  None: v^2 is the mean of s^2 of each example.
+            rate: lambda > 0, the weight of the entropy.
+            max_sigma: cap on sigma, a number or one per example, (B,).  None: 10 standard deviations of
+                the example's own unmasked elements; for a layer with an embedding table, of its weights.
+            score: "loss" (H_i, nats), "kept" (I_i = K log(max_sigma / sigma_i), nats, high = important)
+                or "sigma" (input units).
+            return_input_shape: True: the shape of the inputs, each element with its share, H_i / K, so
+                that ``.sum(dim=-1)`` is the token's score ("sigma": sigma itself on each element).
+                False: (B, T), one score a token.
+            solver: how hard to look.
+            internal_batch_size: most rows in one forward and backward pass; bounds the memory.
+            show_progress: a progress bar.
+
+        Returns:
+            float32, detached; shaped like ``inputs``, or (B, T).
+
+        Raises:
+            TypeError: integer inputs, or a state that is not floating point.
+            ValueError: NaN or infinite values, masks or ``state_std`` that do not broadcast, a rate that
+                is not positive, a layer that does not fire exactly once, all tokens masked.
+            AssertionError: a bad target (Captum's own check).
+        """
+        if score not in SCORES:
+            raise ValueError(f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}")
+        problem = self._problem(
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std, rate,
+            max_sigma, internal_batch_size,
+        )  # fmt: skip
+        return problem.scores(problem.fit(solver, show_progress), score, return_input_shape)
+
+    def attribute_future(self) -> None:
+        """Not offered."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    def fit(
+        self,
+        inputs: Tensors,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        feature_mask: Tensors | None = None,
+        neuron_selector: Selector | None = None,
+        token_mask: Tensor | None = None,
+        state_std: float | Tensor | None = None,
+        rate: float = 0.1,
+        max_sigma: float | Tensor | None = None,
+        solver: Solver = Solver(),
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> NoiseFit:
+        """The fit behind the scores: sigma, standard errors and diagnostics; arguments as in :meth:`attribute`."""
+        problem = self._problem(
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std, rate,
+            max_sigma, internal_batch_size,
+        )  # fmt: skip
+        return problem.fit(solver, show_progress)
+
+    def estimate_state_std(
+        self,
+        batches: Iterable[Mapping[str, Any]],
+        target: Any = None,
+        neuron_selector: Selector | None = None,
+        internal_batch_size: int | None = None,
+    ) -> Tensor:
+        """v: the standard deviation of each element of the state over a corpus, in one pass.
+
+        Args:
+            batches: each a mapping with ``inputs`` and, where needed, ``additional_forward_args`` and
+                ``token_mask`` (B, T), named as in :meth:`attribute`.  With a ``token_mask`` every unmasked
+                position of a state (B, T, ...) is a sample, so that texts of different lengths mix;
+                without it every example is one.
+            target, neuron_selector, internal_batch_size: as in :meth:`attribute`.
+
+        Returns:
+            float32, the shape of one sample: broadcasts to the state.
+        """
+        running = RunningStd()
+        for batch in batches:
+            inputs = _format_tensor_into_tuples(batch["inputs"])
+            arguments = batch.get("additional_forward_args")
+            model = self._model(inputs, target, arguments, neuron_selector, internal_batch_size)
+            _, state = model.clean()
+            mask = batch.get("token_mask")
+            running.update(state, mask if state.ndim > 2 else None)
+        return running.std()
+
+    def _model(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Any,
+        additional_forward_args: Any,
+        neuron_selector: Selector | None,
+        internal_batch_size: int | None,
+    ) -> NoisyModel:
+        """The model as a function from noise to state, its arguments checked."""
+        if target is not None and self.state_layer is not None:
+            raise ValueError(
+                f"target={target!r} picks an output, but the state is the output of {type(self.state_layer).__name__}; "
+                "use neuron_selector to pick a part of that layer, or leave state_layer out"
+            )
+        batch = len(inputs[0])
+        if not batch or not all(x.numel() for x in inputs):
+            raise ValueError(
+                f"inputs of shape {[tuple(x.shape) for x in inputs]} are empty; give at least one example and token"
+            )
+        if any(len(x) != batch for x in inputs):
+            raise ValueError(f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree")
+        if internal_batch_size is not None and internal_batch_size < 1:
+            raise ValueError(
+                f"internal_batch_size is {internal_batch_size}; give a positive number of rows or None"
+            )
+        _validate_target(batch, target)
+        arguments = _format_additional_forward_args(additional_forward_args)
+        forward = _ModelRows(self.forward_func, batch, target, arguments)
+        return NoisyModel(
+            forward,
+            inputs,
+            self._noise_layer(),
+            self.state_layer,
+            neuron_selector,
+            max_rows=internal_batch_size,
+        )
+
+    def _noise_layer(self) -> nn.Module | None:
+        return None
+
+    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
+        tensors = _format_tensor_into_tuples(inputs)
+        for tensor in tensors:
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"inputs are of type {tensor.dtype}, and noise needs floating point numbers; for token ids use "
+                    "LayerInformationLoss(forward_func, layer=the embedding layer)"
+                )
+        return tuple(tensor.detach() for tensor in tensors)
+
+    def _problem(
+        self,
+        inputs: Tensors,
+        target: Any,
+        additional_forward_args: Any,
+        feature_mask: Tensors | None,
+        neuron_selector: Selector | None,
+        token_mask: Tensor | None,
+        state_std: float | Tensor | None,
+        rate: float,
+        max_sigma: float | Tensor | None,
+        internal_batch_size: int | None,
+    ) -> _Problem:
+        """Check the arguments, run the model once without noise, and set up what the solver needs."""
+        if not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"rate is {rate}; the weight of the entropy must be a positive finite number")
+        model = self._model(
+            self._checked_inputs(inputs),
+            target,
+            additional_forward_args,
+            neuron_selector,
+            internal_batch_size,
+        )
+        _warn_of_dropout(self.forward_func, self.state_layer, self._noise_layer())
+        whole, state = model.clean()
+        for name, tensors in (("inputs", model.origin), ("state", (state,))):
+            _check_finite(name, tensors)
+        mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
+        groups = token_groups(model.origin, mask, token_mask)
+        counted = _counted(model, groups, whole, state, token_mask is not None)
+        state = state.to(torch.promote_types(state.dtype, torch.float32))  # half precision ends here
+        weight = state_weight(state, _broadcast_std(state_std, state), counted)
+        objective = Objective(model, state, weight, groups, internal_batch_size)
+        cap = _cap(max_sigma, self._noise_layer(), objective)
+        return _Problem(objective, rate, cap, isinstance(inputs, tuple) and self._noise_layer() is None)
+
+
+class LayerInformationLoss(InformationLoss):
+    """:class:`InformationLoss` with the noise at a layer's output: for token ids, its embedding layer.
+
+    The drop-in for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids),
+    and the result has the shape of the layer's output.
+
+    Args:
+        forward_func: the model, or any function of it.
+        layer: the module whose (first) output receives the noise; it must fire once in a forward.
+        state_layer: the module whose output is the state; None: the output of ``forward_func``.
+
+    Examples::
+        >>> import torch
+        >>> from interp_plugin import LayerInformationLoss
+        >>> _ = torch.manual_seed(0)
+        >>> embed, head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 4)
+        >>> method = LayerInformationLoss(lambda ids: head(embed(ids).tanh().sum(1)), embed)
+        >>> ids = torch.tensor([[3, 14, 15]])
+        >>> method.attribute(ids, score="kept", return_input_shape=False).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], layer: nn.Module, state_layer: nn.Module | None = None
+    ) -> None:
+        super().__init__(forward_func, state_layer)
+        self.layer = layer
+
+    def _noise_layer(self) -> nn.Module | None:
+        return self.layer
+
+    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
+        return tuple(tensor.detach() for tensor in _format_tensor_into_tuples(inputs))
+
+
+class NeuronInformationLoss(Attribution):
+    """:class:`InformationLoss` for part of a layer, under Captum's names for neuron methods.
+
+    ``NeuronInformationLoss(f, layer).attribute(x, selector)`` is
+    ``InformationLoss(f, state_layer=layer).attribute(x, neuron_selector=selector)``.
+
+    Args:
+        forward_func: the model, or any function of it.
+        layer: the module whose output holds the neurons.
+
+    Examples::
+        >>> import torch
+        >>> from interp_plugin import NeuronInformationLoss
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+        >>> NeuronInformationLoss(model, model[0]).attribute(torch.randn(3, 6), 2).shape
+        torch.Size([3, 6])
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], layer: nn.Module) -> None:
+        super().__init__(forward_func)
+        self.layer = layer
+
+    @log_usage(part_of_slo=True)
+    def attribute(
+        self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
+    ) -> Tensors:
+        """The score of every token for the selected neurons.
+
+        Args:
+            inputs, additional_forward_args: as in :meth:`InformationLoss.attribute`.
+            neuron_selector: an int or tuple of ints and slices that index the layer's output after the
+                batch dimension, or a callable.  Selected neurons are one vector state (not a sum).
+            **settings: the other keyword arguments of :meth:`InformationLoss.attribute`, but ``target``.
+        """
+        return self._method().attribute(
+            inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
+        )
+
+    def fit(
+        self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
+    ) -> NoiseFit:
+        """The fit behind the scores; arguments as in :meth:`attribute`."""
+        return self._method().fit(
+            inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
+        )
+
+    def attribute_future(self) -> None:
+        """Not offered."""
+        raise NotImplementedError("attribute_future is not implemented for NeuronInformationLoss")
+
+    def _method(self) -> InformationLoss:
+        return InformationLoss(self.forward_func, state_layer=self.layer)
+
+
+class InformationLossLLMAttribution(LLMGradientAttribution):
+    """Captum's ``LLMGradientAttribution`` for :class:`LayerInformationLoss`.
+
+    The state is the log probability of each output token.  Over several output tokens the sequence's
+    score is the mean over them: a sum of entropies of the same input tokens has no meaning.
+    """
+
+    SUPPORTED_METHODS = (*LLMGradientAttribution.SUPPORTED_METHODS, LayerInformationLoss)
+
+    def attribute(self, *args: Any, **kwargs: Any) -> LLMAttributionResult:
+        """As ``LLMGradientAttribution.attribute``; further keyword arguments go to our ``attribute``."""
+        if kwargs.get("score", "loss") == "sigma" or not kwargs.get("return_input_shape", True):
+            raise ValueError(
+                "InformationLossLLMAttribution sums the elements of each token; use score='loss' or 'kept' with "
+                "return_input_shape=True"
+            )
+        result = super().attribute(*args, **kwargs)
+        result.seq_attr = result.token_attr.mean(0)
+        return result
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Everything the solver needs, and the way back to Captum's shapes."""
+
+    objective: Objective
+    rate: float
+    max_sigma: Tensor
+    is_tuple: bool
+
+    def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
+        with torch.enable_grad():
+            return solve(self.objective, self.rate, self.max_sigma, solver, show_progress)
+
+    def scores(self, fit: NoiseFit, score: Score, return_input_shape: bool) -> Tensors:
+        if score == "sigma":
+            values = fit.sigma
+        else:
+            values = fit.kept() if score == "kept" else fit.loss()
+        if not return_input_shape:
+            return values
+        if score != "sigma":
+            values = values / fit.token_size.clamp(min=1)
+        shapes = [x.shape for x in self.objective.model.origin]
+        parts = self.objective.groups.spread(values).split([shape[1:].numel() for shape in shapes], 1)
+        return _format_output(self.is_tuple, tuple(p.reshape(s).contiguous() for p, s in zip(parts, shapes)))
+
+
+def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:
+    for tensor in tensors:
+        bad = ~tensor.reshape(len(tensor), -1).isfinite().all(1)
+        if bad.any():
+            example = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"the {name} of example {example} has NaN or infinite values before any noise was added; "
+                "clean them first"
+            )
+
+
+def _counted(model: NoisyModel, groups: TokenGroups, whole: Tensor, state: Tensor, masked: bool) -> Tensor:
+    """Which state elements count, the shape of ``state``: none at masked positions, where it has positions."""
+    everything = torch.ones_like(state, dtype=torch.bool)
+    origin = model.origin[0]
+    if not masked or len(model.origin) > 1 or origin.ndim < 3:
+        return everything
+    elements = groups.spread(groups.active.float())
+    positions = elements.reshape(origin.shape).flatten(2).amax(2) > 0  # (B, positions)
+    shaped = state if callable(model.selector) else whole
+    if shaped.ndim < 3 or shaped.shape[1] != positions.shape[1]:
+        return everything
+    keep = positions.reshape(*positions.shape, *[1] * (shaped.ndim - 2)).expand_as(shaped)
+    return keep if callable(model.selector) else select(keep, model.selector)
+
+
+def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | None:
+    if state_std is None:
+        return None
+    std = torch.as_tensor(state_std, dtype=state.dtype, device=state.device)
+    if not (std.isfinite().all() and (std >= 0).all()):
+        raise ValueError(
+            "state_std has negative, NaN or infinite values; give the standard deviation of each state element"
+        )
+    try:
+        return std.broadcast_to(state.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"state_std of shape {tuple(std.shape)} does not broadcast to the state, {tuple(state.shape)}; estimate it "
+            "with estimate_state_std on the same layer and neuron_selector"
+        ) from error
+
+
+def _cap(max_sigma: float | Tensor | None, layer: nn.Module | None, objective: Objective) -> Tensor:
+    """max_sigma of each example, (B,), float32."""
+    batch = len(objective.origin)
+    if max_sigma is None:
+        cap = _default_cap(layer, objective)
+        rule = (
+            "10 standard deviations of this example's inputs; give max_sigma yourself where they are constant"
+        )
+    else:
+        cap = torch.as_tensor(max_sigma, dtype=torch.float32, device=objective.device)
+        rule = "it must be a positive finite number, or one per example"
+    try:
+        cap = cap.broadcast_to((batch,)).contiguous()
+    except RuntimeError as error:
+        raise ValueError(
+            f"max_sigma of shape {tuple(cap.shape)} does not broadcast to {batch} examples: {rule}"
+        ) from error
+    bad = ~(cap.isfinite() & (cap > 0))
+    if bad.any():
+        example = int(bad.nonzero()[0, 0])
+        raise ValueError(f"max_sigma of example {example} is {cap[example]}: {rule}")
+    return cap
+
+
+def _default_cap(layer: nn.Module | None, objective: Objective) -> Tensor:
+    tables = [m.weight for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
+    if tables:
+        return CAP * max(tables, key=lambda table: table.numel()).detach().float().std().to(objective.device)
+    keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
+    size = keep.sum(1)
+    mean = (objective.origin * keep).sum(1) / size
+    variance = ((objective.origin - mean.unsqueeze(1)).square() * keep).sum(1) / size
+    return (CAP * variance.sqrt()).float()
+
+
+def _warn_of_dropout(*modules: Any) -> None:
+    for module in modules:
+        if isinstance(module, nn.Module) and any(
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in module.modules()
+        ):
+            warnings.warn(
+                "the model is in training mode and has dropout, whose own draws enter the result; call model.eval() "
+                "before attributing",
+                stacklevel=5,
+            )
+            return

@@ -1,0 +1,249 @@
+"""The seed's interface: one sentence, any callable ``Phi``, one sigma per word."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from interp_plugin.attribution import InformationLoss
+from interp_plugin.rendering import draw_words_heatmap
+from interp_plugin.solver import NoiseFit
+from interp_plugin.state import RunningStd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+START = 0.01  # of the scale: the minimum is approached from the small-noise side, never from the cap
+
+
+def calculate_regularization(
+    sampled_x: Iterable[Tensor],
+    Phi: Callable[[Tensor], Tensor],
+    reduced_axes: Sequence[int] | None = None,
+    device: torch.device | str | None = None,
+) -> NDArray[np.floating]:
+    """Standard deviation of the state over a sample of sentences: what makes layers comparable.
+
+    The states are folded in one at a time and never kept, so `sampled_x` may be a generator.
+
+    Args:
+        sampled_x: sentences, each of shape (words, K); two or more.
+        Phi: maps (words, K) to the state, as in :class:`Interpreter`.
+        reduced_axes: axes of one sentence's state to average out first; they stay with length 1.
+            Sentences may differ in length along these axes only.
+        device: where to put each sentence before `Phi` sees it; default: where it is.
+
+    Returns:
+        Population standard deviation, of the state's shape with 1 for every reduced axis.
+
+    Examples::
+
+        >>> corpus = torch.tensor([[[0.0, 2.0]], [[4.0, 2.5]]])
+        >>> calculate_regularization(corpus, lambda x: 10 * x)
+        array([[20. ,  2.5]], dtype=float32)
+    """
+    running = RunningStd()
+    shape: torch.Size | None = None
+    count = 0
+    for count, x in enumerate(sampled_x, start=1):
+        with torch.no_grad():
+            state = _state(Phi, x if device is None else x.to(device))
+        for axis in reduced_axes or ():
+            if not -state.ndim <= axis < state.ndim:
+                raise ValueError(f"`reduced_axes` has {axis}, but a state has shape {tuple(state.shape)}.")
+            state = state.mean(dim=axis, keepdim=True)
+        if shape is not None and state.shape != shape:
+            raise ValueError(
+                f"sentence {count} has a state of shape {tuple(state.shape)} where the ones before have "
+                f"{tuple(shape)}: name the axes that vary with the length in `reduced_axes`."
+            )
+        shape = state.shape
+        running.update(state.unsqueeze(0))
+    if count < 2:
+        raise ValueError(f"`sampled_x` has {count} sentence(s): a standard deviation needs 2 or more.")
+    std: NDArray[np.floating] = running.std().cpu().numpy()
+    return std
+
+
+class Interpreter:
+    """How much noise each word of one sentence can bear before the state ``Phi(x)`` notices.
+
+    A thin call of :class:`~interp_plugin.InformationLoss` for a `Phi` without batch dimension, after
+    Guan et al., "Towards a Deep and Unified Understanding of Deep Neural Models in NLP", ICML 2019.
+
+    Args:
+        x: embeddings of the words, of shape (words, K).
+        Phi: maps (words, K) to a state of any shape. A module is used as it is: nothing is trained and
+            its training flag stays.
+        scale: the cap on sigma, called `max_sigma` elsewhere; 10 x std of the word embeddings is usual.
+        rate: weight of entropy against distortion.
+        regularization: standard deviation of the state, from :func:`calculate_regularization`; it
+            broadcasts to the state. Default: the root mean square of ``Phi(x)``.
+        words: names of the words for :meth:`visualize`; default: their positions.
+
+    Examples::
+
+        >>> weight = torch.tensor([1.0, 2.0, 4.0])
+        >>> x = torch.linspace(-1, 1, 768).reshape(3, 256)
+        >>> interpreter = Interpreter(x, lambda x: weight @ x, words=["a", "rare", "bird"])
+        >>> interpreter.optimize()
+        >>> sigma = interpreter.get_sigma()
+        >>> [f"{ratio:.2f}" for ratio in sigma[0] / sigma]
+        ['1.00', '2.00', '4.00']
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        Phi: Callable[[Tensor], Tensor],
+        scale: float = 0.5,
+        rate: float = 0.1,
+        regularization: Tensor | NDArray[np.floating] | float | None = None,
+        words: Sequence[str] | None = None,
+    ) -> None:
+        _check_sentence(x)
+        for name, value in (("scale", scale), ("rate", rate)):
+            if not 0 < float(value) < math.inf:
+                raise ValueError(f"`{name}` is {value}: it must be positive and finite.")
+        if words is not None and len(words) != len(x):
+            raise ValueError(f"`words` has {len(words)} entries for {len(x)} rows of `x`: give one a row.")
+        self.x = x.detach()
+        self.Phi = Phi
+        self.scale = float(scale)
+        self.rate = float(rate)
+        self.regularization: Tensor | None = None
+        if regularization is not None:
+            self.regularization = torch.as_tensor(regularization, dtype=x.dtype, device=x.device).detach()
+            if not bool(((self.regularization > 0) & self.regularization.isfinite()).all()):
+                raise ValueError(
+                    "`regularization` holds values that are zero, negative or not finite, and the states are "
+                    "divided by it: leave constant elements out of the state, or clamp it from below."
+                )
+        self.words = [str(i) for i in range(len(x))] if words is None else list(words)
+        self.fit_: NoiseFit | None = None  # diagnostics of the last `optimize()`; None after Adam
+        self._sigma: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Interpreter:
+        """Move the sentence and the regularization, and `Phi` too where it is a module."""
+        self.x = self.x.to(device)
+        if self.regularization is not None:
+            self.regularization = self.regularization.to(device)
+        if isinstance(self.Phi, nn.Module):
+            self.Phi.to(device)
+        return self
+
+    def optimize(
+        self, iteration: int | None = None, lr: float | None = None, show_progress: bool = False
+    ) -> None:
+        """Learn sigma.
+
+        Without `iteration` and `lr` the package's solver runs to its tolerance, and ``fit_`` holds its
+        diagnostics. With either, stochastic Adam minimises the same objective.
+
+        Args:
+            iteration: steps of Adam, one fresh draw each; default with `lr` given: 5000. The result is the
+                mean of log sigma over the later half, not the step whose draw was luckiest.
+            lr: learning rate of Adam; default with `iteration` given: 0.01.
+            show_progress: show a progress bar.
+        """
+        state, std = self._reference()
+        if iteration is None and lr is None:
+            # `Phi` sees one sentence at a time: it has no batch dimension and may unsqueeze or index at will
+            batched = InformationLoss(lambda rows: torch.stack([_state(self.Phi, x).flatten() for x in rows]))
+            self.fit_ = batched.fit(
+                self.x.unsqueeze(0),
+                state_std=None if self.regularization is None else std.flatten(),
+                rate=self.rate,
+                max_sigma=self.scale,
+                show_progress=show_progress,
+            )
+            self._sigma = self.fit_.sigma[0]
+            return
+        iteration, lr = 5000 if iteration is None else iteration, 0.01 if lr is None else lr
+        if iteration < 1 or not 0 < lr < math.inf:
+            raise ValueError(f"`iteration` is {iteration} and `lr` is {lr}: both must be positive.")
+        self.fit_, self._sigma = None, self._adam(state, std, iteration, lr, show_progress)
+
+    def get_sigma(self) -> NDArray[np.floating]:
+        """Sigma of each word, (words,), in the units of `x`: small where the state needs the word."""
+        if self._sigma is None:
+            raise RuntimeError("there is no sigma yet: call `optimize()` first.")
+        sigma: NDArray[np.floating] = self._sigma.cpu().numpy()
+        return sigma
+
+    def visualize(self) -> Figure:
+        """Draw sigma as a heat map over the words; shown at once in an interactive session only."""
+        import matplotlib
+
+        sigma = self.get_sigma()
+        if not (hasattr(sys, "ps1") or matplotlib.is_interactive()):
+            return draw_words_heatmap(sigma, self.words)
+        import matplotlib.pyplot as plt
+
+        figure = draw_words_heatmap(sigma, self.words, plt.figure())
+        plt.show()
+        return figure
+
+    def _reference(self) -> tuple[Tensor, Tensor]:
+        """The state without noise, and the standard deviation of each of its elements."""
+        with torch.no_grad():
+            state = _state(self.Phi, self.x)
+        if not bool(state.isfinite().all()):
+            raise ValueError("`Phi(x)` without noise holds NaN or inf: check the model and `x`.")
+        if self.regularization is None:
+            return state, state.square().mean().sqrt().expand_as(state)
+        try:
+            return state, self.regularization.expand_as(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`regularization` of shape {tuple(self.regularization.shape)} does not broadcast to the "
+                f"state's {tuple(state.shape)}: compute it with the same `Phi`, and name in `reduced_axes` "
+                "the axes that vary with the length."
+            ) from error
+
+    def _adam(self, state: Tensor, std: Tensor, iteration: int, lr: float, show_progress: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(0)  # private, on the CPU: the same draws on every device
+        ratio = torch.full_like(self.x[:, 0], math.log(START / (1 - START))).requires_grad_()
+        optimizer = torch.optim.Adam([ratio], lr=lr)
+        late = torch.zeros_like(ratio, requires_grad=False)
+        for step in tqdm(range(iteration), disable=not show_progress):
+            noise = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
+            with torch.enable_grad():
+                log_sigma = math.log(self.scale) + nn.functional.logsigmoid(ratio)
+                noisy = _state(self.Phi, self.x + log_sigma.exp().unsqueeze(1) * noise)
+                loss = ((noisy - state) / std).square().mean() - self.rate * log_sigma.mean()
+            if not bool(loss.isfinite()):
+                raise ValueError(f"`Phi` returned NaN or inf for the noisy `x` of step {step}: check it.")
+            (ratio.grad,) = torch.autograd.grad(loss, ratio)
+            if step >= iteration // 2:
+                late += log_sigma.detach() / (iteration - iteration // 2)
+            optimizer.step()
+        return late.exp()
+
+
+def _state(Phi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    state = Phi(x)
+    if not isinstance(state, Tensor):
+        raise TypeError(f"`Phi` returned a {type(state).__name__}: it must return the state as one tensor.")
+    if not state.is_floating_point():
+        raise TypeError(f"`Phi` returned {state.dtype}: distortion needs a floating-point state.")
+    return state
+
+
+def _check_sentence(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`x` is a {type(x).__name__}: it must be a tensor of shape (words, K).")
+    if x.ndim != 2 or x.numel() == 0:
+        raise ValueError(f"`x` has shape {tuple(x.shape)}: give one sentence, (words, K), no batch axis.")
+    if not x.is_floating_point():
+        raise TypeError(f"`x` is {x.dtype}: give floating-point embeddings, not token ids.")
+    if not bool(x.isfinite().all()):
+        raise ValueError("`x` holds NaN or inf: noise cannot be added to it.")

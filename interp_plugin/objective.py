@@ -1,0 +1,273 @@
+"""The objective of Guan et al. (ICML 2019, eq. 7) as pure functions on tensors.
+
+For one example with n active tokens, ``L = D - rate / n * sum_i log sigma_i``: D is the distortion of
+the state, and a token's stationarity is ``g_i = sigma_i dD / dsigma_i``, which is ``rate / n`` at the
+optimum wherever sigma is below its cap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp_plugin.noise import Draws, Tilt, TokenGroups
+from interp_plugin.state import NoisyModel
+
+MAX_ROWS = 64
+MAX_ELEMENTS = 2**21
+PROBE_ROUND = 2**32  # a stream of its own, apart from the refinement's rounds
+
+
+def log_normal_constant(sizes: Tensor) -> Tensor:
+    """K / 2 log(2 pi e), the entropy in nats of K elements of unit variance."""
+    return sizes / 2 * math.log(2 * math.pi * math.e)
+
+
+def information_loss(sigma: Tensor, sizes: Tensor) -> Tensor:
+    """H_i = K / 2 log(2 pi e) + K log sigma_i in nats (Guan et al., 2019, eq. 5); shapes (B, T).
+
+    Examples::
+        >>> information_loss(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+        tensor([[2.8379]])
+    """
+    return log_normal_constant(sizes) + sizes * sigma.log()
+
+
+def information_kept(sigma: Tensor, sizes: Tensor, max_sigma: Tensor) -> Tensor:
+    """I_i = K log(max_sigma / sigma_i) >= 0 in nats; sigma and sizes (B, T), max_sigma (B,)."""
+    return (sizes * (max_sigma.unsqueeze(1) / sigma).log()).clamp(min=0)
+
+
+def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """Mean over the state's elements of ((state - reference) / v)^2, (R,).
+
+    Args:
+        state, reference: (R, ...).
+        weight: (R, ...), sqrt(1 / (v^2 M)) for elements that count and 0 for the others.
+    """
+    return ((state - reference) * weight).square().reshape(len(state), -1).sum(1)
+
+
+def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -> Tensor:
+    """sqrt(1 / (v^2 M)) for each state element, the shape of ``reference``; 0 where it does not count.
+
+    Args:
+        reference: the state s, (B, ...).
+        state_std: v, of the shape of ``reference``; None takes v^2 = mean of s^2 of each example.
+            Elements of zero standard deviation never moved and do not count.
+        counted: bool, the shape of ``reference``; false for masked tokens.
+    """
+    keep = counted.reshape(len(counted), -1)
+    if state_std is None:
+        size = keep.sum(1, keepdim=True).clamp(min=1)
+        v = (
+            (reference.reshape(keep.shape).square() * keep)
+            .sum(1, keepdim=True)
+            .div(size)
+            .sqrt()
+            .expand_as(keep)
+        )
+    else:
+        v = state_std.reshape(keep.shape)
+    keep = keep & (v > 0)
+    size = keep.sum(1, keepdim=True)
+    if not size.bool().all():
+        example = int((size[:, 0] == 0).nonzero()[0, 0])
+        raise ValueError(
+            f"the state of example {example} has no element to measure distortion by (all are zero, masked, or have "
+            "zero state_std); pass a positive state_std"
+        )
+    weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.sqrt()
+    return weight.reshape(reference.shape)
+
+
+def regime_index(rate: float, distortion_at_optimum: Tensor) -> Tensor:
+    """E = rate / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
+
+    Where the state does not move at all E is infinite in theory and reported as the largest float.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    return (rate / (2 * distortion_at_optimum.clamp(min=tiny))).clamp(max=torch.finfo(torch.float32).max)
+
+
+def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
+    """log sigma_i = 1/2 log(rate / (2 n c_i)), the small-noise optimum, (B, T); infinite where c_i is 0.
+
+    Args:
+        curvature: c_i = ||J_i / v||_F^2 / M, (B, T).
+        rate: lambda.
+        counts: n, (B,).
+    """
+    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).log() - curvature.log())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one set of draws says, for b examples, S draws and T tokens.
+
+    Attributes:
+        distortion: (S, b), each draw's, times its importance weight.
+        stationarity: g, (S, b, T), likewise.
+        gradient: mean over draws of sigma dD/dx in noise units, (b, N), likewise.
+        gradient_square: mean over draws of the squared norm of that, (b,).
+    """
+
+    distortion: Tensor
+    stationarity: Tensor
+    gradient: Tensor
+    gradient_square: Tensor
+
+    def at(self, examples: Tensor) -> Evaluation:
+        """The part of some of the examples (indices or a mask of b)."""
+        return Evaluation(
+            self.distortion[:, examples],
+            self.stationarity[:, examples],
+            self.gradient[examples],
+            self.gradient_square[examples],
+        )
+
+
+class Objective:
+    """D and its derivatives for a batch of examples that share the draws.
+
+    Args:
+        model: noise in, state out; ``clean()`` has run.
+        reference: the clean state s, (B, ...).
+        weight: from :func:`state_weight`.
+        groups: the tokens.
+        max_rows: most rows in one forward and backward; None chooses by size.
+    """
+
+    def __init__(
+        self,
+        model: NoisyModel,
+        reference: Tensor,
+        weight: Tensor,
+        groups: TokenGroups,
+        max_rows: int | None = None,
+    ) -> None:
+        self.model = model
+        self.groups = groups
+        self.dtype = torch.promote_types(model.origin[0].dtype, torch.float32)
+        self.reference = reference.to(self.dtype)
+        self.weight = weight.to(self.dtype)
+        self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
+        self.max_rows = max_rows or max(1, min(MAX_ROWS, MAX_ELEMENTS // self.origin.shape[1]))
+
+    @property
+    def device(self) -> torch.device:
+        return self.origin.device
+
+    def evaluate(
+        self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None = None
+    ) -> Evaluation:
+        """Distortion and stationarity at ``sigma`` on every draw.
+
+        Args:
+            examples: which examples, (b,).
+            sigma: (b, T).
+            draws: (S, N), shared by the examples.
+            tilt: importance sampling along one direction of each example.
+        """
+        count, b = len(draws), len(examples)
+        scale = self.groups.at(examples).spread(sigma * self.groups.active[examples])  # (b, N)
+        weights = tilt.weights(draws) if tilt else draws.new_ones(count, b)
+        distortions, stationarities = [], []
+        gradient = self.origin.new_zeros(b, self.origin.shape[1])
+        square = self.origin.new_zeros(b)
+        for chunk in torch.arange(count * b, device=self.device).split(self.max_rows):
+            draw, which = chunk // b, chunk % b  # row r is draw r // b of example r % b
+            eps = tilt.shifted(draws, draw, which) if tilt else draws[draw]
+            noise = scale[which] * eps
+            value, slope = self._distortion_and_gradient(examples[which], noise)
+            w = weights[draw, which]
+            distortions.append(value * w)
+            stationarities.append(self.groups.at(examples[which]).collect(slope * noise) * w.unsqueeze(1))
+            pull = slope * scale[which] * w.unsqueeze(1)
+            gradient.index_add_(0, which, pull)
+            square.index_add_(0, which, pull.square().sum(1))
+        return Evaluation(
+            torch.cat(distortions).reshape(count, b),
+            torch.cat(stationarities).reshape(count, b, -1),
+            gradient / count,
+            square / count,
+        )
+
+    def curvatures(self, seed: int, probes: int, exact_up_to: int) -> tuple[Tensor, int]:
+        """c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
+
+        A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; a
+        state of at most ``exact_up_to`` elements is done exactly, one element at a time.
+
+        Returns:
+            Independent estimates of c, (P, B, T), or the one exact value, (1, B, T); and the number of
+            passes each example took.
+        """
+        shape = self.reference.shape[1:]
+        elements = shape.numel()
+        exact = elements <= exact_up_to
+        if exact:
+            signs = torch.eye(elements)
+        else:
+            signs = Draws([shape], seed).round(PROBE_ROUND, probes).sign()
+        signs = signs.to(self.device, self.dtype).reshape(len(signs), *shape)
+        batch = len(self.reference)
+        squares = []
+        for chunk in torch.arange(len(signs) * batch, device=self.device).split(self.max_rows):
+            probe, example = chunk // batch, chunk % batch
+            points = self._points(example, torch.zeros_like(self.origin[example]))
+            state = self.model.perturb(points, example).to(self.dtype)
+            slope = self._gradient((state * signs[probe] * self.weight[example]).sum(), points, state)
+            squares.append(self.groups.at(example).collect(slope.square()))
+        c = torch.cat(squares).reshape(len(signs), batch, -1)  # (P, B, T)
+        self._check_finite(
+            c.sum(-1), torch.arange(batch, device=self.device).repeat(len(signs)), "closed form"
+        )
+        return (c.sum(0, keepdim=True) if exact else c), len(signs)
+
+    def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
+        points = self._points(examples, noise)
+        state = self.model.perturb(points, examples).to(self.dtype)
+        value = distortion(state, self.reference[examples], self.weight[examples])
+        self._check_finite(value, examples, "refinement")
+        if not value.requires_grad and value.detach().any():
+            raise ValueError(
+                "the state moves with its input but carries no gradient (no_grad, detach, argmax or rounding on the "
+                "way); read the state before that step"
+            )
+        slope = self._gradient(value.sum(), points, value)
+        self._check_finite(slope.sum(1), examples, "backward pass of the refinement")
+        return value.detach(), slope
+
+    def _points(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """The noisy values in the model's own shapes and type, as leaves of a new graph."""
+        flat = self.origin[examples] + noise
+        parts = flat.split([x[0].numel() for x in self.model.origin], 1)
+        return tuple(
+            part.reshape(len(part), *x.shape[1:])
+            .to(x.dtype, memory_format=torch.contiguous_format)
+            .detach()
+            .requires_grad_()
+            for part, x in zip(parts, self.model.origin)
+        )
+
+    def _gradient(self, total: Tensor, points: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        """d total / d points, (R, N); zero where the state does not depend on them."""
+        if not state.requires_grad:
+            return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)
+        grads = torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.flatten(1).to(self.dtype) for g in grads], 1)
+
+    @staticmethod
+    def _check_finite(values: Tensor, examples: Tensor, step: str) -> None:
+        bad = ~values.detach().flatten().isfinite()
+        if bad.any():
+            example = int(examples[bad][0])
+            raise ValueError(
+                f"the model gave NaN or infinite values for example {example} in the {step}; check its weights and "
+                "inputs, or use a type of wider range than half precision"
+            )

@@ -1,0 +1,223 @@
+"""From the closed form to the optimum, for a batch whose examples finish one by one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp_plugin.noise import Draws
+from interp_plugin.objective import (
+    Objective,
+    closed_form,
+    information_kept,
+    information_loss,
+    regime_index,
+)
+from interp_plugin.refinement import (
+    Trace,
+    closed_variance,
+    evaluate_round,
+    new_trace,
+    scout,
+    token_mean,
+    update,
+    variance_of,
+)
+
+PROBES = 16  # vector-Jacobian products of the closed form
+EXACT = 32  # state elements up to which they are done one by one, without chance
+BUDGET = 0.064  # draws at most, times tolerance^2
+MIN_ROUNDS = 4  # at most, however loose the tolerance: the first may only find the place
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How hard to look; the defaults suit hidden states of trained networks.
+
+    Args:
+        draws: noise draws a round.
+        iterations: rounds at most; 0 is the closed form only, None is enough of them for the
+            tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2.
+        tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.
+        seed: of the noise.
+
+    Examples::
+        >>> Solver().max_rounds, Solver(tolerance=0.01).max_rounds
+        (7, 27)
+    """
+
+    draws: int = 24
+    iterations: int | None = None
+    tolerance: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise ValueError(f"draws is {self.draws}, and at least 2 are needed for a standard error")
+        if self.iterations is not None and self.iterations < 0:
+            raise ValueError(
+                f"iterations is {self.iterations}; give 0 (closed form only), a positive number or None"
+            )
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}; give a positive standard error of log sigma")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; give a non-negative integer")
+
+    @property
+    def max_rounds(self) -> int:
+        """Rounds at most."""
+        if self.iterations is not None:
+            return self.iterations
+        return max(MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws))
+
+
+@dataclass(frozen=True)
+class NoiseFit:
+    """The noise each token bears, and how well it is known; B examples, T tokens.
+
+    Attributes:
+        sigma: standard deviation of the noise in input units, (B, T); max_sigma for masked tokens.
+        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is that of the nats.
+        distortion: D at sigma, (B,), dimensionless.
+        regime_index: E = rate / (2 D), (B,); 1 where the closed form is exact.
+        residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last round's draws at
+            the iterate before them, which they had no part in; NaN for the closed form alone.
+        converged: (B,), whether the standard error met the tolerance.
+        n_forward, n_backward: sample passes spent on each example, (B,).
+        rate: lambda.
+        max_sigma: the cap, (B,).
+        token_size: K, (B, T).
+        token_mask: (B, T), false for tokens that bear no noise.
+    """
+
+    sigma: Tensor
+    standard_error: Tensor
+    distortion: Tensor
+    regime_index: Tensor
+    residual: Tensor
+    converged: Tensor
+    n_forward: Tensor
+    n_backward: Tensor
+    rate: float
+    max_sigma: Tensor
+    token_size: Tensor
+    token_mask: Tensor
+
+    def loss(self) -> Tensor:
+        """H_i in nats, (B, T): high where the state does not need the token."""
+        return information_loss(self.sigma, self.token_size)
+
+    def kept(self) -> Tensor:
+        """I_i in nats, (B, T), at least 0: high where the state needs the token."""
+        return information_kept(self.sigma, self.token_size, self.max_sigma)
+
+    @property
+    def at_cap(self) -> Tensor:
+        """(B, T): tokens whose noise the state does not notice up to max_sigma."""
+        return self.sigma >= self.max_sigma.unsqueeze(1)
+
+
+def solve(
+    objective: Objective, rate: float, max_sigma: Tensor, solver: Solver, show_progress: bool = False
+) -> NoiseFit:
+    """Minimise L for every example of the batch; an example that is done leaves it.
+
+    Args:
+        objective: D and its derivatives.
+        rate: lambda > 0.
+        max_sigma: cap, (B,).
+        solver: settings.
+        show_progress: a bar over the rounds.
+    """
+    groups, device = objective.groups, objective.device
+    batch = len(max_sigma)
+    everyone = torch.arange(batch, device=device)
+    curvatures, probes = objective.curvatures(solver.seed, PROBES, EXACT)
+    curvature = curvatures.mean(0)
+    cap = max_sigma.to(objective.dtype).log().unsqueeze(1)  # (B, 1)
+    closed = torch.where(groups.active, closed_form(curvature, rate, groups.counts), torch.inf).minimum(cap)
+    predicted = (closed.exp().square() * curvature * groups.active).sum(1)
+    variance, common = closed_variance(curvatures, groups.active & (closed < cap))
+    trace = new_trace(objective, everyone, closed, variance, common, predicted)
+    n_forward = torch.full((batch,), probes + 1, device=device)
+    n_backward = torch.full((batch,), probes, device=device)
+    draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
+    done: list[Trace] = []
+    converged = torch.zeros(batch, dtype=torch.bool, device=device)
+
+    passes = (
+        scout(objective, trace, rate, draws, solver.tolerance)
+        if solver.max_rounds
+        else torch.zeros_like(n_forward)
+    )
+    n_forward += passes
+    n_backward += passes
+    for index in tqdm(range(solver.max_rounds), desc="noise", disable=not show_progress):
+        noise = draws.round(index, solver.draws).to(device, objective.dtype)
+        evaluation = evaluate_round(objective, trace, noise, curvature)
+        passes = solver.draws * (1 + 2 * trace.quiet.long())
+        n_forward[trace.example] += passes
+        n_backward[trace.example] += passes
+        active = groups.at(trace.example).active
+        free = update(trace, evaluation, active, cap[trace.example], rate, index)
+        error = token_mean(variance_of(trace, free), free).sqrt()
+        converged[trace.example] = (error <= solver.tolerance) & trace.settled
+        # draws of quiet examples say so much that a smaller error is cheap
+        done_now = (error <= torch.where(trace.quiet, solver.tolerance / 4, solver.tolerance)) & trace.settled
+        if done_now.any():
+            done.append(trace.at(done_now))
+            trace = trace.at(~done_now)
+        if not len(trace.example):
+            break
+    done.append(trace)
+    return _fit(objective, done, rate, cap, converged, n_forward, n_backward)
+
+
+def _fit(
+    objective: Objective,
+    traces: list[Trace],
+    rate: float,
+    cap: Tensor,
+    converged: Tensor,
+    n_forward: Tensor,
+    n_backward: Tensor,
+) -> NoiseFit:
+    """Put the examples back in order."""
+    order = torch.cat([t.example for t in traces]).argsort()
+    whole = replace(
+        traces[0], **{name: torch.cat([getattr(t, name) for t in traces])[order] for name in vars(traces[0])}
+    )
+    groups = objective.groups
+    free = groups.active & (whole.theta < cap - 1e-6)
+    error = variance_of(whole, free).sqrt()
+    # D was measured at the iterates; at the optimum each log sigma moves it by rate / n
+    moved = ((whole.theta - whole.place) * free).sum(1) * rate / groups.counts
+    at_sigma = torch.where(
+        whole.distortion > 0, (whole.distortion + moved).maximum(whole.distortion / 2), 0.0
+    )
+    if (whole.distortion == 0).any():
+        example = int((whole.distortion == 0).nonzero()[0, 0])
+        warnings.warn(
+            f"the state of example {example} does not depend on its input: every token is at the cap",
+            stacklevel=4,
+        )
+    sigma = torch.where(free, whole.theta, cap).exp().minimum(cap.exp())
+    return NoiseFit(
+        sigma=sigma.float(),
+        standard_error=error.float(),
+        distortion=at_sigma.float(),
+        regime_index=regime_index(rate, at_sigma).float(),
+        residual=whole.residual.float(),
+        converged=converged,
+        n_forward=n_forward,
+        n_backward=n_backward,
+        rate=rate,
+        max_sigma=cap[:, 0].exp().float(),
+        token_size=groups.sizes,
+        token_mask=groups.active,
+    )

@@ -1,0 +1,212 @@
+"""Loading classifiers, and explaining a text with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bert import MAX_TOKENS, save_classifier
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
+from transformers.utils import logging
+
+from interp_plugin import huggingface
+from interp_plugin.explanation import Explanation
+from interp_plugin.solver import Solver
+from interp_plugin.text import TextExplainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classifier(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def explainer(folder: Path) -> TextExplainer:
+    return TextExplainer(*huggingface.load(folder))
+
+
+def test_load_gives_an_eval_mode_float32_classifier(folder: Path) -> None:
+    model, tokenizer = huggingface.load(folder)
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert tokenizer("a film")["input_ids"] == [2, 5, 9, 3]
+
+
+def test_half_precision_weights_are_loaded_in_float32(folder: Path, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(folder).half().save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    model, _ = huggingface.load(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", ""])
+def test_an_unknown_model_is_named_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="cannot load model") as caught:
+        huggingface.load(name)
+    assert repr(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot load model"):
+        huggingface.load(tmp_path)
+
+
+def test_an_encoder_without_a_trained_head_is_refused(folder: Path, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no weights for classifier\.bias, classifier\.weight"):
+        huggingface.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind, config",
+    [
+        ("distilbert", {"dim": 8, "n_layers": 3, "n_heads": 2, "hidden_dim": 16}),
+        ("gpt2", {"n_embd": 8, "n_layer": 3, "n_head": 2}),
+        (
+            "roberta",
+            {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16},
+        ),
+        (
+            "llama",
+            {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16},
+        ),
+    ],
+)
+def test_the_blocks_of_other_architectures_are_found(kind: str, config: dict[str, int]) -> None:
+    from transformers import AutoConfig
+
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(kind, vocab_size=10, **config)
+    )
+    layers = huggingface.transformer_layers(model)
+    assert len(layers) == 3
+    assert len({type(layer) for layer in layers}) == 1
+
+
+def test_a_model_without_a_list_of_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear has no ModuleList"):
+        huggingface.transformer_layers(nn.Linear(2, 2))
+
+
+def test_the_predicted_class_has_the_largest_logit() -> None:
+    config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    config.id2label = {0: "no", 1: "yes"}
+    name, probability = huggingface.predicted_class(BertModel(config), torch.tensor([0.0, 3.0]).log1p())
+    assert name == "yes"
+    assert probability == pytest.approx(0.8)
+
+
+def test_a_regression_head_predicts_no_class(explainer: TextExplainer) -> None:
+    with pytest.raises(ValueError, match="a classifier has at least 2"):
+        huggingface.predicted_class(explainer.model, torch.tensor([1.0]))
+
+
+def test_quiet_restores_verbosity_and_progress_bars() -> None:
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(RuntimeError), huggingface.quiet():
+        assert logging.get_verbosity() == logging.ERROR
+        assert not logging.is_progress_bar_enabled()
+        raise RuntimeError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_an_explanation_has_a_row_for_each_layer_and_a_column_for_each_token(
+    explainer: TextExplainer,
+) -> None:
+    explanation = explainer.explain("not a bad films")
+    assert explanation.tokens == ("[CLS]", "not", "a", "bad", "film", "##s", "[SEP]")
+    assert explanation.layers == (1, 2)
+    for values in (explanation.sigma, explanation.kept, explanation.standard_error):
+        assert values.shape == (2, 7)
+    for values in (explanation.regime_index, explanation.distortion, explanation.converged):
+        assert values.shape == (2,)
+    assert explanation.predicted in ("bad", "good")
+    assert 0.5 <= explanation.probability <= 1.0
+    assert explanation.n_forward > 0
+    assert explanation.n_backward > 0
+
+
+def test_kept_is_the_log_of_cap_over_sigma_times_the_width(explainer: TextExplainer) -> None:
+    explanation = explainer.explain("not a bad film", layers=2)
+    cap = 10 * explainer.model.get_input_embeddings().weight.std()
+    torch.testing.assert_close(explanation.kept, 8 * torch.log(cap / explanation.sigma), rtol=1e-3, atol=1e-3)
+
+
+def test_one_layer_is_the_same_alone_and_among_all(explainer: TextExplainer) -> None:
+    alone = explainer.explain("not a bad film", layers=2)
+    among = explainer.explain("not a bad film")
+    torch.testing.assert_close(alone.kept[0], among.kept[1])
+
+
+def test_the_seed_decides_the_numbers(explainer: TextExplainer) -> None:
+    first, again, other = (
+        explainer.explain("a bad film", 1, solver=Solver(seed=seed)).kept for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_layer_named_twice_is_explained_once(explainer: TextExplainer) -> None:
+    assert explainer.explain("a film", layers=[2, 1, 2]).layers == (2, 1)
+
+
+@pytest.mark.parametrize("layers", [0, 3, -1, [1, 3]])
+def test_a_layer_out_of_range_says_which_exist(explainer: TextExplainer, layers: int | list[int]) -> None:
+    with pytest.raises(ValueError, match="the model has layers 1 to 2"):
+        explainer.explain("a film", layers=layers)
+
+
+def test_no_layers_at_all_is_refused(explainer: TextExplainer) -> None:
+    with pytest.raises(ValueError, match="names no layer"):
+        explainer.explain("a film", layers=[])
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_text_is_refused(explainer: TextExplainer, text: str) -> None:
+    with pytest.raises(ValueError, match="has no tokens"):
+        explainer.explain(text)
+
+
+def test_a_text_that_is_no_string_is_refused(explainer: TextExplainer) -> None:
+    with pytest.raises(TypeError, match="must be a str"):
+        explainer.explain(["a film"])  # type: ignore[arg-type]
+
+
+def test_a_text_longer_than_the_model_takes_is_refused(explainer: TextExplainer) -> None:
+    longest = "film " * (MAX_TOKENS - 2)  # two special tokens
+    assert len(explainer.explain(longest, 1, solver=Solver(iterations=0)).tokens) == MAX_TOKENS
+    with pytest.raises(
+        ValueError, match=f"has {MAX_TOKENS + 1} tokens: the model takes at most {MAX_TOKENS}"
+    ):
+        explainer.explain(longest + "film")
+
+
+def test_the_model_comes_back_as_it_was(explainer: TextExplainer) -> None:
+    before = {name: value.clone() for name, value in explainer.model.state_dict().items()}
+    explainer.explain("a bad film")
+    for name, value in explainer.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in explainer.model.parameters()
+    )
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in explainer.model.modules())
+
+
+def test_what_is_not_finite_becomes_none_in_the_dictionary(explainer: TextExplainer) -> None:
+    explanation = explainer.explain("a film", layers=1)
+    broken = Explanation(**{**vars(explanation), "regime_index": torch.tensor([float("inf")])})
+    assert broken.to_dict()["regime_index"] == [None]
+
+
+def test_the_default_model_is_a_sentiment_classifier() -> None:
+    model, tokenizer = huggingface.load(huggingface.default_model_path())
+    explainer = TextExplainer(model, tokenizer)
+    assert sorted(model.config.id2label.values()) == ["negative", "positive"]
+    solver = Solver(iterations=0)
+    assert explainer.explain("a warm , funny and wonderful film", 1, solver=solver).predicted == "positive"
+    assert explainer.explain("a dull , stupid and boring mess", 1, solver=solver).predicted == "negative"

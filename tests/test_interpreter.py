@@ -1,0 +1,318 @@
+"""The seed's interface: both examples of its write-up, and what it must leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from interp_plugin.interpreter import Interpreter, calculate_regularization
+
+WEIGHT = torch.tensor([10.0, 20.0, 5.0, -20.0, -10.0])
+
+
+def linear_state(x: Tensor) -> Tensor:
+    return WEIGHT.to(x) @ x  # (256,)
+
+
+@pytest.fixture(scope="module")
+def linear() -> tuple[Tensor, np.ndarray]:
+    """The sentence and the regularization of the write-up's linear example."""
+    generator = torch.Generator().manual_seed(0)
+    corpus = 0.01 * torch.randn(1000, 5, 256, generator=generator)
+    return 0.01 * torch.randn(5, 256, generator=generator), calculate_regularization(corpus, linear_state)
+
+
+def linear_optimum(regularization: np.ndarray, rate: float = 0.1) -> np.ndarray:
+    """sigma_i^2 = rate / (2 n c_i), with c_i = W_i^2 mean(1 / v^2)."""
+    c = WEIGHT.numpy() ** 2 * np.mean(regularization**-2.0)
+    return np.sqrt(rate / (2 * len(c) * c))
+
+
+@pytest.fixture(scope="module")
+def bert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = transformers.AutoModel.from_config(config)
+    return model.eval()
+
+
+class FirstLayers(nn.Module):
+    """The seed's Phi for BERT: embeddings of one sentence in, hidden states of layer 3 out."""
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(bert.encoder.layer[:3])  # type: ignore[union-attr, index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x.unsqueeze(0)
+        for layer in self.layers:
+            out = layer(hidden)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return hidden.squeeze(0)  # (words, 32)
+
+
+def embed(bert: nn.Module, ids: list[int]) -> Tensor:
+    with torch.no_grad():
+        embeddings: Tensor = bert.embeddings(input_ids=torch.tensor([ids]))[0]  # type: ignore[operator]
+    return embeddings
+
+
+def test_solver_reaches_the_exact_optimum_of_the_linear_example(linear):
+    x, regularization = linear
+    interpreter = Interpreter(x, linear_state, regularization=regularization, words=list("abcde"))
+    interpreter.optimize()
+    np.testing.assert_allclose(interpreter.get_sigma(), linear_optimum(regularization), rtol=0.005)
+    assert interpreter.fit_ is not None
+    assert bool(interpreter.fit_.converged.all())
+    np.testing.assert_allclose(interpreter.fit_.regime_index.item(), 1.0, rtol=0.05)
+
+
+def test_adam_reaches_the_exact_optimum_of_the_linear_example(linear):
+    x, regularization = linear
+    interpreter = Interpreter(x, linear_state, regularization=regularization)
+    interpreter.optimize(iteration=600, lr=0.05)
+    np.testing.assert_allclose(interpreter.get_sigma(), linear_optimum(regularization), rtol=0.03)
+    assert interpreter.fit_ is None
+
+
+def test_rate_moves_sigma_by_its_square_root(linear):
+    x, regularization = linear
+    interpreter = Interpreter(x, linear_state, rate=0.4, regularization=regularization)
+    interpreter.optimize()
+    np.testing.assert_allclose(interpreter.get_sigma(), 2 * linear_optimum(regularization), rtol=0.005)
+
+
+def test_scale_caps_sigma(linear):
+    x, regularization = linear
+    interpreter = Interpreter(x, linear_state, scale=0.002, regularization=regularization)
+    interpreter.optimize()
+    expected = np.minimum(linear_optimum(regularization), 0.002)
+    np.testing.assert_allclose(interpreter.get_sigma(), expected, rtol=0.005)
+
+
+def test_solver_and_adam_agree_on_bert_at_layer_3(bert):
+    Phi = FirstLayers(bert)
+    generator = torch.Generator().manual_seed(1)
+    lengths = [3, 7, 5, 9, 4] * 6
+    corpus = (embed(bert, torch.randint(50, (n,), generator=generator).tolist()) for n in lengths)
+    regularization = calculate_regularization(corpus, Phi, reduced_axes=[0])
+    assert regularization.shape == (1, 32)
+
+    scale = 10 * bert.embeddings.word_embeddings.weight.std().item()  # type: ignore[union-attr, operator]
+    x = embed(bert, [2, 17, 30, 8, 3])
+    sigmas = []
+    for budget in ({}, {"iteration": 150, "lr": 0.1}):
+        interpreter = Interpreter(x, Phi, scale=scale, regularization=regularization)
+        interpreter.optimize(**budget)
+        sigmas.append(interpreter.get_sigma())
+    assert sigmas[0].shape == (5,)
+    assert (sigmas[0] < scale).all()
+    np.testing.assert_allclose(sigmas[0], sigmas[1], rtol=0.1)
+
+
+@pytest.mark.parametrize("budget", [{}, {"iteration": 5}])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_module_and_the_global_generator_are_left_as_they_were(bert, budget, training):
+    Phi = FirstLayers(bert)
+    Phi.layers[0].requires_grad_(False)
+    for module in Phi.modules():
+        module.training = training
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    x = embed(bert, [2, 17, 3])
+    before = [(p, p.detach().clone(), p.requires_grad) for p in Phi.parameters()]
+    rng = torch.get_rng_state()
+
+    interpreter = Interpreter(x, Phi)
+    interpreter.optimize(**budget)
+
+    for parameter, value, requires_grad in before:
+        assert parameter.grad is None
+        assert parameter.requires_grad == requires_grad
+        assert torch.equal(parameter, value)
+    assert all(module.training == training for module in Phi.modules())
+    assert torch.equal(rng, torch.get_rng_state())
+    Phi.requires_grad_()
+
+
+@pytest.mark.parametrize("budget", [{}, {"iteration": 20}])
+def test_two_runs_agree_to_the_bit_also_under_no_grad(linear, budget):
+    x, regularization = linear
+    sigmas = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            interpreter = Interpreter(x, linear_state, regularization=regularization)
+            interpreter.optimize(**budget)
+        sigmas.append(interpreter.get_sigma())
+    np.testing.assert_array_equal(*sigmas)
+
+
+@pytest.mark.parametrize("budget", [{}, {"iteration": 20}])
+def test_a_scalar_state_and_no_regularization_work(budget):
+    interpreter = Interpreter(torch.ones(3, 4), lambda x: x.sum())
+    interpreter.optimize(**budget)
+    assert interpreter.get_sigma().shape == (3,)
+
+
+def test_to_returns_the_interpreter_and_keeps_phi(linear):
+    x, _ = linear
+    Phi = nn.Linear(256, 2)
+    interpreter = Interpreter(x, Phi)
+    assert interpreter.to("cpu") is interpreter
+    assert interpreter.Phi is Phi
+
+
+# calculate_regularization
+
+
+def test_regularization_is_numpys_std_over_the_samples():
+    samples = torch.randn(20, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = np.std(samples.numpy() ** 2, axis=0)
+    np.testing.assert_allclose(calculate_regularization(samples, torch.square), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [[0], [-2]])
+def test_reduced_axes_are_averaged_first_and_may_be_ragged(axes):
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randn(n, 4, generator=generator) for n in (2, 5, 3, 9)]
+    expected = np.std([sample.mean(0, keepdim=True).numpy() for sample in samples], axis=0)
+    actual = calculate_regularization(samples, lambda x: x, reduced_axes=axes, device="cpu")
+    assert actual.shape == (1, 4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_regularization_never_holds_two_states():
+    alive: list[int] = []
+
+    class Counted(Tensor):
+        def __del__(self) -> None:
+            alive.pop()
+
+    def samples() -> Iterator[Tensor]:
+        for i in range(10):
+            assert len(alive) <= 2  # the state just folded in may still have a name
+            yield torch.full((2, 3), float(i))
+
+    def Phi(x: Tensor) -> Tensor:
+        alive.append(1)
+        return x.as_subclass(Counted)
+
+    with torch._C.DisableTorchFunctionSubclass():
+        calculate_regularization(samples(), Phi)
+
+
+@pytest.mark.parametrize(
+    ("samples", "axes", "match"),
+    [
+        ([], None, "0 sentence"),
+        ([torch.ones(2, 3)], None, "1 sentence"),
+        ([torch.ones(2, 3), torch.ones(4, 3)], None, "sentence 2.*reduced_axes"),
+        ([torch.ones(2, 3), torch.ones(4, 3)], [1], "sentence 2"),
+        ([torch.ones(2, 3)] * 2, [2], "has 2, but"),
+    ],
+)
+def test_regularization_refuses(samples, axes, match):
+    with pytest.raises(ValueError, match=match):
+        calculate_regularization(samples, lambda x: x, reduced_axes=axes)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"x": torch.ones(1, 3, 4)}, ValueError, r"\(1, 3, 4\)"),
+        ({"x": torch.ones(0, 4)}, ValueError, r"\(0, 4\)"),
+        ({"x": torch.ones(3, 4, dtype=torch.long)}, TypeError, "int64"),
+        ({"x": np.ones((3, 4))}, TypeError, "ndarray"),
+        ({"x": torch.full((3, 4), torch.nan)}, ValueError, "NaN"),
+        ({"scale": 0.0}, ValueError, "`scale` is 0.0"),
+        ({"scale": float("inf")}, ValueError, "`scale` is inf"),
+        ({"rate": -1.0}, ValueError, "`rate` is -1.0"),
+        ({"words": ["a", "b"]}, ValueError, "2 entries for 3 rows"),
+        ({"regularization": np.zeros(4)}, ValueError, "zero"),
+    ],
+)
+def test_constructor_refuses(arguments, error, match):
+    with pytest.raises(error, match=match):
+        Interpreter(**({"x": torch.ones(3, 4), "Phi": lambda x: x.sum(0)} | arguments))
+
+
+@pytest.mark.parametrize("budget", [{}, {"iteration": 2}])
+def test_regularization_that_does_not_broadcast_is_refused(budget):
+    interpreter = Interpreter(torch.ones(3, 4), lambda x: x.sum(0), regularization=np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"\(3, 4\) does not broadcast to the state's \(4,\)"):
+        interpreter.optimize(**budget)
+
+
+@pytest.mark.parametrize("budget", [{"iteration": 0}, {"lr": 0.0}, {"iteration": 3, "lr": -1.0}])
+def test_budget_must_be_positive(budget):
+    with pytest.raises(ValueError, match="must be positive"):
+        Interpreter(torch.ones(3, 4), lambda x: x).optimize(**budget)
+
+
+@pytest.mark.parametrize("budget", [{}, {"iteration": 2}])
+def test_nan_from_the_model_and_a_state_that_is_no_float_tensor_are_errors(budget):
+    with pytest.raises(ValueError, match="NaN"):
+        Interpreter(torch.ones(3, 4), lambda x: x * torch.nan).optimize(**budget)
+    with pytest.raises(ValueError, match="NaN"):
+        Interpreter(torch.zeros(3, 4), lambda x: 1 + torch.sqrt(x)).optimize(**budget)
+    with pytest.raises(TypeError, match="tuple"):
+        Interpreter(torch.ones(3, 4), lambda x: (x,)).optimize(**budget)
+    with pytest.raises(TypeError, match="int64"):
+        Interpreter(torch.ones(3, 4), lambda x: x.long()).optimize(**budget)
+
+
+def test_sigma_before_optimize_is_an_error():
+    interpreter = Interpreter(torch.ones(3, 4), lambda x: x)
+    with pytest.raises(RuntimeError, match="optimize"):
+        interpreter.get_sigma()
+    with pytest.raises(RuntimeError, match="optimize"):
+        interpreter.visualize()
+
+
+# the picture
+
+
+@pytest.mark.parametrize("words", [["a", "$x_", "<b>"], None])
+def test_visualize_returns_a_figure_with_the_words_and_shows_nothing(words, monkeypatch):
+    shown: list[bool] = []
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(True))
+    monkeypatch.delattr("sys.ps1", raising=False)
+    interpreter = Interpreter(torch.ones(3, 4), lambda x: x, words=words)
+    interpreter.optimize(iteration=2)
+    with matplotlib.rc_context({"interactive": False}):
+        figure = interpreter.visualize()
+    assert isinstance(figure, Figure)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == (words or ["0", "1", "2"])
+    figure.canvas.draw()
+    assert not shown
+
+
+def test_visualize_shows_in_an_interactive_session(monkeypatch):
+    import matplotlib.pyplot as plt
+
+    shown: list[bool] = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
+    interpreter = Interpreter(torch.ones(3, 4), lambda x: x)
+    interpreter.optimize(iteration=2)
+    with matplotlib.rc_context({"backend": "agg"}):
+        plt.close(interpreter.visualize())
+    assert shown

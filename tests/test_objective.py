@@ -1,0 +1,118 @@
+"""The objective's pieces against brute force."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from interp_plugin.noise import Draws, token_groups
+from interp_plugin.objective import (
+    Objective,
+    closed_form,
+    distortion,
+    information_kept,
+    information_loss,
+    regime_index,
+    state_weight,
+)
+from interp_plugin.state import NoisyModel
+
+
+def objective_of(phi, x, state_std=None, token_mask=None, max_rows=None):
+    model = NoisyModel(lambda inputs, rows: phi(*inputs), (x,))
+    _, state = model.clean()
+    weight = state_weight(state, state_std, torch.ones_like(state, dtype=torch.bool))
+    return Objective(model, state, weight, token_groups([x], None, token_mask), max_rows)
+
+
+def smooth(x):
+    return torch.tanh(x.flatten(1) @ torch.linspace(-1, 1, x[0].numel() * 7, dtype=x.dtype).reshape(-1, 7))
+
+
+def test_information_loss_is_the_entropy_of_the_noise():
+    sigma, size = 0.3, 5
+    expected = size * stats.norm(scale=sigma).entropy()
+    assert information_loss(torch.tensor([[sigma]]), torch.tensor([[5.0]])).item() == pytest.approx(expected)
+
+
+def test_information_kept_is_what_the_cap_would_lose_and_sigma_does_not():
+    sigma, size, cap = torch.tensor([[0.3, 2.0]]), torch.tensor([[5.0, 4.0]]), torch.tensor([2.0])
+    gap = information_loss(cap.expand(1, 2), size) - information_loss(sigma, size)
+    assert torch.allclose(information_kept(sigma, size, cap), gap, atol=1e-6)
+
+
+def test_distortion_is_the_mean_square_in_units_of_v():
+    torch.manual_seed(0)
+    state, reference, v = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.rand(3, 4) + 0.5
+    weight = state_weight(reference, v.expand(2, 3, 4), torch.ones(2, 3, 4, dtype=torch.bool))
+    expected = ((state - reference) / v).square().mean((1, 2))
+    assert torch.allclose(distortion(state, reference, weight), expected)
+
+
+def test_without_state_std_each_example_is_its_own_yardstick_over_what_counts():
+    reference = torch.tensor([[[1.0], [2.0], [100.0]]])
+    counted = torch.tensor([[[True], [True], [False]]])
+    weight = state_weight(reference, None, counted)
+    expected = 1 / math.sqrt(2.5 * 2)
+    assert torch.allclose(weight[0, :, 0], torch.tensor([expected, expected, 0.0]))
+
+
+def test_state_elements_that_never_moved_do_not_count():
+    weight = state_weight(
+        torch.ones(1, 3), torch.tensor([[1.0, 0.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool)
+    )
+    assert torch.allclose(weight, torch.tensor([[1.0, 0.0, 0.5]]) / math.sqrt(2))
+
+
+@pytest.mark.parametrize("max_rows", [None, 1, 5])
+def test_stationarity_is_the_derivative_of_the_distortion_draw_by_draw(max_rows):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 2, dtype=torch.float64)
+    objective = objective_of(smooth, x, max_rows=max_rows)
+    draws = Draws([(4, 2)]).round(0, 6).double()
+    examples = torch.tensor([0, 2])
+    log_sigma = torch.randn(2, 4, dtype=torch.float64) / 2 - 1
+    found = objective.evaluate(examples, log_sigma.exp(), draws)
+    step = 1e-5
+    for token in range(4):
+        up, down = log_sigma.clone(), log_sigma.clone()
+        up[:, token] += step
+        down[:, token] -= step
+        slope = objective.evaluate(examples, up.exp(), draws).distortion
+        slope = (slope - objective.evaluate(examples, down.exp(), draws).distortion) / (2 * step)
+        assert torch.allclose(found.stationarity[..., token], slope, atol=1e-8)
+
+
+def test_curvatures_are_squared_jacobian_norms_exactly_for_a_small_state_and_on_average_for_a_large_one():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 4, dtype=torch.float64)
+    objective = objective_of(smooth, x)
+    jacobian = torch.autograd.functional.jacobian(smooth, x)[0, :, 0] * objective.weight[0].reshape(-1, 1, 1)
+    expected = jacobian.square().sum((0, 2))
+    exact, passes = objective.curvatures(0, probes=4, exact_up_to=7)
+    assert passes == 7
+    assert torch.allclose(exact[0, 0], expected)
+    many = torch.cat([objective.curvatures(seed, probes=4, exact_up_to=6)[0] for seed in range(500)])
+    error = many.std(0) / len(many) ** 0.5
+    assert ((many.mean(0) - expected).abs() < 4 * error).all()
+
+
+def test_the_closed_form_solves_the_stationarity_of_a_quadratic():
+    c, rate, n = torch.tensor([[2.0, 8.0]]), 0.1, torch.tensor([2])
+    sigma = closed_form(c, rate, n).exp()
+    assert torch.allclose(2 * sigma.square() * c, torch.full((1, 2), rate / 2))
+
+
+def test_masked_tokens_bear_no_noise():
+    x = torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, False, True]])
+    objective = objective_of(smooth, x, token_mask=mask)
+    found = objective.evaluate(torch.tensor([0]), torch.full((1, 3), 0.5), Draws([(3, 2)]).round(0, 4))
+    assert (found.stationarity[..., 1] == 0).all()
+    assert (found.stationarity[..., [0, 2]] != 0).all()
+
+
+def test_the_regime_index_is_one_where_half_the_rate_is_distortion_and_finite_at_zero():
+    assert regime_index(0.1, torch.tensor([0.05, 0.0])).isfinite().all()
+    assert regime_index(0.1, torch.tensor([0.05])).item() == pytest.approx(1)
