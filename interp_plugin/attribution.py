@@ -328,6 +328,11 @@ class LayerInformationLoss(InformationLoss):
         self, forward_func: Callable[..., Any], layer: nn.Module, state_layer: nn.Module | None = None
     ) -> None:
         super().__init__(forward_func, state_layer)
+        if not isinstance(layer, nn.Module):
+            raise TypeError(
+                f"layer is a {type(layer).__name__}, and noise enters at one module's output; give one module, and one "
+                "call for each of several"
+            )
         self.layer = layer
 
     def _noise_layer(self) -> nn.Module | None:
@@ -510,7 +515,9 @@ def _cap(max_sigma: float | Tensor | None, layer: nn.Module | None, objective: O
 def _default_cap(layer: nn.Module | None, objective: Objective) -> Tensor:
     tables = [m.weight for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
     if tables:
-        return CAP * max(tables, key=lambda table: table.numel()).detach().float().std().to(objective.device)
+        flat = max(tables, key=lambda table: table.numel()).detach().float().flatten()
+        deviation = flat - flat.mean()  # with dot, several times faster than std()
+        return CAP * (deviation.dot(deviation) / max(len(flat) - 1, 1)).sqrt().to(objective.device)
     keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
     size = keep.sum(1)
     mean = (objective.origin * keep).sum(1) / size
@@ -520,12 +527,18 @@ def _default_cap(layer: nn.Module | None, objective: Objective) -> Tensor:
 
 def _warn_of_dropout(*modules: Any) -> None:
     for module in modules:
-        if isinstance(module, nn.Module) and any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in module.modules()
-        ):
+        if isinstance(module, nn.Module) and any(m.training and _drops(m) for m in module.modules()):
             warnings.warn(
                 "the model is in training mode and has dropout, whose own draws enter the result; call model.eval() "
                 "before attributing",
                 stacklevel=5,
             )
             return
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether the module has dropout: as one, or under the name that recurrent and attention layers use."""
+    probability = (
+        module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
+    )
+    return isinstance(probability, (int, float)) and probability > 0

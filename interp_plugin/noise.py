@@ -34,17 +34,21 @@ class Draws:
 
     def round(self, index: int, count: int) -> Tensor:
         """``count`` draws of round ``index``, (count, N): all inputs flattened and joined, float32, CPU."""
-        blocks = [
-            torch.from_numpy(self._block(index, number, position, count, size))
-            for number, shape in enumerate(self.shapes)
-            for position, size in enumerate(_position_sizes(shape))
-        ]
+        blocks = []
+        for number, shape in enumerate(self.shapes):
+            if len(shape) < 2:  # every element is a position: one block, filled element by element
+                size = int(np.prod(shape))
+                blocks.append(torch.from_numpy(self._block(index, number, 0, size, count)).T)
+                continue
+            size = int(np.prod(shape[1:]))
+            for position in range(shape[0]):
+                blocks.append(torch.from_numpy(self._block(index, number, position, count, size)))
         return torch.cat(blocks, dim=1)
 
-    def _block(self, index: int, number: int, position: int, count: int, size: int) -> np.ndarray:
+    def _block(self, index: int, number: int, position: int, rows: int, columns: int) -> np.ndarray:
         # the lowest word counts within the block, so blocks never overlap
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, position, number, index]))
-        return generator.standard_normal((count, size), dtype=np.float32)
+        return generator.standard_normal((rows, columns), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,6 @@ class Tilt:
         along = draws @ self.direction.T
         along = along + self._moved(torch.arange(len(draws), device=draws.device)).unsqueeze(1) * self.shift
         return 2 / (1 + (self.shift * along - self.shift.square() / 2).exp())
-
-
-def _position_sizes(shape: Sequence[int]) -> list[int]:
-    """Elements at each position: dimension 1 of a (B, T, ...) input runs over the positions."""
-    if len(shape) < 2:
-        return [int(np.prod(shape))]
-    return [int(np.prod(shape[1:]))] * shape[0]
 
 
 @dataclass(frozen=True)

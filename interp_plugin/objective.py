@@ -154,6 +154,8 @@ class Objective:
         self.dtype = torch.promote_types(model.origin[0].dtype, torch.float32)
         self.reference = reference.to(self.dtype)
         self.weight = weight.to(self.dtype)
+        # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
+        self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
         self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
         self.max_rows = max_rows or max(1, min(MAX_ROWS, MAX_ELEMENTS // self.origin.shape[1]))
 
@@ -189,44 +191,58 @@ class Objective:
             pull = slope * scale[which] * w.unsqueeze(1)
             gradient.index_add_(0, which, pull)
             square.index_add_(0, which, pull.square().sum(1))
+        values = torch.cat(distortions).reshape(count, b)
+        slopes = torch.cat(stationarities).reshape(count, b, -1)
+        unsteered = values.any(0) & ~slopes.any(2).any(0)
+        if unsteered.any():
+            example = int(examples[unsteered][0])
+            raise ValueError(
+                f"the state of example {example} moves with its input but carries no gradient (no_grad, detach, argmax "
+                "or rounding on the way); read the state before that step"
+            )
         return Evaluation(
-            torch.cat(distortions).reshape(count, b),
-            torch.cat(stationarities).reshape(count, b, -1),
+            values,
+            slopes,
             gradient / count,
             square / count,
         )
 
-    def curvatures(self, seed: int, probes: int, exact_up_to: int) -> tuple[Tensor, int]:
+    def curvatures(self, seed: int, probes: int, exact_up_to: int) -> tuple[Tensor, Tensor]:
         """c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
 
-        A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; a
-        state of at most ``exact_up_to`` elements is done exactly, one element at a time.
+        A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; an
+        example of which at most ``exact_up_to`` state elements count (padding does not) is done exactly,
+        one element at a time.
 
         Returns:
-            Independent estimates of c, (P, B, T), or the one exact value, (1, B, T); and the number of
-            passes each example took.
+            Independent estimates of c, (P, B, T), all the same where they are exact; and the number of
+            passes each example took, (B,).
         """
-        shape = self.reference.shape[1:]
-        elements = shape.numel()
-        exact = elements <= exact_up_to
-        if exact:
-            signs = torch.eye(elements)
-        else:
-            signs = Draws([shape], seed).round(PROBE_ROUND, probes).sign()
-        signs = signs.to(self.device, self.dtype).reshape(len(signs), *shape)
-        batch = len(self.reference)
-        squares = []
-        for chunk in torch.arange(len(signs) * batch, device=self.device).split(self.max_rows):
-            probe, example = chunk // batch, chunk % batch
-            points = self._points(example, torch.zeros_like(self.origin[example]))
-            state = self.model.perturb(points, example).to(self.dtype)
-            slope = self._gradient((state * signs[probe] * self.weight[example]).sum(), points, state)
-            squares.append(self.groups.at(example).collect(slope.square()))
-        c = torch.cat(squares).reshape(len(signs), batch, -1)  # (P, B, T)
-        self._check_finite(
-            c.sum(-1), torch.arange(batch, device=self.device).repeat(len(signs)), "closed form"
-        )
-        return (c.sum(0, keepdim=True) if exact else c), len(signs)
+        shape, batch = self.reference.shape[1:], len(self.reference)
+        counted = self.weight.reshape(batch, -1) != 0
+        exact = counted.sum(1) <= exact_up_to
+        c = self.origin.new_zeros(probes, batch, self.groups.n_tokens)
+        if not exact.all():
+            signs = Draws([shape], seed).round(PROBE_ROUND, probes).sign().to(self.device, self.dtype)
+            others = (~exact).nonzero()[:, 0]
+            rows = torch.cartesian_prod(torch.arange(probes, device=self.device), others)
+            for probe, example in (part.unbind(1) for part in rows.split(self.max_rows)):
+                c[probe, example] = self._squares(example, signs[probe])
+        if exact.any():
+            rows = (counted & exact.unsqueeze(1)).nonzero()
+            for example, element in (part.unbind(1) for part in rows.split(self.max_rows)):
+                ones = torch.nn.functional.one_hot(element, shape.numel()).to(self.dtype)
+                c.index_add_(1, example, self._squares(example, ones).expand(probes, -1, -1))
+        self._check_finite(c.sum(-1), torch.arange(batch, device=self.device).repeat(probes), "closed form")
+        return c, torch.where(exact, counted.sum(1), probes)
+
+    def _squares(self, examples: Tensor, directions: Tensor) -> Tensor:
+        """|J_i^T (r / v)|^2 / M of each token, (R, T), for directions r in state space, (R, elements)."""
+        points = self._points(examples, torch.zeros_like(self.origin[examples]))
+        state = self.model.perturb(points, examples).to(self.dtype)
+        directions = directions.reshape(state.shape)
+        slope = self._gradient((state * directions * self.weight[examples]).sum(), points, state)
+        return self.groups.at(examples).collect(slope.square())
 
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
@@ -234,12 +250,8 @@ class Objective:
         state = self.model.perturb(points, examples).to(self.dtype)
         value = distortion(state, self.reference[examples], self.weight[examples])
         self._check_finite(value, examples, "refinement")
-        if not value.requires_grad and value.detach().any():
-            raise ValueError(
-                "the state moves with its input but carries no gradient (no_grad, detach, argmax or rounding on the "
-                "way); read the state before that step"
-            )
-        slope = self._gradient(value.sum(), points, value)
+        lift = self._lift[examples]
+        slope = self._gradient((value * lift).sum(), points, value) / lift.unsqueeze(1)
         self._check_finite(slope.sum(1), examples, "backward pass of the refinement")
         return value.detach(), slope
 

@@ -60,8 +60,6 @@ class Trace:
 
 def closed_variance(curvatures: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
     """Variance of log sigma by the closed form, (B, T), and of what its tokens share, (B,)."""
-    if len(curvatures) == 1:  # exact
-        return torch.zeros_like(curvatures[0]), torch.zeros_like(curvatures[0, :, 0])
     tiny = torch.finfo(curvatures.dtype).tiny
     logs = curvatures / curvatures.mean(0).clamp(min=tiny) / 2 * free  # log sigma = -1/2 log c
     return logs.var(0) / len(logs), token_mean(logs, free).var(0) / len(logs)
@@ -114,9 +112,8 @@ def scout(objective: Objective, trace: Trace, rate: float, draws: Draws, toleran
     passes = torch.full_like(everyone, SCOUTS)
     known = token_mean(trace.closed_variance, objective.groups.active)
     if (may := (known < (tolerance / 2) ** 2).nonzero()[:, 0]).numel():
-        rest = _beyond_quadratic(objective, may, sigma[may], noise, seen.at(may)).stationarity
-        spread = seen.stationarity[:, may].var(0).mean(1)
-        trace.quiet[may] = rest.var(0).mean(1) < QUIET * spread
+        before = seen.at(may)
+        trace.quiet[may] = _is_quiet(_beyond_quadratic(objective, may, sigma[may], noise, before), before)
         passes[may] += 2 * SCOUTS
     looking, value = everyone, seen.distortion.mean(0)
     for _ in range(12):
@@ -125,7 +122,7 @@ def scout(objective: Objective, trace: Trace, rate: float, draws: Draws, toleran
         if not len(looking):
             break
         trace.theta[looking] += (0.5 * (rate / 2 / value).log()).clamp(min=-1.2).unsqueeze(1)
-        trace.trust[looking] = False
+        trace.trust[looking] = trace.quiet[looking] = False
         value = objective.evaluate(looking, trace.theta[looking].exp(), noise).distortion.mean(0)
         passes[looking] += SCOUTS
     return passes
@@ -138,13 +135,19 @@ def evaluate_round(objective: Objective, trace: Trace, noise: Tensor, curvature:
     whole = objective.evaluate(trace.example, sigma, noise, tilt)
     if not trace.quiet.any():
         return whole
-    quiet = trace.quiet
+    quiet = trace.quiet.clone()
     examples = trace.example[quiet]
-    rest = _beyond_quadratic(objective, examples, sigma[quiet], noise, whole.at(quiet))
+    seen = whole.at(quiet)
+    rest = _beyond_quadratic(objective, examples, sigma[quiet], noise, seen)
+    trace.quiet[quiet.nonzero()[:, 0]] = _is_quiet(rest, seen)  # a few scouts may have missed rare draws
     known = sigma[quiet].square() * curvature[examples] * objective.groups.at(examples).active
     whole.distortion[:, quiet] = rest.distortion + known.sum(1)
     whole.stationarity[:, quiet] = rest.stationarity + 2 * known
     return whole
+
+
+def _is_quiet(rest: Evaluation, seen: Evaluation) -> Tensor:
+    return rest.stationarity.var(0).mean(1) < QUIET * seen.stationarity.var(0).mean(1)
 
 
 def _beyond_quadratic(

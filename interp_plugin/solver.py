@@ -29,9 +29,9 @@ from interp_plugin.refinement import (
     variance_of,
 )
 
-PROBES = 16  # vector-Jacobian products of the closed form
+PROBES = 8  # vector-Jacobian products of the closed form
 EXACT = 32  # state elements up to which they are done one by one, without chance
-BUDGET = 0.064  # draws at most, times tolerance^2
+BUDGET = 0.0576  # draws at most, times tolerance^2: about 144 at the default
 MIN_ROUNDS = 4  # at most, however loose the tolerance: the first may only find the place
 
 
@@ -40,7 +40,7 @@ class Solver:
     """How hard to look; the defaults suit hidden states of trained networks.
 
     Args:
-        draws: noise draws a round.
+        draws: noise draws a round; the first round takes half of them.
         iterations: rounds at most; 0 is the closed form only, None is enough of them for the
             tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2.
         tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.
@@ -48,17 +48,17 @@ class Solver:
 
     Examples::
         >>> Solver().max_rounds, Solver(tolerance=0.01).max_rounds
-        (7, 27)
+        (6, 21)
     """
 
-    draws: int = 24
+    draws: int = 28
     iterations: int | None = None
     tolerance: float = 0.02
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws < 2:
-            raise ValueError(f"draws is {self.draws}, and at least 2 are needed for a standard error")
+        if self.draws < 4:
+            raise ValueError(f"draws is {self.draws}, and at least 4 are needed for a standard error")
         if self.iterations is not None and self.iterations < 0:
             raise ValueError(
                 f"iterations is {self.iterations}; give 0 (closed form only), a positive number or None"
@@ -73,7 +73,7 @@ class Solver:
         """Rounds at most."""
         if self.iterations is not None:
             return self.iterations
-        return max(MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws))
+        return max(MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def solve(
     predicted = (closed.exp().square() * curvature * groups.active).sum(1)
     variance, common = closed_variance(curvatures, groups.active & (closed < cap))
     trace = new_trace(objective, everyone, closed, variance, common, predicted)
-    n_forward = torch.full((batch,), probes + 1, device=device)
-    n_backward = torch.full((batch,), probes, device=device)
+    n_forward = probes + 1
+    n_backward = probes.clone()
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
     done: list[Trace] = []
     converged = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -158,11 +158,12 @@ def solve(
     n_forward += passes
     n_backward += passes
     for index in tqdm(range(solver.max_rounds), desc="noise", disable=not show_progress):
-        noise = draws.round(index, solver.draws).to(device, objective.dtype)
-        evaluation = evaluate_round(objective, trace, noise, curvature)
-        passes = solver.draws * (1 + 2 * trace.quiet.long())
+        count = solver.draws if index else solver.draws // 2  # the first round mostly finds the place
+        noise = draws.round(index, count).to(device, objective.dtype)
+        passes = count * (1 + 2 * trace.quiet.long())
         n_forward[trace.example] += passes
         n_backward[trace.example] += passes
+        evaluation = evaluate_round(objective, trace, noise, curvature)
         active = groups.at(trace.example).active
         free = update(trace, evaluation, active, cap[trace.example], rate, index)
         error = token_mean(variance_of(trace, free), free).sqrt()

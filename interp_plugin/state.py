@@ -53,7 +53,8 @@ class _Recorder:
 
     def __call__(self, output: Any) -> None:
         self.fired += 1
-        self.value = first_tensor(output)
+        value = first_tensor(output)
+        self.value = value.clone() if isinstance(value, Tensor) else value  # work in place may follow
 
     def take(self, rows: int) -> Tensor:
         """The value, if the layer fired exactly once with the batch dimension first."""
@@ -146,9 +147,14 @@ class NoisyModel:
                 on_output(self.noise_layer, noise_at),
                 on_output(self.state_layer, state_at),
                 rnn_backward(self.forward),
+                _no_fastpath(),
             ):
                 output = self.forward(inputs, rows)
-            origins.append((noise_at.take(len(rows)).detach(),) if self.noise_layer else inputs)
+            origins.append(
+                (noise_at.take(len(rows)).detach(),)
+                if self.noise_layer
+                else tuple(x[rows.to(x.device)] for x in self.inputs)
+            )
             whole = (
                 state_at.take(len(rows)) if self.state_layer else checked(output, len(rows), "model's output")
             )
@@ -162,7 +168,8 @@ class NoisyModel:
 
         The forward is left as soon as the state is read.
         """
-        inputs = tuple(x[rows.to(x.device)] for x in self.inputs) if self.noise_layer else points
+        copies = tuple(point.clone() for point in points)  # the model may work in place, which leaves may not
+        inputs = tuple(x[rows.to(x.device)] for x in self.inputs) if self.noise_layer else copies
         read: list[Tensor] = []
 
         def leave(output: Any) -> None:
@@ -170,7 +177,7 @@ class NoisyModel:
             raise _StateRead
 
         with (
-            on_output(self.noise_layer, lambda output: _replace_first(output, points[0])),
+            on_output(self.noise_layer, lambda output: _replace_first(output, copies[0])),
             on_output(self.state_layer, leave),
             rnn_backward(self.forward),
         ):
@@ -179,6 +186,17 @@ class NoisyModel:
             except _StateRead:
                 output = read[0]
         return select(output, self.selector)
+
+
+@contextlib.contextmanager
+def _no_fastpath() -> Iterator[None]:
+    """Without gradients torch's fast path for attention zeroes padded positions; with them it does not."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def rnn_backward(forward: Any) -> contextlib.AbstractContextManager[Any]:

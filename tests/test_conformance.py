@@ -106,14 +106,17 @@ def hooks(model: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Assert that the block leaves the model, the grad mode and every global generator as they were."""
+def untouched(model: nn.Module, generators: bool = True) -> Iterator[None]:
+    """Assert that the block leaves the model, the grad mode and the global generators as they were.
+
+    NoiseTunnel draws from torch's generator itself.
+    """
 
     def state() -> tuple[Any, ...]:
         flags = [(p.requires_grad, p.grad) for p in model.parameters()]
         training = [module.training for module in model.modules()]
-        generators = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())
-        return hooks(model), flags, training, generators, torch.is_grad_enabled()
+        drawn = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())
+        return hooks(model), flags, training, torch.is_grad_enabled(), drawn if generators else ()
 
     before, values = state(), copy.deepcopy(model.state_dict())
     try:
@@ -184,6 +187,7 @@ def small_mlp() -> nn.Sequential:
 
 IDS = torch.tensor([[3, 14, 15, 9, 2], [6, 5, 3, 5, 8]])
 MLP = seeded(small_mlp)
+MLP64 = copy.deepcopy(MLP).double()
 BERT = seeded(small_bert)
 X = normal(4, 5)
 
@@ -193,7 +197,7 @@ X = normal(4, 5)
 
 @pytest.mark.parametrize("case", **named(ALL))
 def test_generated_cases_give_what_captum_expects_and_leave_no_trace(case: Case) -> None:
-    with untouched(case.model):
+    with untouched(case.model, generators=not case.tunnel):
         result = case.method().attribute(**case.arguments)
     if case.theirs is LayerIntegratedGradients:
         expected = (layer_output(case),)
@@ -243,7 +247,7 @@ def test_a_wrong_target_or_neuron_leaves_no_hook(case: Case) -> None:
     wrong = "target" if "target" in case.arguments else "neuron_selector"
     if callable(case.arguments[wrong]):
         pytest.skip("a callable selects as it likes")
-    with untouched(case.model), pytest.raises((AssertionError, ValueError)):
+    with untouched(case.model, generators=not case.tunnel), pytest.raises((AssertionError, ValueError)):
         case.method().attribute(**{**case.arguments, wrong: (9999,) * 20})
 
 
@@ -270,11 +274,19 @@ def test_a_list_of_layers_is_refused_with_the_way_out() -> None:
 
 
 def test_sensitivity_is_exactly_zero_at_radius_zero() -> None:
-    method = InformationLoss(MLP)
+    """In float64, as rounding in a matrix product depends on the number of rows."""
+    method = InformationLoss(MLP64)
     sensitivity = sensitivity_max(
-        method.attribute, X, perturb_radius=0.0, n_perturb_samples=3, target=1, solver=FAST
+        method.attribute, X.double(), perturb_radius=0.0, n_perturb_samples=3, target=1, solver=FAST
     )
     assert (sensitivity == 0).all()
+
+
+def test_sensitivity_is_rounding_at_radius_zero_in_float32() -> None:
+    method = InformationLoss(MLP)
+    arguments = {"perturb_radius": 0.0, "n_perturb_samples": 3, "target": 1, "solver": FAST}
+    assert (sensitivity_max(method.attribute, X, **arguments) < 1e-5).all()
+    assert (sensitivity_max(method.attribute, X, max_examples_per_batch=4, **arguments) == 0).all()
 
 
 def test_infidelity_takes_the_scores() -> None:
@@ -292,22 +304,24 @@ def test_noise_tunnel_averages_over_noisy_inputs() -> None:
     assert result.shape == X.shape and result.isfinite().all()
 
 
-def test_an_interpretable_embedding_takes_our_embeddings() -> None:
-    bert = seeded(small_bert)
-    embedding = bert.bert.embeddings.word_embeddings
-    expected = LayerInformationLoss(lambda ids: bert(ids).logits, embedding).attribute(
+@pytest.mark.parametrize(
+    "make, name", [(small_bert, "bert.embeddings"), (LSTMClassifier, "embedding"), (TextCNN, "embedding")]
+)
+def test_an_interpretable_embedding_takes_our_embeddings(make: Any, name: str) -> None:
+    model = seeded(make)
+
+    def logits(inputs: Tensor) -> Tensor:
+        output = model(inputs)
+        return output if isinstance(output, Tensor) else output.logits
+
+    by_layer = LayerInformationLoss(logits, model.get_submodule(name)).attribute(
         IDS, max_sigma=0.3, solver=FAST
     )
-    interpretable = configure_interpretable_embedding_layer(bert, "bert.embeddings.word_embeddings")
+    interpretable = configure_interpretable_embedding_layer(model, name)
     embedded = interpretable.indices_to_embeddings(IDS)
-    types, positions = torch.zeros_like(IDS), torch.arange(IDS.shape[1]).expand_as(IDS)
-    method = InformationLoss(
-        lambda x: bert(x, attention_mask=torch.ones(x.shape[:2]), token_type_ids=types[:1].expand(x.shape[:2]),
-                       position_ids=positions[:1].expand(x.shape[:2])).logits
-    )  # fmt: skip
-    result = method.attribute(embedded, max_sigma=0.3, solver=FAST)
-    remove_interpretable_embedding_layer(bert, interpretable)
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    by_input = InformationLoss(logits).attribute(embedded, max_sigma=0.3, solver=FAST)
+    remove_interpretable_embedding_layer(model, interpretable)
+    torch.testing.assert_close(by_input, by_layer, rtol=1e-4, atol=1e-4)
 
 
 def test_a_copy_follows_its_own_forward_func() -> None:
@@ -411,7 +425,7 @@ def test_layers_after_the_state_do_not_run() -> None:
 
 
 def two_inputs(x: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([(x * x).sum(1) + y.mean((1, 2)), (x[:, 0] * y[:, 0]).sum(1)], 1)
+    return torch.stack([(x * x).sum(1) + y.mean((1, 2)), x[:, 0] * y[:, 0, 0]], 1)
 
 
 PAIR = (normal(3, 4), normal(3, 2, 4, seed=2))
@@ -590,6 +604,16 @@ def test_half_precision_is_near_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(half, scores(BERT), rtol=0.1, atol=0)
 
 
+def test_a_large_state_in_float16_does_not_lose_its_gradient() -> None:
+    """The gradient of a mean over 50,000 elements around 100 is below float16's smallest number."""
+
+    def sigma(dtype: torch.dtype) -> Tensor:
+        method = InformationLoss(lambda x: (x * torch.arange(100, 600, 100).to(dtype)).repeat(1, 10_000))
+        return method.attribute(X[:1].to(dtype), score="sigma", solver=FAST)
+
+    torch.testing.assert_close(sigma(torch.float16), sigma(torch.float32), rtol=0.02, atol=0)
+
+
 # A batch is its examples
 
 
@@ -622,6 +646,27 @@ def test_a_padded_batch_is_its_single_sentences(lengths: list[int], seed: int) -
     for i, length in enumerate(lengths):
         single = bert_scores(ids[i : i + 1, :length], mask[i : i + 1, :length].long(), solver=solver)
         torch.testing.assert_close(batch[i : i + 1, :length], single, rtol=1e-4, atol=1e-4)
+
+
+def test_a_padded_batch_of_numbers_is_its_single_series() -> None:
+    def two_sums(x: Tensor, mask: Tensor) -> Tensor:
+        return torch.stack([(x * mask).sum(1), (x * mask).square().sum(1)], 1)
+
+    def scores(x: Tensor, mask: Tensor) -> Tensor:
+        return InformationLoss(two_sums).attribute(
+            x, None, (mask,), token_mask=mask, max_sigma=5.0, solver=FAST
+        )
+
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0]])
+    torch.testing.assert_close(scores(X, mask)[:1, :3], scores(X[:1, :3], mask[:1, :3]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("selector", [(slice(None), 0), lambda state: state[:, :, :3]])
+def test_part_of_a_state_does_not_feel_padding_either(selector: Any) -> None:
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    batch = bert_scores(IDS, mask, neuron_selector=selector)
+    single = bert_scores(IDS[:1, :3], mask[:1, :3], neuron_selector=selector)
+    torch.testing.assert_close(batch[:1, :3], single, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7])

