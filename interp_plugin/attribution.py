@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import torch
 from captum._utils.common import (
     _format_additional_forward_args,
     _format_output,
@@ -21,15 +18,13 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from interp_plugin.noise import TokenGroups, token_groups
-from interp_plugin.objective import Objective, state_weight
-from interp_plugin.solver import NoiseFit, Solver, solve
-from interp_plugin.state import NoisyModel, RunningStd, Selector, select
+from interp_plugin.problem import Problem, Terms, pose, warn_of_training
+from interp_plugin.solver import NoiseFit, Solver
+from interp_plugin.state import NoisyModel, RunningStd, Selector
 
 Tensors = Tensor | tuple[Tensor, ...]
 Score = Literal["loss", "kept", "sigma"]
 SCORES = ("loss", "kept", "sigma")
-CAP = 10.0  # the cap on sigma, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,17 @@ class InformationLoss(Attribution):
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std, rate,
             max_sigma, internal_batch_size,
         )  # fmt: skip
-        return problem.scores(problem.fit(solver, show_progress), score, return_input_shape)
+        fit = problem.fit(solver, show_progress)
+        if score == "sigma":
+            values = fit.sigma
+        else:
+            values = fit.kept() if score == "kept" else fit.loss()
+        if not return_input_shape:
+            return values
+        if score != "sigma":
+            values = values / fit.token_size.clamp(min=1)
+        is_tuple = isinstance(inputs, tuple) and self._noise_layer() is None
+        return cast(Tensors, _format_output(is_tuple, problem.shaped(values)))
 
     def attribute_future(self) -> None:
         """Not offered."""
@@ -277,10 +282,8 @@ class InformationLoss(Attribution):
         rate: float,
         max_sigma: float | Tensor | None,
         internal_batch_size: int | None,
-    ) -> _Problem:
+    ) -> Problem:
         """Check the arguments, run the model once without noise, and set up what the solver needs."""
-        if not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"rate is {rate}; the weight of the entropy must be a positive finite number")
         model = self._model(
             self._checked_inputs(inputs),
             target,
@@ -288,18 +291,9 @@ class InformationLoss(Attribution):
             neuron_selector,
             internal_batch_size,
         )
-        _warn_of_dropout(self.forward_func, self.state_layer, self._noise_layer())
-        whole, state = model.clean()
-        for name, tensors in (("inputs", model.origin), ("state", (state,))):
-            _check_finite(name, tensors)
+        warn_of_training(self.forward_func, self.state_layer, self._noise_layer())
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
-        groups = token_groups(model.origin, mask, token_mask)
-        counted = _counted(model, groups, whole, state, token_mask is not None)
-        state = state.to(torch.promote_types(state.dtype, torch.float32))  # half precision ends here
-        weight = state_weight(state, _broadcast_std(state_std, state), counted)
-        objective = Objective(model, state, weight, groups, internal_batch_size)
-        cap = _cap(max_sigma, self._noise_layer(), objective)
-        return _Problem(objective, rate, cap, isinstance(inputs, tuple) and self._noise_layer() is None)
+        return pose(model, Terms(rate, max_sigma, state_std), mask, token_mask)
 
 
 class LayerInformationLoss(InformationLoss):
@@ -408,6 +402,8 @@ class InformationLossLLMAttribution(LLMGradientAttribution):
 
     def attribute(self, *args: Any, **kwargs: Any) -> LLMAttributionResult:
         """As ``LLMGradientAttribution.attribute``; further keyword arguments go to our ``attribute``."""
+        if not isinstance(self.attr_method, LayerInformationLoss):
+            return super().attribute(*args, **kwargs)
         if kwargs.get("score", "loss") == "sigma" or not kwargs.get("return_input_shape", True):
             raise ValueError(
                 "InformationLossLLMAttribution sums the elements of each token; use score='loss' or 'kept' with "
@@ -416,129 +412,3 @@ class InformationLossLLMAttribution(LLMGradientAttribution):
         result = super().attribute(*args, **kwargs)
         result.seq_attr = result.token_attr.mean(0)
         return result
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Everything the solver needs, and the way back to Captum's shapes."""
-
-    objective: Objective
-    rate: float
-    max_sigma: Tensor
-    is_tuple: bool
-
-    def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
-        with torch.enable_grad():
-            return solve(self.objective, self.rate, self.max_sigma, solver, show_progress)
-
-    def scores(self, fit: NoiseFit, score: Score, return_input_shape: bool) -> Tensors:
-        if score == "sigma":
-            values = fit.sigma
-        else:
-            values = fit.kept() if score == "kept" else fit.loss()
-        if not return_input_shape:
-            return values
-        if score != "sigma":
-            values = values / fit.token_size.clamp(min=1)
-        shapes = [x.shape for x in self.objective.model.origin]
-        parts = self.objective.groups.spread(values).split([shape[1:].numel() for shape in shapes], 1)
-        return _format_output(self.is_tuple, tuple(p.reshape(s).contiguous() for p, s in zip(parts, shapes)))
-
-
-def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:
-    for tensor in tensors:
-        bad = ~tensor.reshape(len(tensor), -1).isfinite().all(1)
-        if bad.any():
-            example = int(bad.nonzero()[0, 0])
-            raise ValueError(
-                f"the {name} of example {example} has NaN or infinite values before any noise was added; "
-                "clean them first"
-            )
-
-
-def _counted(model: NoisyModel, groups: TokenGroups, whole: Tensor, state: Tensor, masked: bool) -> Tensor:
-    """Which state elements count, the shape of ``state``: none at masked positions, where it has positions."""
-    everything = torch.ones_like(state, dtype=torch.bool)
-    origin = model.origin[0]
-    if not masked or len(model.origin) > 1 or origin.ndim < 3:
-        return everything
-    elements = groups.spread(groups.active.float())
-    positions = elements.reshape(origin.shape).flatten(2).amax(2) > 0  # (B, positions)
-    shaped = state if callable(model.selector) else whole
-    if shaped.ndim < 3 or shaped.shape[1] != positions.shape[1]:
-        return everything
-    keep = positions.reshape(*positions.shape, *[1] * (shaped.ndim - 2)).expand_as(shaped)
-    return keep if callable(model.selector) else select(keep, model.selector)
-
-
-def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | None:
-    if state_std is None:
-        return None
-    std = torch.as_tensor(state_std, dtype=state.dtype, device=state.device)
-    if not (std.isfinite().all() and (std >= 0).all()):
-        raise ValueError(
-            "state_std has negative, NaN or infinite values; give the standard deviation of each state element"
-        )
-    try:
-        return std.broadcast_to(state.shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"state_std of shape {tuple(std.shape)} does not broadcast to the state, {tuple(state.shape)}; estimate it "
-            "with estimate_state_std on the same layer and neuron_selector"
-        ) from error
-
-
-def _cap(max_sigma: float | Tensor | None, layer: nn.Module | None, objective: Objective) -> Tensor:
-    """max_sigma of each example, (B,), float32."""
-    batch = len(objective.origin)
-    if max_sigma is None:
-        cap = _default_cap(layer, objective)
-        rule = (
-            "10 standard deviations of this example's inputs; give max_sigma yourself where they are constant"
-        )
-    else:
-        cap = torch.as_tensor(max_sigma, dtype=torch.float32, device=objective.device)
-        rule = "it must be a positive finite number, or one per example"
-    try:
-        cap = cap.broadcast_to((batch,)).contiguous()
-    except RuntimeError as error:
-        raise ValueError(
-            f"max_sigma of shape {tuple(cap.shape)} does not broadcast to {batch} examples: {rule}"
-        ) from error
-    bad = ~(cap.isfinite() & (cap > 0))
-    if bad.any():
-        example = int(bad.nonzero()[0, 0])
-        raise ValueError(f"max_sigma of example {example} is {cap[example]}: {rule}")
-    return cap
-
-
-def _default_cap(layer: nn.Module | None, objective: Objective) -> Tensor:
-    tables = [m.weight for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
-    if tables:
-        flat = max(tables, key=lambda table: table.numel()).detach().float().flatten()
-        deviation = flat - flat.mean()  # with dot, several times faster than std()
-        return CAP * (deviation.dot(deviation) / max(len(flat) - 1, 1)).sqrt().to(objective.device)
-    keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
-    size = keep.sum(1)
-    mean = (objective.origin * keep).sum(1) / size
-    variance = ((objective.origin - mean.unsqueeze(1)).square() * keep).sum(1) / size
-    return (CAP * variance.sqrt()).float()
-
-
-def _warn_of_dropout(*modules: Any) -> None:
-    for module in modules:
-        if isinstance(module, nn.Module) and any(m.training and _drops(m) for m in module.modules()):
-            warnings.warn(
-                "the model is in training mode and has dropout, whose own draws enter the result; call model.eval() "
-                "before attributing",
-                stacklevel=5,
-            )
-            return
-
-
-def _drops(module: nn.Module) -> bool:
-    """Whether the module has dropout: as one, or under the name that recurrent and attention layers use."""
-    probability = (
-        module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
-    )
-    return isinstance(probability, (int, float)) and probability > 0

@@ -23,7 +23,9 @@ def optimum_of_separable_state(slope_of_token, n):
     for slope in slope_of_token:
         above = np.array([slope(s) for s in grid]) > RATE / n
         first = int(above.argmax())
-        result.append(optimize.brentq(lambda s: slope(s) - RATE / n, grid[first - 1], grid[first]))
+        result.append(
+            optimize.brentq(lambda s, slope=slope: slope(s) - RATE / n, grid[first - 1], grid[first])
+        )
     return np.array(result)
 
 

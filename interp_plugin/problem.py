@@ -1,0 +1,175 @@
+"""What is asked of the solver: the caller's terms checked, and the way back to the shapes of the inputs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_plugin.noise import TokenGroups, token_groups
+from interp_plugin.objective import Objective, state_weight
+from interp_plugin.solver import NoiseFit, Solver, solve
+from interp_plugin.state import NoisyModel, select
+
+CAP = 10.0  # the cap on sigma, in standard deviations
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything the solver needs, and the way back to Captum's shapes."""
+
+    objective: Objective
+    rate: float
+    max_sigma: Tensor
+
+    def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
+        """Solve it, with gradients on whatever the caller has switched off."""
+        with torch.enable_grad():
+            return solve(self.objective, self.rate, self.max_sigma, solver, show_progress)
+
+    def shaped(self, values: Tensor) -> tuple[Tensor, ...]:
+        """A value of each token, (B, T), at each of its elements, in the shapes of what bears the noise."""
+        shapes = [x.shape for x in self.objective.model.origin]
+        parts = self.objective.groups.spread(values).split([shape[1:].numel() for shape in shapes], 1)
+        return tuple(part.reshape(shape).contiguous() for part, shape in zip(parts, shapes))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the caller sets: lambda, the cap on sigma, and the unit of the state (v)."""
+
+    rate: float
+    max_sigma: float | Tensor | None
+    state_std: float | Tensor | None
+
+
+def pose(
+    model: NoisyModel, terms: Terms, feature_mask: tuple[Tensor, ...] | None, token_mask: Tensor | None
+) -> Problem:
+    """Check the terms and run the model once without noise.
+
+    Args:
+        model: not yet run.
+        terms: rate, max_sigma and state_std as the caller gave them.
+        feature_mask, token_mask: as in ``InformationLoss.attribute``.
+    """
+    rate = terms.rate
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"rate is {rate}; the weight of the entropy must be a positive finite number")
+    whole, state = model.clean()
+    _check_finite("inputs", model.origin)
+    _check_finite("state", (state,))
+    groups = token_groups(model.origin, feature_mask, token_mask)
+    counted = _counted_elements(model, groups, whole, state, token_mask is not None)
+    state = state.to(torch.promote_types(state.dtype, torch.float32))  # half precision ends here
+    weight = state_weight(state, _broadcast_std(terms.state_std, state), counted)
+    objective = Objective(model, state, weight, groups, model.max_rows)
+    return Problem(objective, rate, _cap_of(terms.max_sigma, model.noise_layer, objective))
+
+
+def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:
+    for tensor in tensors:
+        bad = ~tensor.reshape(len(tensor), -1).isfinite().all(1)
+        if bad.any():
+            example = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"the {name} of example {example} has NaN or infinite values before any noise was added; "
+                "clean them first"
+            )
+
+
+def _counted_elements(
+    model: NoisyModel, groups: TokenGroups, whole: Tensor, state: Tensor, masked: bool
+) -> Tensor:
+    """Which state elements count, the shape of ``state``: none at masked positions, where it has positions."""
+    everything = torch.ones_like(state, dtype=torch.bool)
+    origin = model.origin[0]
+    if not masked or len(model.origin) > 1 or origin.ndim < 3:
+        return everything
+    elements = groups.spread(groups.active.float())
+    positions = elements.reshape(origin.shape).flatten(2).amax(2) > 0  # (B, positions)
+    shaped = state if callable(model.selector) else whole
+    if shaped.ndim < 3 or shaped.shape[1] != positions.shape[1]:
+        return everything
+    keep = positions.reshape(*positions.shape, *[1] * (shaped.ndim - 2)).expand_as(shaped)
+    return keep if callable(model.selector) else select(keep, model.selector)
+
+
+def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | None:
+    if state_std is None:
+        return None
+    std = torch.as_tensor(state_std, dtype=state.dtype, device=state.device)
+    if not (std.isfinite().all() and (std >= 0).all()):
+        raise ValueError(
+            "state_std has negative, NaN or infinite values; give the standard deviation of each state element"
+        )
+    try:
+        return std.broadcast_to(state.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"state_std of shape {tuple(std.shape)} does not broadcast to the state, {tuple(state.shape)}; estimate it "
+            "with estimate_state_std on the same layer and neuron_selector"
+        ) from error
+
+
+def _cap_of(max_sigma: float | Tensor | None, layer: nn.Module | None, objective: Objective) -> Tensor:
+    """max_sigma of each example, (B,), float32."""
+    batch = len(objective.origin)
+    if max_sigma is None:
+        cap = _defaultcap_of(layer, objective)
+        rule = (
+            "10 standard deviations of this example's inputs; give max_sigma yourself where they are constant"
+        )
+    else:
+        cap = torch.as_tensor(max_sigma, dtype=torch.float32, device=objective.device)
+        rule = "it must be a positive finite number, or one per example"
+    try:
+        cap = cap.broadcast_to((batch,)).contiguous()
+    except RuntimeError as error:
+        raise ValueError(
+            f"max_sigma of shape {tuple(cap.shape)} does not broadcast to {batch} examples: {rule}"
+        ) from error
+    bad = ~(cap.isfinite() & (cap > 0))
+    if bad.any():
+        example = int(bad.nonzero()[0, 0])
+        raise ValueError(f"max_sigma of example {example} is {cap[example]}: {rule}")
+    return cap
+
+
+def _defaultcap_of(layer: nn.Module | None, objective: Objective) -> Tensor:
+    tables = [m.weight for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
+    if tables:
+        flat = max(tables, key=lambda table: table.numel()).detach().float().flatten()
+        count = len(flat)
+        variance = (flat.dot(flat) / count - flat.mean().square()) * count / max(count - 1, 1)  # std() is slow
+        return CAP * variance.sqrt().to(objective.device)
+    keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
+    size = keep.sum(1)
+    mean = (objective.origin * keep).sum(1) / size
+    variance = ((objective.origin - mean.unsqueeze(1)).square() * keep).sum(1) / size
+    return (CAP * variance.sqrt()).float()
+
+
+def warn_of_training(*modules: Any) -> None:
+    """Warn of modules whose output is not a function of their input alone."""
+    for module in modules:
+        if isinstance(module, nn.Module) and any(m.training and _is_noisy(m) for m in module.modules()):
+            warnings.warn(
+                "the model is in training mode and has dropout or batch normalisation, whose own draws or batch "
+                "statistics enter the result; call model.eval() before attributing",
+                stacklevel=5,
+            )
+            return
+
+
+def _is_noisy(module: nn.Module) -> bool:
+    """Whether the module has dropout (as one, or under the name that recurrent and attention layers use)."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+    probability = module.p if is_dropout else getattr(module, "dropout", 0)
+    return isinstance(probability, (int, float)) and probability > 0
