@@ -145,7 +145,9 @@ def _defaultcap_of(layer: nn.Module | None, objective: Objective) -> Tensor:
     if tables:
         flat = max(tables, key=lambda table: table.numel()).detach().float().flatten()
         count = len(flat)
-        variance = (flat.dot(flat) / count - flat.mean().square()) * count / max(count - 1, 1)  # std() is slow
+        variance = (
+            (flat.dot(flat) / count - flat.mean().square()) * count / max(count - 1, 1)
+        )  # std() is slow
         return CAP * variance.sqrt().to(objective.device)
     keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
     size = keep.sum(1)

@@ -55,6 +55,7 @@ class Trace:
     quiet: Tensor  # whether D is nearly quadratic draw by draw, (b,)
 
     def at(self, keep: Tensor) -> Trace:
+        """The part of some of the examples (a mask of b)."""
         return Trace(**{name: value[keep] for name, value in vars(self).items()})
 
 
@@ -73,6 +74,7 @@ def new_trace(
     common: Tensor,
     predicted: Tensor,
 ) -> Trace:
+    """Everything at the closed form, whose quadratic model gives the distortion ``predicted``."""
     zeros = torch.zeros_like(predicted)
     return Trace(
         example=everyone,
@@ -147,6 +149,7 @@ def evaluate_round(objective: Objective, trace: Trace, noise: Tensor, curvature:
 
 
 def _is_quiet(rest: Evaluation, seen: Evaluation) -> Tensor:
+    """Whether little of the stationarity's variance is left without the quadratic part, (b,)."""
     return rest.stationarity.var(0).mean(1) < QUIET * seen.stationarity.var(0).mean(1)
 
 
@@ -158,7 +161,7 @@ def _beyond_quadratic(
     On the same draws at a small scale h, D / h^2 is the quadratic part alone, whose mean the closed form
     knows.  Of what is left the leading term is odd in the noise, and the mirrored draws remove it (alone
     they would do harm: the quadratic part is even).  Three passes a draw pay for smooth states; for a
-    transformer's layers they do not (measured: tests/benchmarks/estimators.py).
+    transformer's layers they do not ("control" in tests/benchmarks/estimators.py).
     """
     small = objective.evaluate(examples, PAIR * sigma, noise)
     mirrored = objective.evaluate(examples, sigma, -noise)
@@ -206,13 +209,13 @@ def update(
     trace.place = trace.place.lerp(trace.theta, weight.unsqueeze(1))
     trace.residual = step.residual * free
     _combine(trace, free, cap)
-    # draws made at a closed form that turns out wrong are made in the wrong place, often a wilder one
-    wrong = (
-        ~trace.trust
-        if index == 0
-        else (far & (noise < LONG_STEP**2)) | ((noise > LOUD**2) | far) & (index < BURN_IN)
-    )
-    trace.settled = trace.settled | ~wrong
+    if index == 0:  # draws at a closed form that turns out wrong are in the wrong place, often a wilder one
+        misplaced = ~trace.trust
+    elif index < BURN_IN:
+        misplaced = far | (noise > LOUD**2)
+    else:
+        misplaced = far & (noise < LONG_STEP**2)
+    trace.settled = trace.settled | ~misplaced
 
     keep = (~far).to(weight.dtype)
     trace.gradient = trace.gradient * keep.unsqueeze(1) + evaluation.gradient * count
@@ -227,15 +230,15 @@ class _Step:
 
     count: int
     move: Tensor  # (b, T)
-    common: Tensor  # the part that all tokens share, (b,)
     variance: Tensor  # (b, T)
-    common_variance: Tensor  # (b,)
+    common_variance: Tensor  # of the part that all tokens share, (b,)
     residual: Tensor  # (b, T)
     distortion: Tensor  # (b,)
     free: Tensor  # (b, T)
 
 
 def _newton_step(theta: Tensor, evaluation: Evaluation, active: Tensor, cap: Tensor, rate: float) -> _Step:
+    """The step from ``theta`` towards sigma_i dD/dsigma_i = rate / n, by the draws of one round."""
     count = len(evaluation.stationarity)
     n = active.sum(1, keepdim=True)
     excess = evaluation.stationarity * (n / rate) - 1  # r of each draw, (S, b, T)
@@ -254,7 +257,6 @@ def _newton_step(theta: Tensor, evaluation: Evaluation, active: Tensor, cap: Ten
     return _Step(
         count=count,
         move=(common.unsqueeze(1) + differences.clamp(-MAX_STEP, MAX_RISE)) * free,
-        common=common,
         variance=per_draw.var(0) * free,
         common_variance=(shared / elasticity).var(0),
         residual=residual,

@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, default=Path("teacher"))
-    parser.add_argument("--teacher-epochs", type=int, default=3)
+    parser.add_argument("--teacher-epochs", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--copies", type=int, default=8, help="augmented copies of each sentence")
     parser.add_argument("--vocabulary", type=int, default=7000)

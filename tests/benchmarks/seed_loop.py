@@ -21,7 +21,7 @@ import torch
 from common import SENTENCES, Bert, State, read_texts, timed
 from torch import Tensor
 
-from interp_plugin import NoiseFit
+from interp_plugin import NoiseFit, Solver
 
 
 def seed_loop(
@@ -61,6 +61,9 @@ def fresh_losses(
     return torch.cat(losses) - rate * sigma.log().mean()
 
 
+DEFAULT = Solver()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,7 +84,7 @@ def main() -> None:
     texts = read_texts(arguments.data)
     state_std = bert.state_std(arguments.layer, texts)  # (384,): every token is a sample
 
-    def fit(batch: Sequence[str]) -> NoiseFit:
+    def fit(batch: Sequence[str], solver: Solver = DEFAULT) -> NoiseFit:
         ids, mask = bert.encode(batch)
         return method.fit(
             ids,
@@ -90,6 +93,7 @@ def main() -> None:
             state_std=state_std,
             rate=arguments.rate,
             max_sigma=scale,
+            solver=solver,
         )
 
     sentences = SENTENCES[: arguments.sentences]
@@ -97,7 +101,9 @@ def main() -> None:
         f"layer {arguments.layer}, rate {arguments.rate}, cap {scale:.3f}, state_std of {len(texts)} texts, "
         f"{arguments.steps} steps, {torch.get_num_threads()} threads, {arguments.draws} common fresh draws"
     )
-    print("tokens   loop s   ours s  ratio passes     E    L loop    L ours  ours-loop    s.e. rms dlog")
+    print(
+        "tokens   loop s   ours s  ratio passes     E    L loop    L ours  ours-loop    s.e.  errors of both"
+    )
     loop_wall = ours_wall = 0.0
     for number, sentence in enumerate(sentences):
         with torch.no_grad():
@@ -116,11 +122,13 @@ def main() -> None:
         ]
         paired = losses[1] - losses[0]
         error = paired.std().item() / len(paired) ** 0.5
-        gap = (result.sigma[0] / loop).log().square().mean().sqrt().item()
+        truth = fit([sentence], Solver(seed=10**6, draws=100, tolerance=0.004)).sigma[0]
+        errors = [(s / truth).log().square().mean().sqrt().item() for s in (loop, result.sigma[0])]
         passes, regime = int(result.n_forward[0] + result.n_backward[0]), result.regime_index[0].item()
         print(
             f"{len(x):6d} {wall:8.2f} {ours:8.4f} {wall / ours:6.0f} {passes:6d} {regime:5.2f} "
-            f"{losses[0].mean():9.5f} {losses[1].mean():9.5f} {paired.mean():10.1e} {error:7.0e} {gap:8.3f}"
+            f"{losses[0].mean():9.5f} {losses[1].mean():9.5f} {paired.mean():10.1e} {error:7.0e} "
+            f"{errors[0]:7.2%} {errors[1]:7.2%}"
         )
     batch = timed(partial(fit, sentences), arguments.repeats)
     print(
