@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from captum.attr import (
     IntegratedGradients,
     LayerIntegratedGradients,
@@ -308,6 +309,8 @@ def test_noise_tunnel_averages_over_noisy_inputs() -> None:
     "make, name", [(small_bert, "bert.embeddings"), (LSTMClassifier, "embedding"), (TextCNN, "embedding")]
 )
 def test_an_interpretable_embedding_takes_our_embeddings(make: Any, name: str) -> None:
+    if make is small_bert and int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("BERT took token ids alone, as a matrix")
     model = seeded(make)
 
     def logits(inputs: Tensor) -> Tensor:
