@@ -150,8 +150,8 @@ class InformationLoss(Attribution):
         if score not in SCORES:
             raise ValueError(f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}")
         problem = self._problem(
-            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std, rate,
-            max_sigma, internal_batch_size,
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
+            Terms(rate, max_sigma, state_std), internal_batch_size,
         )  # fmt: skip
         fit = problem.fit(solver, show_progress)
         if score == "sigma":
@@ -186,8 +186,8 @@ class InformationLoss(Attribution):
     ) -> NoiseFit:
         """The fit behind the scores: sigma, standard errors and diagnostics; arguments as in :meth:`attribute`."""
         problem = self._problem(
-            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std, rate,
-            max_sigma, internal_batch_size,
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
+            Terms(rate, max_sigma, state_std), internal_batch_size,
         )  # fmt: skip
         return problem.fit(solver, show_progress)
 
@@ -278,9 +278,7 @@ class InformationLoss(Attribution):
         feature_mask: Tensors | None,
         neuron_selector: Selector | None,
         token_mask: Tensor | None,
-        state_std: float | Tensor | None,
-        rate: float,
-        max_sigma: float | Tensor | None,
+        terms: Terms,
         internal_batch_size: int | None,
     ) -> Problem:
         """Check the arguments, run the model once without noise, and set up what the solver needs."""
@@ -293,7 +291,7 @@ class InformationLoss(Attribution):
         )
         warn_of_training(self.forward_func, self.state_layer, self._noise_layer())
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
-        return pose(model, Terms(rate, max_sigma, state_std), mask, token_mask)
+        return pose(model, terms, mask, token_mask)
 
 
 class LayerInformationLoss(InformationLoss):
