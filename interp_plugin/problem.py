@@ -120,7 +120,7 @@ def _cap_of(max_sigma: float | Tensor | None, layer: nn.Module | None, objective
     """max_sigma of each example, (B,), float32."""
     batch = len(objective.origin)
     if max_sigma is None:
-        cap = _defaultcap_of(layer, objective)
+        cap = _default_cap(layer, objective)
         rule = (
             "10 standard deviations of this example's inputs; give max_sigma yourself where they are constant"
         )
@@ -140,14 +140,13 @@ def _cap_of(max_sigma: float | Tensor | None, layer: nn.Module | None, objective
     return cap
 
 
-def _defaultcap_of(layer: nn.Module | None, objective: Objective) -> Tensor:
+def _default_cap(layer: nn.Module | None, objective: Objective) -> Tensor:
     tables = [m.weight for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
     if tables:
         flat = max(tables, key=lambda table: table.numel()).detach().float().flatten()
         count = len(flat)
-        variance = (
-            (flat.dot(flat) / count - flat.mean().square()) * count / max(count - 1, 1)
-        )  # std() is slow
+        # several times faster than std()
+        variance = (flat.dot(flat) / count - flat.mean().square()) * count / max(count - 1, 1)
         return CAP * variance.sqrt().to(objective.device)
     keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
     size = keep.sum(1)
