@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from interp_plugin.problem import Problem, Terms, pose, warn_of_training
 from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import NoisyModel, RunningStd, Selector
+from interp_plugin.state import LayerCall, NoisyModel, RunningStd, Selector, Site, module_of
 
 Tensors = Tensor | tuple[Tensor, ...]
 Score = Literal["loss", "kept", "sigma"]
@@ -85,7 +85,7 @@ class InformationLoss(Attribution):
         (torch.Size([1, 3]), True)
     """
 
-    def __init__(self, forward_func: Callable[..., Any], state_layer: nn.Module | None = None) -> None:
+    def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
         super().__init__(forward_func)
         self.state_layer = state_layer
 
@@ -231,7 +231,7 @@ class InformationLoss(Attribution):
         """The model as a function from noise to state, its arguments checked."""
         if target is not None and self.state_layer is not None:
             raise ValueError(
-                f"target={target!r} picks an output, but the state is the output of {type(self.state_layer).__name__}; "
+                f"target={target!r} picks an output, but the state is at {type(module_of(self.state_layer)).__name__}; "
                 "use neuron_selector to pick a part of that layer, or leave state_layer out"
             )
         batch = len(inputs[0])
@@ -257,7 +257,7 @@ class InformationLoss(Attribution):
             max_rows=internal_batch_size,
         )
 
-    def _noise_layer(self) -> nn.Module | None:
+    def _noise_layer(self) -> Site | None:
         return None
 
     def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
@@ -289,7 +289,7 @@ class InformationLoss(Attribution):
             neuron_selector,
             internal_batch_size,
         )
-        warn_of_training(self.forward_func, self.state_layer, self._noise_layer())
+        warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
         return pose(model, terms, mask, token_mask)
 
@@ -317,17 +317,17 @@ class LayerInformationLoss(InformationLoss):
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: nn.Module, state_layer: nn.Module | None = None
+        self, forward_func: Callable[..., Any], layer: Site, state_layer: Site | None = None
     ) -> None:
         super().__init__(forward_func, state_layer)
-        if not isinstance(layer, nn.Module):
+        if not isinstance(layer, (nn.Module, LayerCall)):
             raise TypeError(
                 f"layer is a {type(layer).__name__}, and noise enters at one module's output; give one module, and one "
                 "call for each of several"
             )
         self.layer = layer
 
-    def _noise_layer(self) -> nn.Module | None:
+    def _noise_layer(self) -> Site | None:
         return self.layer
 
     def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
@@ -353,7 +353,7 @@ class NeuronInformationLoss(Attribution):
         torch.Size([3, 6])
     """
 
-    def __init__(self, forward_func: Callable[..., Any], layer: nn.Module) -> None:
+    def __init__(self, forward_func: Callable[..., Any], layer: Site) -> None:
         super().__init__(forward_func)
         self.layer = layer
 

@@ -8,13 +8,14 @@ optimum wherever sigma is below its cap.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from interp_plugin.noise import Draws, Tilt, TokenGroups
-from interp_plugin.state import NoisyModel
+from interp_plugin.state import NoisyModel, select
 
 MAX_ROWS = 64
 MAX_ELEMENTS = 2**21
@@ -207,55 +208,18 @@ class Objective:
             square / count,
         )
 
-    def curvatures(self, seed: int, probes: int, exact_up_to: int) -> tuple[Tensor, Tensor]:
-        """c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
-
-        A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; an
-        example of which at most ``exact_up_to`` state elements count (padding does not) is done exactly,
-        one element at a time.
-
-        Returns:
-            Independent estimates of c, (P, B, T), all the same where they are exact; and the number of
-            passes each example took, (B,).
-        """
-        shape, batch = self.reference.shape[1:], len(self.reference)
-        counted = self.weight.reshape(batch, -1) != 0
-        exact = counted.sum(1) <= exact_up_to
-        c = self.origin.new_zeros(probes, batch, self.groups.n_tokens)
-        if not exact.all():
-            signs = Draws([shape], seed).round(PROBE_ROUND, probes).sign().to(self.device, self.dtype)
-            others = (~exact).nonzero()[:, 0]
-            rows = torch.cartesian_prod(torch.arange(probes, device=self.device), others)
-            for probe, example in (part.unbind(1) for part in rows.split(self.max_rows)):
-                c[probe, example] = self._squares(example, signs[probe])
-        if exact.any():
-            rows = (counted & exact.unsqueeze(1)).nonzero()
-            for example, element in (part.unbind(1) for part in rows.split(self.max_rows)):
-                ones = torch.nn.functional.one_hot(element, shape.numel()).to(self.dtype)
-                c.index_add_(1, example, self._squares(example, ones).expand(probes, -1, -1))
-        self._check_finite(c.sum(-1), torch.arange(batch, device=self.device).repeat(probes), "closed form")
-        return c, torch.where(exact, counted.sum(1), probes)
-
-    def _squares(self, examples: Tensor, directions: Tensor) -> Tensor:
-        """|J_i^T (r / v)|^2 / M of each token, (R, T), for directions r in state space, (R, elements)."""
-        points = self._points(examples, torch.zeros_like(self.origin[examples]))
-        state = self.model.perturb(points, examples).to(self.dtype)
-        directions = directions.reshape(state.shape)
-        slope = self._gradient((state * directions * self.weight[examples]).sum(), points, state)
-        return self.groups.at(examples).collect(slope.square())
-
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
-        points = self._points(examples, noise)
+        points = self.points(examples, noise)
         state = self.model.perturb(points, examples).to(self.dtype)
         value = distortion(state, self.reference[examples], self.weight[examples])
-        self._check_finite(value, examples, "refinement")
+        self.check_finite(value, examples, "refinement")
         lift = self._lift[examples]
-        slope = self._gradient((value * lift).sum(), points, value) / lift.unsqueeze(1)
-        self._check_finite(slope.sum(1), examples, "backward pass of the refinement")
+        slope = self.gradient((value * lift).sum(), points, value) / lift.unsqueeze(1)
+        self.check_finite(slope.sum(1), examples, "backward pass of the refinement")
         return value.detach(), slope
 
-    def _points(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    def points(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """The noisy values in the model's own shapes and type, as leaves of a new graph."""
         flat = self.origin[examples] + noise
         parts = flat.split([x[0].numel() for x in self.model.origin], 1)
@@ -267,15 +231,22 @@ class Objective:
             for part, x in zip(parts, self.model.origin)
         )
 
-    def _gradient(self, total: Tensor, points: tuple[Tensor, ...], state: Tensor) -> Tensor:
-        """d total / d points, (R, N); zero where the state does not depend on them."""
+    def gradient(
+        self, total: Tensor, points: tuple[Tensor, ...], state: Tensor, again: bool = False
+    ) -> Tensor:
+        """d total / d points, (R, N); zero where the state does not depend on them.
+
+        ``again``: the graph is kept for another call.
+        """
         if not state.requires_grad:
             return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)
-        grads = torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(
+            total, points, retain_graph=again, allow_unused=True, materialize_grads=True
+        )
         return torch.cat([g.flatten(1).to(self.dtype) for g in grads], 1)
 
     @staticmethod
-    def _check_finite(values: Tensor, examples: Tensor, step: str) -> None:
+    def check_finite(values: Tensor, examples: Tensor, step: str) -> None:
         bad = ~values.detach().flatten().isfinite()
         if bad.any():
             example = int(examples[bad][0])
@@ -283,3 +254,76 @@ class Objective:
                 f"the model gave NaN or infinite values for example {example} in the {step}; check its weights and "
                 "inputs, or use a type of wider range than half precision"
             )
+
+
+def curvatures(
+    objectives: Sequence[Objective], seed: int, probes: int, exact_up_to: int
+) -> list[tuple[Tensor, Tensor]]:
+    """c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
+
+    A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; an
+    example of which at most ``exact_up_to`` state elements count (padding does not) is done exactly,
+    one element at a time.
+
+    Args:
+        objectives: states of one model with the same inputs and noise layer; they share the forwards.
+
+    Returns:
+        For each objective independent estimates of c, (P, B, T), all the same where they are exact; and
+        the number of passes each example took, (B,).
+    """
+    found = []
+    sampled: dict[tuple[bool, ...], list[int]] = {}  # which objectives sample the same examples
+    for index, objective in enumerate(objectives):
+        counted = objective.weight.reshape(len(objective.weight), -1) != 0
+        exact = counted.sum(1) <= exact_up_to
+        c = objective.origin.new_zeros(probes, len(counted), objective.groups.n_tokens)
+        if exact.any():
+            _add_exact_squares(objective, (counted & exact.unsqueeze(1)).nonzero(), c)
+        if not exact.all():
+            sampled.setdefault(tuple(exact.tolist()), []).append(index)
+        found.append((c, torch.where(exact, counted.sum(1), probes)))
+    for exact_examples, together in sampled.items():
+        examples = (~torch.tensor(exact_examples)).nonzero()[:, 0]
+        _sample_squares([objectives[i] for i in together], examples, seed, [found[i][0] for i in together])
+    for objective, (c, _) in zip(objectives, found):
+        everyone = torch.arange(c.shape[1], device=c.device)
+        objective.check_finite(c.sum(-1), everyone.repeat(probes), "closed form")
+    return found
+
+
+def _add_exact_squares(objective: Objective, elements: Tensor, c: Tensor) -> None:
+    """Add |J_i^T e / v|^2 / M for every (example, state element) to every row of c."""
+    for example, element in (part.unbind(1) for part in elements.split(objective.max_rows)):
+        ones = torch.nn.functional.one_hot(element, objective.reference[0].numel()).to(objective.dtype)
+        [squares] = _squares([objective], example, [ones])
+        c.index_add_(1, example, squares.expand(len(c), -1, -1))
+
+
+def _sample_squares(
+    objectives: Sequence[Objective], examples: Tensor, seed: int, cs: Sequence[Tensor]
+) -> None:
+    """Set each c, (P, B, T), to |J_i^T r / v|^2 / M for P sign vectors r, at the given examples."""
+    first, probes = objectives[0], len(cs[0])
+    signs = [
+        Draws([o.reference.shape[1:]], seed).round(PROBE_ROUND, probes).sign().to(o.device, o.dtype)
+        for o in objectives
+    ]
+    rows = torch.cartesian_prod(torch.arange(probes), examples).to(first.device)
+    for probe, example in (part.unbind(1) for part in rows.split(first.max_rows)):
+        for c, squares in zip(cs, _squares(objectives, example, [sign[probe] for sign in signs])):
+            c[probe, example] = squares
+
+
+def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:
+    """|J_i^T (r / v)|^2 / M of each token, (R, T), for directions r in each state's space, (R, elements)."""
+    first = objectives[0]
+    points = first.points(examples, torch.zeros_like(first.origin[examples]))
+    states = first.model.perturbed(points, examples, [o.model.state_layer for o in objectives])
+    squares = []
+    for o, whole, direction in zip(objectives, states, directions):
+        state = select(whole, o.model.selector).to(o.dtype)
+        total = (state * direction.reshape(state.shape) * o.weight[examples]).sum()
+        slope = o.gradient(total, points, state, again=o is not objectives[-1])
+        squares.append(o.groups.at(examples).collect(slope.square()))
+    return squares

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from interp_plugin.noise import TokenGroups, token_groups
 from interp_plugin.objective import Objective, state_weight
 from interp_plugin.solver import NoiseFit, Solver, solve
-from interp_plugin.state import NoisyModel, select
+from interp_plugin.state import NoisyModel, module_of, select
 
 CAP = 10.0  # the cap on sigma, in standard deviations
 
@@ -48,7 +48,12 @@ class Terms:
 
 
 def pose(
-    model: NoisyModel, terms: Terms, feature_mask: tuple[Tensor, ...] | None, token_mask: Tensor | None
+    model: NoisyModel,
+    terms: Terms,
+    feature_mask: tuple[Tensor, ...] | None,
+    token_mask: Tensor | None,
+    state_mask: Tensor | None = None,
+    whole: Tensor | None = None,
 ) -> Problem:
     """Check the terms and run the model once without noise.
 
@@ -56,19 +61,26 @@ def pose(
         model: not yet run.
         terms: rate, max_sigma and state_std as the caller gave them.
         feature_mask, token_mask: as in ``InformationLoss.attribute``.
+        state_mask: which elements of the selected state count, broadcasts to it; None: those of the
+            unmasked tokens, where the state has the positions of the tokens.
+        whole: what ``model.read`` gave for the state's site, where it has run already.
     """
     rate = terms.rate
     if not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"rate is {rate}; the weight of the entropy must be a positive finite number")
-    whole, state = model.clean()
+    whole = model.clean()[0] if whole is None else whole
+    state = model.selected(whole)
+    groups = token_groups(model.origin, feature_mask, token_mask)
+    if state_mask is None:
+        counted = _counted_elements(model, groups, whole, state, token_mask is not None)
+    else:
+        counted = state_mask.to(state.device).broadcast_to(state.shape)
     _check_finite("inputs", model.origin)
     _check_finite("state", (state,))
-    groups = token_groups(model.origin, feature_mask, token_mask)
-    counted = _counted_elements(model, groups, whole, state, token_mask is not None)
     state = state.to(torch.promote_types(state.dtype, torch.float32))  # half precision ends here
     weight = state_weight(state, _broadcast_std(terms.state_std, state), counted)
     objective = Objective(model, state, weight, groups, model.max_rows)
-    return Problem(objective, rate, _cap_of(terms.max_sigma, model.noise_layer, objective))
+    return Problem(objective, rate, _cap_of(terms.max_sigma, module_of(model.noise_layer), objective))
 
 
 def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:

@@ -14,6 +14,7 @@ from interp_plugin.noise import Draws
 from interp_plugin.objective import (
     Objective,
     closed_form,
+    curvatures,
     information_kept,
     information_loss,
     regime_index,
@@ -137,12 +138,12 @@ def solve(
     groups, device = objective.groups, objective.device
     batch = len(max_sigma)
     everyone = torch.arange(batch, device=device)
-    curvatures, probes = objective.curvatures(solver.seed, PROBES, EXACT)
-    curvature = curvatures.mean(0)
+    [(estimates, probes)] = curvatures([objective], solver.seed, PROBES, EXACT)
+    curvature = estimates.mean(0)
     cap = max_sigma.to(objective.dtype).log().unsqueeze(1)  # (B, 1)
     closed = torch.where(groups.active, closed_form(curvature, rate, groups.counts), torch.inf).minimum(cap)
     predicted = (closed.exp().square() * curvature * groups.active).sum(1)
-    variance, common = closed_variance(curvatures, groups.active & (closed < cap))
+    variance, common = closed_variance(estimates, groups.active & (closed < cap))
     trace = new_trace(objective, everyone, closed, variance, common, predicted)
     n_forward = probes + 1
     n_backward = probes.clone()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,30 @@ from torch import Tensor, nn
 Selector = int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
 Forward = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 """Runs the model on input rows; the second argument, (R,), says which example each row is of."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One run of a layer that runs several times in a forward (a shared embedding, ALBERT's one block).
+
+    Attributes:
+        layer: the module.
+        call: which of its runs, from 0.
+        side: its output, or what it is given (first argument): attention heads are last seen apart there.
+    """
+
+    layer: nn.Module
+    call: int = 0
+    side: Literal["output", "input"] = "output"
+
+
+Site = nn.Module | LayerCall
+"""Where noise enters or the state is read; a bare module must run exactly once in a forward."""
+
+
+def module_of(site: Site | None) -> nn.Module | None:
+    """The module of a site."""
+    return site.layer if isinstance(site, LayerCall) else site
 
 
 class _StateRead(BaseException):
@@ -31,12 +55,25 @@ def _replace_first(output: Any, value: Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def on_output(layer: nn.Module | None, hook: Callable[[Any], Any]) -> Iterator[None]:
-    """Let ``hook`` see, and replace if it returns something, what ``layer`` returns."""
-    if layer is None:
+def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
+    """Let ``hook`` see, and replace if it returns something, what passes at ``site``."""
+    if site is None:
         yield
         return
-    handle = layer.register_forward_hook(lambda module, args, output: hook(output))
+    where = site if isinstance(site, LayerCall) else None
+    runs = 0
+
+    def watch(passing: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return hook(passing) if where is None or runs - 1 == where.call else None
+
+    module = where.layer if where else site
+    assert isinstance(module, nn.Module)
+    if where and where.side == "input":
+        handle = module.register_forward_pre_hook(lambda module, args: watch(args))
+    else:
+        handle = module.register_forward_hook(lambda module, args, output: watch(output))
     try:
         yield
     finally:
@@ -45,23 +82,29 @@ def on_output(layer: nn.Module | None, hook: Callable[[Any], Any]) -> Iterator[N
 
 @dataclass
 class _Recorder:
-    """Keeps a layer's output and counts how often it fires."""
+    """Keeps what passes at a site and counts how often."""
 
     name: str
+    site: Site | None
     fired: int = 0
     value: Any = None
 
-    def __call__(self, output: Any) -> None:
+    def __call__(self, passing: Any) -> None:
         self.fired += 1
-        value = first_tensor(output)
+        value = first_tensor(passing)
         self.value = value.clone() if isinstance(value, Tensor) else value  # work in place may follow
 
     def take(self, rows: int) -> Tensor:
-        """The value, if the layer fired exactly once with the batch dimension first."""
+        """The value, if it passed exactly once with the batch dimension first."""
+        if not self.fired and isinstance(self.site, LayerCall):
+            raise ValueError(
+                f"the {self.name} has no run {self.site.call} in one forward; runs are counted from 0, and the module "
+                "must run as often as that"
+            )
         if self.fired != 1:
             raise ValueError(
                 f"the {self.name} fired {self.fired} times in one forward, and exactly once is needed; pick a module "
-                "that runs once (of a module used several times, its container)"
+                "that runs once (of a module used several times, its container or a LayerCall)"
             )
         return checked(self.value, rows, f"output of the {self.name}")
 
@@ -111,18 +154,18 @@ class NoisyModel:
     Args:
         forward: runs the model on rows of inputs.
         inputs: the model's own inputs, each (B, ...).
-        noise_layer: the module whose output receives the noise; None: the inputs themselves do.
-        state_layer: the module whose output is the state; None: the forward's output is.
+        noise_layer: the site that receives the noise; None: the inputs themselves do.
+        state_layer: the site of the state; None: the forward's output is the state.
         selector: which part of the state to keep.
         max_rows: most rows in one forward.
 
-    ``clean()`` must run before ``perturb()``.
+    ``read()`` or ``clean()`` must run before ``perturb()``.
     """
 
     forward: Forward
     inputs: tuple[Tensor, ...]
-    noise_layer: nn.Module | None = None
-    state_layer: nn.Module | None = None
+    noise_layer: Site | None = None
+    state_layer: Site | None = None
     selector: Selector | None = None
     max_rows: int | None = None
     origin: tuple[Tensor, ...] = field(default=(), init=False)
@@ -131,61 +174,86 @@ class NoisyModel:
     def batch(self) -> int:
         return len(self.inputs[0])
 
-    @torch.no_grad()
-    def clean(self) -> tuple[Tensor, Tensor]:
-        """Run the whole model once without noise.
+    def _rows(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x[rows.to(x.device)] for x in self.inputs)
 
-        Returns:
-            The state before and after selection, each (B, ...).  ``origin`` is set to what noise is
-            added to, each (B, ...).
+    def at(self, state_layer: Site | None) -> NoisyModel:
+        """The same model and noise with the state read at another site."""
+        other = replace(self, state_layer=state_layer)
+        other.origin = self.origin
+        return other
+
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """The state without noise, before and after selection, each (B, ...); sets ``origin``."""
+        [whole] = self.read([self.state_layer])
+        return whole, self.selected(whole)
+
+    def selected(self, whole: Tensor) -> Tensor:
+        """The part of a clean state that the selector keeps."""
+        return checked(select(whole, self.selector), self.batch, "selected state")
+
+    @torch.no_grad()
+    def read(self, sites: Sequence[Site | None]) -> list[Tensor]:
+        """Run the whole model once without noise; what passes at each site, (B, ...).
+
+        ``origin`` is set to what noise is added to, each (B, ...).
         """
-        origins, wholes = [], []
+        origins, states = [], []
         for rows in torch.arange(self.batch).split(self.max_rows or self.batch):
-            noise_at, state_at = _Recorder("noise layer"), _Recorder("state layer")
-            inputs = tuple(x[rows.to(x.device)] for x in self.inputs)
-            with (
-                on_output(self.noise_layer, noise_at),
-                on_output(self.state_layer, state_at),
-                rnn_backward(self.forward),
-                _no_fastpath(),
-            ):
+            noise_at = _Recorder("noise layer", self.noise_layer)
+            states_at = [_Recorder("state layer", site) for site in sites]
+            inputs = self._rows(rows)
+            with contextlib.ExitStack() as stack:
+                for recorder in (noise_at, *states_at):
+                    stack.enter_context(at_site(recorder.site, recorder))
+                stack.enter_context(rnn_backward(self.forward))
+                stack.enter_context(_no_fastpath())
                 output = self.forward(inputs, rows)
-            origins.append(
-                (noise_at.take(len(rows)).detach(),)
-                if self.noise_layer
-                else tuple(x[rows.to(x.device)] for x in self.inputs)
+            # the model may have worked in place on what it was given
+            origins.append((noise_at.take(len(rows)),) if self.noise_layer else self._rows(rows))
+            states.append(
+                [
+                    (at.take(len(rows)) if at.site else checked(output, len(rows), "model's output")).detach()
+                    for at in states_at
+                ]
             )
-            whole = (
-                state_at.take(len(rows)) if self.state_layer else checked(output, len(rows), "model's output")
-            )
-            wholes.append(whole.detach())
         self.origin = tuple(torch.cat(parts) for parts in zip(*origins))
-        whole = torch.cat(wholes)
-        return whole, checked(select(whole, self.selector), self.batch, "selected state")
+        return [torch.cat(parts) for parts in zip(*states)]
 
     def perturb(self, points: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """The state at ``points`` (each (R, ...), row r being of example ``rows[r]``), with its graph; (R, ...).
 
         The forward is left as soon as the state is read.
         """
+        [state] = self.perturbed(points, rows, [self.state_layer])
+        return select(state, self.selector)
+
+    def perturbed(
+        self, points: tuple[Tensor, ...], rows: Tensor, sites: Sequence[Site | None]
+    ) -> list[Tensor]:
+        """As :meth:`perturb`, for several sites in one forward and without selection."""
         copies = tuple(point.clone() for point in points)  # the model may work in place, which leaves may not
-        inputs = tuple(x[rows.to(x.device)] for x in self.inputs) if self.noise_layer else copies
-        read: list[Tensor] = []
+        inputs = self._rows(rows) if self.noise_layer else copies
+        read: dict[int, Tensor] = {}
 
-        def leave(output: Any) -> None:
-            read.append(first_tensor(output))
-            raise _StateRead
+        def reader(index: int) -> Callable[[Any], None]:
+            def hook(passing: Any) -> None:
+                value = first_tensor(passing)
+                read[index] = value.clone() if len(sites) > 1 else value  # work in place may follow
+                if len(read) == len(sites):
+                    raise _StateRead
 
-        with (
-            on_output(self.noise_layer, lambda output: _replace_first(output, copies[0])),
-            on_output(self.state_layer, leave),
-            rnn_backward(self.forward),
-        ):
-            try:
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(at_site(self.noise_layer, lambda passing: _replace_first(passing, copies[0])))
+            for index, site in enumerate(sites):
+                stack.enter_context(at_site(site, reader(index)))
+            stack.enter_context(rnn_backward(self.forward))
+            with contextlib.suppress(_StateRead):
                 output = self.forward(inputs, rows)
-            except _StateRead:
-                output = read[0]
-        return select(output, self.selector)
+                read.update({index: output for index, site in enumerate(sites) if site is None})
+        return [read[index] for index in range(len(sites))]
 
 
 @contextlib.contextmanager

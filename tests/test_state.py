@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from interp_plugin.state import NoisyModel, RunningStd, select
+from interp_plugin.state import LayerCall, NoisyModel, RunningStd, select
 
 
 @given(sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6), seed=st.integers(0, 100))
@@ -91,3 +91,59 @@ def test_selectors_index_after_the_batch_dimension():
     assert torch.equal(select(state, 1), state[:, 1])
     assert torch.equal(select(state, (slice(0, 2), 3)), state[:, 0:2, 3])
     assert torch.equal(select(state, lambda s: s[:, -1]), state[:, -1])
+
+
+class Twice(nn.Module):
+    """One block that runs twice, as ALBERT's runs many times."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.block(torch.tanh(self.block(x))))
+
+
+def test_a_layer_call_reads_one_run_of_a_shared_layer():
+    model, x = Twice(), torch.randn(2, 3)
+    for call, expected in enumerate([model.block(x), model.block(torch.tanh(model.block(x)))]):
+        noisy = NoisyModel(
+            lambda inputs, rows: model(*inputs), (x,), state_layer=LayerCall(model.block, call)
+        )
+        assert torch.equal(noisy.clean()[0], expected)
+        assert torch.equal(noisy.perturb((x,), torch.arange(2)), expected)
+
+
+def test_noise_at_one_run_of_a_shared_layer_leaves_the_other_alone():
+    model, x = Twice(), torch.randn(2, 3)
+    noisy = NoisyModel(
+        lambda inputs, rows: model(*inputs), (x,), LayerCall(model.block, 0), LayerCall(model.block, 1)
+    )
+    noisy.clean()
+    moved = noisy.origin[0] + 1
+    assert torch.equal(noisy.perturb((moved,), torch.arange(2)), model.block(torch.tanh(moved)))
+
+
+def test_the_input_of_a_layer_is_a_site():
+    model, x = Twice(), torch.randn(2, 3)
+    noisy = NoisyModel(
+        lambda inputs, rows: model(*inputs), (x,), state_layer=LayerCall(model.head, side="input")
+    )
+    assert torch.equal(noisy.clean()[0], model.block(torch.tanh(model.block(x))))
+
+
+def test_a_run_that_does_not_happen_is_refused():
+    model, x = Twice(), torch.randn(2, 3)
+    noisy = NoisyModel(lambda inputs, rows: model(*inputs), (x,), state_layer=LayerCall(model.block, 2))
+    with pytest.raises(ValueError, match="no run 2"):
+        noisy.clean()
+
+
+def test_several_sites_are_read_in_one_forward():
+    model, x = Twice(), torch.randn(2, 3)
+    noisy = NoisyModel(lambda inputs, rows: model(*inputs), (x,))
+    sites = [LayerCall(model.block, 0), LayerCall(model.block, 1), None]
+    singly = [noisy.at(site).clean()[0] for site in sites]
+    assert all(map(torch.equal, noisy.read(sites), singly))
+    assert all(map(torch.equal, noisy.perturbed((x,), torch.arange(2), sites), singly))
