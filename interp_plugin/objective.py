@@ -22,6 +22,11 @@ MAX_ELEMENTS = 2**21
 PROBE_ROUND = 2**32  # a stream of its own, apart from the refinement's rounds
 
 
+def default_rows(elements: int) -> int:
+    """Rows in one forward, by the number of input elements of each."""
+    return max(1, min(MAX_ROWS, MAX_ELEMENTS // elements))
+
+
 def log_normal_constant(sizes: Tensor) -> Tensor:
     """K / 2 log(2 pi e), the entropy in nats of K elements of unit variance."""
     return sizes / 2 * math.log(2 * math.pi * math.e)
@@ -158,7 +163,7 @@ class Objective:
         # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
         self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
         self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
-        self.max_rows = max_rows or max(1, min(MAX_ROWS, MAX_ELEMENTS // self.origin.shape[1]))
+        self.max_rows = max_rows or default_rows(self.origin.shape[1])
 
     @property
     def device(self) -> torch.device:

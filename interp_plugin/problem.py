@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.noise import TokenGroups, token_groups
-from interp_plugin.objective import Objective, state_weight
-from interp_plugin.solver import NoiseFit, Solver, solve
+from interp_plugin.objective import Objective, curvatures, state_weight
+from interp_plugin.solver import EXACT, PROBES, NoiseFit, Solver, solve
 from interp_plugin.state import NoisyModel, module_of, select
 
 CAP = 10.0  # the cap on sigma, in standard deviations
@@ -36,6 +37,16 @@ class Problem:
         shapes = [x.shape for x in self.objective.model.origin]
         parts = self.objective.groups.spread(values).split([shape[1:].numel() for shape in shapes], 1)
         return tuple(part.reshape(shape).contiguous() for part, shape in zip(parts, shapes))
+
+
+def fit_together(problems: Sequence[Problem], solver: Solver) -> list[NoiseFit]:
+    """Solve for several states of one model, inputs and noise layer: they share forwards where they can."""
+    with torch.enable_grad():
+        found = curvatures([p.objective for p in problems], solver.seed, PROBES, EXACT)
+        return [
+            solve(p.objective, p.rate, p.max_sigma, solver, estimates=estimates)
+            for p, estimates in zip(problems, found)
+        ]
 
 
 @dataclass(frozen=True)
@@ -153,18 +164,28 @@ def _cap_of(max_sigma: float | Tensor | None, layer: nn.Module | None, objective
 
 
 def _default_cap(layer: nn.Module | None, objective: Objective) -> Tensor:
-    tables = [m.weight for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
-    if tables:
-        flat = max(tables, key=lambda table: table.numel()).detach().float().flatten()
-        count = len(flat)
-        # several times faster than std()
-        variance = (flat.dot(flat) / count - flat.mean().square()) * count / max(count - 1, 1)
-        return CAP * variance.sqrt().to(objective.device)
+    of_weights = cap_of_embedding(layer)
+    if of_weights is not None:
+        return torch.tensor(of_weights, device=objective.device)
     keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
     size = keep.sum(1)
     mean = (objective.origin * keep).sum(1) / size
     variance = ((objective.origin - mean.unsqueeze(1)).square() * keep).sum(1) / size
     return (CAP * variance.sqrt()).float()
+
+
+def cap_of_embedding(layer: nn.Module | None) -> float | None:
+    """10 standard deviations of the weights of a layer's largest embedding table; None where it has none."""
+    tables = [m for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
+    if not tables:
+        return None
+    table = max(tables, key=lambda table: table.weight.numel())
+    flat = table.weight.detach().float().flatten()
+    count = len(flat)
+    # several times faster than std()
+    variance = (flat.dot(flat) / count - flat.mean().square()) * count / max(count - 1, 1)
+    scale = float(getattr(table, "embed_scale", 1.0))  # BART's and Gemma's tables multiply what they look up
+    return CAP * scale * float(variance.sqrt())
 
 
 def warn_of_training(*modules: Any) -> None:

@@ -124,7 +124,12 @@ class NoiseFit:
 
 
 def solve(
-    objective: Objective, rate: float, max_sigma: Tensor, solver: Solver, show_progress: bool = False
+    objective: Objective,
+    rate: float,
+    max_sigma: Tensor,
+    solver: Solver,
+    show_progress: bool = False,
+    estimates: tuple[Tensor, Tensor] | None = None,
 ) -> NoiseFit:
     """Minimise L for every example of the batch; an example that is done leaves it.
 
@@ -134,16 +139,19 @@ def solve(
         max_sigma: cap, (B,).
         solver: settings.
         show_progress: a bar over the rounds.
+        estimates: what ``curvatures`` gives for this objective, where it is known already.
     """
+    if estimates is None:
+        [estimates] = curvatures([objective], solver.seed, PROBES, EXACT)
+    curvature_estimates, probes = estimates
     groups, device = objective.groups, objective.device
     batch = len(max_sigma)
     everyone = torch.arange(batch, device=device)
-    [(estimates, probes)] = curvatures([objective], solver.seed, PROBES, EXACT)
-    curvature = estimates.mean(0)
+    curvature = curvature_estimates.mean(0)
     cap = max_sigma.to(objective.dtype).log().unsqueeze(1)  # (B, 1)
     closed = torch.where(groups.active, closed_form(curvature, rate, groups.counts), torch.inf).minimum(cap)
     predicted = (closed.exp().square() * curvature * groups.active).sum(1)
-    variance, common = closed_variance(estimates, groups.active & (closed < cap))
+    variance, common = closed_variance(curvature_estimates, groups.active & (closed < cap))
     trace = new_trace(objective, everyone, closed, variance, common, predicted)
     n_forward = probes + 1
     n_backward = probes.clone()

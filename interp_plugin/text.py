@@ -1,122 +1,336 @@
-"""TextExplainer: a model, its tokenizer and a text become an Explanation."""
+"""TextExplainer: a model, its tokenizer and texts become an Explanation."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+from tqdm.auto import tqdm
 
 from interp_plugin import huggingface
-from interp_plugin.attribution import LayerInformationLoss
-from interp_plugin.explanation import Explanation
+from interp_plugin.batches import Batch, State, batches
+from interp_plugin.calibration import Calibration
+from interp_plugin.explanation import Explanation, Settings, TextExplanation
+from interp_plugin.problem import cap_of_embedding, warn_of_training
+from interp_plugin.scoring import OUTPUT, Plan, Positions, score
 from interp_plugin.solver import Solver
+from interp_plugin.state import LayerCall, RunningStd, Site, module_of
+from interp_plugin.tokens import Encoding, Label, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Text = str | tuple[str, str]
+Layers = Label | Sequence[Label]
+
 
 class TextExplainer:
-    """Says how much of each token every layer of a sequence classifier keeps.
+    """Says how much of each token every layer of a model keeps, for any texts.
 
-    Noise enters at the output of the word embeddings; the state is a layer's output for all tokens.
+    Args:
+        model: a model of Hugging Face, or a :class:`TextModel` (:class:`PlainModel` makes one of a plain
+            PyTorch classifier).
+        tokenizer: the model's, for a model of Hugging Face.
+        noise_layer: where noise enters: a module, its dotted name, or one of its runs.  None: the word
+            embeddings.
+        calibration: the spread of the states (:meth:`calibrate` sets it); None: each text is its own yardstick.
 
-    Example::
-
+    Examples::
         >>> from interp_plugin import huggingface
         >>> model, tokenizer = huggingface.load(huggingface.default_model_path())
         >>> explanation = TextExplainer(model, tokenizer).explain("a good film", layers=1)
-        >>> explanation.tokens, explanation.kept.shape
-        (('[CLS]', 'a', 'good', 'film', '[SEP]'), torch.Size([1, 5]))
+        >>> explanation[0].tokens, explanation[0].rows[0].sigma.shape
+        (('[CLS]', 'a', 'good', 'film', '[SEP]'), torch.Size([5]))
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        model: PreTrainedModel | TextModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        noise_layer: Site | str | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.model = huggingface.text_model(model, tokenizer)
+        self.noise_layer = _site_of(self.model, noise_layer)
+        self.calibration = calibration
+
+    def __call__(self, texts: Text | Sequence[Text], *args: Any, **kwargs: Any) -> Explanation:
+        """The same as :meth:`explain`."""
+        return self.explain(texts, *args, **kwargs)
 
     def explain(
         self,
-        text: str,
-        layers: Literal["all"] | int | Sequence[int] = "all",
+        texts: Text | Sequence[Text],
+        layers: Layers = "all",
+        target: Any = None,
+        positions: Positions = None,
+        neurons: int | slice | Sequence[int] | None = None,
+        heads: int | Sequence[int] | None = None,
+        *,
         rate: float = 0.1,
+        max_sigma: float | None = None,
         solver: Solver | None = None,
+        batch_size: int = 16,
+        internal_batch_size: int | Literal["auto"] = "auto",
+        truncation: bool = False,
+        show_progress: bool = False,
     ) -> Explanation:
-        """Information kept of each token of ``text`` by each of ``layers``.
+        """Information kept of each token of each text by each layer.
+
+        A text's result does not depend on the others: they are batched by length, and padding bears no noise.
 
         Args:
-            layers: numbers from 1 (the first block) on, or "all".
-            rate: weight of entropy against distortion, > 0.
-            solver: default ``Solver()``.
+            texts: one text, one pair of sentences (a tuple of two), or a list of either.
+            layers: "all" of the layers, one label or several: 1 is the first block, "encoder.1" and
+                "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
+                the model returns (class scores; of a language model, log probabilities of the target).
+            target: which output: a class, as a number or by name; None is all of them.  For a language
+                model what it should say next: a continuation (of an encoder-decoder, the decoder's
+                text), the id of a token, or (continuation, (first, last character)) for a span of it;
+                hidden states are then watched where that is predicted.  None is its own next token.  A
+                list has one for each text.
+            positions: None watches a layer at all tokens together; a token's index (from the end where
+                negative), several, or "each" watch one token's vector a row: the paper's time steps.
+            neurons: indices into the last dimension of the states.
+            heads: attention heads to watch in place of the layer's output.
+            rate: lambda > 0, the weight of the entropy against the distortion.
+            max_sigma: cap on sigma; None: 10 standard deviations of the embedding's weights.
+            solver: how hard to look; default ``Solver()``.
+            batch_size: texts at most in a batch.
+            internal_batch_size: rows at most in one forward and backward; "auto" starts from what suits the
+                length and halves when memory runs out.
+            truncation: cut off what the model cannot take; otherwise too long a text is an error.
+            show_progress: a progress bar.
 
         Raises:
-            ValueError: an empty text, one longer than the model takes, or a layer that is not there.
-            TypeError: the text is not a string.
+            ValueError: a layer, target, position or head that is not there, an empty or too long text,
+                a tokenizer that does not fit.
+            TypeError: texts that are not strings.
         """
-        blocks = huggingface.transformer_layers(self.model)
-        numbers = _layer_numbers(layers, len(blocks))
-        ids, mask = self._encode(text)  # (1, T) each
-        with torch.no_grad():
-            logits = self._forward(ids, mask)  # (1, C)
-        predicted, probability = huggingface.predicted_class(self.model, logits[0])
-
-        solver = Solver() if solver is None else solver
         start = time.perf_counter()
-        fits = [
-            LayerInformationLoss(
-                self._forward, self.model.get_input_embeddings(), state_layer=blocks[number - 1]
-            ).fit(ids, additional_forward_args=(mask,), rate=rate, solver=solver)
-            for number in numbers
-        ]
-        return Explanation(
-            text=text,
-            tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids[0].tolist())),
-            predicted=predicted,
-            probability=probability,
-            layers=numbers,
-            sigma=torch.cat([fit.sigma for fit in fits]).cpu(),
-            kept=torch.cat([fit.kept() for fit in fits]).cpu(),
-            standard_error=torch.cat([fit.token_size * fit.standard_error for fit in fits]).cpu(),
-            regime_index=torch.cat([fit.regime_index for fit in fits]).cpu(),
-            distortion=torch.cat([fit.distortion for fit in fits]).cpu(),
-            converged=torch.cat([fit.converged for fit in fits]).cpu(),
-            n_forward=sum(int(fit.n_forward.sum()) for fit in fits),
-            n_backward=sum(int(fit.n_backward.sum()) for fit in fits),
-            seconds=time.perf_counter() - start,
+        module = self.model.module
+        warn_of_training(module)
+        pairs = _pairs(texts)
+        targets = target if isinstance(target, list) else [target] * len(pairs)
+        if len(targets) != len(pairs):
+            raise ValueError(f"target lists {len(targets)} for {len(pairs)} texts; give one for each")
+        labels = self._labels(layers)
+        base = Plan(
+            states=(),
+            positions=positions,
+            noise_layer=self.noise_layer,
+            target=None,
             rate=rate,
-            seed=solver.seed,
+            max_sigma=cap_of_embedding(module_of(self.noise_layer)) if max_sigma is None else max_sigma,
+            solver=Solver() if solver is None else solver,
+            max_rows=None if internal_batch_size == "auto" else internal_batch_size,
+        )
+        encodings = self._encode(pairs, targets, truncation)
+        found: dict[int, TextExplanation] = {}
+        with tqdm(total=len(pairs), desc="texts", disable=not show_progress) as bar:
+            for wanted, indices in self._by_class(targets, labels).items():
+                plan = replace(
+                    base,
+                    states=tuple(self._states(labels, wanted, neurons, heads)),
+                    target=None if wanted is None else self.model.class_name(wanted),
+                )
+                for some in batches([encodings[i] for i in indices], batch_size, self.model.pads):
+                    chosen = [indices[i] for i in some]
+                    found.update(zip(chosen, score(self.model, [encodings[i] for i in chosen], plan)))
+                    bar.update(len(chosen))
+        return Explanation(
+            tuple(found[index] for index in range(len(pairs))),
+            self._settings(base),
+            time.perf_counter() - start,
         )
 
-    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
-        return logits  # (B, C)
+    def calibrate(
+        self,
+        texts: Iterable[Text],
+        layers: Layers = "all",
+        *,
+        batch_size: int = 16,
+        truncation: bool = True,
+        show_progress: bool = True,
+    ) -> Calibration:
+        """Measure the spread of the states over texts, and use it as the unit of distortion from now on.
 
-    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask of one text, (1, T) each, on the model's device."""
-        if not isinstance(text, str):
-            raise TypeError(f"text is a {type(text).__name__}: it must be a str; call explain once per text")
-        if not self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
-            raise ValueError(f"text {text!r} has no tokens: it must hold at least one; give some words")
-        encoded = self.tokenizer(text, return_tensors="pt", verbose=False).to(self.model.device)
-        length, limit = encoded["input_ids"].shape[1], huggingface.token_limit(self.model, self.tokenizer)
-        if length > limit:
+        Every token of every text is one sample of its layer.
+
+        Args:
+            texts: some tens to hundreds, of the kind that will be explained.
+            layers: as in :meth:`explain`; "all" means the output too.
+            batch_size: texts at most in a forward.
+            truncation: as in :meth:`explain`.
+            show_progress: a progress bar.
+        """
+        pairs = _pairs(list(texts))
+        labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
+        states = {_key(label): State(label, self._site(label)) for label in labels}
+        for label in labels:
+            heads = self.model.head_site(label) if label != OUTPUT else None
+            if heads is not None:
+                states[_key(label, heads=True)] = State(label, heads[0])
+        running = {key: RunningStd() for key in states}
+        encodings = self._encode(pairs, [None] * len(pairs), truncation)
+        with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
+            for some in batches(encodings, batch_size, self.model.pads):
+                batch = Batch(
+                    self.model,
+                    [encodings[i] for i in some],
+                    self.noise_layer,
+                    [s.site for s in states.values()],
+                )
+                for key, state in states.items():
+                    values = batch.whole(state.site)
+                    if state.site is None and self.model.task == "next token":
+                        values = values.float().log_softmax(-1).amax(-1)  # each place's own next token
+                    running[key].update(values, batch.places(state, self.model.on_decoder(state.label)))
+                bar.update(len(some))
+        spreads = {key: spread.std() for key, spread in running.items()}
+        self.calibration = Calibration(self.model.name, len(pairs), spreads)
+        return self.calibration
+
+    def _labels(self, layers: Layers) -> list[Label]:
+        """The chosen layers, without repeats, each checked to be there."""
+        known = list(self.model.layers)
+        if layers == "all":
+            return known
+        wanted = [layers] if isinstance(layers, (int, str)) else list(dict.fromkeys(layers))
+        if not wanted:
+            raise ValueError(f"layers {layers!r} names no layer: choose from {_listing(known)}, or 'all'")
+        for label in wanted:
+            if label != OUTPUT and label not in known:
+                raise ValueError(
+                    f"layer {label!r} does not exist: the model has {_listing(known)}; choose from them or 'output'"
+                )
+        return wanted
+
+    def _site(self, label: Label) -> Site | None:
+        return None if label == OUTPUT else self.model.layers[label]
+
+    def _states(
+        self,
+        labels: Sequence[Label],
+        wanted: int | None,
+        neurons: int | slice | Sequence[int] | None,
+        heads: int | Sequence[int] | None,
+    ) -> Iterator[State]:
+        """What each label means, with its unit."""
+        if neurons is not None and heads is not None:
+            raise ValueError("neurons and heads both pick a part of a state; give one of them")
+        for label in labels:
+            site, part, key = self._site(label), neurons, _key(label)
+            if label == OUTPUT:
+                part = wanted
+            elif heads is not None:
+                site, part = self._heads(label, heads)
+                key = _key(label, heads=True)
+            std = None if self.calibration is None else self.calibration.of(key)
+            index = part if part is None or isinstance(part, (int, slice)) else list(part)
+            yield State(label, site, index, std)
+
+    def _heads(self, label: Label, heads: int | Sequence[int]) -> tuple[LayerCall, list[int]]:
+        """Where a layer's heads are read, and the places of the chosen ones in the last dimension."""
+        found = self.model.head_site(label)
+        if found is None:
             raise ValueError(
-                f"text has {length} tokens: the model takes at most {limit}; shorten or split it"
+                f"layer {label!r} has no attention heads that can be told apart; leave heads out"
             )
-        return encoded["input_ids"], encoded["attention_mask"]
+        site, count, width = found
+        chosen = [heads] if isinstance(heads, int) else list(heads)
+        for head in chosen:
+            if head not in range(count):
+                raise ValueError(f"head {head!r} does not exist: layer {label!r} has heads 0 to {count - 1}")
+        return site, [head * width + i for head in chosen for i in range(width)]
 
-
-def _layer_numbers(layers: Literal["all"] | int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """The chosen layers, without repeats, each checked to be one of 1 to ``depth``."""
-    if layers == "all":
-        return tuple(range(1, depth + 1))
-    numbers = (layers,) if isinstance(layers, int) else tuple(dict.fromkeys(layers))
-    if not numbers:
-        raise ValueError(f"layers {layers!r} names no layer: choose from 1 to {depth}, or 'all'")
-    for number in numbers:
-        if number not in range(1, depth + 1):
+    def _by_class(self, targets: Sequence[Any], labels: Sequence[Label]) -> dict[int | None, list[int]]:
+        """Texts that ask for the same class; a language model's targets are in the encodings."""
+        if self.model.task == "next token" or all(t is None for t in targets):
+            return {None: list(range(len(targets)))}
+        if OUTPUT not in labels:
             raise ValueError(
-                f"layer {number!r} does not exist: the model has layers 1 to {depth}; choose from them"
+                f"target {targets[0]!r} picks a part of the output, and layers {labels} do not have it; give "
+                "layers='output', or use neurons for a part of a layer"
             )
-    return tuple(int(number) for number in numbers)
+        groups: dict[int | None, list[int]] = {}
+        for index, target in enumerate(targets):
+            groups.setdefault(None if target is None else self.model.class_index(target), []).append(index)
+        return groups
+
+    def _encode(
+        self, pairs: Sequence[tuple[str, str | None]], targets: Sequence[Any], truncation: bool
+    ) -> list[Encoding]:
+        return [
+            self.model.encode(text, pair, target=target, truncation=truncation)
+            for (text, pair), target in zip(pairs, targets)
+        ]
+
+    def _settings(self, plan: Plan) -> Settings:
+        names = {id(module): name for name, module in self.model.module.named_modules()}
+        packages = ("captum", "torch", "transformers")
+        return Settings(
+            model=self.model.name,
+            noise_layer=names.get(id(module_of(plan.noise_layer)), type(plan.noise_layer).__name__),
+            rate=plan.rate,
+            seed=plan.solver.seed,
+            tolerance=plan.solver.tolerance,
+            draws=plan.solver.draws,
+            iterations=plan.solver.iterations,
+            state_std=self.calibration is not None,
+            versions={
+                "interp_plugin": version("interp-plugin"),
+                **{name: version(name) for name in packages},
+            },
+        )
+
+
+def _site_of(model: TextModel, layer: Site | str | None) -> Site:
+    """A noise layer given as a module, by its dotted name, or not at all."""
+    if layer is None:
+        return model.embedding
+    if not isinstance(layer, str):
+        return layer
+    try:
+        return model.module.get_submodule(layer)
+    except AttributeError as error:
+        parts = _listing([name for name, _ in model.module.named_children()])
+        raise ValueError(
+            f"noise_layer {layer!r} is not a module of {model.name}, whose parts are {parts}; dotted names go deeper"
+        ) from error
+
+
+def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
+    """One text or pair, or a list of them, as (text, pair or None)."""
+    if isinstance(texts, (str, tuple)):
+        texts = [texts]
+    if not isinstance(texts, Sequence):
+        raise TypeError(
+            f"texts is a {type(texts).__name__}: it must be a str, a pair of str or a list of them"
+        )
+    if not texts:
+        raise ValueError("texts is empty; give at least one text")
+    pairs: list[tuple[str, str | None]] = []
+    for index, text in enumerate(texts):
+        parts = text if isinstance(text, tuple) and len(text) == 2 else (text, None)
+        if not isinstance(parts[0], str) or not isinstance(parts[1], (str, type(None))):
+            raise TypeError(
+                f"text {index} is {text!r}: it must be a str, or a tuple of two for a pair of sentences"
+            )
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def _key(label: Label, heads: bool = False) -> str:
+    """The name of a state in a calibration."""
+    return f"{label}.heads" if heads else str(label)
+
+
+def _listing(labels: Sequence[Label]) -> str:
+    """Labels in a message: the ends of a long row of numbers, otherwise all."""
+    if len(labels) > 2 and all(isinstance(label, int) for label in labels):
+        return f"layers {labels[0]} to {labels[-1]}"
+    return ", ".join(map(repr, labels))

@@ -1,0 +1,243 @@
+"""A padded batch of texts, and what each state of the model says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from interp_plugin.objective import default_rows
+from interp_plugin.problem import Problem, Terms, fit_together, pose
+from interp_plugin.solver import NoiseFit, Solver
+from interp_plugin.state import NoisyModel, Selector, Site
+from interp_plugin.tokens import Encoding, Label, TextModel
+
+MAX_TOKENS = 2048  # of a batch, padding included
+FULL = 0.8  # share of a batch that no padding may push below
+MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a row of an explanation watches.
+
+    Attributes:
+        label: the layer, or "output".
+        site: where it is read; None: the model's output.
+        neurons: an index into the last dimension; None: all of it.
+        state_std: v of the whole last dimension; None: each text is its own yardstick.
+    """
+
+    label: Label
+    site: Site | None
+    neurons: int | slice | list[int] | None = None
+    state_std: Tensor | None = None
+
+    @property
+    def selector(self) -> Selector | None:
+        """Picks the neurons."""
+        return None if self.neurons is None else self._pick
+
+    def _pick(self, state: Tensor) -> Tensor:
+        try:
+            return state[..., self.neurons]
+        except IndexError as error:
+            raise ValueError(
+                f"{self.neurons!r} does not exist in {self.label!r}, whose last dimension has {state.shape[-1]}; count "
+                "from 0"
+            ) from error
+
+    @property
+    def selected_std(self) -> Tensor | None:
+        """v of the neurons."""
+        if self.state_std is None or self.neurons is None or not self.state_std.ndim:
+            return self.state_std
+        return self.state_std[..., self.neurons]
+
+
+def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> Iterator[list[int]]:
+    """Indices of texts that share a batch, longest first: similar lengths, so that little is padding.
+
+    Args:
+        size: texts at most.
+        pads: whether lengths may differ at all.
+
+    Examples::
+        >>> texts = [Encoding("", None, ("a",) * n, (None,) * n, (0,) * n) for n in (2, 9, 10, 3)]
+        >>> list(batches(texts, 2, pads=True)), list(batches(texts, 2, pads=False))
+        ([[2, 1], [3], [0]], [[2], [1], [3], [0]])
+    """
+    batch: list[int] = []
+    longest = 0
+    for index in sorted(range(len(encodings)), key=lambda i: -len(encodings[i].ids)):
+        length = len(encodings[index].ids)
+        fits = length == longest or (pads and length >= FULL * longest)
+        if batch and not (fits and len(batch) < size and (len(batch) + 1) * longest <= MAX_TOKENS):
+            yield batch
+            batch = []
+        longest = longest if batch else length
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class Batch:
+    """Texts run together, once without noise when made.
+
+    Args:
+        model: what reads them.
+        encodings: the texts; with a target where the output of a language model is a state.
+        noise_layer: where noise enters.
+        sites: where states will be read; None is the output.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        encodings: Sequence[Encoding],
+        noise_layer: Site,
+        sites: Sequence[Site | None],
+    ) -> None:
+        arguments, self.token_mask = model.collate(encodings)
+        self._model = model
+        self._encodings = list(encodings)
+        self.targets = _Targets.of(encodings, self.token_mask) if any(e.target for e in encodings) else None
+        self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer)
+        self._sites = list(sites)
+        self._wholes = self._noisy.read(sites)
+        [origin] = self._noisy.origin
+        if origin.ndim != 3 or origin.shape[:2] != self.token_mask.shape:
+            raise ValueError(
+                f"the noise layer's output has shape {tuple(origin.shape)}, and (texts, tokens) is "
+                f"{tuple(self.token_mask.shape)}; give a layer whose output is (texts, tokens, dimensions)"
+            )
+        self.token_size = origin.shape[2]
+
+    def at(self, examples: Sequence[int]) -> Batch:
+        """Some of the texts, with what is known of them."""
+        part = copy(self)
+        rows = torch.tensor(examples, device=self.token_mask.device)
+        part._encodings = [self._encodings[i] for i in examples]
+        part.token_mask = self.token_mask[rows]
+        part.targets = self.targets and self.targets.at(rows)
+        part._wholes = [whole[rows.to(whole.device)] for whole in self._wholes]
+        inputs, origin = (
+            [x[rows.to(x.device)] for x in xs] for xs in (self._noisy.inputs, self._noisy.origin)
+        )
+        part._noisy = replace(self._noisy, forward=_Forward(self._model, part.targets), inputs=tuple(inputs))
+        part._noisy.origin = tuple(origin)
+        return part
+
+    def whole(self, site: Site | None) -> Tensor:
+        """What passes at a site without noise, (B, ...)."""
+        return self._wholes[self._sites.index(site)]
+
+    def places(self, state: State, on_decoder: bool) -> Tensor | None:
+        """Which places along dimension 1 of a state are real, (B, places); None: it has no such dimension."""
+        whole = self.whole(state.site)
+        if self.targets is not None and state.site is None:
+            return self.targets.real
+        mask = self._decoder_mask() if on_decoder else self.token_mask
+        return mask if whole.ndim > 2 and whole.shape[1] == mask.shape[1] else None
+
+    def predicting(self, real: Tensor, on_decoder: bool, given: Sequence[bool]) -> Tensor:
+        """The places that predict the targets, (B, places); all real ones of texts without a given target."""
+        mask = real.clone()
+        for row, (encoding, asked) in enumerate(zip(self._encodings, given)):
+            if asked and on_decoder == ("decoder_input_ids" in encoding.extra):
+                columns = real[row].nonzero()[:, 0]
+                mask[row] = False
+                mask[row, columns[list(encoding.target_positions)]] = True
+        return mask
+
+    @property
+    def default_rows(self) -> int:
+        """Rows in one forward: as the solver would choose, fewer where a language model's output is a state."""
+        rows = default_rows(self._noisy.origin[0][0].numel())
+        if self.targets is not None and None in self._sites:
+            rows = min(rows, MAX_SCORES // (self.token_mask.shape[1] * self._model.vocabulary))
+        return max(1, rows)
+
+    def fit(
+        self,
+        states: Sequence[State],
+        masks: Sequence[Tensor | None],
+        terms: Terms,
+        solver: Solver,
+        max_rows: int | None = None,
+    ) -> list[NoiseFit]:
+        """A fit of all the texts for each state.
+
+        Args:
+            states: one or more.
+            masks: of each, which places along dimension 1 count, (B, places); None: all.
+            terms: rate and max_sigma; the states have their own state_std.
+            solver: how hard to look.
+            max_rows: most rows in one forward; None: :attr:`default_rows`.
+        """
+        rows = max_rows or self.default_rows
+        return fit_together([self._pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
+
+    def _pose(self, state: State, mask: Tensor | None, terms: Terms, rows: int) -> Problem:
+        whole = self.whole(state.site)
+        noisy = self._noisy.at(state.site)
+        noisy.selector, noisy.max_rows = state.selector, rows
+        selected = noisy.selected(whole)
+        counted = torch.ones_like(selected, dtype=torch.bool)
+        if mask is not None:
+            counted &= mask.reshape(*mask.shape, *[1] * (selected.ndim - 2))
+        own = Terms(terms.rate, terms.max_sigma, state.selected_std)
+        return pose(noisy, own, None, self.token_mask, counted, whole)
+
+    def _decoder_mask(self) -> Tensor:
+        lengths = torch.tensor([len(e.extra["decoder_input_ids"]) for e in self._encodings])
+        places = torch.arange(int(lengths.max()))
+        return (places < lengths.unsqueeze(1)).to(self.token_mask.device)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The tokens that a language model is asked for, n at most."""
+
+    ids: Tensor  # (B, n)
+    places: Tensor  # column of the output that predicts each, (B, n)
+    real: Tensor  # (B, n)
+
+    @classmethod
+    def of(cls, encodings: Sequence[Encoding], token_mask: Tensor) -> _Targets:
+        count = max(len(e.target) for e in encodings)
+        ids, places = torch.zeros(2, len(encodings), count, dtype=torch.long)
+        real = torch.zeros(len(encodings), count, dtype=torch.bool)
+        for row, e in enumerate(encodings):
+            n = len(e.target)
+            at = torch.tensor(e.target_positions)
+            if "decoder_input_ids" not in e.extra:
+                at = token_mask[row].nonzero()[:, 0].cpu()[at]
+            ids[row, :n], places[row, :n], real[row, :n] = torch.tensor(e.target), at, True
+        return cls(*(x.to(token_mask.device) for x in (ids, places, real)))
+
+    def at(self, rows: Tensor) -> _Targets:
+        return _Targets(self.ids[rows], self.places[rows], self.real[rows])
+
+
+class _Forward:
+    """The model on rows of a batch; with targets its output is their log probabilities, (R, n)."""
+
+    def __init__(self, model: TextModel, targets: _Targets | None) -> None:
+        self.model, self.targets = model, targets
+        self.module: nn.Module = model.module
+
+    def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        output = self.model(*inputs)
+        if self.targets is None:
+            return output
+        rows = rows.to(output.device)
+        places = self.targets.places.to(output.device)[rows]
+        ids = self.targets.ids.to(output.device)[rows]
+        scores = output[
+            torch.arange(len(rows), device=output.device).unsqueeze(1), places
+        ]  # (R, n, vocabulary)
+        return scores.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)

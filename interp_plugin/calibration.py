@@ -1,0 +1,84 @@
+"""The spread of every layer's states over a sample of texts: one yardstick for all texts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+FORMAT = "interp_plugin calibration 1"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Standard deviation v of the state's elements at each layer of one model.
+
+    Attributes:
+        model: name of the model.
+        texts: how many texts it was measured on.
+        state_std: key of a state -> v, float32; it broadcasts to the state.
+
+    Examples::
+        >>> import tempfile, torch
+        >>> calibration = Calibration("m", 2, {"1": torch.ones(3)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     calibration.save(folder + "/v.safetensors")
+        ...     Calibration.load(folder + "/v.safetensors").state_std["1"]
+        tensor([1., 1., 1.])
+    """
+
+    model: str
+    texts: int
+    state_std: Mapping[str, Tensor]
+
+    def of(self, key: str) -> Tensor:
+        """v of a state.
+
+        Raises:
+            ValueError: that state was not calibrated.
+        """
+        if key not in self.state_std:
+            raise ValueError(
+                f"state {key!r} was not calibrated, only {', '.join(self.state_std)}; calibrate with that layer"
+            )
+        return self.state_std[key]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a safetensors file, whole or not at all."""
+        from safetensors.torch import save_file
+
+        about = {"format": FORMAT, "about": json.dumps({"model": self.model, "texts": self.texts})}
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file({key: v.contiguous() for key, v in self.state_std.items()}, partial, about)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is no calibration.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{str(path)!r} is not a safetensors file; give what calibrate() saved"
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{str(path)!r} is of format {metadata.get('format')!r}, and {FORMAT!r} is needed; calibrate again"
+            )
+        return cls(**json.loads(metadata["about"]), state_std=tensors)

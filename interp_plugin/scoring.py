@@ -1,0 +1,200 @@
+"""One batch of texts and the states to watch become explanations: what every engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from interp_plugin.batches import Batch, State
+from interp_plugin.explanation import Row, TextExplanation
+from interp_plugin.problem import Terms
+from interp_plugin.solver import NoiseFit, Solver
+from interp_plugin.state import Site
+from interp_plugin.tokens import Encoding, TextModel
+
+Positions = int | Sequence[int] | Literal["each"] | None
+OUTPUT = "output"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to find out of every text.
+
+    Attributes:
+        states: a row each, in this order.
+        positions: of the states that have tokens: None watches all together, an index (from the end
+            where negative), several or "each" one by one.
+        noise_layer: where noise enters.
+        target: name of the output that is watched, where the states say which.
+        rate, max_sigma, solver: of the fits.
+        max_rows: rows at most in one forward; None starts from what suits the length and halves when
+            memory runs out.
+    """
+
+    states: tuple[State, ...]
+    positions: Positions
+    noise_layer: Site
+    target: str | None
+    rate: float
+    max_sigma: float | None
+    solver: Solver
+    max_rows: int | None = None
+
+
+def score(model: TextModel, encodings: Sequence[Encoding], plan: Plan) -> list[TextExplanation]:
+    """The explanation of every text of one batch."""
+    given = [bool(e.target) for e in encodings]
+    guesses: list[tuple[str, float] | None] = [None] * len(encodings)
+    if model.task == "next token" and any(s.label == OUTPUT for s in plan.states) and not all(given):
+        encodings, guesses = _with_next_tokens(model, encodings, plan.noise_layer)
+    sites = dict.fromkeys(state.site for state in plan.states)
+    if model.task == "sequence classes":
+        sites[None] = None
+    batch = Batch(model, encodings, plan.noise_layer, list(sites))
+    if model.task == "sequence classes":
+        guesses = [model.predicted(scores) for scores in batch.whole(None)]
+    rows = _rows(model, batch, plan, given)
+    return [
+        TextExplanation(
+            text=encoding.text,
+            pair=encoding.pair,
+            tokens=encoding.tokens,
+            offsets=encoding.offsets,
+            size=batch.token_size,
+            predicted=guess[0] if guess else None,
+            probability=guess[1] if guess else None,
+            target=model.target_name(encoding) if encoding.target else plan.target,
+            rows=rows_of_text,
+        )
+        for encoding, guess, rows_of_text in zip(encodings, guesses, rows)
+    ]
+
+
+def _rows(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+    """The rows of every text, in the plan's order, positions of a state one after another."""
+    found: list[list[tuple[int, Row]]] = [[] for _ in given]
+    for part in _parts(model, batch, plan, given):
+        some = batch if len(part.examples) == len(given) else batch.at(part.examples)
+        fits = _fits(some, part, plan)
+        for state, places, fit in zip(part.states, part.positions, fits):
+            for index, (example, place) in enumerate(zip(part.examples, places)):
+                found[example].append((plan.states.index(state), _row(state, place, fit, index)))
+    return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
+
+
+def _fits(batch: Batch, part: _Part, plan: Plan) -> list[NoiseFit]:
+    """A fit for each state; with half the rows in a forward whenever memory runs out."""
+    terms = Terms(plan.rate, plan.max_sigma, None)
+    rows = plan.max_rows or batch.default_rows
+    while True:
+        try:
+            return batch.fit(part.states, part.masks, terms, plan.solver, rows)
+        except (RuntimeError, MemoryError) as error:
+            if plan.max_rows or rows == 1 or not _out_of_memory(error):
+                raise
+        rows //= 2
+        torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory; on the CPU torch has no class of its own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def _with_next_tokens(
+    model: TextModel, encodings: Sequence[Encoding], noise_layer: Site
+) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
+    """Texts without a target get the model's own next token, and what it is with its probability."""
+    batch = Batch(model, [replace(e, target=()) for e in encodings], noise_layer, [None])
+    real = batch.places(State(OUTPUT, None), model.on_decoder(OUTPUT))
+    assert real is not None
+    asked: list[Encoding] = []
+    guesses: list[tuple[str, float] | None] = []
+    for encoding, scores, mask in zip(encodings, batch.whole(None), real):
+        last = scores[mask.to(scores.device)][-1]
+        asked.append(encoding if encoding.target else model.with_next_token(encoding, last))
+        guesses.append(None if encoding.target else model.predicted(last))
+    return asked, guesses
+
+
+@dataclass(frozen=True)
+class _Part:
+    """States that some of the texts have in common, to be fitted together."""
+
+    examples: list[int]
+    states: list[State]
+    masks: list[Tensor | None]  # which places along dimension 1 count, (examples, places)
+    positions: list[list[int | None]]  # of each state, for each example
+
+
+def _parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> Iterator[_Part]:
+    """The plan cut so that every part is one state for each text."""
+    everyone = list(range(len(given)))
+    together = _Part(everyone, [], [], [])
+    apart: dict[bool, list[State]] = {}
+    for state in plan.states:
+        on_decoder = model.on_decoder(state.label)
+        real = batch.places(state, on_decoder)
+        has_tokens = real is not None and not (state.site is None and batch.targets is not None)
+        if plan.positions is not None and has_tokens:
+            apart.setdefault(on_decoder, []).append(state)
+            continue
+        asked = real is not None and state.site is not None and any(given)
+        mask = batch.predicting(real, on_decoder, given) if real is not None and asked else real
+        together.states.append(state)
+        together.masks.append(mask)
+        together.positions.append([None] * len(everyone))
+    if together.states:
+        yield together
+    for on_decoder, states in apart.items():
+        real = batch.places(states[0], on_decoder)
+        assert real is not None
+        yield from _one_by_one(states, real, plan.positions)
+
+
+def _one_by_one(states: list[State], real: Tensor, positions: Positions) -> Iterator[_Part]:
+    """A part for each position; texts that are too short for it are left out."""
+    columns = [mask.nonzero()[:, 0].tolist() for mask in real]
+    wanted = [_indices(positions, len(c)) for c in columns]
+    for k in range(max(map(len, wanted))):
+        examples = [i for i, places in enumerate(wanted) if len(places) > k]
+        places = [wanted[i][k] for i in examples]
+        mask = torch.zeros(len(examples), real.shape[1], dtype=torch.bool, device=real.device)
+        for row, (example, place) in enumerate(zip(examples, places)):
+            mask[row, columns[example][place]] = True
+        yield _Part(examples, states, [mask] * len(states), [list(places)] * len(states))
+
+
+def _indices(positions: Positions, length: int) -> list[int]:
+    """Positions of one text as numbers from 0, checked."""
+    if positions == "each":
+        return list(range(length))
+    wanted = [positions] if isinstance(positions, int) else list(positions or [])
+    for place in wanted:
+        if not isinstance(place, int) or not -length <= place < length:
+            raise ValueError(
+                f"position {place!r} does not exist in a text of {length} tokens; give {-length} to {length - 1}, or "
+                "'each'"
+            )
+    return [place % length for place in wanted]
+
+
+def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
+    mask = fit.token_mask[index]
+    return Row(
+        layer=state.label,
+        position=position,
+        sigma=fit.sigma[index][mask].cpu(),
+        standard_error=fit.standard_error[index][mask].cpu(),
+        common_error=float(fit.common_error[index]),
+        max_sigma=float(fit.max_sigma[index]),
+        regime_index=float(fit.regime_index[index]),
+        distortion=float(fit.distortion[index]),
+        converged=bool(fit.converged[index]),
+        n_forward=int(fit.n_forward[index]),
+        n_backward=int(fit.n_backward[index]),
+    )

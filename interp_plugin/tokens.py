@@ -1,0 +1,271 @@
+"""What TextExplainer asks of a model and its tokenizer, and the answer for plain PyTorch modules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from interp_plugin.state import LayerCall, first_tensor
+
+Label = int | str
+Offset = tuple[int, int, int]
+"""Which text (0, or 1 for its pair), first character, and the one after the last."""
+Task = Literal["sequence classes", "token classes", "next token", "none"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One text, tokenised and not padded; T tokens.
+
+    Attributes:
+        text, pair: what was tokenised; the pair is a second sentence, a continuation or a decoder's text.
+        tokens: T of them, readable.
+        offsets: of each token in its text, None for special tokens.
+        ids: what enters the embedding.
+        extra: further inputs of the model, by name: one number a token, or a decoder's own sequence.
+        target: ids of the tokens that a language model is asked for.
+        target_positions: the position of its output that predicts each of them.
+    """
+
+    text: str
+    pair: str | None
+    tokens: tuple[str, ...]
+    offsets: tuple[Offset | None, ...]
+    ids: tuple[int, ...]
+    extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    target: tuple[int, ...] = ()
+    target_positions: tuple[int, ...] = ()
+
+
+class TextModel(Protocol):
+    """A model that reads text.
+
+    Attributes:
+        embedding: where noise enters unless another layer is asked for.
+        layers: where each layer's state is read, in the order they run.
+        task: what the output is: (B, C) class scores, (B, T, C), (B, T, vocabulary), or no scores.
+        pads: whether texts of different lengths may share a batch.
+        module: the model itself.
+        vocabulary: scores of a language model for each place; 0 of others.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def embedding(self) -> LayerCall: ...
+    @property
+    def layers(self) -> Mapping[Label, LayerCall]: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def pads(self) -> bool: ...
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+    def on_decoder(self, label: Label) -> bool:
+        """Whether dimension 1 of that layer's state runs over a decoder's own tokens."""
+        ...
+
+    def head_site(self, label: Label) -> tuple[LayerCall, int, int] | None:
+        """Where a layer's attention heads lie side by side in the last dimension; their number and width."""
+        ...
+
+    def encode(
+        self, text: str, pair: str | None = None, *, target: Any = None, truncation: bool = False
+    ) -> Encoding:
+        """Tokenise; ``target`` as a language model's continuation (classifiers ignore it)."""
+        ...
+
+    def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Padded arguments for a call, ids first, the batch dimension first; and the token mask, (B, T)."""
+        ...
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """The output, as ``task`` says."""
+        ...
+
+    def class_index(self, target: int | str) -> int:
+        """Number of a class, given as a number or by name."""
+        ...
+
+    def class_name(self, index: int) -> str:
+        """Name of a class."""
+        ...
+
+    def predicted(self, scores: Tensor) -> tuple[str, float] | None:
+        """Name and probability of what (C,) or (vocabulary,) scores say is likeliest."""
+        ...
+
+    def with_next_token(self, encoding: Encoding, scores: Tensor) -> Encoding:
+        """The encoding with the likeliest next token, by the (vocabulary,) scores of its last place, as target."""
+        ...
+
+    def target_name(self, encoding: Encoding) -> str:
+        """The target of a language model as text."""
+        ...
+
+
+class PlainModel:
+    """A classifier written in plain PyTorch (an LSTM, a CNN), with its tokenizer and embedding.
+
+    Args:
+        module: takes ids (B, T) and, if its forward has a second positional parameter, a mask (B, T) of
+            real tokens; returns class scores (B, C).
+        tokenizer: text -> ids, or a mapping with "input_ids" and, if there are, "tokens" and
+            "offset_mapping" (first and last character of each token).
+        embedding: the module that turns ids into vectors (B, T, K).
+        layers: name -> module whose (first) output (B, T, ...) or (B, ...) is a state; None: every
+            direct child that is neither the embedding nor dropout.
+        classes: names of the classes.
+        pads: whether texts of different lengths may share a batch: the module must ignore what its mask
+            leaves out, and every state have its tokens in dimension 1.
+        pad_id: what fills the places of missing tokens.
+
+    Examples::
+        >>> embed, words = torch.nn.Embedding(9, 4), ["a", "good", "film"]
+        >>> net = torch.nn.Sequential(embed, torch.nn.LSTM(4, 3, batch_first=True))
+        >>> model = PlainModel(net, lambda text: [words.index(w) for w in text.split()], embed)
+        >>> list(model.layers), model.encode("a good film").ids
+        (['1'], (0, 1, 2))
+    """
+
+    task: Task = "sequence classes"
+    vocabulary = 0
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Callable[[str], Any],
+        embedding: nn.Module,
+        layers: Mapping[str, nn.Module] | None = None,
+        classes: Sequence[str] | None = None,
+        pads: bool = False,
+        pad_id: int = 0,
+    ) -> None:
+        if embedding not in set(module.modules()):
+            raise ValueError(
+                f"embedding {type(embedding).__name__} is not a part of the model; give the module that it calls"
+            )
+        if layers is None:
+            layers = {
+                name: child
+                for name, child in module.named_children()
+                if child is not embedding and not isinstance(child, nn.modules.dropout._DropoutNd)
+            }
+        self.module = module
+        self.tokenizer = tokenizer
+        self.embedding = LayerCall(embedding)
+        self.layers: dict[Label, LayerCall] = {name: LayerCall(layer) for name, layer in layers.items()}
+        self.classes = classes
+        self.pad_id = pad_id
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(module.forward).parameters.values()
+        self._masked = sum(p.kind in positional for p in parameters) > 1
+        if pads and not self._masked:
+            raise ValueError(
+                f"pads is true, but {type(module).__name__}.forward takes no mask; give it a second parameter or leave "
+                "pads out"
+            )
+        self.pads = pads
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return type(self.module).__name__
+
+    def on_decoder(self, label: Label) -> bool:
+        return False
+
+    def head_site(self, label: Label) -> None:
+        return None
+
+    def encode(
+        self, text: str, pair: str | None = None, *, target: Any = None, truncation: bool = False
+    ) -> Encoding:
+        """One text; see :class:`TextModel`."""
+        if pair is not None:
+            raise ValueError("a plain PyTorch model takes one text, not a pair; join the two yourself")
+        found = self.tokenizer(text)
+        ids = tuple(int(i) for i in (found["input_ids"] if isinstance(found, Mapping) else found))
+        if not ids:
+            raise ValueError(f"text {text!r} has no tokens: it must hold at least one; give some words")
+        rows = getattr(self.embedding.layer, "num_embeddings", None)
+        if rows is not None and not all(0 <= i < rows for i in ids):
+            raise ValueError(
+                f"id {next(i for i in ids if not 0 <= i < rows)} is not one of the embedding's {rows}: tokenizer and "
+                "model do not fit; give the tokenizer that the model was trained with"
+            )
+        given = found if isinstance(found, Mapping) else {}
+        offsets = given.get("offset_mapping")
+        spans = _spans(text, len(ids)) if offsets is None else [(int(a), int(b)) for a, b in offsets]
+        tokens = given.get("tokens") or [text[a:b] for a, b in spans]
+        if not len(ids) == len(spans) == len(tokens):
+            raise ValueError(
+                f"the tokenizer gives {len(ids)} ids, {len(tokens)} tokens and {len(spans)} offsets; they must agree"
+            )
+        return Encoding(text, None, tuple(tokens), tuple((0, a, b) for a, b in spans), ids)
+
+    def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Ids (B, T), and the mask where the model takes one; see :class:`TextModel`."""
+        device = next(self.embedding.layer.parameters()).device
+        longest = max(len(e.ids) for e in encodings)
+        ids = torch.full((len(encodings), longest), self.pad_id)
+        mask = torch.zeros(len(encodings), longest, dtype=torch.bool)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
+            mask[row, : len(encoding.ids)] = True
+        ids, mask = ids.to(device), mask.to(device)
+        return ((ids, mask) if self._masked else (ids,)), mask
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        output: Tensor = first_tensor(self.module(*arguments))
+        return output
+
+    def class_index(self, target: int | str) -> int:
+        """Number of a class; see :class:`TextModel`."""
+        if isinstance(target, int):
+            return target
+        if self.classes is None or target not in self.classes:
+            raise ValueError(f"target {target!r} is not a class of the model; it has {self.classes}")
+        return list(self.classes).index(target)
+
+    def class_name(self, index: int) -> str:
+        """Name of a class; see :class:`TextModel`."""
+        return self.classes[index] if self.classes else str(index)
+
+    def predicted(self, scores: Tensor) -> tuple[str, float] | None:
+        """The likeliest class; see :class:`TextModel`."""
+        if scores.ndim != 1 or len(scores) < 2:
+            return None
+        probability, index = scores.float().softmax(-1).max(-1)
+        return self.class_name(int(index)), float(probability)
+
+    def with_next_token(self, encoding: Encoding, scores: Tensor) -> Encoding:
+        """Not of a classifier."""
+        raise ValueError(f"{self.name} is a classifier and predicts no next token")
+
+    def target_name(self, encoding: Encoding) -> str:
+        """Not of a classifier."""
+        raise ValueError(f"{self.name} is a classifier and has no target tokens")
+
+
+def _spans(text: str, count: int) -> list[tuple[int, int]]:
+    """Where the words of a text are, if it has ``count`` of them; otherwise nobody knows, and all is empty."""
+    spans, end = [], 0
+    for word in text.split():
+        start = text.index(word, end)
+        end = start + len(word)
+        spans.append((start, end))
+    if len(spans) != count:
+        raise ValueError(
+            f"the tokenizer gives {count} ids for a text of {len(spans)} words and no offsets; let it return a mapping "
+            'with "input_ids", "tokens" and "offset_mapping"'
+        )
+    return spans
