@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from interp_plugin.problem import Problem, Terms, pose, warn_of_training
 from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import LayerCall, NoisyModel, RunningStd, Selector, Site, module_of
+from interp_plugin.state import (
+    LayerCall,
+    NoisyModel,
+    RunningStd,
+    Selector,
+    Site,
+    module_of,
+)
 
 Tensors = Tensor | tuple[Tensor, ...]
 Score = Literal["loss", "kept", "sigma"]
@@ -42,7 +49,11 @@ class _ModelRows:
         return cast(Tensor, output)
 
     def _at(self, argument: Any, rows: Tensor) -> Any:
-        if isinstance(argument, Tensor) and argument.ndim and len(argument) == self.batch:
+        if (
+            isinstance(argument, Tensor)
+            and argument.ndim
+            and len(argument) == self.batch
+        ):
             return argument[rows.to(argument.device)]
         return argument
 
@@ -85,7 +96,9 @@ class InformationLoss(Attribution):
         (torch.Size([1, 3]), True)
     """
 
-    def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
+    def __init__(
+        self, forward_func: Callable[..., Any], state_layer: Site | None = None
+    ) -> None:
         super().__init__(forward_func)
         self.state_layer = state_layer
 
@@ -148,7 +161,9 @@ class InformationLoss(Attribution):
             AssertionError: a bad target (Captum's own check).
         """
         if score not in SCORES:
-            raise ValueError(f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}")
+            raise ValueError(
+                f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}"
+            )
         problem = self._problem(
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
             Terms(rate, max_sigma, state_std), internal_batch_size,
@@ -167,7 +182,9 @@ class InformationLoss(Attribution):
 
     def attribute_future(self) -> None:
         """Not offered."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+        raise NotImplementedError(
+            f"attribute_future is not implemented for {type(self).__name__}"
+        )
 
     def fit(
         self,
@@ -214,7 +231,9 @@ class InformationLoss(Attribution):
         for batch in batches:
             inputs = _format_tensor_into_tuples(batch["inputs"])
             arguments = batch.get("additional_forward_args")
-            model = self._model(inputs, target, arguments, neuron_selector, internal_batch_size)
+            model = self._model(
+                inputs, target, arguments, neuron_selector, internal_batch_size
+            )
             _, state = model.clean()
             mask = batch.get("token_mask")
             running.update(state, mask if state.ndim > 2 else None)
@@ -240,7 +259,9 @@ class InformationLoss(Attribution):
                 f"inputs of shape {[tuple(x.shape) for x in inputs]} are empty; give at least one example and token"
             )
         if any(len(x) != batch for x in inputs):
-            raise ValueError(f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree")
+            raise ValueError(
+                f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree"
+            )
         if internal_batch_size is not None and internal_batch_size < 1:
             raise ValueError(
                 f"internal_batch_size is {internal_batch_size}; give a positive number of rows or None"
@@ -289,8 +310,14 @@ class InformationLoss(Attribution):
             neuron_selector,
             internal_batch_size,
         )
-        warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
-        mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
+        warn_of_training(
+            self.forward_func,
+            module_of(self.state_layer),
+            module_of(self._noise_layer()),
+        )
+        mask = (
+            None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
+        )
         return pose(model, terms, mask, token_mask)
 
 
@@ -317,7 +344,10 @@ class LayerInformationLoss(InformationLoss):
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: Site, state_layer: Site | None = None
+        self,
+        forward_func: Callable[..., Any],
+        layer: Site,
+        state_layer: Site | None = None,
     ) -> None:
         super().__init__(forward_func, state_layer)
         if not isinstance(layer, (nn.Module, LayerCall)):
@@ -359,7 +389,11 @@ class NeuronInformationLoss(Attribution):
 
     @log_usage(part_of_slo=True)
     def attribute(
-        self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
+        self,
+        inputs: Tensors,
+        neuron_selector: Selector,
+        additional_forward_args: Any = None,
+        **settings: Any,
     ) -> Tensors:
         """The score of every token for the selected neurons.
 
@@ -370,20 +404,34 @@ class NeuronInformationLoss(Attribution):
             **settings: the other keyword arguments of :meth:`InformationLoss.attribute`, but ``target``.
         """
         return self._method().attribute(
-            inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
+            inputs,
+            None,
+            additional_forward_args,
+            neuron_selector=neuron_selector,
+            **settings,
         )
 
     def fit(
-        self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
+        self,
+        inputs: Tensors,
+        neuron_selector: Selector,
+        additional_forward_args: Any = None,
+        **settings: Any,
     ) -> NoiseFit:
         """The fit behind the scores; arguments as in :meth:`attribute`."""
         return self._method().fit(
-            inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
+            inputs,
+            None,
+            additional_forward_args,
+            neuron_selector=neuron_selector,
+            **settings,
         )
 
     def attribute_future(self) -> None:
         """Not offered."""
-        raise NotImplementedError("attribute_future is not implemented for NeuronInformationLoss")
+        raise NotImplementedError(
+            "attribute_future is not implemented for NeuronInformationLoss"
+        )
 
     def _method(self) -> InformationLoss:
         return InformationLoss(self.forward_func, state_layer=self.layer)
@@ -396,13 +444,18 @@ class InformationLossLLMAttribution(LLMGradientAttribution):
     score is the mean over them: a sum of entropies of the same input tokens has no meaning.
     """
 
-    SUPPORTED_METHODS = (*LLMGradientAttribution.SUPPORTED_METHODS, LayerInformationLoss)
+    SUPPORTED_METHODS = (
+        *LLMGradientAttribution.SUPPORTED_METHODS,
+        LayerInformationLoss,
+    )
 
     def attribute(self, *args: Any, **kwargs: Any) -> LLMAttributionResult:
         """As ``LLMGradientAttribution.attribute``; further keyword arguments go to our ``attribute``."""
         if not isinstance(self.attr_method, LayerInformationLoss):
             return super().attribute(*args, **kwargs)
-        if kwargs.get("score", "loss") == "sigma" or not kwargs.get("return_input_shape", True):
+        if kwargs.get("score", "loss") == "sigma" or not kwargs.get(
+            "return_input_shape", True
+        ):
             raise ValueError(
                 "InformationLossLLMAttribution sums the elements of each token; use score='loss' or 'kept' with "
                 "return_input_shape=True"

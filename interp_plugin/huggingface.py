@@ -26,7 +26,9 @@ def default_model_path() -> Path:
     return Path(str(files("interp_plugin") / "default_model"))
 
 
-def load(path_or_id: str | PathLike[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    path_or_id: str | PathLike[str],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier and its tokenizer: in eval mode, float32, on the CPU.
 
     Args:

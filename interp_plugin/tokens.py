@@ -230,11 +230,12 @@ class PlainModel:
 
     def class_index(self, target: int | str) -> int:
         """Number of a class; see :class:`TextModel`."""
-        if isinstance(target, int):
+        known = list(self.classes or [])
+        if isinstance(target, int) and (not known or 0 <= target < len(known)):
             return target
-        if self.classes is None or target not in self.classes:
-            raise ValueError(f"target {target!r} is not a class of the model; it has {self.classes}")
-        return list(self.classes).index(target)
+        if target not in known:
+            raise ValueError(f"target {target!r} is not a class of the model, whose classes are {known}")
+        return known.index(target)
 
     def class_name(self, index: int) -> str:
         """Name of a class; see :class:`TextModel`."""

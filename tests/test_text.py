@@ -118,7 +118,8 @@ def test_a_target_by_name_is_that_class() -> None:
 def test_the_prediction_is_the_models_own() -> None:
     model = lstm()
     text = TextExplainer(model).explain("it was good", solver=FAST)[0]
-    scores = model.module(torch.tensor([model.encode("it was good").ids]))[0].softmax(0)
+    with torch.no_grad():
+        scores = model.module(torch.tensor([model.encode("it was good").ids]))[0].softmax(0)
     assert text.predicted == CLASSES[int(scores.argmax())]
     assert text.probability == pytest.approx(float(scores.max()))
 
@@ -245,7 +246,7 @@ def test_the_users_model_comes_back_as_it_was(default: TextExplainer) -> None:
         ({"layers": []}, "names no layer"),
         ({"target": "good"}, "layers='output'"),
         ({"layers": "output", "target": "great"}, "'great' is not a class"),
-        ({"layers": "output", "target": 3}, "3 does not exist"),
+        ({"layers": "output", "target": 3}, "3 is not a class"),
         ({"target": ["good"] * 2}, "lists 2 for 1"),
         ({"positions": 3}, "position 3 does not exist in a text of 3 tokens"),
         ({"neurons": 12}, "12 does not exist in 'lstm'"),
