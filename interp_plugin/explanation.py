@@ -1,63 +1,474 @@
-"""Explanation: what each layer keeps of each token of a text."""
+"""Explanation: what each state of a model keeps of each token of some texts."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+import operator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import torch
 from torch import Tensor
 
-from interp_plugin import rendering
+from interp_plugin import rendering, storage
+from interp_plugin.rows import Layer, Record, Row, TextExplanation, listed
+from interp_plugin.scores import Kind, Scores
+from interp_plugin.units import Granularity
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from captum.attr.visualization import VisualizationDataRecord
+    from matplotlib.figure import Figure
     from rich.console import Console
+
+__all__ = ["Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
+
+Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
+
+_LABELS = ("layer", "position")
+_FACTS = ("max_sigma", "regime_index", "distortion", "converged", "n_forward", "n_backward")
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """Information kept of T tokens by L layers, with everything needed to judge the numbers.
+class Settings:
+    """What the numbers of an explanation depend on.
+
+    Attributes:
+        model: its name.
+        noise_layer: name of the module whose output receives the noise.
+        rate: weight of entropy against distortion, lambda.
+        seed, tolerance, draws, iterations: of the solver.
+        state_std: whether the state is measured in its standard deviations over a corpus; false: each text is
+            its own yardstick.
+        versions: of the packages at work.
 
     Example::
 
-        >>> import torch
-        >>> row = torch.tensor([[2.0, 1.0]])
-        >>> e = Explanation("a b", ("a", "b"), "positive", 0.75, (3,), row, row, row, row[:, 0], row[:, 0],
-        ...                 torch.tensor([True]), 64, 32, 0.5, 0.1, 0)
-        >>> e.to_dict()["kept"]
-        [[2.0, 1.0]]
+        >>> Settings("bert", "embeddings", 0.1, 0, 0.02, 28, None, False, {"torch": "2.13.0"}).rate
+        0.1
     """
 
-    text: str
-    tokens: tuple[str, ...]  # T of them, as the tokenizer writes them
-    predicted: str  # name of the predicted class
-    probability: float
-    layers: tuple[int, ...]  # L of them; 1 is the first block
-    sigma: Tensor  # (L, T), units of the embeddings
-    kept: Tensor  # (L, T), nats: high = the layer still holds this token
-    standard_error: Tensor  # (L, T) of kept, nats
-    regime_index: Tensor  # (L,): 1 = small-noise regime
-    distortion: Tensor  # (L,)
-    converged: Tensor  # (L,) bool
-    n_forward: int  # sample passes, all layers together
-    n_backward: int
-    seconds: float
+    model: str
+    noise_layer: str
     rate: float
     seed: int
+    tolerance: float
+    draws: int
+    iterations: int | None
+    state_std: bool
+    versions: Mapping[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as lists and numbers, ready for strict JSON: a number that is not finite is None."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
-    def show(self, console: Console | None = None) -> None:
-        """Print the prediction, the table of tokens x layers and the cost (console: default stdout)."""
-        rendering.show(self.to_dict(), console)
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Record, Sequence[TextExplanation]):
+    """Texts x states x tokens, with everything needed to judge the numbers: a sequence of TextExplanation.
+
+    Indexing: ``explanation[0]`` is a text, ``explanation[1:3]`` an Explanation of two of them (with its share
+    of the seconds), ``explanation[0, "output"]`` the row of a text and layer, or a tuple of rows if the
+    layer was explained at several positions.
+
+    Attributes:
+        items: one for each text.
+        settings: common to all of them.
+        seconds: wall time it took.
+
+    Example::
+
+        >>> explanation = example()
+        >>> explanation
+        Explanation(2 texts, layers 1, 'output', model 'made up')
+        >>> explanation[1].text, explanation[0, "output"].regime_index, len(explanation[1:])
+        ('good', 1.5, 1)
+        >>> explanation[0, 7]
+        Traceback (most recent call last):
+            ...
+        KeyError: "layer 7 was not explained: choose from 1, 'output'"
+    """
+
+    items: tuple[TextExplanation, ...]
+    settings: Settings
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[TextExplanation]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> TextExplanation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Explanation: ...
+    @overload
+    def __getitem__(self, index: tuple[int, Layer]) -> Row | tuple[Row, ...]: ...
+
+    def __getitem__(
+        self, index: int | slice | tuple[int, Layer]
+    ) -> TextExplanation | Explanation | Row | tuple[Row, ...]:
+        if isinstance(index, tuple):
+            if len(index) != 2:
+                raise TypeError(f"index {index!r} has {len(index)} parts: give a text's number and a layer")
+            rows = self[index[0]].rows_of(index[1])
+            return rows[0] if len(rows) == 1 else rows
+        if isinstance(index, slice):
+            items = self.items[index]
+            return replace(self, items=items, seconds=self.seconds * len(items) / max(len(self), 1))
+        try:
+            return self.items[operator.index(index)]
+        except IndexError:
+            raise IndexError(
+                f"text {index} does not exist: the explanation has {len(self)}, counted from 0"
+            ) from None
+
+    def __repr__(self) -> str:
+        layers = dict.fromkeys(layer for item in self.items for layer in item.layers)
+        texts = f"{len(self)} text{'s' if len(self) != 1 else ''}"
+        return f"Explanation({texts}, layers {listed(layers)}, model {self.settings.model!r})"
+
+    def scores(self, kind: Kind = "kept", granularity: Granularity = "token") -> tuple[Scores, ...]:
+        """`TextExplanation.scores` of every text.
+
+        Example::
+
+            >>> [scores.values.shape for scores in example().scores("loss", "sentence")]
+            [torch.Size([2, 3]), torch.Size([2, 3])]
+        """
+        return tuple(item.scores(kind, granularity) for item in self.items)
+
+    @staticmethod
+    def merge(*explanations: Explanation) -> Explanation:
+        """Several explanations as one, their texts in order and their seconds added.
+
+        Versions of packages that differ are listed together.
+
+        Raises:
+            ValueError: none given, or one with another setting, so that its numbers do not compare.
+
+        Example::
+
+            >>> explanation = example()
+            >>> Explanation.merge(explanation[:1], explanation[1:]) == explanation
+            True
+        """
+        if not explanations:
+            raise ValueError("there is nothing to merge: give at least one Explanation")
+        return Explanation(
+            items=tuple(item for explanation in explanations for item in explanation),
+            settings=_merged([explanation.settings for explanation in explanations]),
+            seconds=sum(explanation.seconds for explanation in explanations),
+        )
+
+    def to_dict(self, granularity: Granularity = "token") -> dict[str, Any]:
+        """Everything as lists, strings and numbers, ready for strict JSON: what is not finite is None.
+
+        Scores are (U,) lists in each row; ``standard_error`` is that of kept and of loss, in nats, and ``tied``
+        tells which units cannot be told apart from the next one in rank (see `Scores`), by their kept;
+        ``total_standard_error`` is that of the sum over all units, whose errors are correlated.
+
+        Example::
+
+            >>> values = example().to_dict("word")
+            >>> values["texts"][0]["units"], values["texts"][0]["rows"][0]["tied"]
+            (['[CLS]', 'a', 'film', '[SEP]'], [True, False, False, False])
+        """
+        return {
+            "settings": _plain(_settings_dict(self.settings)),
+            "seconds": _plain(self.seconds),
+            "granularity": granularity,
+            "texts": [_text_dict(item, granularity) for item in self.items],
+        }
+
+    def to_pandas(self, granularity: Granularity = "token") -> pd.DataFrame:
+        """A table with one line for each text, row and unit; kept, loss and standard_error are in nats.
+
+        ``regime_index`` to ``n_backward`` belong to the row and repeat for each of its units.
+
+        Raises:
+            ImportError: pandas is missing.
+            ValueError: another granularity.
+
+        Example::
+
+            >>> table = example().to_pandas("word")
+            >>> table.groupby("layer")["kept"].sum().round().tolist()
+            [46.0, 23.0]
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas needs pandas, which is not installed: pip install interp-plugin[table]"
+            ) from error
+        columns = (
+            *("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *_LABELS),
+            *("kept", "loss", "sigma", "standard_error", "tied", *_FACTS),
+        )
+        lines = (line for number, item in enumerate(self.items) for line in _lines(number, item, granularity))
+        table = pd.DataFrame.from_records(list(lines), columns=columns)
+        return table.astype(dict.fromkeys(("segment", "start", "end", "position"), "Int64"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet file, all or nothing: a line for each row, ``sigma`` and its error as lists.
+
+        Raises:
+            ImportError: pyarrow is missing.
+            OSError: the file cannot be written; one that was there before stays as it was.
+
+        Example::
+
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     example().save(f"{folder}/a.parquet")
+            ...     Explanation.load(f"{folder}/a.parquet") == example()
+            True
+        """
+        texts = [{name: getattr(item, name) for name in _text_fields()} for item in self.items]
+        rows = [_stored(number, row) for number, item in enumerate(self.items) for row in item.rows]
+        header = {"settings": _settings_dict(self.settings), "seconds": self.seconds}
+        storage.write(path, texts, rows, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read what `save` wrote, equal to it in every bit.
+
+        Raises:
+            ImportError: pyarrow is missing.
+            OSError: there is no such file.
+            ValueError: the file is no Explanation, or comes from a newer version.
+
+        Example: see `save`.
+        """
+        texts, rows, header = storage.read(path)
+        try:
+            items = _restored_texts(texts, rows)
+            return cls(items, Settings(**header["settings"]), header["seconds"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} is damaged: give a file that Explanation.save wrote"
+            ) from error
+
+    def show(self, console: Console | None = None, granularity: Granularity = "token") -> None:
+        """Print predictions, tables of units x layers and the cost (console: default stdout).
+
+        Example::
+
+            >>> from rich.console import Console
+            >>> example().show(Console(quiet=True))
+        """
+        rendering.show(self.to_dict(granularity), console)
+
+    @overload
+    def to_html(self, path: None = None, granularity: Granularity = "token") -> str: ...
+    @overload
+    def to_html(self, path: str | os.PathLike[str], granularity: Granularity = "token") -> Path: ...
+
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, granularity: Granularity = "token"
+    ) -> str | Path:
+        """A page for a browser or a notebook: the string, or the path of the file it was written to (UTF-8).
+
+        Raises:
+            OSError: the file cannot be written; one that was there before stays as it was.
+
+        Example::
+
+            >>> "<html" in example().to_html()
+            True
+        """
+        page = rendering.to_html(self.to_dict(granularity))
+        if path is None:
+            return page
+        storage.replace_file(path, page.encode())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return rendering.notebook_html(self.to_dict())
+
+    def plot(
+        self,
+        kind: Literal["layers", "tokens", "flow"] = "layers",
+        text: int = 0,
+        layer: Choice | None = None,
+        granularity: Granularity = "token",
+    ) -> Figure:
+        """A Matplotlib figure of a text, or of all of them ("flow"); `rendering.plot` says what each kind shows.
+
+        ``layer`` is a label, or a pair (label, position).
+
+        Example::
+
+            >>> len(example().plot("tokens", layer=1).axes[0].patches)
+            4
+        """
+        return rendering.plot(self.to_dict(granularity), kind, text=text, layer=layer)
+
+    def to_captum(
+        self, layer: Choice | None = None, granularity: Granularity = "token"
+    ) -> list[VisualizationDataRecord]:
+        """A record of Captum's ``visualize_text`` for each text, at one layer (default each text's last row).
+
+        ``layer`` is a label, or a pair (label, position); see `rendering.captum_records`.
+
+        Example::
+
+            >>> [record.raw_input_ids for record in example().to_captum(1, "word")]
+            [['[CLS]', 'a', 'film', '[SEP]'], ['[CLS]', 'good', '[SEP]']]
+        """
+        return rendering.captum_records(self.to_dict(granularity), layer)
+
+
+def example() -> Explanation:
+    """A small explanation with made-up numbers: two texts, a layer and the output.
+
+    Example::
+
+        >>> example()[0].tokens
+        ('[CLS]', 'a', 'film', '[SEP]')
+    """
+
+    def text(words: str, sigma: tuple[float, ...], probability: float) -> TextExplanation:
+        tokens, offsets, end = ["[CLS]"], [], -1
+        for word in words.split():
+            offsets.append((0, end + 1, end + 1 + len(word)))
+            tokens.append(word)
+            end += 1 + len(word)
+        noise = torch.tensor([1.0, *sigma, 1.0])
+        rows = (
+            Row(1, None, noise, 0.02 * (noise < 1), 0.01, 1.0, 1.02, 0.049, True, 144, 160),
+            Row("output", None, noise.sqrt(), 0.03 * (noise < 1), 0.015, 1.0, 1.5, 0.033, False, 168, 160),
+        )
+        return TextExplanation(
+            words,
+            None,
+            (*tokens, "[SEP]"),
+            (None, *offsets, None),
+            8,
+            "positive",
+            probability,
+            "positive",
+            rows,
+        )
+
+    settings = Settings("made up", "embeddings", 0.1, 0, 0.02, 28, None, False, {})
+    return Explanation((text("a film", (0.4, 0.15), 0.75), text("good", (0.05,), 0.5)), settings, 0.5)
+
+
+def _merged(settings: Sequence[Settings]) -> Settings:
+    """The settings that all share, with the versions of all."""
+    first, *others = settings
+    for field in fields(Settings):
+        for other in others:
+            here, there = getattr(first, field.name), getattr(other, field.name)
+            if field.name != "versions" and here != there:
+                raise ValueError(
+                    f"{field.name} is {here!r} in one explanation and {there!r} in another, so their numbers do "
+                    "not compare: merge only what was made with the same settings"
+                )
+    versions: dict[str, dict[str, None]] = {}  # package -> its versions, in order, without repeats
+    for each in settings:
+        for package, version in each.versions.items():
+            versions.setdefault(package, {}).update(dict.fromkeys(version.split(", ")))
+    return replace(first, versions={package: ", ".join(found) for package, found in versions.items()})
+
+
+def _settings_dict(settings: Settings) -> dict[str, Any]:
+    return {**vars(settings), "versions": dict(settings.versions)}
+
+
+def _text_dict(item: TextExplanation, granularity: Granularity) -> dict[str, Any]:
+    kept, loss, sigma = _all_scores(item, granularity)
+    _, total_error = item.total()  # (R,)
+    rows = [
+        {
+            **{name: getattr(row, name) for name in _LABELS},
+            "sigma": sigma.values[i],
+            "loss": loss.values[i],
+            "kept": kept.values[i],
+            "standard_error": kept.standard_error[i],
+            "tied": kept.tied[i],
+            "total_standard_error": total_error[i],
+            **{name: getattr(row, name) for name in _FACTS},
+        }
+        for i, row in enumerate(item.rows)
+    ]
+    names = ("text", "pair", "predicted", "probability", "target")
+    texts = {name: getattr(item, name) for name in names}
+    plain: dict[str, Any] = _plain({**texts, "units": kept.units, "offsets": kept.offsets, "rows": rows})
+    return plain
+
+
+def _lines(number: int, item: TextExplanation, granularity: Granularity) -> Iterator[tuple[Any, ...]]:
+    """The lines of the table of one text, in the order of its columns."""
+    kept, loss, sigma = _all_scores(item, granularity)
+    columns = (kept.values, loss.values, sigma.values, kept.standard_error, kept.tied)  # (R, U) each
+    for row, *scores in zip(item.rows, *(column.tolist() for column in columns), strict=True):
+        labels, facts = ([getattr(row, name) for name in names] for names in (_LABELS, _FACTS))
+        units = zip(kept.units, kept.offsets, *scores, strict=True)
+        for u, (unit, offset, *values) in enumerate(units):
+            place = (None, None, None) if offset is None else offset
+            yield (number, item.text, item.pair, u, unit, *place, *labels, *values, *facts)
+
+
+def _all_scores(item: TextExplanation, granularity: Granularity) -> tuple[Scores, Scores, Scores]:
+    """Kept, loss and sigma."""
+    return (
+        item.scores("kept", granularity),
+        item.scores("loss", granularity),
+        item.scores("sigma", granularity),
+    )
+
+
+def _text_fields() -> list[str]:
+    return [field.name for field in fields(TextExplanation) if field.name != "rows"]
+
+
+def _stored(text_index: int, row: Row) -> dict[str, Any]:
+    """A row as a line of the file; a layer's number is told apart from a name that looks like one."""
+    arrays = {name: getattr(row, name).numpy() for name in ("sigma", "standard_error")}
+    number = isinstance(row.layer, int)
+    layer = {"layer": str(row.layer), "layer_is_number": number, "text_index": text_index}
+    return {**vars(row), **arrays, **layer}
+
+
+def _restored_texts(
+    texts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[TextExplanation, ...]:
+    rows_of: dict[int, list[Row]] = {}
+    for row in rows:
+        rows_of.setdefault(row["text_index"], []).append(_restored(row))
+    return tuple(
+        TextExplanation(
+            **{
+                **text,
+                "tokens": tuple(text["tokens"]),
+                "offsets": tuple(None if offset is None else tuple(offset) for offset in text["offsets"]),
+                "rows": tuple(its_rows),
+            }
+        )
+        for text, its_rows in zip(texts, rows_of.values(), strict=True)
+    )
+
+
+def _restored(stored: Mapping[str, Any]) -> Row:
+    values = {name: value for name, value in stored.items() if name != "text_index"}
+    if values.pop("layer_is_number"):
+        values["layer"] = int(values["layer"])
+    for name in ("sigma", "standard_error"):
+        values[name] = torch.tensor(values[name])
+    return Row(**values)
 
 
 def _plain(value: Any) -> Any:
     """Tensors and tuples become lists, and what is not finite becomes None."""
     if isinstance(value, Tensor):
         value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

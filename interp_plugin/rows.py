@@ -1,0 +1,285 @@
+"""Rows: states of a model and the noise that the tokens of one text bear before each of them notices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from interp_plugin.scores import Kind, Known, Scores, check_kind, score
+from interp_plugin.units import Granularity, Offset, group
+
+Layer = int | str
+
+
+class Record:
+    """Equal if all fields are, where tensors compare by value and NaN equals NaN, as a copy must."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
+
+
+@dataclass(frozen=True, eq=False)
+class Row(Record):
+    """One state, and the noise that each of T tokens bears before it notices.
+
+    Attributes:
+        layer: number of a block (1 is the first), or a name such as "output".
+        position: the token whose hidden vector is the state; None: the layer's output at all tokens.
+        sigma: standard deviation of the noise, (T,) float32 on the CPU, in units of the noisy layer's output.
+        standard_error: of log sigma, (T,) float32 on the CPU; 0 at the cap.
+        common_error: standard error of the mean of log sigma over the tokens, whose errors are correlated.
+        max_sigma: the cap, in the units of sigma.
+        regime_index: E, 1 = small-noise regime.
+        distortion: D at sigma.
+        converged: whether the standard error met the tolerance.
+        n_forward, n_backward: sample passes spent.
+
+    Raises:
+        TypeError: the layer is neither an int nor a str.
+        ValueError: sigma and standard_error are not both of shape (T,).
+
+    Example::
+
+        >>> sigma, error = torch.tensor([0.1, 0.4]), torch.tensor([0.02, 0.0])
+        >>> Row(3, None, sigma, error, 0.01, 0.4, 1.02, 0.049, True, 144, 160).layer
+        3
+    """
+
+    layer: Layer
+    position: int | None
+    sigma: Tensor
+    standard_error: Tensor
+    common_error: float
+    max_sigma: float
+    regime_index: float
+    distortion: float
+    converged: bool
+    n_forward: int
+    n_backward: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, (int, str)):
+            raise TypeError(
+                f"layer is {self.layer!r}, a {type(self.layer).__name__}: it must be an int or a str"
+            )
+        if self.sigma.dim() != 1 or self.sigma.shape != self.standard_error.shape:
+            raise ValueError(
+                f"sigma is {tuple(self.sigma.shape)} and standard_error {tuple(self.standard_error.shape)}: "
+                "both must be (T,), one number for each token"
+            )
+        for name in ("sigma", "standard_error"):
+            plain = getattr(self, name).detach().to("cpu", torch.float32)
+            object.__setattr__(self, name, plain)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TextExplanation(Record):
+    """What R states keep of the T tokens of one text, or of a pair of texts.
+
+    Attributes:
+        text: the text.
+        pair: the second text (of a pair; a continuation; what a decoder was given), else None.
+        tokens: T of them, readable.
+        offsets: (segment, start, end) in characters for each token, segment 0 = text, 1 = pair; None for a
+            special token.
+        size: K, elements of a token's embedding.
+        predicted: the predicted class or next token, else None.
+        probability: of ``predicted``, else None.
+        target: what the rows of the output look at, readable, else None.
+        rows: R of them, in forward order.
+
+    Raises:
+        ValueError: no row, two rows for one state, or tokens, offsets, text and rows that do not fit together.
+
+    Example::
+
+        >>> from interp_plugin.explanation import example
+        >>> example()[0]
+        TextExplanation('a film', 4 tokens, layers 1, 'output')
+        >>> example()[0].layers
+        (1, 'output')
+    """
+
+    text: str
+    pair: str | None
+    tokens: tuple[str, ...]
+    offsets: tuple[Offset | None, ...]
+    size: int
+    predicted: str | None
+    probability: float | None
+    target: str | None
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        _check_offsets(self)
+        _check_rows(self)
+
+    def __repr__(self) -> str:
+        return f"TextExplanation({self.text!r}, {len(self.tokens)} tokens, layers {listed(self.layers)})"
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Labels of the layers, in forward order, without repeats."""
+        return tuple(dict.fromkeys(row.layer for row in self.rows))
+
+    def row(self, layer: Layer, position: int | None = None) -> Row:
+        """The row of a layer at a position; without one, the layer's only row or that of all positions.
+
+        Raises:
+            KeyError: there is no such row; the message lists those that exist.
+
+        Example::
+
+            >>> from interp_plugin.explanation import example
+            >>> example()[0].row("output").regime_index
+            1.5
+        """
+        rows = self.rows_of(layer)
+        if position is None and len(rows) == 1:
+            return rows[0]
+        for row in rows:
+            if row.position == position:
+                return row
+        raise KeyError(
+            f"layer {layer!r} has no row at position {position!r}: choose from "
+            f"{listed([row.position for row in rows])}"
+        )
+
+    def rows_of(self, layer: Layer) -> tuple[Row, ...]:
+        """The rows of a layer, one for each of its positions.
+
+        Raises:
+            KeyError: the layer was not explained; the message lists those that were.
+
+        Example::
+
+            >>> from interp_plugin.explanation import example
+            >>> len(example()[0].rows_of(1))
+            1
+        """
+        rows = tuple(row for row in self.rows if row.layer == layer)
+        if not rows:
+            raise KeyError(f"layer {layer!r} was not explained: choose from {listed(self.layers)}")
+        return rows
+
+    def scores(self, kind: Kind = "kept", granularity: Granularity = "token") -> Scores:
+        """Scores of tokens, words or sentences in every row, with standard errors.
+
+        Args:
+            kind: "kept" (nats; high = the state still holds it), "loss" (nats) or "sigma". Nats of a unit
+                are the sum over its tokens; its sigma is their geometric mean, the sigma of equal entropy.
+            granularity: "token", "word" or "sentence". Special tokens are always units of their own.
+
+        Returns:
+            `Scores` with values and standard errors (R, U).
+
+        Raises:
+            ValueError: another kind or granularity.
+
+        Example::
+
+            >>> from interp_plugin.explanation import example
+            >>> example()[0].scores().values.round().tolist()
+            [[0.0, 7.0, 15.0, 0.0], [0.0, 4.0, 8.0, 0.0]]
+        """
+        check_kind(kind)
+        units = group((self.text, self.pair), self.tokens, self.offsets, granularity)
+        values, error, tied = score(kind, self._known(), units)
+        return Scores(
+            kind=kind,
+            granularity=granularity,
+            units=tuple(unit.name for unit in units),
+            offsets=tuple(unit.offset for unit in units),
+            rows=tuple((row.layer, row.position) for row in self.rows),
+            values=values,
+            standard_error=error,
+            tied=tied,
+        )
+
+    def total(self, kind: Literal["kept", "loss"] = "kept") -> tuple[Tensor, Tensor]:
+        """Nats of the whole text in each row and their standard error, (R,) each.
+
+        For "loss" it is H(X|s), the sum over the tokens.
+
+        Raises:
+            ValueError: another kind; a sigma has no sum.
+
+        Example::
+
+            >>> from interp_plugin.explanation import example
+            >>> nats, error = example()[0].total("kept")
+            >>> nats.round(decimals=2).tolist(), error.round(decimals=2).tolist()
+            ([22.51, 11.25], [0.32, 0.48])
+        """
+        if kind not in ("kept", "loss"):
+            raise ValueError(f"kind is {kind!r}: the total of a text is 'kept' or 'loss'")
+        known = self._known()
+        return known.per_token(kind).sum(1), self.size * len(self.tokens) * self._each("common_error")
+
+    def _each(self, name: str) -> Tensor:
+        """One number of every row, (R,) float64."""
+        return torch.tensor([getattr(row, name) for row in self.rows], dtype=torch.float64)
+
+    def _known(self) -> Known:
+        return Known.of(
+            size=self.size,
+            sigma=torch.stack([row.sigma for row in self.rows]),
+            cap=self._each("max_sigma"),
+            standard_error=torch.stack([row.standard_error for row in self.rows]),
+            common_error=self._each("common_error"),
+        )
+
+
+def _check_offsets(item: TextExplanation) -> None:
+    if len(item.offsets) != len(item.tokens):
+        raise ValueError(
+            f"there are {len(item.tokens)} tokens and {len(item.offsets)} offsets: give one offset, or None, "
+            "for each token"
+        )
+    lengths = [len(text) for text in (item.text, item.pair) if text is not None]
+    for token, offset in zip(item.tokens, item.offsets, strict=True):
+        if offset is None:
+            continue
+        segment, start, end = offset
+        if segment not in range(len(lengths)) or not 0 <= start <= end <= lengths[segment]:
+            raise ValueError(
+                f"token {token!r} has offset {offset!r}: it must be (segment, start, end) within "
+                f"{len(lengths)} text(s) of {listed(lengths)} characters, or None for a special token"
+            )
+
+
+def _check_rows(item: TextExplanation) -> None:
+    if not item.rows:
+        raise ValueError(f"text {item.text!r} has no rows: give at least one layer")
+    seen: set[tuple[Layer, int | None]] = set()
+    for row in item.rows:
+        if len(row.sigma) != len(item.tokens):
+            raise ValueError(
+                f"layer {row.layer!r} has {len(row.sigma)} sigmas: it needs one for each of the "
+                f"{len(item.tokens)} tokens"
+            )
+        if (row.layer, row.position) in seen:
+            raise ValueError(
+                f"layer {row.layer!r} has two rows at position {row.position!r}: keep one of them"
+            )
+        seen.add((row.layer, row.position))
+
+
+def listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(repr, values))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
+        return math.isnan(b)
+    return bool(a == b)

@@ -1,0 +1,134 @@
+"""Scores of units: kept, loss or sigma, how well they are known, and which cannot be told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from interp_plugin.units import Granularity, Offset, Unit
+
+Kind = Literal["kept", "loss", "sigma"]
+
+TIE = 2.0  # standard errors of a difference below which two units cannot be told apart
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One score for each of U units (tokens, words or sentences) in each of R rows (states).
+
+    Attributes:
+        kind: "kept" or "loss", in nats, or "sigma", in units of the noisy layer's output.
+        granularity: "token", "word" or "sentence".
+        units: their names, U.
+        offsets: (segment, start, end) in characters, U; None for a special token.
+        rows: (layer, position), R.
+        values: (R, U) float64.
+        standard_error: (R, U) float64, of the nats; for "sigma" of log sigma.
+        tied: (R, U) bool, true where the unit lies within two standard errors of the difference of the next
+            one in the row's rank order, from the unit it keeps most to the one it keeps least.
+
+    Example::
+
+        >>> from interp_plugin.explanation import example
+        >>> scores = example()[0].scores("kept", "word")
+        >>> scores.units, scores.values.shape
+        (('[CLS]', 'a', 'film', '[SEP]'), torch.Size([2, 4]))
+    """
+
+    kind: Kind
+    granularity: Granularity
+    units: tuple[str, ...]
+    offsets: tuple[Offset | None, ...]
+    rows: tuple[tuple[int | str, int | None], ...]
+    values: Tensor
+    standard_error: Tensor
+    tied: Tensor
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was learned about T tokens by R rows, in float64: log sigma and its covariance between tokens.
+
+    The errors of a row's tokens share noise draws. One common covariance stands for all pairs of tokens;
+    it is the one that gives the mean over tokens the variance it is known to have.
+    """
+
+    size: int  # K
+    log_sigma: Tensor  # (R, T)
+    log_cap: Tensor  # (R, 1)
+    variance: Tensor  # (R, T), of log sigma
+    covariance: Tensor  # (R, 1), between two tokens that are not at the cap
+
+    @classmethod
+    def of(cls, size: int, sigma: Tensor, cap: Tensor, standard_error: Tensor, common_error: Tensor) -> Known:
+        """From sigma and its standard error (R, T), the cap and the error of the mean of log sigma (R,)."""
+        variance = standard_error.double().square()  # (R, T)
+        free = (variance > 0).sum(1)  # (R,), a token at the cap has no error
+        total = (variance.shape[1] * common_error).square()  # (R,), of the sum of log sigma
+        shared = (total - variance.sum(1)) / (free * (free - 1))
+        return cls(
+            size=size,
+            log_sigma=sigma.double().log(),
+            # as float32, like sigma: a token at the cap keeps exactly 0
+            log_cap=cap.float().double().log()[:, None],
+            variance=variance,
+            covariance=torch.where(free > 1, shared, 0.0)[:, None],
+        )
+
+    def per_token(self, kind: Kind) -> Tensor:
+        """What adds up over tokens, (R, T): nats, or log sigma."""
+        if kind == "kept":
+            return self.size * (self.log_cap - self.log_sigma).clamp(min=0)
+        if kind == "loss":
+            return self.size * (0.5 * math.log(2 * math.pi * math.e) + self.log_sigma)
+        return self.log_sigma
+
+
+def check_kind(kind: str) -> None:
+    """Raise a ValueError for a kind that does not exist."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {kind!r}: choose from {', '.join(get_args(Kind))}")
+
+
+def score(kind: Kind, known: Known, units: Sequence[Unit]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, standard errors and ties of the units, (R, U) each.
+
+    A unit's nats are the sum over its tokens; its sigma is the one of equal entropy, the geometric mean.
+    """
+    n_tokens = known.log_sigma.shape[1]
+    unit_of, weight = torch.empty(n_tokens, dtype=torch.long), torch.ones(n_tokens, dtype=torch.float64)
+    for number, unit in enumerate(units):
+        tokens = list(unit.tokens)
+        unit_of[tokens] = number
+        if kind == "sigma":
+            weight[tokens] = 1 / len(tokens)
+
+    def gather(per_token: Tensor) -> Tensor:  # (R, T) -> (R, U); no matrix product: 0 * inf is NaN
+        return per_token.new_zeros(len(per_token), len(units)).index_add(1, unit_of, per_token)
+
+    free = (known.variance > 0) * weight  # (R, T)
+    reach = gather(free)  # (R, U), what the common covariance acts on
+    pairs = reach.square() - gather(free.square())
+    between = torch.where(pairs.abs() > 1e-12, pairs * known.covariance, 0.0)
+    scale = 1 if kind == "sigma" else known.size
+    variance = scale**2 * (gather(known.variance * weight.square()) + between).clamp(min=0)
+
+    values = gather(known.per_token(kind) * weight)  # (R, U)
+    tied = _tied(values if kind == "kept" else -values, variance, scale * reach, known.covariance)
+    return (values.exp() if kind == "sigma" else values), variance.sqrt(), tied
+
+
+def _tied(importance: Tensor, variance: Tensor, reach: Tensor, covariance: Tensor) -> Tensor:
+    """Whether each unit cannot be told apart from the next one in rank, (R, U)."""
+    order = importance.argsort(dim=1, descending=True, stable=True)
+    importance, variance, reach = (each.gather(1, order) for each in (importance, variance, reach))
+    difference = (
+        variance[:, :-1] + variance[:, 1:] - 2 * covariance * reach[:, :-1] * reach[:, 1:]
+    )  # (R, U - 1)
+    near = importance[:, :-1] - importance[:, 1:] <= TIE * difference.clamp(min=0).sqrt()
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(1, order[:, :-1], near)
