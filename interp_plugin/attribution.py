@@ -49,11 +49,7 @@ class _ModelRows:
         return cast(Tensor, output)
 
     def _at(self, argument: Any, rows: Tensor) -> Any:
-        if (
-            isinstance(argument, Tensor)
-            and argument.ndim
-            and len(argument) == self.batch
-        ):
+        if isinstance(argument, Tensor) and argument.ndim and len(argument) == self.batch:
             return argument[rows.to(argument.device)]
         return argument
 
@@ -96,9 +92,7 @@ class InformationLoss(Attribution):
         (torch.Size([1, 3]), True)
     """
 
-    def __init__(
-        self, forward_func: Callable[..., Any], state_layer: Site | None = None
-    ) -> None:
+    def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
         super().__init__(forward_func)
         self.state_layer = state_layer
 
@@ -161,9 +155,7 @@ class InformationLoss(Attribution):
             AssertionError: a bad target (Captum's own check).
         """
         if score not in SCORES:
-            raise ValueError(
-                f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}"
-            )
+            raise ValueError(f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}")
         problem = self._problem(
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
             Terms(rate, max_sigma, state_std), internal_batch_size,
@@ -182,9 +174,7 @@ class InformationLoss(Attribution):
 
     def attribute_future(self) -> None:
         """Not offered."""
-        raise NotImplementedError(
-            f"attribute_future is not implemented for {type(self).__name__}"
-        )
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def fit(
         self,
@@ -231,9 +221,7 @@ class InformationLoss(Attribution):
         for batch in batches:
             inputs = _format_tensor_into_tuples(batch["inputs"])
             arguments = batch.get("additional_forward_args")
-            model = self._model(
-                inputs, target, arguments, neuron_selector, internal_batch_size
-            )
+            model = self._model(inputs, target, arguments, neuron_selector, internal_batch_size)
             _, state = model.clean()
             mask = batch.get("token_mask")
             running.update(state, mask if state.ndim > 2 else None)
@@ -259,9 +247,7 @@ class InformationLoss(Attribution):
                 f"inputs of shape {[tuple(x.shape) for x in inputs]} are empty; give at least one example and token"
             )
         if any(len(x) != batch for x in inputs):
-            raise ValueError(
-                f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree"
-            )
+            raise ValueError(f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree")
         if internal_batch_size is not None and internal_batch_size < 1:
             raise ValueError(
                 f"internal_batch_size is {internal_batch_size}; give a positive number of rows or None"
@@ -315,9 +301,7 @@ class InformationLoss(Attribution):
             module_of(self.state_layer),
             module_of(self._noise_layer()),
         )
-        mask = (
-            None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
-        )
+        mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
         return pose(model, terms, mask, token_mask)
 
 
@@ -429,9 +413,7 @@ class NeuronInformationLoss(Attribution):
 
     def attribute_future(self) -> None:
         """Not offered."""
-        raise NotImplementedError(
-            "attribute_future is not implemented for NeuronInformationLoss"
-        )
+        raise NotImplementedError("attribute_future is not implemented for NeuronInformationLoss")
 
     def _method(self) -> InformationLoss:
         return InformationLoss(self.forward_func, state_layer=self.layer)
@@ -453,9 +435,7 @@ class InformationLossLLMAttribution(LLMGradientAttribution):
         """As ``LLMGradientAttribution.attribute``; further keyword arguments go to our ``attribute``."""
         if not isinstance(self.attr_method, LayerInformationLoss):
             return super().attribute(*args, **kwargs)
-        if kwargs.get("score", "loss") == "sigma" or not kwargs.get(
-            "return_input_shape", True
-        ):
+        if kwargs.get("score", "loss") == "sigma" or not kwargs.get("return_input_shape", True):
             raise ValueError(
                 "InformationLossLLMAttribution sums the elements of each token; use score='loss' or 'kept' with "
                 "return_input_shape=True"

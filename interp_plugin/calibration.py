@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
+
+from interp_plugin.storage import replace_file
 
 FORMAT = "interp_plugin calibration 1"
 
@@ -49,16 +50,10 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         about = {"format": FORMAT, "about": json.dumps({"model": self.model, "texts": self.texts})}
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file({key: v.contiguous() for key, v in self.state_std.items()}, partial, about)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(path, save({key: v.contiguous() for key, v in self.state_std.items()}, about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:

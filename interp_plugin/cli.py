@@ -93,9 +93,7 @@ def explain(
     ] = None,
     layers: Annotated[
         str,
-        typer.Option(
-            help="all, or numbers, ranges and names, as in 1,3-4,output or encoder.2,decoder.1."
-        ),
+        typer.Option(help="all, or numbers, ranges and names, as in 1,3-4,output or encoder.2,decoder.1."),
     ] = "all",
     target: Annotated[
         str | None,
@@ -105,9 +103,7 @@ def explain(
             show_default="all classes; the model's own next token",
         ),
     ] = None,
-    granularity: Annotated[
-        Granularity, typer.Option(help="What a score is of.")
-    ] = "token",
+    granularity: Annotated[Granularity, typer.Option(help="What a score is of.")] = "token",
     positions: Annotated[
         str | None,
         typer.Option(
@@ -115,9 +111,7 @@ def explain(
             show_default="all tokens together",
         ),
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page to this file.", show_default=False)
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)] = None,
     png: Annotated[
         Path | None,
         typer.Option(
@@ -127,13 +121,9 @@ def explain(
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a Parquet file, for Explanation.load.", show_default=False
-        ),
+        typer.Option(help="Write a Parquet file, for Explanation.load.", show_default=False),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON and nothing else.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -142,23 +132,15 @@ def explain(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; scores are float32.")
-    ] = "float32",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Texts at most in a batch.")
-    ] = 16,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")] = "float32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at most in a batch.")] = 16,
     truncation: Annotated[
         bool, typer.Option("--truncation", help="Cut off what the model cannot take.")
     ] = False,
-    rate: Annotated[
-        float, typer.Option(help="Weight of entropy against distortion, > 0.")
-    ] = 0.1,
+    rate: Annotated[float, typer.Option(help="Weight of entropy against distortion, > 0.")] = 0.1,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            help="Standard error of log sigma to reach.", show_default="the solver's"
-        ),
+        typer.Option(help="Standard error of log sigma to reach.", show_default="the solver's"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
@@ -172,18 +154,12 @@ def explain(
     try:
         wanted = _texts(texts, file)
         chosen, places = parse_layers(layers), parse_positions(positions)
-        solver = (
-            Solver(seed=seed)
-            if tolerance is None
-            else Solver(seed=seed, tolerance=tolerance)
-        )
+        solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
         for path in filter(None, (html, png, save)):
             _check_folder(path)
         with huggingface.quiet():
             source = huggingface.default_model_path() if model is None else model
-            explainer = TextExplainer(
-                *huggingface.load(source, tokenizer, device=device, dtype=dtype)
-            )
+            explainer = TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
             if calibrate is not None:
                 explainer.calibrate(
                     _lines(calibrate),
@@ -257,15 +233,11 @@ def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None
 def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     """The texts of the command line, of a file, or of standard input."""
     if texts and file is not None:
-        raise ValueError(
-            f"texts are given twice, on the command line and in {str(file)!r}; leave one out"
-        )
+        raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
     if texts:
         return texts
     if file is None and sys.stdin.isatty():
-        raise ValueError(
-            "there is no text: give one in quotes, --file, or a text a line on standard input"
-        )
+        raise ValueError("there is no text: give one in quotes, --file, or a text a line on standard input")
     return _lines(Path("-") if file is None else file)
 
 
@@ -275,9 +247,7 @@ def _lines(path: Path) -> list[str]:
         read = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
         lines = read.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r} is not UTF-8 text ({error}); convert it first"
-        ) from error
+        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error}); convert it first") from error
     found = [line for line in lines if line.strip()]
     if not found:
         raise ValueError(

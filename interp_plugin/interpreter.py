@@ -58,9 +58,7 @@ def calculate_regularization(
             state = _state(Phi, x if device is None else x.to(device))
         for axis in reduced_axes or ():
             if not -state.ndim <= axis < state.ndim:
-                raise ValueError(
-                    f"`reduced_axes` has {axis}, but a state has shape {tuple(state.shape)}."
-                )
+                raise ValueError(f"`reduced_axes` has {axis}, but a state has shape {tuple(state.shape)}.")
             state = state.mean(dim=axis, keepdim=True)
         if shape is not None and state.shape != shape:
             raise ValueError(
@@ -70,9 +68,7 @@ def calculate_regularization(
         shape = state.shape
         running.update(state.unsqueeze(0))
     if count < 2:
-        raise ValueError(
-            f"`sampled_x` has {count} sentence(s): a standard deviation needs 2 or more."
-        )
+        raise ValueError(f"`sampled_x` has {count} sentence(s): a standard deviation needs 2 or more.")
     std: NDArray[np.floating] = running.std().cpu().numpy()
     return std
 
@@ -116,33 +112,23 @@ class Interpreter:
         _check_sentence(x)
         for name, value in (("scale", scale), ("rate", rate)):
             if not 0 < float(value) < math.inf:
-                raise ValueError(
-                    f"`{name}` is {value}: it must be positive and finite."
-                )
+                raise ValueError(f"`{name}` is {value}: it must be positive and finite.")
         if words is not None and len(words) != len(x):
-            raise ValueError(
-                f"`words` has {len(words)} entries for {len(x)} rows of `x`: give one a row."
-            )
+            raise ValueError(f"`words` has {len(words)} entries for {len(x)} rows of `x`: give one a row.")
         self.x = x.detach()
         self.Phi = Phi
         self.scale = float(scale)
         self.rate = float(rate)
         self.regularization: Tensor | None = None
         if regularization is not None:
-            self.regularization = torch.as_tensor(
-                regularization, dtype=x.dtype, device=x.device
-            ).detach()
-            if not bool(
-                ((self.regularization > 0) & self.regularization.isfinite()).all()
-            ):
+            self.regularization = torch.as_tensor(regularization, dtype=x.dtype, device=x.device).detach()
+            if not bool(((self.regularization > 0) & self.regularization.isfinite()).all()):
                 raise ValueError(
                     "`regularization` holds values that are zero, negative or not finite, and the states are "
                     "divided by it: leave constant elements out of the state, or clamp it from below."
                 )
         self.words = [str(i) for i in range(len(x))] if words is None else list(words)
-        self.fit_: NoiseFit | None = (
-            None  # diagnostics of the last `optimize()`; None after Adam
-        )
+        self.fit_: NoiseFit | None = None  # diagnostics of the last `optimize()`; None after Adam
         self._sigma: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Interpreter:
@@ -174,9 +160,7 @@ class Interpreter:
         state, std = self._reference()
         if iteration is None and lr is None:
             # `Phi` sees one sentence at a time: it has no batch dimension and may unsqueeze or index at will
-            batched = InformationLoss(
-                lambda rows: torch.stack([_state(self.Phi, x).flatten() for x in rows])
-            )
+            batched = InformationLoss(lambda rows: torch.stack([_state(self.Phi, x).flatten() for x in rows]))
             self.fit_ = batched.fit(
                 self.x.unsqueeze(0),
                 state_std=None if self.regularization is None else std.flatten(),
@@ -191,9 +175,7 @@ class Interpreter:
             0.01 if lr is None else lr,
         )
         if iteration < 1 or not 0 < lr < math.inf:
-            raise ValueError(
-                f"`iteration` is {iteration} and `lr` is {lr}: both must be positive."
-            )
+            raise ValueError(f"`iteration` is {iteration} and `lr` is {lr}: both must be positive.")
         self.fit_, self._sigma = (
             None,
             self._adam(state, std, iteration, lr, show_progress),
@@ -224,9 +206,7 @@ class Interpreter:
         with torch.no_grad():
             state = _state(self.Phi, self.x)
         if not bool(state.isfinite().all()):
-            raise ValueError(
-                "`Phi(x)` without noise holds NaN or inf: check the model and `x`."
-            )
+            raise ValueError("`Phi(x)` without noise holds NaN or inf: check the model and `x`.")
         if self.regularization is None:
             return state, state.square().mean().sqrt().expand_as(state)
         try:
@@ -238,31 +218,19 @@ class Interpreter:
                 "the axes that vary with the length."
             ) from error
 
-    def _adam(
-        self, state: Tensor, std: Tensor, iteration: int, lr: float, show_progress: bool
-    ) -> Tensor:
-        generator = torch.Generator().manual_seed(
-            0
-        )  # private, on the CPU: the same draws on every device
-        ratio = torch.full_like(
-            self.x[:, 0], math.log(START / (1 - START))
-        ).requires_grad_()
+    def _adam(self, state: Tensor, std: Tensor, iteration: int, lr: float, show_progress: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(0)  # private, on the CPU: the same draws on every device
+        ratio = torch.full_like(self.x[:, 0], math.log(START / (1 - START))).requires_grad_()
         optimizer = torch.optim.Adam([ratio], lr=lr)
         late = torch.zeros_like(ratio, requires_grad=False)
         for step in tqdm(range(iteration), disable=not show_progress):
-            noise = torch.randn(
-                self.x.shape, generator=generator, dtype=self.x.dtype
-            ).to(self.x.device)
+            noise = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
             with torch.enable_grad():
                 log_sigma = math.log(self.scale) + nn.functional.logsigmoid(ratio)
                 noisy = _state(self.Phi, self.x + log_sigma.exp().unsqueeze(1) * noise)
-                loss = (
-                    (noisy - state) / std
-                ).square().mean() - self.rate * log_sigma.mean()
+                loss = ((noisy - state) / std).square().mean() - self.rate * log_sigma.mean()
             if not bool(loss.isfinite()):
-                raise ValueError(
-                    f"`Phi` returned NaN or inf for the noisy `x` of step {step}: check it."
-                )
+                raise ValueError(f"`Phi` returned NaN or inf for the noisy `x` of step {step}: check it.")
             (ratio.grad,) = torch.autograd.grad(loss, ratio)
             if step >= iteration // 2:
                 late += log_sigma.detach() / (iteration - iteration // 2)
@@ -273,28 +241,18 @@ class Interpreter:
 def _state(Phi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     state = Phi(x)
     if not isinstance(state, Tensor):
-        raise TypeError(
-            f"`Phi` returned a {type(state).__name__}: it must return the state as one tensor."
-        )
+        raise TypeError(f"`Phi` returned a {type(state).__name__}: it must return the state as one tensor.")
     if not state.is_floating_point():
-        raise TypeError(
-            f"`Phi` returned {state.dtype}: distortion needs a floating-point state."
-        )
+        raise TypeError(f"`Phi` returned {state.dtype}: distortion needs a floating-point state.")
     return state
 
 
 def _check_sentence(x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(
-            f"`x` is a {type(x).__name__}: it must be a tensor of shape (words, K)."
-        )
+        raise TypeError(f"`x` is a {type(x).__name__}: it must be a tensor of shape (words, K).")
     if x.ndim != 2 or x.numel() == 0:
-        raise ValueError(
-            f"`x` has shape {tuple(x.shape)}: give one sentence, (words, K), no batch axis."
-        )
+        raise ValueError(f"`x` has shape {tuple(x.shape)}: give one sentence, (words, K), no batch axis.")
     if not x.is_floating_point():
-        raise TypeError(
-            f"`x` is {x.dtype}: give floating-point embeddings, not token ids."
-        )
+        raise TypeError(f"`x` is {x.dtype}: give floating-point embeddings, not token ids.")
     if not bool(x.isfinite().all()):
         raise ValueError("`x` holds NaN or inf: noise cannot be added to it.")

@@ -36,28 +36,18 @@ class Draws:
         """``count`` draws of round ``index``, (count, N): all inputs flattened and joined, float32, CPU."""
         blocks = []
         for number, shape in enumerate(self.shapes):
-            if (
-                len(shape) < 2
-            ):  # every element is a position: one block, filled element by element
+            if len(shape) < 2:  # every element is a position: one block, filled element by element
                 size = int(np.prod(shape))
-                blocks.append(
-                    torch.from_numpy(self._block(index, number, 0, size, count)).T
-                )
+                blocks.append(torch.from_numpy(self._block(index, number, 0, size, count)).T)
                 continue
             size = int(np.prod(shape[1:]))
             for position in range(shape[0]):
-                blocks.append(
-                    torch.from_numpy(self._block(index, number, position, count, size))
-                )
+                blocks.append(torch.from_numpy(self._block(index, number, position, count, size)))
         return torch.cat(blocks, dim=1)
 
-    def _block(
-        self, index: int, number: int, position: int, rows: int, columns: int
-    ) -> np.ndarray:
+    def _block(self, index: int, number: int, position: int, rows: int, columns: int) -> np.ndarray:
         # the lowest word counts within the block, so blocks never overlap
-        generator = np.random.Generator(
-            np.random.Philox(key=self.seed, counter=[0, position, number, index])
-        )
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, position, number, index]))
         return generator.standard_normal((rows, columns), dtype=np.float32)
 
 
@@ -89,11 +79,7 @@ class Tilt:
     def weights(self, draws: Tensor) -> Tensor:
         """Importance weight of every draw for every example, (S, b)."""
         along = draws @ self.direction.T
-        along = (
-            along
-            + self._moved(torch.arange(len(draws), device=draws.device)).unsqueeze(1)
-            * self.shift
-        )
+        along = along + self._moved(torch.arange(len(draws), device=draws.device)).unsqueeze(1) * self.shift
         return 2 / (1 + (self.shift * along - self.shift.square() / 2).exp())
 
 
@@ -118,9 +104,7 @@ class TokenGroups:
     def sizes(self) -> Tensor:
         """K of each token, (B, T)."""
         ones = torch.ones_like(self.index, dtype=torch.float32)
-        counts = ones.new_zeros(len(self.index), self.n_tokens).scatter_add_(
-            1, self.index, ones
-        )
+        counts = ones.new_zeros(len(self.index), self.n_tokens).scatter_add_(1, self.index, ones)
         return counts.expand(len(self.active), -1)
 
     @property
@@ -169,9 +153,7 @@ def token_groups(
         parts, offset = [], 0
         for tensor in inputs:
             size = tensor.shape[-1] if tensor.ndim > 2 else 1
-            numbers = (
-                torch.arange(tensor[0].numel(), device=tensor.device) // size + offset
-            )
+            numbers = torch.arange(tensor[0].numel(), device=tensor.device) // size + offset
             parts.append(numbers)
             offset += tensor[0].numel() // size
         index = torch.cat(parts).unsqueeze(0)
@@ -189,9 +171,7 @@ def token_groups(
     return TokenGroups(index, active)
 
 
-def _groups_of_mask(
-    inputs: Sequence[Tensor], feature_mask: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _groups_of_mask(inputs: Sequence[Tensor], feature_mask: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Index (B or 1, N) and which tokens occur (B, T), with the mask's numbers made contiguous."""
     if len(feature_mask) != len(inputs):
         raise ValueError(

@@ -57,9 +57,7 @@ def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
     return ((state - reference) * weight).square().reshape(len(state), -1).sum(1)
 
 
-def state_weight(
-    reference: Tensor, state_std: Tensor | None, counted: Tensor
-) -> Tensor:
+def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -> Tensor:
     """sqrt(1 / (v^2 M)) for each state element, the shape of ``reference``; 0 where it does not count.
 
     Args:
@@ -98,9 +96,7 @@ def regime_index(rate: float, distortion_at_optimum: Tensor) -> Tensor:
     Where the state does not move at all E is infinite in theory and reported as the largest float.
     """
     tiny = torch.finfo(torch.float32).tiny
-    return (rate / (2 * distortion_at_optimum.clamp(min=tiny))).clamp(
-        max=torch.finfo(torch.float32).max
-    )
+    return (rate / (2 * distortion_at_optimum.clamp(min=tiny))).clamp(max=torch.finfo(torch.float32).max)
 
 
 def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
@@ -165,12 +161,8 @@ class Objective:
         self.reference = reference.to(self.dtype)
         self.weight = weight.to(self.dtype)
         # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
-        self._lift = torch.exp2(
-            -self.weight.reshape(len(weight), -1).amax(1).log2().round()
-        )  # (B,)
-        self.origin = torch.cat(
-            [x.flatten(1).to(self.dtype) for x in model.origin], 1
-        )  # (B, N)
+        self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
+        self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
         self.max_rows = max_rows or default_rows(self.origin.shape[1])
 
     @property
@@ -189,9 +181,7 @@ class Objective:
             tilt: importance sampling along one direction of each example.
         """
         count, b = len(draws), len(examples)
-        scale = self.groups.at(examples).spread(
-            sigma * self.groups.active[examples]
-        )  # (b, N)
+        scale = self.groups.at(examples).spread(sigma * self.groups.active[examples])  # (b, N)
         weights = tilt.weights(draws) if tilt else draws.new_ones(count, b)
         distortions, stationarities = [], []
         gradient = self.origin.new_zeros(b, self.origin.shape[1])
@@ -203,9 +193,7 @@ class Objective:
             value, slope = self._distortion_and_gradient(examples[which], noise)
             w = weights[draw, which]
             distortions.append(value * w)
-            stationarities.append(
-                self.groups.at(examples[which]).collect(slope * noise) * w.unsqueeze(1)
-            )
+            stationarities.append(self.groups.at(examples[which]).collect(slope * noise) * w.unsqueeze(1))
             pull = slope * scale[which] * w.unsqueeze(1)
             gradient.index_add_(0, which, pull)
             square.index_add_(0, which, pull.square().sum(1))
@@ -225,9 +213,7 @@ class Objective:
             square / count,
         )
 
-    def _distortion_and_gradient(
-        self, examples: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
         points = self.points(examples, noise)
         state = self.model.perturb(points, examples).to(self.dtype)
@@ -262,9 +248,7 @@ class Objective:
         ``again``: the graph is kept for another call.
         """
         if not state.requires_grad:
-            return torch.cat(
-                [torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1
-            )
+            return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)
         grads = torch.autograd.grad(
             total, points, retain_graph=again, allow_unused=True, materialize_grads=True
         )
@@ -298,9 +282,7 @@ def curvatures(
         the number of passes each example took, (B,).
     """
     found = []
-    sampled: dict[
-        tuple[bool, ...], list[int]
-    ] = {}  # which objectives sample the same examples
+    sampled: dict[tuple[bool, ...], list[int]] = {}  # which objectives sample the same examples
     for index, objective in enumerate(objectives):
         counted = objective.weight.reshape(len(objective.weight), -1) != 0
         exact = counted.sum(1) <= exact_up_to
@@ -326,12 +308,8 @@ def curvatures(
 
 def _add_exact_squares(objective: Objective, elements: Tensor, c: Tensor) -> None:
     """Add |J_i^T e / v|^2 / M for every (example, state element) to every row of c."""
-    for example, element in (
-        part.unbind(1) for part in elements.split(objective.max_rows)
-    ):
-        ones = torch.nn.functional.one_hot(element, objective.reference[0].numel()).to(
-            objective.dtype
-        )
+    for example, element in (part.unbind(1) for part in elements.split(objective.max_rows)):
+        ones = torch.nn.functional.one_hot(element, objective.reference[0].numel()).to(objective.dtype)
         [squares] = _squares([objective], example, [ones])
         c.index_add_(1, example, squares.expand(len(c), -1, -1))
 
@@ -342,29 +320,20 @@ def _sample_squares(
     """Set each c, (P, B, T), to |J_i^T r / v|^2 / M for P sign vectors r, at the given examples."""
     first, probes = objectives[0], len(cs[0])
     signs = [
-        Draws([o.reference.shape[1:]], seed)
-        .round(PROBE_ROUND, probes)
-        .sign()
-        .to(o.device, o.dtype)
+        Draws([o.reference.shape[1:]], seed).round(PROBE_ROUND, probes).sign().to(o.device, o.dtype)
         for o in objectives
     ]
     rows = torch.cartesian_prod(torch.arange(probes), examples).to(first.device)
     for probe, example in (part.unbind(1) for part in rows.split(first.max_rows)):
-        for c, squares in zip(
-            cs, _squares(objectives, example, [sign[probe] for sign in signs])
-        ):
+        for c, squares in zip(cs, _squares(objectives, example, [sign[probe] for sign in signs])):
             c[probe, example] = squares
 
 
-def _squares(
-    objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]
-) -> list[Tensor]:
+def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:
     """|J_i^T (r / v)|^2 / M of each token, (R, T), for directions r in each state's space, (R, elements)."""
     first = objectives[0]
     points = first.points(examples, torch.zeros_like(first.origin[examples]))
-    states = first.model.perturbed(
-        points, examples, [o.model.state_layer for o in objectives]
-    )
+    states = first.model.perturbed(points, examples, [o.model.state_layer for o in objectives])
     squares = []
     for o, whole, direction in zip(objectives, states, directions):
         state = select(whole, o.model.selector).to(o.dtype)

@@ -97,22 +97,15 @@ def kept_tables(
         ]
     )
     cell = max([len("layer 00"), *(len(text) for row in cells for text in row)])
-    per_table = max(
-        1, (width - label - 3) // (cell + 2)
-    )  # two columns between layers, one at each edge
+    per_table = max(1, (width - label - 3) // (cell + 2))  # two columns between layers, one at each edge
 
     tables = []
     for start in range(0, len(layers), per_table):
         block = range(start, min(start + per_table, len(layers)))
-        footers = [
-            f"{_number(regime_index[i], 2)}\n{'yes' if converged[i] else 'NO'}"
-            for i in block
-        ]
+        footers = [f"{_number(regime_index[i], 2)}\n{'yes' if converged[i] else 'NO'}" for i in block]
         table = _empty_table([f"layer {layers[i]}" for i in block], footers)
         for t, token in enumerate(tokens):
-            table.add_row(
-                _text(token), *(_text(cells[i][t], shades[i][t]) for i in block)
-            )
+            table.add_row(_text(token), *(_text(cells[i][t], shades[i][t]) for i in block))
         tables.append(table)
     return tables
 
@@ -149,9 +142,7 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b[1m")
         'a\\\\x1b[1m'
     """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shade(share: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -165,12 +156,8 @@ def shade(share: float) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         ((8, 48, 107), (255, 255, 255))
     """
     share = min(max(share, 0.0), 1.0)
-    red, green, blue = (
-        round(low + share * (high - low)) for low, high in zip(_LOW, _HIGH, strict=True)
-    )
-    light = (
-        0.299 * red + 0.587 * green + 0.114 * blue > 115
-    )  # where black and white contrast alike
+    red, green, blue = (round(low + share * (high - low)) for low, high in zip(_LOW, _HIGH, strict=True))
+    light = 0.299 * red + 0.587 * green + 0.114 * blue > 115  # where black and white contrast alike
     return (red, green, blue), ((0, 0, 0) if light else (255, 255, 255))
 
 
@@ -185,31 +172,22 @@ def _empty_table(headers: Sequence[str], footers: Sequence[str]) -> Table:
         collapse_padding=True,
         pad_edge=True,
     )
-    table.add_column(
-        "token", footer="E\nconverged", max_width=_TOKEN_WIDTH, overflow="fold"
-    )
+    table.add_column("token", footer="E\nconverged", max_width=_TOKEN_WIDTH, overflow="fold")
     for header, footer in zip(headers, footers, strict=True):
         table.add_column(header, footer=footer, justify="right", no_wrap=True)
     return table
 
 
-def _cells(
-    kept: Sequence[float | None], standard_error: Sequence[float | None]
-) -> list[str]:
+def _cells(kept: Sequence[float | None], standard_error: Sequence[float | None]) -> list[str]:
     """One layer's cells: four significant digits for its highest value, errors to the same place."""
     highest = max((value for value in kept if value is not None), default=0.0)
     digits = min(3, max(0, 3 - math.floor(math.log10(highest)))) if highest > 0 else 1
     errors = [f"±{_number(value, digits)}" for value in standard_error]
     pad = max(map(len, errors), default=0)
-    return [
-        f"{_number(value, digits)} {error:>{pad}}"
-        for value, error in zip(kept, errors, strict=True)
-    ]
+    return [f"{_number(value, digits)} {error:>{pad}}" for value, error in zip(kept, errors, strict=True)]
 
 
-def _shades(
-    kept: Sequence[float | None], standard_error: Sequence[float | None]
-) -> list[Style]:
+def _shades(kept: Sequence[float | None], standard_error: Sequence[float | None]) -> list[Style]:
     """One layer's styles, on a scale from its lowest value (a cap chosen by hand sets the zero) to its highest.
 
     The scale spans at least ten standard errors, so that pure noise does not look like a pattern.
@@ -224,9 +202,7 @@ def _shades(
     styles = []
     for value in kept:
         back, front = shade(0.0 if value is None else (value - low) / span)
-        styles.append(
-            Style(color=Color.from_rgb(*front), bgcolor=Color.from_rgb(*back))
-        )
+        styles.append(Style(color=Color.from_rgb(*front), bgcolor=Color.from_rgb(*back)))
     return styles
 
 

@@ -33,9 +33,7 @@ from interp_plugin.refinement import (
 PROBES = 8  # vector-Jacobian products of the closed form
 EXACT = 32  # state elements up to which they are done one by one, without chance
 BUDGET = 0.0576  # draws at most, times tolerance^2: about 144 at the default
-MIN_ROUNDS = (
-    4  # at most, however loose the tolerance: the first may only find the place
-)
+MIN_ROUNDS = 4  # at most, however loose the tolerance: the first may only find the place
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,13 @@ class Solver:
 
     def __post_init__(self) -> None:
         if self.draws < 4:
-            raise ValueError(
-                f"draws is {self.draws}, and at least 4 are needed for a standard error"
-            )
+            raise ValueError(f"draws is {self.draws}, and at least 4 are needed for a standard error")
         if self.iterations is not None and self.iterations < 0:
             raise ValueError(
                 f"iterations is {self.iterations}; give 0 (closed form only), a positive number or None"
             )
         if not self.tolerance > 0:
-            raise ValueError(
-                f"tolerance is {self.tolerance}; give a positive standard error of log sigma"
-            )
+            raise ValueError(f"tolerance is {self.tolerance}; give a positive standard error of log sigma")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; give a non-negative integer")
 
@@ -80,9 +74,7 @@ class Solver:
         """Rounds at most."""
         if self.iterations is not None:
             return self.iterations
-        return max(
-            MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws - 1e-9)
-        )
+        return max(MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -157,13 +149,9 @@ def solve(
     everyone = torch.arange(batch, device=device)
     curvature = curvature_estimates.mean(0)
     cap = max_sigma.to(objective.dtype).log().unsqueeze(1)  # (B, 1)
-    closed = torch.where(
-        groups.active, closed_form(curvature, rate, groups.counts), torch.inf
-    ).minimum(cap)
+    closed = torch.where(groups.active, closed_form(curvature, rate, groups.counts), torch.inf).minimum(cap)
     predicted = (closed.exp().square() * curvature * groups.active).sum(1)
-    variance, common = closed_variance(
-        curvature_estimates, groups.active & (closed < cap)
-    )
+    variance, common = closed_variance(curvature_estimates, groups.active & (closed < cap))
     trace = new_trace(objective, everyone, closed, variance, common, predicted)
     n_forward = probes + 1
     n_backward = probes.clone()
@@ -178,12 +166,8 @@ def solve(
     )
     n_forward += passes
     n_backward += passes
-    for index in tqdm(
-        range(solver.max_rounds), desc="noise", disable=not show_progress
-    ):
-        count = (
-            solver.draws if index else solver.draws // 2
-        )  # the first round mostly finds the place
+    for index in tqdm(range(solver.max_rounds), desc="noise", disable=not show_progress):
+        count = solver.draws if index else solver.draws // 2  # the first round mostly finds the place
         noise = draws.round(index, count).to(device, objective.dtype)
         passes = count * (1 + 2 * trace.quiet.long())
         n_forward[trace.example] += passes
@@ -194,9 +178,7 @@ def solve(
         error = token_mean(variance_of(trace, free), free).sqrt()
         converged[trace.example] = (error <= solver.tolerance) & trace.settled
         # draws of quiet examples say so much that a smaller error is cheap
-        done_now = (
-            error <= torch.where(trace.quiet, solver.tolerance / 4, solver.tolerance)
-        ) & trace.settled
+        done_now = (error <= torch.where(trace.quiet, solver.tolerance / 4, solver.tolerance)) & trace.settled
         if done_now.any():
             done.append(trace.at(done_now))
             trace = trace.at(~done_now)
@@ -219,10 +201,7 @@ def _fit(
     order = torch.cat([t.example for t in traces]).argsort()
     whole = replace(
         traces[0],
-        **{
-            name: torch.cat([getattr(t, name) for t in traces])[order]
-            for name in vars(traces[0])
-        },
+        **{name: torch.cat([getattr(t, name) for t in traces])[order] for name in vars(traces[0])},
     )
     groups = objective.groups
     free = groups.active & (whole.theta < cap - 1e-6)

@@ -73,9 +73,7 @@ def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
     if where and where.side == "input":
         handle = module.register_forward_pre_hook(lambda module, args: watch(args))
     else:
-        handle = module.register_forward_hook(
-            lambda module, args, output: watch(output)
-        )
+        handle = module.register_forward_hook(lambda module, args, output: watch(output))
     try:
         yield
     finally:
@@ -94,9 +92,7 @@ class _Recorder:
     def __call__(self, passing: Any) -> None:
         self.fired += 1
         value = first_tensor(passing)
-        self.value = (
-            value.clone() if isinstance(value, Tensor) else value
-        )  # work in place may follow
+        self.value = value.clone() if isinstance(value, Tensor) else value  # work in place may follow
 
     def take(self, rows: int) -> Tensor:
         """The value, if it passed exactly once with the batch dimension first."""
@@ -214,16 +210,10 @@ class NoisyModel:
                 stack.enter_context(_no_fastpath())
                 output = self.forward(inputs, rows)
             # the model may have worked in place on what it was given
-            origins.append(
-                (noise_at.take(len(rows)),) if self.noise_layer else self._rows(rows)
-            )
+            origins.append((noise_at.take(len(rows)),) if self.noise_layer else self._rows(rows))
             states.append(
                 [
-                    (
-                        at.take(len(rows))
-                        if at.site
-                        else checked(output, len(rows), "model's output")
-                    ).detach()
+                    (at.take(len(rows)) if at.site else checked(output, len(rows), "model's output")).detach()
                     for at in states_at
                 ]
             )
@@ -242,37 +232,27 @@ class NoisyModel:
         self, points: tuple[Tensor, ...], rows: Tensor, sites: Sequence[Site | None]
     ) -> list[Tensor]:
         """As :meth:`perturb`, for several sites in one forward and without selection."""
-        copies = tuple(
-            point.clone() for point in points
-        )  # the model may work in place, which leaves may not
+        copies = tuple(point.clone() for point in points)  # the model may work in place, which leaves may not
         inputs = self._rows(rows) if self.noise_layer else copies
         read: dict[int, Tensor] = {}
 
         def reader(index: int) -> Callable[[Any], None]:
             def hook(passing: Any) -> None:
                 value = first_tensor(passing)
-                read[index] = (
-                    value.clone() if len(sites) > 1 else value
-                )  # work in place may follow
+                read[index] = value.clone() if len(sites) > 1 else value  # work in place may follow
                 if len(read) == len(sites):
                     raise _StateRead
 
             return hook
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                at_site(
-                    self.noise_layer, lambda passing: _replace_first(passing, copies[0])
-                )
-            )
+            stack.enter_context(at_site(self.noise_layer, lambda passing: _replace_first(passing, copies[0])))
             for index, site in enumerate(sites):
                 stack.enter_context(at_site(site, reader(index)))
             stack.enter_context(rnn_backward(self.forward))
             with contextlib.suppress(_StateRead):
                 output = self.forward(inputs, rows)
-                read.update(
-                    {index: output for index, site in enumerate(sites) if site is None}
-                )
+                read.update({index: output for index, site in enumerate(sites) if site is None})
         return [read[index] for index in range(len(sites))]
 
 
@@ -292,9 +272,7 @@ def rnn_backward(forward: Any) -> contextlib.AbstractContextManager[Any]:
     if not torch.cuda.is_available():
         return contextlib.nullcontext()
     module = getattr(forward, "module", None)
-    if isinstance(module, nn.Module) and not any(
-        isinstance(m, nn.RNNBase) for m in module.modules()
-    ):
+    if isinstance(module, nn.Module) and not any(isinstance(m, nn.RNNBase) for m in module.modules()):
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=False)
 
@@ -328,9 +306,7 @@ class RunningStd:
             return
         values = values.detach().to(torch.float64)
         if not values.isfinite().all():
-            raise ValueError(
-                "a state has NaN or infinite values; state_std over it would be meaningless"
-            )
+            raise ValueError("a state has NaN or infinite values; state_std over it would be meaningless")
         mean, squares = values.mean(0), values.var(0, unbiased=False) * len(values)
         if self._mean is None or self._squares is None:
             self.count, self._mean, self._squares = len(values), mean, squares
@@ -343,9 +319,7 @@ class RunningStd:
         total = self.count + len(values)
         gap = mean - self._mean
         self._mean = self._mean + gap * (len(values) / total)
-        self._squares = (
-            self._squares + squares + gap.square() * (self.count * len(values) / total)
-        )
+        self._squares = self._squares + squares + gap.square() * (self.count * len(values) / total)
         self.count = total
 
     def mean(self) -> Tensor:
@@ -359,7 +333,5 @@ class RunningStd:
     @staticmethod
     def _known(value: Tensor | None) -> Tensor:
         if value is None:
-            raise ValueError(
-                "no state was seen yet; call update() with at least one sample first"
-            )
+            raise ValueError("no state was seen yet; call update() with at least one sample first")
         return value

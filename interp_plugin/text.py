@@ -57,9 +57,7 @@ class TextExplainer:
         self.noise_layer = _site_of(self.model, noise_layer)
         self.calibration = calibration
 
-    def __call__(
-        self, texts: Text | Sequence[Text], *args: Any, **kwargs: Any
-    ) -> Explanation:
+    def __call__(self, texts: Text | Sequence[Text], *args: Any, **kwargs: Any) -> Explanation:
         """The same as :meth:`explain`."""
         return self.explain(texts, *args, **kwargs)
 
@@ -118,9 +116,7 @@ class TextExplainer:
         pairs = _pairs(texts)
         targets = target if isinstance(target, list) else [target] * len(pairs)
         if len(targets) != len(pairs):
-            raise ValueError(
-                f"target lists {len(targets)} for {len(pairs)} texts; give one for each"
-            )
+            raise ValueError(f"target lists {len(targets)} for {len(pairs)} texts; give one for each")
         labels = self._labels(layers)
         base = Plan(
             states=(),
@@ -128,9 +124,7 @@ class TextExplainer:
             noise_layer=self.noise_layer,
             target=None,
             rate=rate,
-            max_sigma=cap_of_embedding(module_of(self.noise_layer))
-            if max_sigma is None
-            else max_sigma,
+            max_sigma=cap_of_embedding(module_of(self.noise_layer)) if max_sigma is None else max_sigma,
             solver=Solver() if solver is None else solver,
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
         )
@@ -143,9 +137,7 @@ class TextExplainer:
                     states=tuple(self._states(labels, wanted, neurons, heads)),
                     target=None if wanted is None else self.model.class_name(wanted),
                 )
-                for some in batches(
-                    [encodings[i] for i in indices], batch_size, self.model.pads
-                ):
+                for some in batches([encodings[i] for i in indices], batch_size, self.model.pads):
                     chosen = [indices[i] for i in some]
                     found.update(
                         zip(
@@ -181,9 +173,7 @@ class TextExplainer:
             show_progress: a progress bar.
         """
         pairs = _pairs(list(texts))
-        labels = (
-            [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
-        )
+        labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
         states = {_key(label): State(label, self._site(label)) for label in labels}
         for label in labels:
             heads = self.model.head_site(label) if label != OUTPUT else None
@@ -202,12 +192,8 @@ class TextExplainer:
                 for key, state in states.items():
                     values = batch.whole(state.site)
                     if state.site is None and self.model.task == "next token":
-                        values = (
-                            values.float().log_softmax(-1).amax(-1)
-                        )  # each place's own next token
-                    running[key].update(
-                        values, batch.places(state, self.model.on_decoder(state.label))
-                    )
+                        values = values.float().log_softmax(-1).amax(-1)  # each place's own next token
+                    running[key].update(values, batch.places(state, self.model.on_decoder(state.label)))
                 bar.update(len(some))
         spreads = {key: spread.std() for key, spread in running.items()}
         self.calibration = Calibration(self.model.name, len(pairs), spreads)
@@ -218,13 +204,9 @@ class TextExplainer:
         known = list(self.model.layers)
         if layers == "all":
             return known
-        wanted = (
-            [layers] if isinstance(layers, (int, str)) else list(dict.fromkeys(layers))
-        )
+        wanted = [layers] if isinstance(layers, (int, str)) else list(dict.fromkeys(layers))
         if not wanted:
-            raise ValueError(
-                f"layers {layers!r} names no layer: choose from {_listing(known)}, or 'all'"
-            )
+            raise ValueError(f"layers {layers!r} names no layer: choose from {_listing(known)}, or 'all'")
         for label in wanted:
             if label != OUTPUT and label not in known:
                 raise ValueError(
@@ -244,9 +226,7 @@ class TextExplainer:
     ) -> Iterator[State]:
         """What each label means, with its unit."""
         if neurons is not None and heads is not None:
-            raise ValueError(
-                "neurons and heads both pick a part of a state; give one of them"
-            )
+            raise ValueError("neurons and heads both pick a part of a state; give one of them")
         for label in labels:
             site, part, key = self._site(label), neurons, _key(label)
             if label == OUTPUT:
@@ -255,14 +235,10 @@ class TextExplainer:
                 site, part = self._heads(label, heads)
                 key = _key(label, heads=True)
             std = None if self.calibration is None else self.calibration.of(key)
-            index = (
-                part if part is None or isinstance(part, (int, slice)) else list(part)
-            )
+            index = part if part is None or isinstance(part, (int, slice)) else list(part)
             yield State(label, site, index, std)
 
-    def _heads(
-        self, label: Label, heads: int | Sequence[int]
-    ) -> tuple[LayerCall, list[int]]:
+    def _heads(self, label: Label, heads: int | Sequence[int]) -> tuple[LayerCall, list[int]]:
         """Where a layer's heads are read, and the places of the chosen ones in the last dimension."""
         found = self.model.head_site(label)
         if found is None:
@@ -273,14 +249,10 @@ class TextExplainer:
         chosen = [heads] if isinstance(heads, int) else list(heads)
         for head in chosen:
             if head not in range(count):
-                raise ValueError(
-                    f"head {head!r} does not exist: layer {label!r} has heads 0 to {count - 1}"
-                )
+                raise ValueError(f"head {head!r} does not exist: layer {label!r} has heads 0 to {count - 1}")
         return site, [head * width + i for head in chosen for i in range(width)]
 
-    def _by_class(
-        self, targets: Sequence[Any], labels: Sequence[Label]
-    ) -> dict[int | None, list[int]]:
+    def _by_class(self, targets: Sequence[Any], labels: Sequence[Label]) -> dict[int | None, list[int]]:
         """Texts that ask for the same class; a language model's targets are in the encodings."""
         if self.model.task == "next token" or all(t is None for t in targets):
             return {None: list(range(len(targets)))}
@@ -291,9 +263,7 @@ class TextExplainer:
             )
         groups: dict[int | None, list[int]] = {}
         for index, target in enumerate(targets):
-            groups.setdefault(
-                None if target is None else self.model.class_index(target), []
-            ).append(index)
+            groups.setdefault(None if target is None else self.model.class_index(target), []).append(index)
         return groups
 
     def _encode(
@@ -312,9 +282,7 @@ class TextExplainer:
         packages = ("captum", "torch", "transformers")
         return Settings(
             model=self.model.name,
-            noise_layer=names.get(
-                id(module_of(plan.noise_layer)), type(plan.noise_layer).__name__
-            ),
+            noise_layer=names.get(id(module_of(plan.noise_layer)), type(plan.noise_layer).__name__),
             rate=plan.rate,
             seed=plan.solver.seed,
             tolerance=plan.solver.tolerance,
