@@ -1,34 +1,32 @@
-"""What the terminal shows of an explanation."""
+"""What the terminal, the figures and Captum's records show of an explanation."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from explanations import HOSTILE, explanation, falling, row, text
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
 from interp_plugin import rendering
+from interp_plugin.rendering import rows as rows_module
+from interp_plugin.rendering import shades
 
 
-def explanation(tokens: list[str], n_layers: int, value: float | None = 123.4) -> dict[str, Any]:
-    row = [None if value is None else value / (i + 1) for i in range(len(tokens))]
-    return {
-        "tokens": tokens,
-        "layers": list(range(1, n_layers + 1)),
-        "kept": [row] * n_layers,
-        "standard_error": [[0.26] * len(tokens)] * n_layers,
-        "regime_index": [1.068] * n_layers,
-        "converged": [True] * n_layers,
-        "predicted": "positive",
-        "probability": 0.9871,
-        "n_forward": 256,
-        "n_backward": 128,
-        "seconds": 1.234,
-    }
+def layers(units: list[str], n_layers: int, value: float | None = 123.4) -> dict[str, Any]:
+    kept = [None] * len(units) if value is None else falling(len(units), value)
+    return explanation(text(units, [row(kept, layer) for layer in range(1, n_layers + 1)]))
 
 
 def printed(what: dict[str, Any], width: int = 80, colour: bool = False) -> str:
@@ -38,62 +36,132 @@ def printed(what: dict[str, Any], width: int = 80, colour: bool = False) -> str:
     return stream.getvalue()
 
 
+def flat(what: dict[str, Any], width: int = 80) -> str:
+    return " ".join(printed(what, width).split())
+
+
+# --- terminal
+
+
 def test_the_table_says_value_error_unit_and_sign() -> None:
-    text = printed(explanation(["good", "film"], 1))
-    flat = " ".join(text.split())
-    assert "positive with probability 0.987" in flat
-    assert "good 123.4 ±0.3" in flat
-    assert "film 61.7 ±0.3" in flat
-    assert "in nats" in flat
-    assert "high = the layer still holds this token" in flat
-    assert "E 1.07" in flat
-    assert "converged yes" in flat
-    assert "1.23 s, 256 forward and 128 backward sample passes" in flat
+    shown = flat(layers(["good", "film"], 1))
+    assert "positive with probability 0.987" in shown
+    assert "good 123.4 ±0.3" in shown
+    assert "film 61.7 ±0.3" in shown
+    assert "in nats" in shown
+    assert "high = the layer still holds this token" in shown
+    assert "E 1.07" in shown
+    assert "converged yes" in shown
+    assert "rate 0.1, seed 7; 1.23 s, 256 forward and 128 backward sample passes" in shown
 
 
 def test_a_layer_that_did_not_converge_stands_out() -> None:
-    assert "NO" in printed({**explanation(["a"], 2), "converged": [True, False]})
+    assert "NO" in printed(explanation(text(["a"], [row([1.0]), row([1.0], 2) | {"converged": False}])))
+
+
+def test_each_of_several_texts_has_a_heading_and_the_passes_are_summed() -> None:
+    shown = flat(explanation(text(["good"]), text(["bad"], text="bad\n", pair="very")))
+    assert "text 1 of 2: good" in shown
+    assert "text 2 of 2: bad\\n | very" in shown
+    assert "512 forward" in shown
+
+
+def test_what_is_not_known_of_the_output_is_left_out() -> None:
+    unknown = text(["a"], predicted=None, probability=None)
+    assert "None" not in printed(explanation(unknown))
+    assert "probability" not in printed(explanation(unknown))
+    assert "target negative" in flat(explanation(unknown | {"target": "negative"}))
+    assert "positive with probability 0.987; target negative" in flat(
+        explanation(text(["a"], target="negative"))
+    )
+
+
+def test_every_position_has_a_column() -> None:
+    shown = printed(explanation(text(["a"], [row([1.0], 3, p) for p in range(3)])))
+    assert all(f"layer 3 @{p}" in shown for p in range(3))
+    assert "counted from 0" in shown
+
+
+def test_tied_units_carry_a_mark_that_the_legend_explains() -> None:
+    tied = row([8.0, 4.0]) | {"tied": [True, False]}
+    shown = flat(explanation(text(["good", "film"], [tied])))
+    assert "good 8.000 ±0.260 ≈ film 4.000 ±0.260 E" in shown
+    assert "≈: within two standard errors of the next token in rank" in shown
+    assert "≈" not in flat(explanation(text(["good", "film"], [row([8.0, 4.0])])))
+
+
+def test_values_stay_aligned_when_some_are_tied() -> None:
+    tied = row([8.0, 4.0]) | {"tied": [True, False]}
+    lines = printed(explanation(text(["good", "film"], [tied]))).splitlines()
+    assert len({line.index("±") for line in lines if "±0.260" in line}) == 1
+
+
+def test_without_state_std_the_reader_is_warned() -> None:
+    assert "each text is its own yardstick" in flat(explanation(text(["a"]), state_std=False))
+    assert "yardstick" not in flat(explanation(text(["a"])))
+
+
+def test_the_first_column_and_the_legend_name_the_unit() -> None:
+    shown = flat(explanation(text(["a"]), granularity="word"))
+    assert "word layer 1" in shown
+    assert "holds this word" in shown
 
 
 @pytest.mark.parametrize("token", ["[bold]", "[/bold]", "[CLS]", "[red]x", "\\[x]", ":smile:"])
 def test_markup_in_a_token_is_shown_as_it_is(token: str) -> None:
-    assert token in printed(explanation([token], 1))
+    assert token in printed(layers([token], 1))
+    assert token in printed(explanation(text(["a"], [row([1.0], token)])))
 
 
 def test_escape_sequences_in_data_do_not_reach_the_terminal() -> None:
-    text = printed({**explanation(["a\x1b[31m", "b\nc"], 1), "predicted": "x\x1b]0;t\x07"})
-    assert "\x1b" not in text
-    assert "\x07" not in text
-    assert "b\\nc" in text
+    evil = "x\x1b]0;t\x07"
+    one = text(["a\x1b[31m", "b\nc"], [row([2.0, 1.0], evil)], predicted=evil, target=evil)
+    shown = printed(explanation(one, one, granularity=evil))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "b\\nc" in shown
 
 
 @pytest.mark.parametrize("n_layers", [1, 4, 6, 12, 48])
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_every_layer_is_shown_and_no_line_is_too_wide(n_layers: int, width: int) -> None:
-    text = printed(explanation(["[CLS]", "x" * 50, "映画", "[SEP]"], n_layers, 1234.5), width)
-    assert max(cell_len(line) for line in text.splitlines()) <= width
-    assert "…" not in text
-    assert all(f"layer {number}" in text for number in range(1, n_layers + 1))
-    assert text.count("±0") == 4 * n_layers
+    shown = printed(layers(["[CLS]", "x" * 50, "映画", "[SEP]"], n_layers, 1234.5), width)
+    assert max(cell_len(line) for line in shown.splitlines()) <= width
+    assert "…" not in shown
+    assert all(f"layer {number}" in shown for number in range(1, n_layers + 1))
+    assert shown.count("±0") == 4 * n_layers
+
+
+def test_a_long_layer_name_folds_and_its_values_do_not() -> None:
+    name = "transformer.h.11.mlp.output.dense"
+    shown = printed(explanation(text(["a"], [row([123.4], name), row([61.7], name)])), 60)
+    assert max(cell_len(line) for line in shown.splitlines()) <= 60
+    assert "…" not in shown
+    assert "123.4 ±0.3" in shown
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5), st.floats(0, 1e6))
-def test_any_token_can_be_drawn(tokens: list[str], value: float) -> None:
-    text = printed(explanation(tokens, 1, value))
-    assert "nan" not in text
-    assert max(cell_len(line) for line in text.splitlines()) <= 80
+def test_any_token_can_be_printed(tokens: list[str], value: float) -> None:
+    shown = printed(layers(tokens, 1, value))
+    assert max(cell_len(line) for line in shown.splitlines()) <= 80
 
 
 def test_values_that_are_missing_or_zero_are_drawn() -> None:
-    assert "- ±0.3" in printed(explanation(["a"], 1, None))
-    assert "0.0 ±0.3" in printed(explanation(["a"], 1, 0.0))
+    assert "- ±0.3" in printed(layers(["a"], 1, None))
+    assert "0.0 ±0.3" in printed(layers(["a"], 1, 0.0))
+
+
+def test_nothing_to_show_is_shown() -> None:
+    assert "rate 0.1" in printed(explanation())
+    assert "positive" in printed(explanation(text(["a"], [])))
+
+
+# --- shades
 
 
 def test_a_higher_share_is_a_darker_shade() -> None:
-    def light(share: float) -> int:
-        return sum(rendering.shade(share)[0])
-
-    assert [light(i / 10) for i in range(11)] == sorted((light(i / 10) for i in range(11)), reverse=True)
+    lights = [sum(rendering.shade(i / 10)[0]) for i in range(11)]
+    assert lights == sorted(lights, reverse=True)
     assert rendering.shade(-1.0) == rendering.shade(0.0)
     assert rendering.shade(2.0) == rendering.shade(1.0)
 
@@ -116,13 +184,236 @@ DARKEST, LIGHTEST = "48;2;8;48;107m", "48;2;247;251;255m"
 
 
 def test_each_layer_is_shaded_from_its_lowest_to_its_highest_value() -> None:
-    what = explanation(["a", "b"], 2)
-    what["kept"] = [[100.0, 50.0], [10.0, 5.0]]
-    text = printed(what, colour=True)
-    assert text.count(DARKEST) == text.count(LIGHTEST) == 2
+    what = explanation(text(["a", "b"], [row([100.0, 50.0]), row([10.0, 5.0], 2)]))
+    shown = printed(what, colour=True)
+    assert shown.count(DARKEST) == shown.count(LIGHTEST) == 2
 
 
 def test_differences_within_the_standard_error_are_not_shaded_as_a_pattern() -> None:
-    what = explanation(["a", "b"], 1)
-    what["kept"], what["standard_error"] = [[101.0, 100.0]], [[1.0, 1.0]]
+    what = explanation(text(["a", "b"], [row([101.0, 100.0], error=1.0)]))
     assert DARKEST not in printed(what, colour=True)
+
+
+@given(st.lists(st.tuples(st.none() | st.floats(0, 1e6), st.none() | st.floats(0, 1e3)), max_size=6))
+def test_shares_lie_between_zero_and_one(pairs: list[tuple[float | None, float | None]]) -> None:
+    shares = shades.shares([value for value, _ in pairs], [error for _, error in pairs])
+    assert all(0.0 <= share <= 1.0 for share in shares)
+
+
+# --- rows
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-6, 3.0, 400.0])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_the_error_of_sigma_follows_from_that_of_the_information(value: float, tokens: int) -> None:
+    """A unit of m tokens has m K elements, so se(log sigma) = se(nats) / (m K)."""
+    one = row([value], error=2.0)
+    unit = one | {"kept": [tokens * value], "loss": [tokens * one["loss"][0]]}
+    [error] = rows_module.sigma_errors(unit)
+    assert error == pytest.approx(one["sigma"][0] * 2.0 / (tokens * 312), rel=1e-6)
+
+
+def test_totals_use_the_rows_own_error_and_else_add_variances() -> None:
+    one = row([1.0, 2.0], error=3.0)
+    assert rows_module.total(one) == pytest.approx((3.0, math.sqrt(18.0)))
+    assert rows_module.total(one | {"total_standard_error": 5.0}) == (3.0, 5.0)
+    assert math.isnan(rows_module.total(row([1.0, None]))[0])
+
+
+# --- figures
+
+
+def drawn(figure: Any) -> None:
+    """Draws, with every warning (a glyph that is missing, a layout that does not fit) an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO(), format="png", dpi=30)
+
+
+KINDS = ("layers", "tokens", "flow")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_units", [1, 3, 60])
+def test_a_figure_of_any_size_is_drawn_without_a_warning(
+    kind: Any, n_units: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    units = [f"unit{i}" for i in range(n_units)]
+    with caplog.at_level(logging.WARNING):
+        drawn(rendering.plot(layers(units, 12), kind))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_and_missing_values_are_drawn(kind: Any) -> None:
+    kept = falling(len(HOSTILE))
+    one = text(list(HOSTILE), [row([None, *kept[1:]], "$x$" * 20), row([None] * len(HOSTILE), 2)])
+    drawn(rendering.plot(explanation(one, one), kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_figure_is_unknown_to_pyplot(kind: Any) -> None:
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    rendering.plot(layers(["a", "b"], 2), kind)
+    assert pyplot.get_fignums() == before
+
+
+def test_the_map_has_a_colour_bar_in_nats_over_the_whole_map() -> None:
+    what = explanation(text(["a", "b"], [row([100.0, 50.0]), row([10.0, 5.0], 2)]))
+    axes, bar = rendering.plot(what, "layers").axes
+    assert np.array_equal(axes.images[0].get_array(), [[100.0, 50.0], [10.0, 5.0]])
+    assert axes.images[0].get_clim() == (5.0, 100.0)
+    assert "nats" in bar.get_ylabel()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 1", "layer 2"]
+
+
+def test_one_layers_positions_make_a_map_of_time_steps() -> None:
+    states = [row([2.0, 1.0], layer, position) for layer in (1, 2) for position in (0, 1)]
+    axes = rendering.plot(explanation(text(["a", "b"], states)), "layers", layer=2).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 2 @0", "layer 2 @1"]
+
+
+def test_bars_show_the_chosen_row_with_one_standard_error() -> None:
+    what = explanation(text(["a", "b"], [row([2.0, 1.0], error=0.5), row([8.0, 4.0], 2)]))
+    [axes] = rendering.plot(what, "tokens", layer=1).axes
+    assert [bar.get_height() for bar in axes.patches] == [2.0, 1.0]
+    segments = axes.collections[0].get_segments()
+    assert [segment[:, 1].tolist() for segment in segments] == [[1.5, 2.5], [0.5, 1.5]]
+    assert "± 1 standard error" in axes.get_ylabel()
+    [last] = rendering.plot(what, "tokens").axes
+    assert last.patches[0].get_height() == 8.0
+
+
+def test_tied_bars_carry_the_mark() -> None:
+    what = explanation(text(["a", "b"], [row([2.0, 1.0]) | {"tied": [True, False]}]))
+    [axes] = rendering.plot(what, "tokens").axes
+    assert [note.get_text() for note in axes.texts] == ["≈"]
+    assert "≈" in axes.get_title()
+
+
+def test_the_flow_has_a_line_of_sums_for_each_text() -> None:
+    one = text(["a", "b"], [row([2.0, 1.0]), row([1.0, 0.5], 2)])
+    [axes] = rendering.plot(explanation(one, text(["c"], [row([4.0], 2)])), "flow").axes
+    first, second = axes.lines
+    assert first.get_xydata().tolist() == [[0.0, 3.0], [1.0, 1.5]]
+    assert second.get_xydata().tolist() == [[1.0, 4.0]]  # layer 2 stands at the same place for both
+
+
+def test_a_token_starts_no_formula_in_a_figure() -> None:
+    axes = rendering.plot(layers(["$x^2$"], 1), "layers").axes[0]
+    [label] = axes.get_xticklabels()
+    assert label.get_text() == "$x^2$"
+    assert not label.get_parse_math()
+
+
+def test_characters_that_no_font_has_are_written_out() -> None:
+    axes = rendering.plot(layers(["\U000e0041\U0010fffd"], 1), "layers").axes[0]
+    assert axes.get_xticklabels()[0].get_text() == "\\U000e0041\\U0010fffd"
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ({"kind": "pie"}, "layers, tokens, flow"),
+        ({"text": 2}, "there are 1"),
+        ({"layer": 9}, "layer 1, layer 2"),
+        ({"kind": "flow", "layer": 9}, "layer 1, layer 2"),
+        ({"kind": "tokens", "layer": (1, 4)}, "layer 1, layer 2"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        rendering.plot(layers(["a"], 2), **arguments)
+
+
+def test_a_layer_with_positions_needs_one_for_bars() -> None:
+    what = explanation(text(["a"], [row([1.0], 3, 0), row([2.0], 3, 1)]))
+    with pytest.raises(ValueError, match=r"choose one of \(3, 0\), \(3, 1\)"):
+        rendering.plot(what, "tokens", layer=3)
+    [axes] = rendering.plot(what, "tokens", layer=(3, 0)).axes
+    assert axes.patches[0].get_height() == 1.0
+
+
+# --- Captum's records
+
+
+@pytest.fixture
+def visualize_text(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Captum's own function, with a stand-in for IPython, which is optional everywhere."""
+    from captum.attr import visualization
+
+    monkeypatch.setattr(visualization, "HAS_IPYTHON", True)
+    monkeypatch.setattr(visualization, "HTML", str, raising=False)
+    monkeypatch.setattr(visualization, "display", lambda html: None, raising=False)
+    return lambda records: str(visualization.visualize_text(records))
+
+
+def test_captum_draws_the_records(visualize_text: Callable[..., str]) -> None:
+    what = explanation(
+        text(["<s>", "good", "film"], [row([50.0, 100.0, 75.0])]),
+        text(["bad"], predicted=None, probability=None, target="negative"),
+    )
+    html = visualize_text(rendering.captum_records(what))
+    assert "positive (0.99)" in html
+    assert "225.00" in html
+    assert "> &lt;s&gt;" in html
+    for light in ("hsl(0, 75%, 100%)", "hsl(120, 75%, 75%)", "hsl(120, 75%, 50%)"):  # white to full green
+        assert f"background-color: {light};" in html
+    assert "<b>negative</b>" in html
+    assert "None" not in html
+
+
+def test_no_token_or_name_reaches_captums_html_as_markup(visualize_text: Callable[..., str]) -> None:
+    evil = "<script>alert(1)</script>"
+    one = text(list(HOSTILE), predicted=evil, target=evil)
+    html = visualize_text(rendering.captum_records(explanation(one)))
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "\x1b" not in html
+
+
+def test_records_hold_the_chosen_rows_shares_and_their_sum() -> None:
+    what = explanation(text(["a", "b"], [row([2.0, 1.0], error=0.0), row([8.0, 8.0], 2)]))
+    [record] = rendering.captum_records(what, layer=1)
+    assert record.word_attributions.tolist() == [1.0, 0.0]
+    assert record.attr_score == 3.0
+    assert record.convergence_score == 1.0
+    assert record.pred_class == record.attr_class == "positive"
+
+
+def test_a_value_that_is_missing_is_refused() -> None:
+    with pytest.raises(ValueError, match="'b' by layer 1 is None"):
+        rendering.captum_records(explanation(text(["a", "b"], [row([1.0, None])])))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5), st.floats(0, 1e4))
+def test_attributions_handed_to_captum_are_shares_of_one(kept: list[float], error: float) -> None:
+    units = [str(i) for i in range(len(kept))]
+    [record] = rendering.captum_records(explanation(text(units, [row(kept, error=error)])))
+    assert all(0.0 <= value <= 1.0 for value in record.word_attributions.tolist())
+
+
+# --- the house
+
+
+def test_drawing_imports_nothing_of_ours_and_nothing_heavy() -> None:
+    import ast
+    from pathlib import Path
+
+    folder = Path(rendering.__file__).parent
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py")]
+    nodes = itertools.chain.from_iterable(map(ast.walk, trees))
+    ours = [
+        n.module
+        for n in nodes
+        if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("interp_plugin")
+    ]
+    assert ours
+    assert all(name.startswith("interp_plugin.rendering") for name in ours)
+    top = [node for tree in trees for node in tree.body]
+    loaded = {n.module.split(".")[0] for n in top if isinstance(n, ast.ImportFrom) and n.module}
+    loaded |= {alias.name.split(".")[0] for n in top if isinstance(n, ast.Import) for alias in n.names}
+    assert loaded <= {*sys.stdlib_module_names, "interp_plugin"}

@@ -1,0 +1,118 @@
+"""Labels: the words and numbers written for the plain values of an explanation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TIED = "≈"
+
+Values = Mapping[str, Any]
+
+
+def printable(text: str) -> str:
+    """The text with everything a terminal could obey (escape sequences, line ends) written out.
+
+    Example::
+
+        >>> printable("a\\x1b[1m")
+        'a\\\\x1b[1m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def row_label(row: Values) -> str:
+    """Name of a row: its layer, and the position of its state if it has one.
+
+    Example::
+
+        >>> row_label({"layer": 3, "position": None}), row_label({"layer": "output", "position": 5})
+        ('layer 3', 'output @5')
+    """
+    layer, position = row["layer"], row.get("position")
+    name = printable(layer) if isinstance(layer, str) else f"layer {layer}"
+    return name if position is None else f"{name} @{position}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many digits after the point; "-" where it is not known."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def rounded(kept: Sequence[float | None], errors: Sequence[float | None]) -> list[tuple[str, str]]:
+    """One row's values and errors: four significant digits for its highest value, errors to the same place.
+
+    Example::
+
+        >>> rounded([123.44, None], [0.26, 0.26])
+        [('123.4', '±0.3'), ('-', '±0.3')]
+    """
+    highest = max((value for value in kept if value is not None), default=0.0)
+    digits = min(3, max(0, 3 - math.floor(math.log10(highest)))) if highest > 0 else 1
+    pairs = zip(kept, errors, strict=True)
+    return [(number(value, digits), f"±{number(error, digits)}") for value, error in pairs]
+
+
+def tied(row: Values) -> list[bool]:
+    """Per unit: within two standard errors of the next one in rank.  False where the row does not say."""
+    return list(row.get("tied") or [False] * len(row["kept"]))
+
+
+def any_tied(explanation: Values) -> bool:
+    return any(any(tied(row)) for text in explanation["texts"] for row in text["rows"])
+
+
+def unit_name(explanation: Values) -> str:
+    """What one unit is: "token", "word" or "sentence"."""
+    return printable(str(explanation.get("granularity") or "token"))
+
+
+def legend(explanation: Values) -> str:
+    """What the numbers and shades mean: unit, sign, scale, marks."""
+    unit = unit_name(explanation)
+    lines = [
+        f"Information kept, in nats, ± its standard error: high = the layer still holds this {unit}, 0 = it "
+        "does not need it. Shade: dark = high, from each layer's lowest to its highest; compare within a "
+        "layer. E: regime index, 1 = small-noise regime."
+    ]
+    if any_tied(explanation):
+        lines.append(f"{TIED}: within two standard errors of the next {unit} in rank, so not told apart.")
+    if any(row.get("position") is not None for text in explanation["texts"] for row in text["rows"]):
+        lines.append("@5: the state is the hidden vector at position 5, counted from 0.")
+    return " ".join(lines)
+
+
+def cost(explanation: Values) -> str:
+    """Time and sample passes of the whole explanation."""
+    rows = [row for text in explanation["texts"] for row in text["rows"]]
+    forward, backward = (sum(row[key] for row in rows) for key in ("n_forward", "n_backward"))
+    return f"{explanation['seconds']:.2f} s, {forward} forward and {backward} backward sample passes"
+
+
+def yardstick(explanation: Values) -> str | None:
+    """The caveat of an explanation made without ``state_std``; None with one."""
+    if explanation["settings"]["state_std"]:
+        return None
+    return (
+        "Made without state_std: each text is its own yardstick, so values of different layers "
+        "compare only roughly."
+    )
+
+
+def prediction(text: Values) -> list[tuple[str, str]]:
+    """What is known of the model's output on a text, as (name, value).
+
+    Example::
+
+        >>> prediction({"predicted": "good", "probability": 0.98712, "target": None})
+        [('predicted', 'good'), ('probability', '0.987')]
+    """
+    facts = []
+    if text["predicted"] is not None:
+        facts.append(("predicted", printable(text["predicted"])))
+    if text["probability"] is not None:
+        facts.append(("probability", f"{text['probability']:.3f}"))
+    if text["target"] is not None:
+        facts.append(("target", printable(text["target"])))
+    return facts

@@ -1,0 +1,74 @@
+"""Records for Captum's ``visualize_text``."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from interp_plugin.rendering import labels, rows, shades
+
+if TYPE_CHECKING:
+    from captum.attr import visualization
+
+_UNKNOWN = "-"
+
+
+def captum_records(
+    explanation: Mapping[str, Any], layer: rows.Choice | None = None
+) -> list[visualization.VisualizationDataRecord]:
+    """One record per text, for ``captum.attr.visualization.visualize_text``.
+
+    Attributions are information kept on the scale of the shades, 0 to 1, because ``visualize_text`` clips to
+    [-1, 1]; attr_score is its sum in nats; convergence_score is 1 where the row converged, else 0. Everything
+    readable is escaped, because ``visualize_text`` escapes nothing. What is not known is "-", and a
+    probability that is not known is NaN (``visualize_text`` needs a number there).
+
+    Args:
+        explanation: what ``Explanation.to_dict()`` gives.
+        layer: a layer, or a pair (layer, position) where its rows have positions; default each text's last row.
+
+    Raises:
+        ValueError: a text has no such row, or its information kept is not known for every unit
+            (``visualize_text`` would paint it as important).
+
+    Example::
+
+        >>> row = {"layer": 3, "position": None, "kept": [8.0, 0.0], "standard_error": [0.1, 0.1],
+        ...        "regime_index": 1.0, "converged": True}
+        >>> text = {"units": ["<s>", "good"], "rows": [row], "predicted": "positive", "probability": 0.9,
+        ...         "target": None}
+        >>> [record] = captum_records({"texts": [text]})
+        >>> record.raw_input_ids, record.word_attributions.tolist(), record.attr_score
+        (['&lt;s&gt;', 'good'], [1.0, 0.0], 8.0)
+    """
+    return [_record(text, rows.one(text, layer)) for text in explanation["texts"]]
+
+
+def _record(text: Mapping[str, Any], row: Mapping[str, Any]) -> visualization.VisualizationDataRecord:
+    import torch
+    from captum.attr import visualization
+
+    kept = row["kept"]
+    for unit, value in zip(text["units"], kept, strict=True):
+        if value is None or not math.isfinite(value):
+            raise ValueError(
+                f"information kept of {unit!r} by {labels.row_label(row)} is {value}: a record needs every "
+                "value; choose another layer, or leave this text out"
+            )
+    target = text["predicted"] if text["target"] is None else text["target"]
+    return visualization.VisualizationDataRecord(
+        word_attributions=torch.tensor(shades.shares(kept, row["standard_error"]), dtype=torch.float32),
+        pred_prob=math.nan if text["probability"] is None else text["probability"],
+        pred_class=_escaped(text["predicted"]),
+        true_class=_UNKNOWN,
+        attr_class=_escaped(target),
+        attr_score=float(sum(kept)),
+        raw_input_ids=[_escaped(unit) for unit in text["units"]],
+        convergence_score=float(row["converged"]),
+    )
+
+
+def _escaped(data: str | None) -> str:
+    return _UNKNOWN if data is None else html.escape(labels.printable(data))

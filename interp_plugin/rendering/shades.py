@@ -1,0 +1,57 @@
+"""Shades: how dark a value is drawn.  One rule for the terminal, the page, the figures and Captum's records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# One hue, dark = high: order is carried by lightness alone, so it survives every kind of colour blindness
+# and a grey print (ColorBrewer "Blues").
+LOW, HIGH = (247, 251, 255), (8, 48, 107)
+
+Rgb = tuple[int, int, int]
+
+
+def scale(values: Sequence[float | None], errors: Sequence[float | None]) -> tuple[float, float]:
+    """Lowest value (a cap chosen by hand sets the zero) and span of the shades, both in the values' unit.
+
+    The scale spans at least ten standard errors, so that pure noise does not look like a pattern.
+
+    Example::
+
+        >>> scale([1.0, 9.0], [0.5, 0.5])
+        (1.0, 8.0)
+        >>> scale([1.0, 2.0], [0.5, None])
+        (1.0, 5.0)
+    """
+    known = [value for value in values if value is not None] or [0.0]
+    low = min(known)
+    widest = max((error for error in errors if error is not None), default=0.0)
+    return low, max(max(known) - low, 10 * widest) or 1.0
+
+
+def shares(values: Sequence[float | None], errors: Sequence[float | None]) -> list[float]:
+    """Each value's place on the scale of all of them, 0 (lowest) to 1; a missing value counts as lowest.
+
+    Example::
+
+        >>> shares([1.0, 9.0, 5.0, None], [0.5, 0.5, 0.5, None])
+        [0.0, 1.0, 0.5, 0.0]
+    """
+    low, span = scale(values, errors)
+    return [0.0 if value is None else (value - low) / span for value in values]
+
+
+def shade(share: float) -> tuple[Rgb, Rgb]:
+    """Background and text colour (RGB) for a share of the scale, 0 to 1; the text always contrasts.
+
+    Example::
+
+        >>> shade(0.0)
+        ((247, 251, 255), (0, 0, 0))
+        >>> shade(1.0)
+        ((8, 48, 107), (255, 255, 255))
+    """
+    share = min(max(share, 0.0), 1.0)
+    red, green, blue = (round(low + share * (high - low)) for low, high in zip(LOW, HIGH, strict=True))
+    light = 0.299 * red + 0.587 * green + 0.114 * blue > 115  # where black and white contrast alike
+    return (red, green, blue), ((0, 0, 0) if light else (255, 255, 255))
