@@ -20,14 +20,7 @@ from torch import Tensor, nn
 
 from interp_plugin.problem import Problem, Terms, pose, warn_of_training
 from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import (
-    LayerCall,
-    NoisyModel,
-    RunningStd,
-    Selector,
-    Site,
-    module_of,
-)
+from interp_plugin.state import LayerCall, NoisyModel, RunningStd, Selector, Site, module_of
 
 Tensors = Tensor | tuple[Tensor, ...]
 Score = Literal["loss", "kept", "sigma"]
@@ -296,11 +289,7 @@ class InformationLoss(Attribution):
             neuron_selector,
             internal_batch_size,
         )
-        warn_of_training(
-            self.forward_func,
-            module_of(self.state_layer),
-            module_of(self._noise_layer()),
-        )
+        warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
         return pose(model, terms, mask, token_mask)
 
@@ -328,10 +317,7 @@ class LayerInformationLoss(InformationLoss):
     """
 
     def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Site,
-        state_layer: Site | None = None,
+        self, forward_func: Callable[..., Any], layer: Site, state_layer: Site | None = None
     ) -> None:
         super().__init__(forward_func, state_layer)
         if not isinstance(layer, (nn.Module, LayerCall)):
@@ -373,11 +359,7 @@ class NeuronInformationLoss(Attribution):
 
     @log_usage(part_of_slo=True)
     def attribute(
-        self,
-        inputs: Tensors,
-        neuron_selector: Selector,
-        additional_forward_args: Any = None,
-        **settings: Any,
+        self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
     ) -> Tensors:
         """The score of every token for the selected neurons.
 
@@ -388,27 +370,15 @@ class NeuronInformationLoss(Attribution):
             **settings: the other keyword arguments of :meth:`InformationLoss.attribute`, but ``target``.
         """
         return self._method().attribute(
-            inputs,
-            None,
-            additional_forward_args,
-            neuron_selector=neuron_selector,
-            **settings,
+            inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
         )
 
     def fit(
-        self,
-        inputs: Tensors,
-        neuron_selector: Selector,
-        additional_forward_args: Any = None,
-        **settings: Any,
+        self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
     ) -> NoiseFit:
         """The fit behind the scores; arguments as in :meth:`attribute`."""
         return self._method().fit(
-            inputs,
-            None,
-            additional_forward_args,
-            neuron_selector=neuron_selector,
-            **settings,
+            inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
         )
 
     def attribute_future(self) -> None:
@@ -426,10 +396,7 @@ class InformationLossLLMAttribution(LLMGradientAttribution):
     score is the mean over them: a sum of entropies of the same input tokens has no meaning.
     """
 
-    SUPPORTED_METHODS = (
-        *LLMGradientAttribution.SUPPORTED_METHODS,
-        LayerInformationLoss,
-    )
+    SUPPORTED_METHODS = (*LLMGradientAttribution.SUPPORTED_METHODS, LayerInformationLoss)
 
     def attribute(self, *args: Any, **kwargs: Any) -> LLMAttributionResult:
         """As ``LLMGradientAttribution.attribute``; further keyword arguments go to our ``attribute``."""

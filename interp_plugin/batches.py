@@ -95,11 +95,7 @@ class Batch:
     """
 
     def __init__(
-        self,
-        model: TextModel,
-        encodings: Sequence[Encoding],
-        noise_layer: Site,
-        sites: Sequence[Site | None],
+        self, model: TextModel, encodings: Sequence[Encoding], noise_layer: Site, sites: Sequence[Site | None]
     ) -> None:
         arguments, self.token_mask = model.collate(encodings)
         self._model = model

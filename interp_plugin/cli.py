@@ -52,12 +52,7 @@ def _print_version(wanted: bool) -> None:
 def main(
     show_version: Annotated[
         bool,
-        typer.Option(
-            "--version",
-            callback=_print_version,
-            is_eager=True,
-            help="Print the version and exit.",
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """How much noise can each token bear before a layer notices?  Information kept, per token and layer."""
@@ -75,21 +70,14 @@ def explain(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            help="File with a text a line, UTF-8; - is standard input.",
-            show_default=False,
-        ),
+        typer.Option(help="File with a text a line, UTF-8; - is standard input.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Folder or Hugging Face id of a model.",
-            show_default="the one that ships",
-        ),
+        typer.Option(help="Folder or Hugging Face id of a model.", show_default="the one that ships"),
     ] = None,
     tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Folder or id of its tokenizer.", show_default="the model's"),
+        str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
     ] = None,
     layers: Annotated[
         str,
@@ -120,8 +108,7 @@ def explain(
         ),
     ] = None,
     save: Annotated[
-        Path | None,
-        typer.Option(help="Write a Parquet file, for Explanation.load.", show_default=False),
+        Path | None, typer.Option(help="Write a Parquet file, for Explanation.load.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     calibrate: Annotated[
@@ -139,8 +126,7 @@ def explain(
     ] = False,
     rate: Annotated[float, typer.Option(help="Weight of entropy against distortion, > 0.")] = 0.1,
     tolerance: Annotated[
-        float | None,
-        typer.Option(help="Standard error of log sigma to reach.", show_default="the solver's"),
+        float | None, typer.Option(help="Standard error of log sigma to reach.", show_default="the solver's")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
@@ -161,12 +147,7 @@ def explain(
             source = huggingface.default_model_path() if model is None else model
             explainer = TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
             if calibrate is not None:
-                explainer.calibrate(
-                    _lines(calibrate),
-                    chosen,
-                    batch_size=batch_size,
-                    show_progress=progress,
-                )
+                explainer.calibrate(_lines(calibrate), chosen, batch_size=batch_size, show_progress=progress)
             explanation = explainer.explain(
                 wanted, chosen, target, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
                 show_progress=progress,
@@ -265,11 +246,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _write(
-    explanation: Explanation,
-    granularity: Granularity,
-    html: Path | None,
-    png: Path | None,
-    save: Path | None,
+    explanation: Explanation, granularity: Granularity, html: Path | None, png: Path | None, save: Path | None
 ) -> list[Path]:
     """Write what was asked for; returns the files."""
     written = []

@@ -141,10 +141,7 @@ class Interpreter:
         return self
 
     def optimize(
-        self,
-        iteration: int | None = None,
-        lr: float | None = None,
-        show_progress: bool = False,
+        self, iteration: int | None = None, lr: float | None = None, show_progress: bool = False
     ) -> None:
         """Learn sigma.
 
@@ -170,16 +167,10 @@ class Interpreter:
             )
             self._sigma = self.fit_.sigma[0]
             return
-        iteration, lr = (
-            5000 if iteration is None else iteration,
-            0.01 if lr is None else lr,
-        )
+        iteration, lr = 5000 if iteration is None else iteration, 0.01 if lr is None else lr
         if iteration < 1 or not 0 < lr < math.inf:
             raise ValueError(f"`iteration` is {iteration} and `lr` is {lr}: both must be positive.")
-        self.fit_, self._sigma = (
-            None,
-            self._adam(state, std, iteration, lr, show_progress),
-        )
+        self.fit_, self._sigma = None, self._adam(state, std, iteration, lr, show_progress)
 
     def get_sigma(self) -> NDArray[np.floating]:
         """Sigma of each word, (words,), in the units of `x`: small where the state needs the word."""

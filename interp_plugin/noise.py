@@ -128,9 +128,7 @@ class TokenGroups:
 
 
 def token_groups(
-    inputs: Sequence[Tensor],
-    feature_mask: Sequence[Tensor] | None = None,
-    token_mask: Tensor | None = None,
+    inputs: Sequence[Tensor], feature_mask: Sequence[Tensor] | None = None, token_mask: Tensor | None = None
 ) -> TokenGroups:
     """Group the elements of ``inputs`` (each (B, ...)) into tokens.
 
@@ -179,10 +177,7 @@ def _groups_of_mask(inputs: Sequence[Tensor], feature_mask: Sequence[Tensor]) ->
         )
     batch = len(inputs[0])
     for tensor, mask in zip(inputs, feature_mask):
-        if mask.is_floating_point() or mask.shape not in (
-            tensor.shape,
-            (1, *tensor.shape[1:]),
-        ):
+        if mask.is_floating_point() or mask.shape not in (tensor.shape, (1, *tensor.shape[1:])):
             raise ValueError(
                 f"feature_mask of shape {tuple(mask.shape)} and type {mask.dtype} does not fit an input of shape "
                 f"{tuple(tensor.shape)}; give integers of the input's shape, batch dimension 1 or {batch}"

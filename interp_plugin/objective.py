@@ -206,12 +206,7 @@ class Objective:
                 f"the state of example {example} moves with its input but carries no gradient (no_grad, detach, argmax "
                 "or rounding on the way); read the state before that step"
             )
-        return Evaluation(
-            values,
-            slopes,
-            gradient / count,
-            square / count,
-        )
+        return Evaluation(values, slopes, gradient / count, square / count)
 
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
@@ -237,11 +232,7 @@ class Objective:
         )
 
     def gradient(
-        self,
-        total: Tensor,
-        points: tuple[Tensor, ...],
-        state: Tensor,
-        again: bool = False,
+        self, total: Tensor, points: tuple[Tensor, ...], state: Tensor, again: bool = False
     ) -> Tensor:
         """d total / d points, (R, N); zero where the state does not depend on them.
 
@@ -294,12 +285,7 @@ def curvatures(
         found.append((c, torch.where(exact, counted.sum(1), probes)))
     for exact_examples, together in sampled.items():
         examples = (~torch.tensor(exact_examples)).nonzero()[:, 0]
-        _sample_squares(
-            [objectives[i] for i in together],
-            examples,
-            seed,
-            [found[i][0] for i in together],
-        )
+        _sample_squares([objectives[i] for i in together], examples, seed, [found[i][0] for i in together])
     for objective, (c, _) in zip(objectives, found):
         everyone = torch.arange(c.shape[1], device=c.device)
         objective.check_finite(c.sum(-1), everyone.repeat(probes), "closed form")

@@ -200,8 +200,7 @@ def _fit(
     """Put the examples back in order."""
     order = torch.cat([t.example for t in traces]).argsort()
     whole = replace(
-        traces[0],
-        **{name: torch.cat([getattr(t, name) for t in traces])[order] for name in vars(traces[0])},
+        traces[0], **{name: torch.cat([getattr(t, name) for t in traces])[order] for name in vars(traces[0])}
     )
     groups = objective.groups
     free = groups.active & (whole.theta < cap - 1e-6)
@@ -209,9 +208,7 @@ def _fit(
     # D was measured at the iterates; at the optimum each log sigma moves it by rate / n
     moved = ((whole.theta - whole.place) * free).sum(1) * rate / groups.counts
     at_sigma = torch.where(
-        whole.distortion > 0,
-        (whole.distortion + moved).maximum(whole.distortion / 2),
-        0.0,
+        whole.distortion > 0, (whole.distortion + moved).maximum(whole.distortion / 2), 0.0
     )
     if (whole.distortion == 0).any():
         example = int((whole.distortion == 0).nonzero()[0, 0])

@@ -139,12 +139,7 @@ class TextExplainer:
                 )
                 for some in batches([encodings[i] for i in indices], batch_size, self.model.pads):
                     chosen = [indices[i] for i in some]
-                    found.update(
-                        zip(
-                            chosen,
-                            score(self.model, [encodings[i] for i in chosen], plan),
-                        )
-                    )
+                    found.update(zip(chosen, score(self.model, [encodings[i] for i in chosen], plan)))
                     bar.update(len(chosen))
         return Explanation(
             tuple(found[index] for index in range(len(pairs))),
@@ -267,10 +262,7 @@ class TextExplainer:
         return groups
 
     def _encode(
-        self,
-        pairs: Sequence[tuple[str, str | None]],
-        targets: Sequence[Any],
-        truncation: bool,
+        self, pairs: Sequence[tuple[str, str | None]], targets: Sequence[Any], truncation: bool
     ) -> list[Encoding]:
         return [
             self.model.encode(text, pair, target=target, truncation=truncation)
