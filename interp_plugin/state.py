@@ -267,3 +267,11 @@ class RunningStd:
         if value is None:
             raise ValueError("no state was seen yet; call update() with at least one sample first")
         return value
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """The ``call``-th time (from 0) that ``layer`` runs in one forward: shared embeddings (T5), ALBERT's one block."""
+
+    layer: nn.Module
+    call: int = 0
