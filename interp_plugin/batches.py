@@ -15,6 +15,7 @@ from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import NoisyModel, Selector, Site
 from interp_plugin.tokens import Encoding, Label, TextModel
 
+OUTPUT = "output"
 MAX_TOKENS = 2048  # of a batch, padding included
 FULL = 0.8  # share of a batch that no padding may push below
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
@@ -131,19 +132,21 @@ class Batch:
         """What passes at a site without noise, (B, ...)."""
         return self._wholes[self._sites.index(site)]
 
-    def places(self, state: State, on_decoder: bool) -> Tensor | None:
+    def places(self, state: State) -> Tensor | None:
         """Which places along dimension 1 of a state are real, (B, places); None: it has no such dimension."""
         whole = self.whole(state.site)
         if self.targets is not None and state.site is None:
             return self.targets.real
+        on_decoder = self._model.axis[state.label] == "decoder"
         mask = self._decoder_mask() if on_decoder else self.token_mask
         return mask if whole.ndim > 2 and whole.shape[1] == mask.shape[1] else None
 
-    def predicting(self, real: Tensor, on_decoder: bool, given: Sequence[bool]) -> Tensor:
+    def predicting(self, state: State, real: Tensor, given: Sequence[bool]) -> Tensor:
         """The places that predict the targets, (B, places); all real ones of texts without a given target."""
         mask = real.clone()
+        axis = self._model.axis[state.label]
         for row, (encoding, asked) in enumerate(zip(self._encodings, given)):
-            if asked and on_decoder == ("decoder_input_ids" in encoding.extra):
+            if asked and axis == self._model.axis[OUTPUT]:
                 columns = real[row].nonzero()[:, 0]
                 mask[row] = False
                 mask[row, columns[list(encoding.target_positions)]] = True

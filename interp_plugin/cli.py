@@ -256,10 +256,11 @@ def _write(
     if html is not None:
         explanation.to_html(html, granularity=granularity)
         written.append(html)
-    for text in range(len(explanation) if png is not None else 0):
-        path = png if len(explanation) == 1 else png.with_stem(f"{png.stem}-{text + 1}")
-        explanation.plot("layers", text=text, granularity=granularity).savefig(path)
-        written.append(path)
+    if png is not None:
+        for text in range(len(explanation)):
+            path = png if len(explanation) == 1 else png.with_stem(f"{png.stem}-{text + 1}")
+            explanation.plot("layers", text=text, granularity=granularity).savefig(path)
+            written.append(path)
     return written
 
 

@@ -9,15 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import Batch, State
+from interp_plugin.batches import OUTPUT, Batch, State
 from interp_plugin.explanation import Row, TextExplanation
 from interp_plugin.problem import Terms
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import Site
-from interp_plugin.tokens import Encoding, TextModel
+from interp_plugin.tokens import Axis, Encoding, TextModel
 
 Positions = int | Sequence[int] | Literal["each"] | None
-OUTPUT = "output"
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,15 @@ def _with_next_tokens(
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
     """Texts without a target get the model's own next token, and what it is with its probability."""
     batch = Batch(model, [replace(e, target=()) for e in encodings], noise_layer, [None])
-    real = batch.places(State(OUTPUT, None), model.on_decoder(OUTPUT))
+    real = batch.places(State(OUTPUT, None))
     assert real is not None
     asked: list[Encoding] = []
     guesses: list[tuple[str, float] | None] = []
     for encoding, scores, mask in zip(encodings, batch.whole(None), real):
         last = scores[mask.to(scores.device)][-1]
-        asked.append(encoding if encoding.target else model.with_next_token(encoding, last))
+        place = len(encoding.extra.get("decoder_input_ids", encoding.ids)) - 1
+        own = replace(encoding, target=(int(last.argmax()),), target_positions=(place,))
+        asked.append(encoding if encoding.target else own)
         guesses.append(None if encoding.target else model.predicted(last))
     return asked, guesses
 
@@ -135,23 +136,22 @@ def _parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
     """The plan cut so that every part is one state for each text."""
     everyone = list(range(len(given)))
     together = _Part(everyone, [], [], [])
-    apart: dict[bool, list[State]] = {}
+    apart: dict[Axis, list[State]] = {}
     for state in plan.states:
-        on_decoder = model.on_decoder(state.label)
-        real = batch.places(state, on_decoder)
+        real = batch.places(state)
         has_tokens = real is not None and not (state.site is None and batch.targets is not None)
         if plan.positions is not None and has_tokens:
-            apart.setdefault(on_decoder, []).append(state)
+            apart.setdefault(model.axis[state.label], []).append(state)
             continue
         asked = real is not None and state.site is not None and any(given)
-        mask = batch.predicting(real, on_decoder, given) if real is not None and asked else real
+        mask = batch.predicting(state, real, given) if real is not None and asked else real
         together.states.append(state)
         together.masks.append(mask)
         together.positions.append([None] * len(everyone))
     if together.states:
         yield together
-    for on_decoder, states in apart.items():
-        real = batch.places(states[0], on_decoder)
+    for states in apart.values():
+        real = batch.places(states[0])
         assert real is not None
         yield from _one_by_one(states, real, plan.positions)
 

@@ -118,6 +118,11 @@ class NoiseFit:
         return information_kept(self.sigma, self.token_size, self.max_sigma)
 
     @property
+    def common_error(self) -> Tensor:
+        """TEMPORARY"""
+        return self.standard_error.square().mean(1).sqrt()
+
+    @property
     def at_cap(self) -> Tensor:
         """(B, T): tokens whose noise the state does not notice up to max_sigma."""
         return self.sigma >= self.max_sigma.unsqueeze(1)

@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tqdm.auto import tqdm
 
 from interp_plugin import huggingface
-from interp_plugin.batches import Batch, State, batches
+from interp_plugin.batches import OUTPUT, Batch, State, batches
 from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.problem import cap_of_embedding, warn_of_training
-from interp_plugin.scoring import OUTPUT, Plan, Positions, score
+from interp_plugin.scoring import Plan, Positions, score
 from interp_plugin.solver import Solver
 from interp_plugin.state import LayerCall, RunningStd, Site, module_of
 from interp_plugin.tokens import Encoding, Label, TextModel
@@ -53,7 +53,7 @@ class TextExplainer:
         noise_layer: Site | str | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        self.model = huggingface.text_model(model, tokenizer)
+        self.model = _text_model(model, tokenizer)
         self.noise_layer = _site_of(self.model, noise_layer)
         self.calibration = calibration
 
@@ -188,7 +188,7 @@ class TextExplainer:
                     values = batch.whole(state.site)
                     if state.site is None and self.model.task == "next token":
                         values = values.float().log_softmax(-1).amax(-1)  # each place's own next token
-                    running[key].update(values, batch.places(state, self.model.on_decoder(state.label)))
+                    running[key].update(values, batch.places(state))
                 bar.update(len(some))
         spreads = {key: spread.std() for key, spread in running.items()}
         self.calibration = Calibration(self.model.name, len(pairs), spreads)
@@ -286,6 +286,18 @@ class TextExplainer:
                 **{name: version(name) for name in packages},
             },
         )
+
+
+def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokenizerBase | None) -> TextModel:
+    """A model that is one already, or one of Hugging Face with its tokenizer."""
+    if hasattr(model, "encode") and hasattr(model, "collate"):
+        return cast(TextModel, model)
+    if tokenizer is None:
+        raise ValueError(
+            f"{type(model).__name__} comes without a tokenizer; give the model's, or a PlainModel for a model in plain "
+            "PyTorch"
+        )
+    return huggingface.HuggingFaceModel(cast("PreTrainedModel", model), tokenizer)
 
 
 def _site_of(model: TextModel, layer: Site | str | None) -> Site:

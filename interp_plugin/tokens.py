@@ -15,6 +15,9 @@ from interp_plugin.state import LayerCall, first_tensor
 Label = int | str
 Offset = tuple[int, int, int]
 """Which text (0, or 1 for its pair), first character, and the one after the last."""
+Axis = Literal["input", "decoder"]
+Target = str | int | tuple[str, tuple[int, int]] | None
+"""A continuation, the id of one token, or a continuation and the characters of it that are asked about."""
 Task = Literal["sequence classes", "token classes", "next token", "none"]
 
 
@@ -48,6 +51,7 @@ class TextModel(Protocol):
     Attributes:
         embedding: where noise enters unless another layer is asked for.
         layers: where each layer's state is read, in the order they run.
+        axis: which tokens dimension 1 of a layer's state (and of "output") runs over.
         task: what the output is: (B, C) class scores, (B, T, C), (B, T, vocabulary), or no scores.
         pads: whether texts of different lengths may share a batch.
         module: the model itself.
@@ -61,6 +65,8 @@ class TextModel(Protocol):
     @property
     def layers(self) -> Mapping[Label, LayerCall]: ...
     @property
+    def axis(self) -> Mapping[Label, Axis]: ...
+    @property
     def task(self) -> Task: ...
     @property
     def pads(self) -> bool: ...
@@ -69,16 +75,12 @@ class TextModel(Protocol):
     @property
     def vocabulary(self) -> int: ...
 
-    def on_decoder(self, label: Label) -> bool:
-        """Whether dimension 1 of that layer's state runs over a decoder's own tokens."""
-        ...
-
     def head_site(self, label: Label) -> tuple[LayerCall, int, int] | None:
         """Where a layer's attention heads lie side by side in the last dimension; their number and width."""
         ...
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Any = None, truncation: bool = False
+        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """Tokenise; ``target`` as a language model's continuation (classifiers ignore it)."""
         ...
@@ -101,10 +103,6 @@ class TextModel(Protocol):
 
     def predicted(self, scores: Tensor) -> tuple[str, float] | None:
         """Name and probability of what (C,) or (vocabulary,) scores say is likeliest."""
-        ...
-
-    def with_next_token(self, encoding: Encoding, scores: Tensor) -> Encoding:
-        """The encoding with the likeliest next token, by the (vocabulary,) scores of its last place, as target."""
         ...
 
     def target_name(self, encoding: Encoding) -> str:
@@ -163,6 +161,7 @@ class PlainModel:
         self.tokenizer = tokenizer
         self.embedding = LayerCall(embedding)
         self.layers: dict[Label, LayerCall] = {name: LayerCall(layer) for name, layer in layers.items()}
+        self.axis: dict[Label, Axis] = dict.fromkeys((*self.layers, "output"), "input")
         self.classes = classes
         self.pad_id = pad_id
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -180,14 +179,11 @@ class PlainModel:
         """The model's class."""
         return type(self.module).__name__
 
-    def on_decoder(self, label: Label) -> bool:
-        return False
-
     def head_site(self, label: Label) -> None:
         return None
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Any = None, truncation: bool = False
+        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """One text; see :class:`TextModel`."""
         if pair is not None:
@@ -247,10 +243,6 @@ class PlainModel:
             return None
         probability, index = scores.float().softmax(-1).max(-1)
         return self.class_name(int(index)), float(probability)
-
-    def with_next_token(self, encoding: Encoding, scores: Tensor) -> Encoding:
-        """Not of a classifier."""
-        raise ValueError(f"{self.name} is a classifier and predicts no next token")
 
     def target_name(self, encoding: Encoding) -> str:
         """Not of a classifier."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_bert import MAX_TOKENS, save_classifier
+from tiny_models import tiny
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
 
 from interp_plugin import huggingface
 from interp_plugin.explanation import Explanation
+from interp_plugin.huggingface import HuggingFaceModel, pretrained
 from interp_plugin.solver import Solver
 from interp_plugin.text import TextExplainer
 
@@ -56,10 +59,80 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_encoder_without_a_trained_head_is_refused(folder: Path, tmp_path: Path) -> None:
-    AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    save_encoder(folder, tmp_path, "BertForSequenceClassification")
     with pytest.raises(ValueError, match=r"no weights for classifier\.bias, classifier\.weight"):
         huggingface.load(tmp_path)
+
+
+def save_encoder(folder: Path, to: Path, *architectures: str) -> None:
+    """The classifier's encoder, in a configuration that names another class."""
+    AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(to)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(to)
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, "architectures": list(architectures)}))
+
+
+@pytest.mark.parametrize("architectures", [("BertModel",), (), ("BertForPreTraining",)])
+def test_an_encoder_is_loaded_without_a_head(
+    folder: Path, tmp_path: Path, architectures: tuple[str, ...]
+) -> None:
+    save_encoder(folder, tmp_path, *architectures)
+    model, tokenizer = huggingface.load(tmp_path)
+    assert type(model).__name__ == "BertModel"
+    assert HuggingFaceModel(model, tokenizer).task == "none"
+
+
+def test_a_class_that_transformers_does_not_have_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_encoder(folder, tmp_path, "MyBert")
+    with pytest.raises(ValueError, match="cannot load model") as caught:
+        huggingface.load(tmp_path)
+    assert "MyBert" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "family, name",
+    [
+        ("bert", "BertForMaskedLM"),
+        ("electra", "ElectraForTokenClassification"),
+        ("albert", "AlbertForSequenceClassification"),
+        ("gpt2", "GPT2LMHeadModel"),
+        ("llama", "LlamaForCausalLM"),
+        ("gemma2", "Gemma2ForSequenceClassification"),
+        ("t5", "T5ForConditionalGeneration"),
+        ("t5", "T5EncoderModel"),
+        ("bart", "BartForConditionalGeneration"),
+        ("modernbert", "ModernBertForMaskedLM"),
+    ],
+)
+def test_a_saved_model_comes_back_as_its_own_class(family: str, name: str, tmp_path: Path) -> None:
+    saved = tiny(family, name)
+    saved.model.save_pretrained(tmp_path)
+    saved.tokenizer.save_pretrained(tmp_path)
+    model = HuggingFaceModel(*huggingface.load(tmp_path))
+    assert type(model.model).__name__ == name
+    assert model.name == str(tmp_path)
+    encoding = model.encode("The film was good")
+    assert encoding == saved.encode("The film was good")
+    torch.testing.assert_close(
+        model(*model.collate([encoding])[0]), saved(*saved.collate([encoding])[0]), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", pretrained.DTYPES)
+def test_the_dtype_is_chosen(folder: Path, name: str) -> None:
+    model, _ = huggingface.load(folder, dtype=name)  # type: ignore[arg-type]
+    assert {parameter.dtype for parameter in model.parameters()} == {pretrained.DTYPES[name]}
+
+
+def test_an_unknown_dtype_names_the_known_ones(folder: Path) -> None:
+    with pytest.raises(ValueError, match="dtype is 'int8'; choose one of 'float32', 'bfloat16', 'float16'"):
+        huggingface.load(folder, dtype="int8")  # type: ignore[arg-type]
+
+
+def test_the_tokenizer_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path)
+    _, tokenizer = huggingface.load(tmp_path, tokenizer=folder, device="cpu")
+    assert tokenizer("a film")["input_ids"] == [2, 5, 9, 3]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,15 @@
+"""Models of ``transformers``: the only part of the package that knows them."""
+
+from interp_plugin.huggingface.architectures import token_limit, transformer_layers
+from interp_plugin.huggingface.model import HuggingFaceModel, predicted_class
+from interp_plugin.huggingface.pretrained import default_model_path, load, quiet
+
+__all__ = [
+    "HuggingFaceModel",
+    "default_model_path",
+    "load",
+    "predicted_class",
+    "quiet",
+    "token_limit",
+    "transformer_layers",
+]

@@ -1,0 +1,328 @@
+"""A model of ``transformers`` as the text explainer uses it: feed it texts, watch its layers, read its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_plugin.huggingface import architectures, outputs
+from interp_plugin.huggingface.architectures import Label, token_limit
+from interp_plugin.huggingface.classes import Labels, Vocabulary, likeliest, listed
+from interp_plugin.huggingface.encoding import Encoder, Reading
+from interp_plugin.state import LayerCall
+from interp_plugin.tokens import Axis, Encoding, Target, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def predicted_class(model: PreTrainedModel, logits: Tensor) -> tuple[str, float]:
+    """Name and probability of the likeliest class: softmax, or sigmoid where labels do not exclude each other.
+
+    Args:
+        logits: of one text, shape (C,).
+
+    Raises:
+        ValueError: fewer than two classes, as in a regression head.
+    """
+    if len(logits) < 2:
+        raise ValueError(
+            f"the model has {len(logits)} output: a classifier has at least 2; give a classifier"
+        )
+    many = getattr(model.config, "problem_type", None) == "multi_label_classification"
+    index, probability = likeliest(logits, exclusive=not many)
+    return str(model.config.id2label[index]), probability
+
+
+class HuggingFaceModel:
+    """A model of ``transformers`` and its tokenizer, as one :class:`~interp_plugin.tokens.TextModel`.
+
+    Args:
+        model: an encoder, decoder or encoder-decoder: bare, or with a head for sequence classes, token
+            classes, masked tokens or the next token.  It is used as it is: nothing on it changes.
+        tokenizer: the one that the model was trained with.
+
+    Attributes:
+        embedding: the word embeddings (the encoder's, of an encoder-decoder), where noise enters.
+        layers: the blocks by label: 1, 2, ... or "encoder.1", ..., "decoder.1", ... .  A layer's output is
+            its block's: where the model normalises the last block's output once more (GPT-2, Llama, T5,
+            ModernBERT), the last of its ``hidden_states`` is the normalised one.
+        axis: which tokens dimension 1 of a layer's output (and of "output") runs over.
+        task: what a call returns (below).
+        name: the model's name or path; its class where it has none.
+
+    Calling it with what ``collate`` gave returns (B, C) for sequence classes, (B, T, C) for token classes
+    and masked tokens, (B, T, V) for the next token (T is the decoder's length in an encoder-decoder), and
+    the last hidden state (B, T, H) for a model without a head.
+
+    Raises:
+        TypeError: model or tokenizer is something else.
+        ValueError: no word embeddings or blocks are found, or what the model gives out is not known.
+
+    Examples::
+        >>> from interp_plugin.huggingface import default_model_path, load
+        >>> model = HuggingFaceModel(*load(default_model_path()))
+        >>> encoding = model.encode("A good film!")
+        >>> encoding.tokens, encoding.offsets[2]
+        (('[CLS]', 'a', 'good', 'film', '!', '[SEP]'), (0, 2, 6))
+        >>> arguments, token_mask = model.collate([encoding, model.encode("Bad.")])
+        >>> token_mask.sum(1).tolist(), model.task, model(*arguments).shape
+        ([6, 4], 'sequence classes', torch.Size([2, 2]))
+    """
+
+    pads = True  # attention masks keep padding out
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        _check_parts(model, tokenizer)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.embedding = LayerCall(architectures.word_embedding(model))
+        self.layers: Mapping[Label, LayerCall] = architectures.layer_calls(model)
+        self.name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+        self._has_decoder = architectures.is_encoder_decoder(model)
+        self._offset = architectures.padding_offset(model)
+        self._names = self._argument_names()
+        self._head = outputs.head_of(self.model, self._names, self.device)
+        self.task: Task = self._head.task
+        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self.layers, "output")}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the word embeddings are, which is where inputs go."""
+        return next(self.embedding.layer.parameters()).device
+
+    @property
+    def module(self) -> nn.Module:
+        """The model."""
+        module: nn.Module = self.model
+        return module
+
+    @property
+    def vocabulary(self) -> int:
+        """Scores of a language model for each place; 0 of others."""
+        return self._vocabulary().size if self.task == "next token" else 0
+
+    @property
+    def limit(self) -> int:
+        """The most tokens, special ones included."""
+        return token_limit(self.model, self.tokenizer)
+
+    def encode(
+        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
+    ) -> Encoding:
+        """One text (or a pair of texts) as the model reads it.
+
+        Args:
+            pair: a second text, read together with the first.
+            target: for language models, what the output is asked about; others do not look at it.
+                A string: the tokens of this continuation, begun with a space where one belongs (for an
+                encoder-decoder: of the decoder's text).  ``(continuation, (start, stop))``: only those of
+                its tokens that stand on these characters.  An int: this token id, as the next one.
+                None: nothing yet; ``next_token`` tells the likeliest.
+            truncation: cut a text that is too long off, on the tokenizer's truncation side.
+
+        Raises:
+            TypeError: text, pair or target is of another type.
+            ValueError: nothing but special tokens; longer than the model takes; a target that is not
+                there; ids that the model has no embedding for.
+        """
+        return self._encoder()(text, pair, target, truncation)
+
+    def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Several texts as one batch, on the model's device.
+
+        Padding goes to the tokenizer's side; to the right where the model counts positions itself from
+        the left edge, or an encoder's classifier reads the token there.  A decoder's text is padded on
+        the right.
+
+        Returns:
+            The arguments of a call, ids first, each (B, T) (the decoder's ids (B, T_decoder)); and
+            token_mask, (B, T), false at padding.
+        """
+        if not encodings:
+            raise ValueError("there are 0 encodings to collate; give at least one")
+        side, pad = self._padding_side(), self._pad_id()
+        mask = self._padded([(1,) * len(encoding.ids) for encoding in encodings], 0, side)
+        columns: dict[str, Tensor] = {
+            "input_ids": self._padded([encoding.ids for encoding in encodings], pad, side),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        }
+        for name, fill, edge in (("token_type_ids", 0, side), ("decoder_input_ids", pad, "right")):
+            if name in self._names:
+                columns[name] = self._padded([encoding.extra[name] for encoding in encodings], fill, edge)
+        return tuple(columns[name] for name in self._names), mask.bool()
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """Logits, or the last hidden state; see the class."""
+        if len(arguments) != len(self._names):
+            names = ", ".join(self._names)
+            raise TypeError(
+                f"{len(arguments)} arguments are given: the model takes {names}; call collate for them"
+            )
+        inputs = dict(zip(self._names, arguments, strict=True))
+        return outputs.answer(self.model, self.task, inputs)
+
+    def class_index(self, target: int | str) -> int:
+        """Index of a class given by its label or index; of a token, for models whose classes are tokens.
+
+        Raises:
+            TypeError: neither an int nor a string.
+            ValueError: there is no such class.
+        """
+        return self._classes().index(target)
+
+    def class_name(self, index: int) -> str:
+        """Label of a class; the token itself, for models whose classes are tokens."""
+        return self._classes().name(index)
+
+    def predicted(self, logits: Tensor) -> tuple[str, float] | None:
+        """Name and probability of the likeliest class (sequence classes) or token (next token).
+
+        Args:
+            logits: of one text (and of one position, for a language model): (C,) or (V,).
+
+        Returns:
+            None where there is no one answer: a regression head, classes for every token, a bare model.
+        """
+        if self.task not in ("sequence classes", "next token") or logits.ndim != 1 or len(logits) < 2:
+            return None
+        if self.task == "next token":
+            index, probability = likeliest(logits)
+            return self.class_name(index), probability
+        if getattr(self.model.config, "problem_type", None) == "regression":
+            return None
+        return predicted_class(self.model, logits)
+
+    def head_site(self, label: Label) -> tuple[LayerCall, int, int] | None:
+        """Where the heads of a layer's self-attention stand side by side, (B, T, heads * width).
+
+        Returns:
+            The site, the number of heads and the width of each; None where they are not known.
+        """
+        site = architectures.head_site(self._block(label))
+        width = None if site is None else architectures.heads_width(site)
+        number = architectures.attention_heads(self.model, label)
+        if site is None or not number or not width or width % number:
+            return None
+        return site, number, width // number
+
+    def target_name(self, encoding: Encoding) -> str:
+        """The tokens that are asked for, as text."""
+        return str(self.tokenizer.decode(list(encoding.target)))
+
+    def _block(self, layer: Label) -> LayerCall:
+        if layer not in self.layers:
+            names = listed(list(self.layers))
+            raise ValueError(f"layer {layer!r} does not exist: the model has {names}; choose one of them")
+        return self.layers[layer]
+
+    # -- texts
+
+    def _encoder(self) -> Encoder:
+        reading: Reading = "text"
+        if self.task == "next token":
+            reading = "decoder" if self._has_decoder else "continuation"
+        elif self._has_decoder:
+            reading = "echo"
+        return Encoder(
+            self.tokenizer,
+            reading,
+            self.limit,
+            self._vocabulary(),
+            with_types="token_type_ids" in self._names,
+            start=self._decoder_start() if self._has_decoder else (),
+            end=self._setting("eos_token_id") if self.task == "sequence classes" else None,
+        )
+
+    def _decoder_start(self) -> tuple[int, ...]:
+        """What a decoder begins with: its start token, and the one that generation puts after it (BART)."""
+        start = self._setting("decoder_start_token_id")
+        start = self._setting("bos_token_id") if start is None else start
+        if start is None:
+            raise ValueError(
+                f"{type(self.model).__name__} does not say what its decoder starts with: config.decoder_start_token_id "
+                "is None; set it to the token id that the model was trained with"
+            )
+        forced = self._setting("forced_bos_token_id")
+        return (start,) if forced is None else (start, forced)
+
+    def _setting(self, name: str) -> int | None:
+        """A token id from the configuration, or from that of generation."""
+        for config in (self.model.config, getattr(self.model, "generation_config", None)):
+            value = getattr(config, name, None)
+            if value is not None:
+                return int(value[0] if isinstance(value, (list, tuple)) else value)
+        return None
+
+    def _padding_side(self) -> str:
+        """The tokenizer's side, unless the left edge matters: to positions, or to a classifier of [CLS]."""
+        counts_itself = "position_ids" not in self._names and self._offset is None
+        reads_first = self.task == "sequence classes" and not hasattr(self.model, "score")
+        return "right" if counts_itself or reads_first else str(self.tokenizer.padding_side)
+
+    def _pad_id(self) -> int:
+        """The padding token, or any other: what stands at padding is masked."""
+        if self._offset is not None:  # RoBERTa counts the positions of all other ids
+            return self._offset - 1
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(i) for i in ids if i is not None and i < self._vocabulary().size)
+
+    def _padded(self, rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
+        longest = max(map(len, rows))
+        gaps = [[fill] * (longest - len(row)) for row in rows]
+        values = [
+            [*gap, *row] if side == "left" else [*row, *gap] for gap, row in zip(gaps, rows, strict=True)
+        ]
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
+    # -- the model
+
+    def _argument_names(self) -> tuple[str, ...]:
+        taken = architectures.forward_names(self.model)
+        names = ["input_ids", "attention_mask"]
+        types = getattr(architectures.text_config(self.model), "type_vocab_size", 0) or 0
+        given = "token_type_ids" in self.tokenizer.model_input_names
+        if types > 1 and given and "token_type_ids" in taken:  # GPT-2 would add them as words
+            names.append("token_type_ids")
+        if "position_ids" in taken and self._offset is None:
+            names.append("position_ids")
+        if self._has_decoder:
+            names.append("decoder_input_ids")
+        return tuple(names)
+
+    def _axis_of(self, label: Label) -> Axis:
+        ends_in_decoder = label == "output" and self._has_decoder
+        return "decoder" if ends_in_decoder or str(label).startswith("decoder.") else "input"
+
+    def _vocabulary(self) -> Vocabulary:
+        rows = getattr(self.embedding.layer, "num_embeddings", None)
+        size = architectures.text_config(self.model).vocab_size if rows is None else rows
+        return Vocabulary(self.tokenizer, int(size))
+
+    def _classes(self) -> Labels | Vocabulary:
+        if self._head.of_tokens:
+            return self._vocabulary()
+        names = self.model.config.id2label
+        return Labels(tuple(str(names[index]) for index in sorted(names)))
+
+
+def _check_parts(model: Any, tokenizer: Any) -> None:
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"model is a {type(model).__name__}: it must be a model of transformers; load one with "
+            "huggingface.load(path_or_id)"
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}: it must be a tokenizer of transformers; wrap a tokenizers one "
+            "as PreTrainedTokenizerFast(tokenizer_object=tokenizer)"
+        )
+    if any(type(module).__name__ == "ModernBertUnpaddedRotaryEmbedding" for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} with flash attention joins the texts of a batch into one row: the batch dimension "
+            "must stay; load it with attn_implementation='sdpa', or use transformers 5"
+        )
