@@ -40,7 +40,7 @@ def bert_base() -> tuple[TextExplainer, torch.nn.Module]:
 
     torch.manual_seed(0)
     model = BertModel(BertConfig()).eval()
-    tokenizer = AutoTokenizer.from_pretrained(huggingface.default_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(huggingface.default_model_path(), model_max_length=512)
     return TextExplainer(model, tokenizer), model
 
 
