@@ -288,6 +288,17 @@ def variance_of(trace: Trace, free: Tensor) -> Tensor:
     return torch.where(free, from_draws + from_closed, 0.0)
 
 
+def done_enough(trace: Trace, free: Tensor, tolerance: float) -> Tensor:
+    """Whether an example that meets the tolerance gains little by further draws, (b,).
+
+    Draws of quiet examples say so much that a smaller error is cheap, but none makes the closed form's
+    own part of it smaller.
+    """
+    own = token_mean(trace.variance, free) / trace.draws.clamp(min=1)
+    floor = token_mean(trace.closed_variance, free) / 4
+    return ~trace.quiet | (own <= floor.clamp(min=(tolerance / 4) ** 2))
+
+
 def token_mean(values: Tensor, free: Tensor) -> Tensor:
     """Mean over the free tokens, the last dimension."""
     return torch.where(free, values, 0.0).sum(-1) / free.sum(-1).clamp(min=1)

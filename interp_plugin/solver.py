@@ -21,6 +21,7 @@ from interp_plugin.objective import (
 from interp_plugin.refinement import (
     Trace,
     closed_variance,
+    done_enough,
     evaluate_round,
     new_trace,
     scout,
@@ -168,8 +169,7 @@ def solve(
         free = update(trace, evaluation, active, cap[trace.example], rate, index)
         error = token_mean(variance_of(trace, free), free).sqrt()
         converged[trace.example] = (error <= solver.tolerance) & trace.settled
-        # draws of quiet examples say so much that a smaller error is cheap
-        done_now = (error <= torch.where(trace.quiet, solver.tolerance / 4, solver.tolerance)) & trace.settled
+        done_now = converged[trace.example] & done_enough(trace, free, solver.tolerance)
         if done_now.any():
             done.append(trace.at(done_now))
             trace = trace.at(~done_now)
