@@ -32,6 +32,8 @@ MAX_STEP = 1.0
 MAX_RISE = 0.25  # of a token against the others: upwards the draws grow wilder than they show
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
+CLOSE = 0.002  # r.m.s. difference from the closed form that may be rounding: no reason to drop it
+LEAST_WORTH = 0.05  # of a round, as a share of its draws
 LOUD = 0.3  # r.m.s. noise of a round's step beyond which its place was probably a bad one
 BURN_IN = 3  # rounds after which a step lost in noise is averaged all the same
 
@@ -320,9 +322,10 @@ def update(trace: Trace, found: Round, active: Tensor, cap: Tensor, rate: float,
     distance = (token_mean(step.move.square(), free) - noise).clamp(min=0)  # squared, beyond noise
     far = distance > (3 * noise).clamp(min=LONG_STEP**2)
     # a Newton step is wrong by a share of its length: as good as so many draws from nearby
-    worth = count * noise / (noise + NEWTON_ERROR**2 * distance).clamp(min=1e-30)
+    tiny = torch.finfo(noise.dtype).tiny
+    worth = count * ((noise + tiny) / (noise + tiny + NEWTON_ERROR**2 * distance)).clamp(min=LEAST_WORTH)
     restart = ~trace.settled
-    weight = torch.where(restart, 1.0, worth / (trace.draws + worth).clamp(min=1e-30))
+    weight = torch.where(restart, 1.0, worth / (trace.draws + worth))
     trace.draws = torch.where(restart, 0.0, trace.draws) + worth
     estimate = torch.minimum(trace.theta + step.move, cap)
     trace.mean = trace.mean.lerp(estimate, weight.unsqueeze(1))
@@ -399,7 +402,8 @@ def _combine(trace: Trace, free: Tensor, cap: Tensor) -> None:
     mean_ours, theirs = token_mean(ours, free), token_mean(trace.closed_variance, free)
     common_ours = trace.common_variance / trace.draws
     common_noise = common_ours + trace.closed_common
-    disagree = _significant(apart, mean_ours + theirs, free.sum(1)) | (shared.square() > 16 * common_noise)
+    disagree = _significant(apart, mean_ours + theirs + CLOSE**2, free.sum(1))
+    disagree |= shared.square() > 16 * common_noise + CLOSE**2
     trace.trust = trace.trust & ~disagree & (mean_ours < LONG_STEP**2)  # nothing agrees with noise
     # what the tokens share and their differences are known to different precision
     share = (mean_ours / (mean_ours + theirs).clamp(min=1e-30)).unsqueeze(1)
