@@ -34,6 +34,7 @@ LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton ste
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
 CLOSE = 0.002  # r.m.s. difference from the closed form that may be rounding: no reason to drop it
 LEAST_WORTH = 0.05  # of a round, as a share of its draws
+WILD = 4.0  # times the variance of the other draws
 LOUD = 0.3  # r.m.s. noise of a round's step beyond which its place was probably a bad one
 BURN_IN = 3  # rounds after which a step lost in noise is averaged all the same
 
@@ -324,9 +325,14 @@ def update(trace: Trace, found: Round, active: Tensor, cap: Tensor, rate: float,
     # a Newton step is wrong by a share of its length: as good as so many draws from nearby
     tiny = torch.finfo(noise.dtype).tiny
     worth = count * ((noise + tiny) / (noise + tiny + NEWTON_ERROR**2 * distance)).clamp(min=LEAST_WORTH)
-    restart = ~trace.settled
-    weight = torch.where(restart, 1.0, worth / (trace.draws + worth))
-    trace.draws = torch.where(restart, 0.0, trace.draws) + worth
+    # a rare wild draw says that there are such, not how many: its round counts for less than its draws
+    here, before = (token_mean(v, free).clamp(min=tiny) for v in (step.variance, trace.variance))
+    known = trace.draws > 0
+    worth = torch.where(known, worth * (WILD * before / here).clamp(max=1.0), worth)
+    kept = trace.draws * (WILD * here / before).clamp(max=1.0)
+    kept = torch.where(trace.settled | (here > WILD * before), kept, 0.0) * known
+    weight = worth / (kept + worth)
+    trace.draws = kept + worth
     estimate = torch.minimum(trace.theta + step.move, cap)
     trace.mean = trace.mean.lerp(estimate, weight.unsqueeze(1))
     trace.variance = trace.variance.lerp(step.variance, weight.unsqueeze(1))
