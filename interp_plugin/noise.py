@@ -126,6 +126,30 @@ class TokenGroups:
         totals = values.new_zeros(len(values), self.n_tokens)
         return totals.scatter_add_(1, self.index.expand(len(values), -1), values)
 
+    @cached_property
+    def width(self) -> int | None:
+        """Elements of every token if all tokens are equally many neighbours, as a sequence's embeddings are."""
+        elements = self.index.shape[1]
+        size, rest = divmod(elements, self.n_tokens)
+        if rest or len(self.index) > 1:
+            return None
+        regular = torch.arange(elements, device=self.index.device) // size
+        return size if torch.equal(self.index[0], regular) else None
+
+    def squares(self, values: Tensor) -> Tensor:
+        """Sum of squares over each token's elements: (R, B, N) -> (R, B, T)."""
+        if self.width:
+            return values.reshape(*values.shape[:2], self.n_tokens, self.width).square().sum(-1)
+        return torch.stack([self.collect(row.square()) for row in values])
+
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Scalar products over each token's elements: (R, B, N), (S, N) -> (R, S, B, T)."""
+        if self.width:
+            split = (self.n_tokens, self.width)
+            return torch.einsum("rbtk,stk->rsbt", left.unflatten(2, split), right.unflatten(1, split))
+        rows = [torch.stack([self.collect(row * other) for other in right]) for row in left]
+        return torch.stack(rows)
+
 
 def token_groups(
     inputs: Sequence[Tensor], feature_mask: Sequence[Tensor] | None = None, token_mask: Tensor | None = None

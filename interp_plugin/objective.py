@@ -117,23 +117,23 @@ class Evaluation:
     Attributes:
         distortion: (S, b), each draw's, times its importance weight.
         stationarity: g, (S, b, T), likewise.
-        gradient: mean over draws of sigma dD/dx in noise units, (b, N), likewise.
-        gradient_square: mean over draws of the squared norm of that, (b,).
+        pull: sigma dD/dx, the gradient in noise units, (S, b, N), likewise.
     """
 
     distortion: Tensor
     stationarity: Tensor
-    gradient: Tensor
-    gradient_square: Tensor
+    pull: Tensor
 
     def at(self, examples: Tensor) -> Evaluation:
         """The part of some of the examples (indices or a mask of b)."""
         return Evaluation(
-            self.distortion[:, examples],
-            self.stationarity[:, examples],
-            self.gradient[examples],
-            self.gradient_square[examples],
+            self.distortion[:, examples], self.stationarity[:, examples], self.pull[:, examples]
         )
+
+    def put(self, examples: Tensor, other: Evaluation) -> None:
+        """Replace the part of some of the examples (indices)."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values()):
+            mine[:, examples] = theirs
 
 
 class Objective:
@@ -183,9 +183,7 @@ class Objective:
         count, b = len(draws), len(examples)
         scale = self.groups.at(examples).spread(sigma * self.groups.active[examples])  # (b, N)
         weights = tilt.weights(draws) if tilt else draws.new_ones(count, b)
-        distortions, stationarities = [], []
-        gradient = self.origin.new_zeros(b, self.origin.shape[1])
-        square = self.origin.new_zeros(b)
+        distortions, stationarities, pulls = [], [], []
         for chunk in torch.arange(count * b, device=self.device).split(self.max_rows):
             draw, which = chunk // b, chunk % b  # row r is draw r // b of example r % b
             eps = tilt.shifted(draws, draw, which) if tilt else draws[draw]
@@ -194,9 +192,7 @@ class Objective:
             w = weights[draw, which]
             distortions.append(value * w)
             stationarities.append(self.groups.at(examples[which]).collect(slope * noise) * w.unsqueeze(1))
-            pull = slope * scale[which] * w.unsqueeze(1)
-            gradient.index_add_(0, which, pull)
-            square.index_add_(0, which, pull.square().sum(1))
+            pulls.append(slope * scale[which] * w.unsqueeze(1))
         values = torch.cat(distortions).reshape(count, b)
         slopes = torch.cat(stationarities).reshape(count, b, -1)
         unsteered = values.any(0) & ~slopes.any(2).any(0)
@@ -206,7 +202,7 @@ class Objective:
                 f"the state of example {example} moves with its input but carries no gradient (no_grad, detach, argmax "
                 "or rounding on the way); read the state before that step"
             )
-        return Evaluation(values, slopes, gradient / count, square / count)
+        return Evaluation(values, slopes, torch.cat(pulls).reshape(count, b, -1))
 
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""

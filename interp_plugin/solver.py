@@ -20,8 +20,11 @@ from interp_plugin.objective import (
     regime_index,
 )
 from interp_plugin.refinement import (
+    SCOUTS,
     Trace,
     closed_variance,
+    common_variance_of,
+    done_enough,
     evaluate_round,
     new_trace,
     scout,
@@ -84,6 +87,8 @@ class NoiseFit:
     Attributes:
         sigma: standard deviation of the noise in input units, (B, T); max_sigma for masked tokens.
         standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is that of the nats.
+        common_error: of the mean of log sigma over an example's tokens below the cap, (B,): their errors are
+            correlated, so it is not what independent ones would give.
         distortion: D at sigma, (B,), dimensionless.
         regime_index: E = rate / (2 D), (B,); 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last round's draws at
@@ -98,6 +103,7 @@ class NoiseFit:
 
     sigma: Tensor
     standard_error: Tensor
+    common_error: Tensor
     distortion: Tensor
     regime_index: Tensor
     residual: Tensor
@@ -116,11 +122,6 @@ class NoiseFit:
     def kept(self) -> Tensor:
         """I_i in nats, (B, T), at least 0: high where the state needs the token."""
         return information_kept(self.sigma, self.token_size, self.max_sigma)
-
-    @property
-    def common_error(self) -> Tensor:
-        """TEMPORARY"""
-        return self.standard_error.square().mean(1).sqrt()
 
     @property
     def at_cap(self) -> Tensor:
@@ -164,32 +165,28 @@ def solve(
     done: list[Trace] = []
     converged = torch.zeros(batch, dtype=torch.bool, device=device)
 
-    passes = (
-        scout(objective, trace, rate, draws, solver.tolerance)
-        if solver.max_rounds
-        else torch.zeros_like(n_forward)
-    )
-    n_forward += passes
-    n_backward += passes
+    scouted = None
     for index in tqdm(range(solver.max_rounds), desc="noise", disable=not show_progress):
-        count = solver.draws if index else solver.draws // 2  # the first round mostly finds the place
-        noise = draws.round(index, count).to(device, objective.dtype)
-        passes = count * (1 + 2 * trace.quiet.long())
-        n_forward[trace.example] += passes
-        n_backward[trace.example] += passes
-        evaluation = evaluate_round(objective, trace, noise, curvature)
+        units = max(2, solver.draws // (2 if index else 4))  # the first round mostly finds the place
+        noise = draws.round(index, 2 * units).to(device, objective.dtype)
+        if index == 0:
+            scouted, passes = scout(objective, trace, rate, noise[: min(SCOUTS, units)], solver.tolerance)
+            n_forward += passes - len(scouted.distortion)
+            n_backward += passes - len(scouted.distortion)
+        found = evaluate_round(objective, trace, noise, curvature, None if index else scouted)
+        n_forward[trace.example] += found.passes
+        n_backward[trace.example] += found.passes
         active = groups.at(trace.example).active
-        free = update(trace, evaluation, active, cap[trace.example], rate, index)
+        free = update(trace, found, active, cap[trace.example], rate, index)
         error = token_mean(variance_of(trace, free), free).sqrt()
         converged[trace.example] = (error <= solver.tolerance) & trace.settled
-        # draws of quiet examples say so much that a smaller error is cheap
-        done_now = (error <= torch.where(trace.quiet, solver.tolerance / 4, solver.tolerance)) & trace.settled
+        done_now = converged[trace.example] & done_enough(trace, free, solver.tolerance)
         if done_now.any():
-            done.append(trace.at(done_now))
+            done.append(trace.at(done_now).without_teachers())
             trace = trace.at(~done_now)
         if not len(trace.example):
             break
-    done.append(trace)
+    done.append(trace.without_teachers())
     return _fit(objective, done, rate, cap, converged, n_forward, n_backward)
 
 
@@ -225,6 +222,7 @@ def _fit(
     return NoiseFit(
         sigma=sigma.float(),
         standard_error=error.float(),
+        common_error=torch.where(free.any(1), common_variance_of(whole).sqrt(), 0.0).float(),
         distortion=at_sigma.float(),
         regime_index=regime_index(rate, at_sigma).float(),
         residual=whole.residual.float(),

@@ -161,7 +161,7 @@ def lbfgs(problem: Problem, budgets: Sequence[int], seed: int) -> Found:
 def ours(item: Case, budgets: Sequence[int], seed: int, tilted: bool = True) -> Found:
     found: Found = []
     for budget in budgets:
-        rounds = max(1, (budget - PROBES - refinement.SCOUTS) // DRAWS)
+        rounds = max(1, 1 + (budget - PROBES - DRAWS // 2) // DRAWS)
         solver = Solver(draws=DRAWS, iterations=rounds, tolerance=1e-9, seed=seed)
         with mock.patch.object(refinement, "tilt_of", refinement.tilt_of if tilted else lambda trace: None):
             fit = item.fit(solver)
