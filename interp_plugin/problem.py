@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.noise import TokenGroups, token_groups
-from interp_plugin.objective import Objective, curvatures, state_weight
-from interp_plugin.solver import EXACT, PROBES, NoiseFit, Solver, solve
+from interp_plugin.objective import Objective, state_weight
+from interp_plugin.solver import NoiseFit, Solver, solve, solve_together
 from interp_plugin.state import NoisyModel, module_of, select
 
 CAP = 10.0  # the cap on sigma, in standard deviations
@@ -42,11 +42,8 @@ class Problem:
 def fit_together(problems: Sequence[Problem], solver: Solver) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer: they share forwards where they can."""
     with torch.enable_grad():
-        found = curvatures([p.objective for p in problems], solver.seed, PROBES, EXACT)
-        return [
-            solve(p.objective, p.rate, p.max_sigma, solver, estimates=estimates)
-            for p, estimates in zip(problems, found)
-        ]
+        objectives, caps = [p.objective for p in problems], [p.max_sigma for p in problems]
+        return solve_together(objectives, problems[0].rate, caps, solver)
 
 
 @dataclass(frozen=True)

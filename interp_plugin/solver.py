@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,6 +137,7 @@ def solve(
     solver: Solver,
     show_progress: bool = False,
     estimates: tuple[Tensor, Tensor] | None = None,
+    lead: Tensor | None = None,
 ) -> NoiseFit:
     """Minimise L for every example of the batch; an example that is done leaves it.
 
@@ -146,6 +148,7 @@ def solve(
         solver: settings.
         show_progress: a bar over the rounds.
         estimates: what ``curvatures`` gives for this objective, where it is known already.
+        lead: where to start, as log sigma less its closed form, (B, T); None: at the closed form.
     """
     if estimates is None:
         [estimates] = curvatures([objective], solver.seed, PROBES, EXACT)
@@ -155,10 +158,12 @@ def solve(
     everyone = torch.arange(batch, device=device)
     curvature = curvature_estimates.mean(0)
     cap = max_sigma.to(objective.dtype).log().unsqueeze(1)  # (B, 1)
-    closed = torch.where(groups.active, closed_form(curvature, rate, groups.counts), torch.inf).minimum(cap)
+    closed = closed_theta(objective, curvature, rate, cap)
     predicted = (closed.exp().square() * curvature * groups.active).sum(1)
     variance, common = closed_variance(curvature_estimates, groups.active & (closed < cap))
     trace = new_trace(objective, everyone, closed, variance, common, predicted)
+    if lead is not None:
+        trace.theta = (closed + lead).minimum(cap)
     n_forward = probes + 1
     n_backward = probes.clone()
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
@@ -188,6 +193,32 @@ def solve(
             break
     done.append(trace.without_teachers())
     return _fit(objective, done, rate, cap, converged, n_forward, n_backward)
+
+
+def closed_theta(objective: Objective, curvature: Tensor, rate: float, cap: Tensor) -> Tensor:
+    """log sigma by the closed form, (B, T), at the cap where there is no curvature; cap is (B, 1)."""
+    groups = objective.groups
+    return torch.where(groups.active, closed_form(curvature, rate, groups.counts), torch.inf).minimum(cap)
+
+
+def solve_together(
+    objectives: Sequence[Objective], rate: float, max_sigma: Sequence[Tensor], solver: Solver
+) -> list[NoiseFit]:
+    """Solve for several states of one model, inputs and noise layer; they share forwards where they can.
+
+    Each state starts as far from its closed form as the one before it ended: layers that follow one
+    another are alike in that.
+    """
+    fits: list[NoiseFit] = []
+    lead = None
+    found = curvatures(objectives, solver.seed, PROBES, EXACT)
+    for objective, estimates, caps in zip(objectives, found, max_sigma):
+        fit = solve(objective, rate, caps, solver, estimates=estimates, lead=lead)
+        closed = closed_theta(objective, estimates[0].mean(0), rate, caps.log().unsqueeze(1))
+        certain = fit.converged.unsqueeze(1) & ~fit.at_cap
+        lead = torch.where(certain, fit.sigma.log() - closed, 0.0)
+        fits.append(fit)
+    return fits
 
 
 def _fit(
