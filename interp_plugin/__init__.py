@@ -56,13 +56,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """A public name loads when it is first asked for (PEP 562): ``--help`` need not wait for torch."""
-    for home, names in _HOMES.items():
-        if name in names:
-            module = import_module(f"{__name__}.{home}")
-            return module if name == home else getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that saw it would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        """A public name loads when it is first asked for (PEP 562): ``--help`` need not wait for torch."""
+        for home, names in _HOMES.items():
+            if name in names:
+                module = import_module(f"{__name__}.{home}")
+                return module if name == home else getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
