@@ -1,27 +1,71 @@
 """How much of each input word survives in a model's hidden state, in nats, as Captum attributions."""
 
-from interp_plugin.attribution import (
-    InformationLoss,
-    InformationLossLLMAttribution,
-    LayerInformationLoss,
-    NeuronInformationLoss,
-)
-from interp_plugin.explanation import Explanation
-from interp_plugin.interpreter import Interpreter, calculate_regularization
-from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.text import TextExplainer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp_plugin import huggingface
+    from interp_plugin.attribution import (
+        InformationLoss,
+        InformationLossLLMAttribution,
+        LayerInformationLoss,
+        NeuronInformationLoss,
+    )
+    from interp_plugin.calibration import Calibration
+    from interp_plugin.explanation import Explanation
+    from interp_plugin.interpreter import Interpreter, calculate_regularization
+    from interp_plugin.solver import NoiseFit, Solver
+    from interp_plugin.state import LayerCall
+    from interp_plugin.text import TextExplainer
+    from interp_plugin.tokens import PlainModel
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "Explanation",
     "InformationLoss",
     "InformationLossLLMAttribution",
     "Interpreter",
+    "LayerCall",
     "LayerInformationLoss",
     "NeuronInformationLoss",
     "NoiseFit",
+    "PlainModel",
     "Solver",
     "TextExplainer",
     "calculate_regularization",
+    "huggingface",
 ]
+
+_HOMES = {
+    "attribution": (
+        "InformationLoss",
+        "InformationLossLLMAttribution",
+        "LayerInformationLoss",
+        "NeuronInformationLoss",
+    ),
+    "calibration": ("Calibration",),
+    "explanation": ("Explanation",),
+    "huggingface": ("huggingface",),
+    "interpreter": ("Interpreter", "calculate_regularization"),
+    "solver": ("NoiseFit", "Solver"),
+    "state": ("LayerCall",),
+    "text": ("TextExplainer",),
+    "tokens": ("PlainModel",),
+}
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        """A public name loads when it is first asked for (PEP 562): ``--help`` need not wait for torch."""
+        for home, names in _HOMES.items():
+            if name in names:
+                module = import_module(f"{__name__}.{home}")
+                return module if name == home else getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,9 +18,13 @@ from interp_plugin import __version__
 
 if TYPE_CHECKING:
     from interp_plugin.explanation import Explanation
+    from interp_plugin.text import Text, TextExplainer
+    from interp_plugin.tokens import Label, TextModel
 
 Granularity = Literal["token", "word", "sentence"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+DPI = 200  # of pictures
 
 app = typer.Typer(
     name="interp-plugin",
@@ -32,13 +40,17 @@ Examples:
 
     interp-plugin explain "a funny film with more than enough charm"
 
-    interp-plugin explain "not a bad film" "not bad" --layers 1,3-4,output --html films.html --png films.png
+    interp-plugin explain "not a bad film" "not bad" --layers 1,3-4,output
 
-    interp-plugin explain --file reviews.txt --model ./my-classifier --save reviews.parquet
+    interp-plugin explain "not a bad film" --html film.html --png film.png
+
+    interp-plugin explain --file reviews.txt --save reviews.parquet
 
     echo "not a bad film" | interp-plugin explain --granularity word --json
 
-    interp-plugin explain "The capital of France is" --model ./my-gpt2 --layers output --target " Paris"
+    interp-plugin explain "Paris is in" --model gpt2 --target " France"
+
+Exit status: 0, or 2 for what cannot be used as it was given, with one sentence that says why.
 """
 
 
@@ -63,15 +75,21 @@ def explain(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TEXT...",
+            metavar="TEXT",
             help="Texts to explain; none: standard input, a text a line.",
             show_default=False,
         ),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="File with a text a line, UTF-8; - is standard input.", show_default=False),
+        typer.Option(
+            help="File with a text a line, UTF-8, empty lines skipped; - is standard input.",
+            show_default=False,
+        ),
     ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Every text is two sentences with a tab between them.")
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(help="Folder or Hugging Face id of a model.", show_default="the one that ships"),
@@ -80,14 +98,17 @@ def explain(
         str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
     ] = None,
     layers: Annotated[
-        str,
-        typer.Option(help="all, or numbers, ranges and names, as in 1,3-4,output or encoder.2,decoder.1."),
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="all, or numbers, ranges and names: 1,3-4 or all,output or encoder.1-3,decoder.2.",
+            show_default="all; output with a class as target",
+        ),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help="Which output: a class; for a language model the continuation.  Hidden layers of a language model are "
-            "then watched where it is predicted.",
+            help="Which output: a class, by name or number; for a language model the continuation, and its "
+            "layers are watched where that is predicted.",
             show_default="all classes; the model's own next token",
         ),
     ] = None,
@@ -103,7 +124,7 @@ def explain(
     png: Annotated[
         Path | None,
         typer.Option(
-            help="Write a picture of layers x tokens; a number is added for each of several texts.",
+            help="Write a picture of layers x tokens; several texts are numbered: film-1.png, film-2.png.",
             show_default=False,
         ),
     ] = None,
@@ -131,30 +152,27 @@ def explain(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
     """Print how much of each token every layer keeps, in nats."""
-    # transformers takes seconds to import: --help need not wait for it
-    from interp_plugin import huggingface
-    from interp_plugin.solver import Solver
-    from interp_plugin.text import TextExplainer
+    with _one_sentence():
+        wanted = _split(_texts(texts, file), pairs)
+        sample = None if calibrate is None else _split(_lines(calibrate), pairs)
+        labels = None if layers is None else parse_layers(layers)
+        places = parse_positions(positions)
+        _check_outputs(html, png, save)
 
-    progress = sys.stderr.isatty()
-    try:
-        wanted = _texts(texts, file)
-        chosen, places = parse_layers(layers), parse_positions(positions)
+        # torch and transformers take seconds to import: --help and bad input need not wait for them
+        from interp_plugin.solver import Solver
+
         solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
-        for path in filter(None, (html, png, save)):
-            _check_folder(path)
-        with huggingface.quiet():
-            source = huggingface.default_model_path() if model is None else model
-            explainer = TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
-            if calibrate is not None:
-                explainer.calibrate(_lines(calibrate), chosen, batch_size=batch_size, show_progress=progress)
-            explanation = explainer.explain(
-                wanted, chosen, target, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
-                show_progress=progress,
-            )  # fmt: skip
+        explainer = _explainer(model, tokenizer, device, dtype)
+        chosen, asked = _chosen(explainer.model, labels, target)
+        progress = sys.stderr.isatty()
+        if sample is not None:
+            explainer.calibrate(sample, chosen, batch_size=batch_size, show_progress=progress)
+        explanation = explainer.explain(
+            wanted, chosen, asked, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
+            show_progress=progress,
+        )  # fmt: skip
         written = _write(explanation, granularity, html, png, save)
-    except (ValueError, ImportError, OSError) as error:
-        _fail(str(error))
     if as_json:
         typer.echo(json.dumps(explanation.to_dict(granularity), allow_nan=False))
     else:
@@ -163,28 +181,27 @@ def explain(
         typer.echo(f"wrote {path}", err=True)
 
 
-def parse_layers(layers: str) -> Literal["all"] | list[int | str]:
-    """Layers from "all", or from numbers, ranges and names with commas.
+def parse_layers(layers: str) -> list[int | str]:
+    """Layers from numbers, ranges and names with commas.
 
     Raises:
         ValueError: nothing between two commas, or a range that runs backwards.
 
     Example::
 
-        >>> parse_layers("1,3-5,output")
-        [1, 3, 4, 5, 'output']
+        >>> parse_layers("1,3-5,decoder.1-2,output")
+        [1, 3, 4, 5, 'decoder.1', 'decoder.2', 'output']
     """
-    if layers.strip() == "all":
-        return "all"
     labels: list[int | str] = []
     for part in map(str.strip, layers.split(",")):
-        match = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        match = re.fullmatch(r"(encoder\.|decoder\.)?(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part)
+        first, last = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
         if not part or first > last:
             raise ValueError(
                 f"layers {layers!r} cannot be read: write all, or numbers, ranges and names as in 1,3-4,output"
             )
-        labels.extend(range(first, last + 1) if match else [part])
+        numbers = range(first, last + 1)
+        labels.extend([part] if not match else [f"{match[1]}{n}" for n in numbers] if match[1] else numbers)
     return labels
 
 
@@ -211,6 +228,16 @@ def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None
         ) from error
 
 
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What the user can mend is a sentence on standard error and exit status 2."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        typer.echo(f"Error: {str(error).replace(chr(10), ' ')}", err=True)
+        raise typer.Exit(2) from error
+
+
 def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     """The texts of the command line, of a file, or of standard input."""
     if texts and file is not None:
@@ -224,25 +251,89 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a file (- is standard input) that hold something."""
+    name = "standard input" if str(path) == "-" else repr(str(path))
     try:
         read = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        lines = read.decode("utf-8-sig").splitlines()
+        lines = re.split(r"\r\n?|\n", read.decode("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error.strerror}; give a text file") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error}); convert it first") from error
+        raise ValueError(f"{name} is not UTF-8 text ({error}); convert it first") from error
     found = [line for line in lines if line.strip()]
     if not found:
-        raise ValueError(
-            f"{'standard input' if str(path) == '-' else str(path)!r} holds no text; write one a line"
-        )
+        raise ValueError(f"{name} holds no text; write one a line")
     return found
 
 
-def _check_folder(path: Path) -> None:
+def _split(texts: Sequence[str], pairs: bool) -> list[Text]:
+    """The texts, or the pairs that their tabs separate."""
+    if not pairs:
+        return list(texts)
+    for text in texts:
+        if text.count("\t") != 1:
+            raise ValueError(
+                f"text {text!r} has {text.count(chr(9))} tabs: with --pairs, one separates the two sentences"
+            )
+    return [(first, second) for first, second in (text.split("\t") for text in texts)]
+
+
+def _check_outputs(html: Path | None, png: Path | None, save: Path | None) -> None:
     """Hours of work are not lost to a folder that is not there."""
-    if not path.parent.is_dir():
+    for path in filter(None, (html, png, save)):
+        if path.is_dir():
+            raise ValueError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
+        try:
+            TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {str(path)!r}: no file can be made in {str(path.parent)!r} ({error.strerror}); "
+                "give a folder that is there and yours"
+            ) from error
+    if save is not None and find_spec("pyarrow") is None:
+        raise ValueError("--save needs pyarrow, which is not installed: pip install interp-plugin[table]")
+
+
+def _explainer(model: str | None, tokenizer: str | None, device: str, dtype: Dtype) -> TextExplainer:
+    from rich.console import Console
+    from rich.text import Text as Words
+
+    with Console(stderr=True).status(Words("loading " + (model or "the default model"))):
+        from interp_plugin import huggingface
+        from interp_plugin.text import TextExplainer
+
+        _check_device(device)
+        source = huggingface.default_model_path() if model is None else model
+        with huggingface.quiet():
+            return TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first"
-        )
+            f"device {device!r} cannot be used ({reason}); give cpu, or one that torch finds here"
+        ) from error
+
+
+def _chosen(
+    model: TextModel, labels: Sequence[Label] | None, target: str | None
+) -> tuple[list[Label], str | int | None]:
+    """The layers, with "all" spelt out, and the target: a class's number where none has that name."""
+    of_class = target is not None and model.task != "next token"
+    if labels is None:
+        labels = ["output"] if of_class else ["all"]
+    spelt = [label for part in labels for label in (model.layers if part == "all" else [part])]
+    if target is None or not of_class or not re.fullmatch(r"\d{1,9}", target):
+        return spelt, target
+    try:
+        model.class_index(target)
+    except ValueError:
+        return spelt, int(target)
+    return spelt, target
 
 
 def _write(
@@ -254,16 +345,23 @@ def _write(
         explanation.save(save)
         written.append(save)
     if html is not None:
-        explanation.to_html(html, granularity=granularity)
-        written.append(html)
-    if png is not None:
-        for text in range(len(explanation)):
-            path = png if len(explanation) == 1 else png.with_stem(f"{png.stem}-{text + 1}")
-            explanation.plot("layers", text=text, granularity=granularity).savefig(path)
-            written.append(path)
+        written.append(explanation.to_html(html, granularity=granularity))
+    for text, path in enumerate(_numbered(png, len(explanation)) if png is not None else []):
+        figure = explanation.plot("layers", text=text, granularity=granularity)
+        figure.savefig(path, format="png", dpi=DPI)
+        written.append(path)
     return written
 
 
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(2)
+def _numbered(path: Path, count: int) -> list[Path]:
+    """A path for each of so many texts, in an order that sorts.
+
+    Example::
+
+        >>> [str(path) for path in _numbered(Path("a/film.png"), 2)]
+        ['a/film-1.png', 'a/film-2.png']
+    """
+    if count == 1:
+        return [path]
+    width = len(str(count))
+    return [path.with_stem(f"{path.stem}-{number:0{width}}") for number in range(1, count + 1)]

@@ -76,6 +76,8 @@ def legend(explanation: Values) -> str:
         "does not need it. Shade: dark = high, from each layer's lowest to its highest; compare within a "
         "layer. E: regime index, 1 = small-noise regime."
     ]
+    if unit != "token":
+        lines.append(f"A {unit}'s nats are the sum over its tokens.")
     if any_tied(explanation):
         lines.append(f"{TIED}: within two standard errors of the next {unit} in rank, so not told apart.")
     if any(row.get("position") is not None for text in explanation["texts"] for row in text["rows"]):
@@ -95,7 +97,7 @@ def yardstick(explanation: Values) -> str | None:
     if explanation["settings"]["state_std"]:
         return None
     return (
-        "Made without state_std: each text is its own yardstick, so values of different layers "
+        "Made without calibration (state_std): each text is its own yardstick, so values of different layers "
         "compare only roughly."
     )
 
