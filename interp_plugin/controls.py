@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp_plugin.noise import TokenGroups
 
+ROUNDING = 1e-5  # of a difference, as a share of what is subtracted
 RIDGE = 4.0  # in (draws x tokens): keeps three coefficients from fitting a handful of numbers
 
 
@@ -59,7 +60,9 @@ def _quadratic(pulls: Tensor, noise: Tensor, groups: TokenGroups) -> tuple[Tenso
     weight = weight.unsqueeze(1) * earlier.unsqueeze(2)  # (R, S, b)
     squares = torch.einsum("rsbt,rsb->sbt", products.square(), weight)
     across = torch.einsum("rsbt,rsb->sbt", products, weight * products.sum(-1)) - squares
-    return across, squares - torch.einsum("rbt,rsb->sbt", lengths, weight)
+    # of a single token that matters nothing is left but rounding, which no regression may blow up
+    real = across.square().mean((0, 2)) > ROUNDING**2 * squares.square().mean((0, 2))
+    return across * real.unsqueeze(1), squares - torch.einsum("rbt,rsb->sbt", lengths, weight)
 
 
 def _size(noise: Tensor, groups: TokenGroups) -> Tensor:

@@ -100,3 +100,12 @@ def test_groups_of_any_shape_are_multiplied_alike() -> None:
     assert mixed.width is None
     assert torch.allclose(mixed.products(left, right), even.products(left, right).flip(-1), atol=1e-4)
     assert torch.allclose(mixed.squares(left), even.squares(left).flip(-1), atol=1e-4)
+
+
+def test_rounding_is_no_control_where_one_token_alone_matters() -> None:
+    matrix = quadratic()
+    matrix[WIDTH:], matrix[:, WIDTH:] = 0, 0
+    stationarity, pull, noise = sample(matrix, DRAWS, 0)
+    removed = quadratic_controls(stationarity, pull, noise, regular(), pull[:0])
+    shaken = quadratic_controls(stationarity * (1 + 1e-6), pull * (1 + 1e-6), noise, regular(), pull[:0])
+    assert torch.allclose(removed, shaken, rtol=1e-3, atol=1e-6)
