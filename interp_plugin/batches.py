@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -13,7 +16,7 @@ from interp_plugin.objective import default_rows
 from interp_plugin.problem import Problem, Terms, fit_together, pose
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import NoisyModel, Selector, Site
-from interp_plugin.tokens import Encoding, Label, TextModel
+from interp_plugin.tokens import Encoding, Label, TextModel, shown
 
 OUTPUT = "output"
 MAX_TOKENS = 2048  # of a batch, padding included
@@ -90,7 +93,7 @@ class Batch:
 
     Args:
         model: what reads them.
-        encodings: the texts; with a target where the output of a language model is a state.
+        encodings: the texts, in this order from then on; with a target where the output of a language model is a state.
         noise_layer: where noise enters.
         sites: where states will be read; None is the output.
     """
@@ -100,7 +103,7 @@ class Batch:
     ) -> None:
         arguments, self.token_mask = model.collate(encodings)
         self._model = model
-        self._encodings = list(encodings)
+        self.encodings = list(encodings)
         self.targets = _Targets.of(encodings, self.token_mask) if any(e.target for e in encodings) else None
         self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer)
         self._sites = list(sites)
@@ -117,7 +120,7 @@ class Batch:
         """Some of the texts, with what is known of them."""
         part = copy(self)
         rows = torch.tensor(examples, device=self.token_mask.device)
-        part._encodings = [self._encodings[i] for i in examples]
+        part.encodings = [self.encodings[i] for i in examples]
         part.token_mask = self.token_mask[rows]
         part.targets = self.targets and self.targets.at(rows)
         part._wholes = [whole[rows.to(whole.device)] for whole in self._wholes]
@@ -145,7 +148,7 @@ class Batch:
         """The places that predict the targets, (B, places); all real ones of texts without a given target."""
         mask = real.clone()
         axis = self._model.axis[state.label]
-        for row, (encoding, asked) in enumerate(zip(self._encodings, given)):
+        for row, (encoding, asked) in enumerate(zip(self.encodings, given)):
             if asked and axis == self._model.axis[OUTPUT]:
                 columns = real[row].nonzero()[:, 0]
                 mask[row] = False
@@ -157,7 +160,9 @@ class Batch:
         """Rows in one forward: as the solver would choose, fewer where a language model's output is a state."""
         rows = default_rows(self._noisy.origin[0][0].numel())
         if self.targets is not None and None in self._sites:
-            rows = min(rows, MAX_SCORES // (self.token_mask.shape[1] * self._model.vocabulary))
+            in_decoder = self._model.axis[OUTPUT] == "decoder"
+            places = (self._decoder_mask() if in_decoder else self.token_mask).shape[1]
+            rows = min(rows, MAX_SCORES // (places * self._model.vocabulary))
         return max(1, rows)
 
     def fit(
@@ -178,7 +183,8 @@ class Batch:
             max_rows: most rows in one forward; None: :attr:`default_rows`.
         """
         rows = max_rows or self.default_rows
-        return fit_together([self._pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
+        with _naming(self.encodings):
+            return fit_together([self._pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
 
     def _pose(self, state: State, mask: Tensor | None, terms: Terms, rows: int) -> Problem:
         whole = self.whole(state.site)
@@ -192,9 +198,27 @@ class Batch:
         return pose(noisy, own, None, self.token_mask, counted, whole)
 
     def _decoder_mask(self) -> Tensor:
-        lengths = torch.tensor([len(e.extra["decoder_input_ids"]) for e in self._encodings])
+        lengths = torch.tensor([len(e.extra["decoder_input_ids"]) for e in self.encodings])
         places = torch.arange(int(lengths.max()))
         return (places < lengths.unsqueeze(1)).to(self.token_mask.device)
+
+
+@contextmanager
+def _naming(encodings: Sequence[Encoding]) -> Iterator[None]:
+    """The core knows examples by their number: here they are texts.
+
+    Its warnings of states that feel no noise are left out, as a distortion of 0 says the same.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the state of example .* does not depend on its input")
+            yield
+    except ValueError as error:
+        number = re.search(r"\bexample (\d+)\b", str(error))
+        if number is None or int(number[1]) >= len(encodings):
+            raise
+        name = f"text {shown(encodings[int(number[1])].text)}"
+        raise ValueError(str(error).replace(number[0], name, 1)) from error
 
 
 @dataclass(frozen=True)
@@ -212,10 +236,10 @@ class _Targets:
         real = torch.zeros(len(encodings), count, dtype=torch.bool)
         for row, e in enumerate(encodings):
             n = len(e.target)
-            at = torch.tensor(e.target_positions)
+            at = torch.tensor(e.target_positions, dtype=torch.long)  # there may be none
             if "decoder_input_ids" not in e.extra:
                 at = token_mask[row].nonzero()[:, 0].cpu()[at]
-            ids[row, :n], places[row, :n], real[row, :n] = torch.tensor(e.target), at, True
+            ids[row, :n], places[row, :n], real[row, :n] = ids.new_tensor(e.target), at, True
         return cls(*(x.to(token_mask.device) for x in (ids, places, real)))
 
     def at(self, rows: Tensor) -> _Targets:

@@ -185,14 +185,14 @@ def cap_of_embedding(layer: nn.Module | None) -> float | None:
     return CAP * scale * float(variance.sqrt())
 
 
-def warn_of_training(*modules: Any) -> None:
-    """Warn of modules whose output is not a function of their input alone."""
+def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
+    """Warn of modules whose output is not a function of their input alone, at the user's line."""
     for module in modules:
         if isinstance(module, nn.Module) and any(m.training and _is_noisy(m) for m in module.modules()):
             warnings.warn(
                 "the model is in training mode and has dropout or batch normalisation, whose own draws or batch "
                 "statistics enter the result; call model.eval() before attributing",
-                stacklevel=5,
+                stacklevel=stacklevel,
             )
             return
 

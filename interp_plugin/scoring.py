@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +15,7 @@ from interp_plugin.explanation import Row, TextExplanation
 from interp_plugin.problem import Terms
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import Site
-from interp_plugin.tokens import Axis, Encoding, TextModel
+from interp_plugin.tokens import Axis, Encoding, Label, TextModel, shown
 
 Positions = int | Sequence[int] | Literal["each"] | None
 
@@ -104,6 +105,22 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
+def warn_of_deaf_states(texts: Iterable[TextExplanation]) -> None:
+    """One warning for all states that noise does not reach at all: the core has one for each text."""
+    deaf: dict[Label, str] = {}
+    for item in texts:
+        for row in item.rows:
+            if row.distortion == 0:
+                deaf.setdefault(row.layer, item.text)
+    if deaf:
+        layers, text = ", ".join(map(repr, deaf)), next(iter(deaf.values()))
+        warnings.warn(
+            f"noise does not reach the state of {layers} (in text {shown(text)}, for one): every token is at the cap "
+            "there; watch states that are computed after the noise layer and from it",
+            stacklevel=3,
+        )
+
+
 def _with_next_tokens(
     model: TextModel, encodings: Sequence[Encoding], noise_layer: Site
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
@@ -153,13 +170,18 @@ def _parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
     for states in apart.values():
         real = batch.places(states[0])
         assert real is not None
-        yield from _one_by_one(states, real, plan.positions)
+        yield from _one_by_one(states, real, plan.positions, batch.encodings)
 
 
-def _one_by_one(states: list[State], real: Tensor, positions: Positions) -> Iterator[_Part]:
+def _one_by_one(
+    states: list[State], real: Tensor, positions: Positions, encodings: Sequence[Encoding]
+) -> Iterator[_Part]:
     """A part for each position; texts that are too short for it are left out."""
     columns = [mask.nonzero()[:, 0].tolist() for mask in real]
-    wanted = [_indices(positions, len(c)) for c in columns]
+    wanted = [
+        _indices(positions, len(c), f"layer {states[0].label!r} of text {shown(encoding.text)}")
+        for c, encoding in zip(columns, encodings)
+    ]
     for k in range(max(map(len, wanted))):
         examples = [i for i, places in enumerate(wanted) if len(places) > k]
         places = [wanted[i][k] for i in examples]
@@ -169,18 +191,20 @@ def _one_by_one(states: list[State], real: Tensor, positions: Positions) -> Iter
         yield _Part(examples, states, [mask] * len(states), [list(places)] * len(states))
 
 
-def _indices(positions: Positions, length: int) -> list[int]:
-    """Positions of one text as numbers from 0, checked."""
+def _indices(positions: Positions, length: int, name: str) -> list[int]:
+    """Positions of one text as numbers from 0, checked and without repeats."""
     if positions == "each":
         return list(range(length))
-    wanted = [positions] if isinstance(positions, int) else list(positions or [])
+    wanted = [positions] if isinstance(positions, (int, str)) else list(positions or [])
     for place in wanted:
-        if not isinstance(place, int) or not -length <= place < length:
+        if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
             raise ValueError(
-                f"position {place!r} does not exist in a text of {length} tokens; give {-length} to {length - 1}, or "
-                "'each'"
+                f"position {place!r} does not exist in {name}, which has {length} tokens; give {-length} to "
+                f"{length - 1}, or 'each'"
             )
-    return [place % length for place in wanted]
+    if not wanted:
+        raise ValueError(f"positions {positions!r} names no token; give one or more, 'each' or None")
+    return list(dict.fromkeys(place % length for place in wanted))
 
 
 def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:

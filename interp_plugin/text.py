@@ -15,10 +15,10 @@ from interp_plugin.batches import OUTPUT, Batch, State, batches
 from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.problem import cap_of_embedding, warn_of_training
-from interp_plugin.scoring import Plan, Positions, score
+from interp_plugin.scoring import Plan, Positions, score, warn_of_deaf_states
 from interp_plugin.solver import Solver
 from interp_plugin.state import LayerCall, RunningStd, Site, module_of
-from interp_plugin.tokens import Encoding, Label, TextModel
+from interp_plugin.tokens import Encoding, Label, TextModel, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,8 +94,9 @@ class TextExplainer:
                 list has one for each text.
             positions: None watches a layer at all tokens together; a token's index (from the end where
                 negative), several, or "each" watch one token's vector a row: the paper's time steps.
-            neurons: indices into the last dimension of the states.
-            heads: attention heads to watch in place of the layer's output.
+                Scores of a whole text, and a language model's of its target, have no positions.
+            neurons: indices into the last dimension of the layers' states (of "output" ``target`` picks).
+            heads: attention heads to watch in place of the layers' outputs.
             rate: lambda > 0, the weight of the entropy against the distortion.
             max_sigma: cap on sigma; None: 10 standard deviations of the embedding's weights.
             solver: how hard to look; default ``Solver()``.
@@ -111,12 +112,10 @@ class TextExplainer:
             TypeError: texts that are not strings.
         """
         start = time.perf_counter()
-        module = self.model.module
-        warn_of_training(module)
+        warn_of_training(self.model.module, stacklevel=3)
+        _check_sizes(batch_size, internal_batch_size)
         pairs = _pairs(texts)
-        targets = target if isinstance(target, list) else [target] * len(pairs)
-        if len(targets) != len(pairs):
-            raise ValueError(f"target lists {len(targets)} for {len(pairs)} texts; give one for each")
+        targets = _for_each(target, len(pairs))
         labels = self._labels(layers)
         base = Plan(
             states=(),
@@ -141,16 +140,15 @@ class TextExplainer:
                     chosen = [indices[i] for i in some]
                     found.update(zip(chosen, score(self.model, [encodings[i] for i in chosen], plan)))
                     bar.update(len(chosen))
-        return Explanation(
-            tuple(found[index] for index in range(len(pairs))),
-            self._settings(base),
-            time.perf_counter() - start,
-        )
+        items = tuple(found[index] for index in range(len(pairs)))
+        warn_of_deaf_states(items)
+        return Explanation(items, self._settings(base), time.perf_counter() - start)
 
     def calibrate(
         self,
         texts: Iterable[Text],
         layers: Layers = "all",
+        target: Any = None,
         *,
         batch_size: int = 16,
         truncation: bool = True,
@@ -163,11 +161,14 @@ class TextExplainer:
         Args:
             texts: some tens to hundreds, of the kind that will be explained.
             layers: as in :meth:`explain`; "all" means the output too.
+            target: of a language model, as in :meth:`explain`: an encoder-decoder's decoder has no other
+                tokens than those of its target, and of None only the one it starts with.
             batch_size: texts at most in a forward.
             truncation: as in :meth:`explain`.
             show_progress: a progress bar.
         """
-        pairs = _pairs(list(texts))
+        _check_sizes(batch_size)
+        pairs = _pairs(texts if isinstance(texts, (str, Sequence)) else list(texts))
         labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
         states = {_key(label): State(label, self._site(label)) for label in labels}
         for label in labels:
@@ -175,7 +176,8 @@ class TextExplainer:
             if heads is not None:
                 states[_key(label, heads=True)] = State(label, heads[0])
         running = {key: RunningStd() for key in states}
-        encodings = self._encode(pairs, [None] * len(pairs), truncation)
+        asked = self._encode(pairs, _for_each(target, len(pairs)), truncation)
+        encodings = [replace(e, target=(), target_positions=()) for e in asked]  # every token is a sample
         with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
             for some in batches(encodings, batch_size, self.model.pads):
                 batch = Batch(
@@ -222,6 +224,11 @@ class TextExplainer:
         """What each label means, with its unit."""
         if neurons is not None and heads is not None:
             raise ValueError("neurons and heads both pick a part of a state; give one of them")
+        for name, part in (("neurons", neurons), ("heads", heads)):
+            if isinstance(part, Sequence) and not part:
+                raise ValueError(
+                    f"{name} {part!r} names none; give at least one, or None for the whole state"
+                )
         for label in labels:
             site, part, key = self._site(label), neurons, _key(label)
             if label == OUTPUT:
@@ -251,9 +258,15 @@ class TextExplainer:
         """Texts that ask for the same class; a language model's targets are in the encodings."""
         if self.model.task == "next token" or all(t is None for t in targets):
             return {None: list(range(len(targets)))}
+        first = next(t for t in targets if t is not None)
+        if self.model.task == "none":
+            raise ValueError(
+                f"target {first!r} picks a class, and {self.model.name} has no head that gives any; leave target out "
+                "or give the model with its head"
+            )
         if OUTPUT not in labels:
             raise ValueError(
-                f"target {targets[0]!r} picks a part of the output, and layers {labels} do not have it; give "
+                f"target {first!r} picks a part of the output, and layers {labels} do not have it; give "
                 "layers='output', or use neurons for a part of a layer"
             )
         groups: dict[int | None, list[int]] = {}
@@ -264,10 +277,16 @@ class TextExplainer:
     def _encode(
         self, pairs: Sequence[tuple[str, str | None]], targets: Sequence[Any], truncation: bool
     ) -> list[Encoding]:
-        return [
-            self.model.encode(text, pair, target=target, truncation=truncation)
-            for (text, pair), target in zip(pairs, targets)
-        ]
+        encodings = []
+        for index, ((text, pair), target) in enumerate(zip(pairs, targets)):
+            try:
+                encodings.append(self.model.encode(text, pair, target=target, truncation=truncation))
+            except (ValueError, TypeError) as error:
+                if len(pairs) == 1:
+                    raise
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"text {index}, {shown(text)}: {error}") from error
+        return encodings
 
     def _settings(self, plan: Plan) -> Settings:
         names = {id(module): name for name, module in self.model.module.named_modules()}
@@ -334,6 +353,20 @@ def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
             )
         pairs.append((parts[0], parts[1]))
     return pairs
+
+
+def _for_each(target: Any, count: int) -> list[Any]:
+    """One target for each text."""
+    targets = target if isinstance(target, list) else [target] * count
+    if len(targets) != count:
+        raise ValueError(f"target lists {len(targets)} for {count} texts; give one for each")
+    return targets
+
+
+def _check_sizes(*sizes: int | str) -> None:
+    for size in sizes:
+        if size != "auto" and not (isinstance(size, int) and size > 0):
+            raise ValueError(f"a batch size is {size!r}; give a positive number")
 
 
 def _key(label: Label, heads: bool = False) -> str:

@@ -249,6 +249,16 @@ class PlainModel:
         raise ValueError(f"{self.name} is a classifier and has no target tokens")
 
 
+def shown(text: str, most: int = 40) -> str:
+    """A text in a message: its beginning, in quotes.
+
+    Examples::
+        >>> shown("a film"), shown("a long film", 6)
+        ("'a film'", "'a lon…'")
+    """
+    return repr(text if len(text) <= most else f"{text[: most - 1]}…")
+
+
 def _spans(text: str, count: int) -> list[tuple[int, int]]:
     """Where the words of a text are, if it has ``count`` of them; otherwise nobody knows, and all is empty."""
     spans, end = [], 0

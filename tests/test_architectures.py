@@ -73,11 +73,9 @@ def tokens_of(
     return values[row, mask[row]]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family, name", ALL)
-def test_a_text_has_the_same_states_in_a_padded_batch_and_alone(family: str, name: str, side: str) -> None:
+def test_a_text_has_the_same_states_in_a_padded_batch_and_alone(family: str, name: str) -> None:
     model = tiny(family, name)
-    model.tokenizer.padding_side = side
     together = [model.encode(text) for text in TEXTS]
     batch, mask = run(model, together)
     assert mask.sum(1).tolist() == [len(encoding.ids) for encoding in together]
@@ -126,11 +124,9 @@ def test_layers_are_labelled_in_forward_order_with_their_axis(family: str, name:
     assert all(model.axis[label] == "decoder" for label in expected if str(label).startswith("decoder"))
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family, name", ALL)
-def test_every_layer_and_the_output_feel_the_word_embeddings(family: str, name: str, side: str) -> None:
+def test_every_layer_and_the_output_feel_the_word_embeddings(family: str, name: str) -> None:
     model = tiny(family, name)
-    model.tokenizer.padding_side = side
     arguments, mask = model.collate([model.encode(TEXTS[0]), model.encode(TEXTS[2])])
     source: list[Tensor] = []
 
@@ -298,14 +294,12 @@ def test_a_text_as_long_as_the_limit_runs_and_a_longer_one_is_cut_off(family: st
     assert model(*arguments).isfinite().all()
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma"])
 def test_a_decoders_classifier_reads_each_texts_last_token_without_a_padding_token(
-    family: str, side: str
+    family: str,
 ) -> None:
     name = next(name for name in FAMILIES[family].classes if "Sequence" in name)
     model = tiny(family, name, pad_token_id=None)
-    model.tokenizer.padding_side = side
     encodings = [model.encode(text) for text in TEXTS]
     arguments, _ = model.collate(encodings)
     for row, encoding in enumerate(encodings):

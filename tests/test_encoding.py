@@ -552,17 +552,16 @@ def test_there_is_no_prediction_without_classes_of_the_whole() -> None:
 # -- batches
 
 
-def test_padding_is_masked_and_positions_count_tokens(gpt2: HuggingFaceModel) -> None:
-    gpt2.tokenizer.padding_side = "left"
-    try:
-        (ids, attention, positions), mask = gpt2.collate([gpt2.encode("The film was"), gpt2.encode("film")])
-    finally:
-        gpt2.tokenizer.padding_side = "right"
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_masked_on_the_right_and_positions_count_tokens(side: str) -> None:
+    gpt2 = tiny("gpt2", "GPT2LMHeadModel")
+    gpt2.tokenizer.padding_side = side
+    (ids, attention, positions), mask = gpt2.collate([gpt2.encode("The film was"), gpt2.encode("film")])
     assert ids.shape == attention.shape == positions.shape == mask.shape
     assert mask.dtype == torch.bool
     assert torch.equal(attention.bool(), mask)
     assert positions[0].tolist() == [0, 1, 2]
-    assert mask[1].tolist() == [False] * (mask.shape[1] - int(mask[1].sum())) + [True] * int(mask[1].sum())
+    assert mask[1].tolist() == [True] * int(mask[1].sum()) + [False] * (mask.shape[1] - int(mask[1].sum()))
     assert positions[1][mask[1]].tolist() == list(range(int(mask[1].sum())))
 
 

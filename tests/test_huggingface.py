@@ -1,4 +1,4 @@
-"""Loading classifiers, and explaining a text with one."""
+"""Loading models, and what they say of a text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_bert import MAX_TOKENS, save_classifier
+from tiny_bert import save_classifier
 from tiny_models import tiny
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
 
 from interp_plugin import huggingface
-from interp_plugin.explanation import Explanation
 from interp_plugin.huggingface import HuggingFaceModel, pretrained
 from interp_plugin.solver import Solver
 from interp_plugin.text import TextExplainer
@@ -23,11 +22,6 @@ from interp_plugin.text import TextExplainer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_classifier(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def explainer(folder: Path) -> TextExplainer:
-    return TextExplainer(*huggingface.load(folder))
 
 
 def test_load_gives_an_eval_mode_float32_classifier(folder: Path) -> None:
@@ -174,9 +168,9 @@ def test_the_predicted_class_has_the_largest_logit() -> None:
     assert probability == pytest.approx(0.8)
 
 
-def test_a_regression_head_predicts_no_class(explainer: TextExplainer) -> None:
+def test_a_regression_head_predicts_no_class(folder: Path) -> None:
     with pytest.raises(ValueError, match="a classifier has at least 2"):
-        huggingface.predicted_class(explainer.model, torch.tensor([1.0]))
+        huggingface.predicted_class(huggingface.load(folder)[0], torch.tensor([1.0]))
 
 
 def test_quiet_restores_verbosity_and_progress_bars() -> None:
@@ -188,98 +182,10 @@ def test_quiet_restores_verbosity_and_progress_bars() -> None:
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
-def test_an_explanation_has_a_row_for_each_layer_and_a_column_for_each_token(
-    explainer: TextExplainer,
-) -> None:
-    explanation = explainer.explain("not a bad films")
-    assert explanation.tokens == ("[CLS]", "not", "a", "bad", "film", "##s", "[SEP]")
-    assert explanation.layers == (1, 2)
-    for values in (explanation.sigma, explanation.kept, explanation.standard_error):
-        assert values.shape == (2, 7)
-    for values in (explanation.regime_index, explanation.distortion, explanation.converged):
-        assert values.shape == (2,)
-    assert explanation.predicted in ("bad", "good")
-    assert 0.5 <= explanation.probability <= 1.0
-    assert explanation.n_forward > 0
-    assert explanation.n_backward > 0
-
-
-def test_kept_is_the_log_of_cap_over_sigma_times_the_width(explainer: TextExplainer) -> None:
-    explanation = explainer.explain("not a bad film", layers=2)
-    cap = 10 * explainer.model.get_input_embeddings().weight.std()
-    torch.testing.assert_close(explanation.kept, 8 * torch.log(cap / explanation.sigma), rtol=1e-3, atol=1e-3)
-
-
-def test_one_layer_is_the_same_alone_and_among_all(explainer: TextExplainer) -> None:
-    alone = explainer.explain("not a bad film", layers=2)
-    among = explainer.explain("not a bad film")
-    torch.testing.assert_close(alone.kept[0], among.kept[1])
-
-
-def test_the_seed_decides_the_numbers(explainer: TextExplainer) -> None:
-    first, again, other = (
-        explainer.explain("a bad film", 1, solver=Solver(seed=seed)).kept for seed in (0, 0, 1)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_a_layer_named_twice_is_explained_once(explainer: TextExplainer) -> None:
-    assert explainer.explain("a film", layers=[2, 1, 2]).layers == (2, 1)
-
-
-@pytest.mark.parametrize("layers", [0, 3, -1, [1, 3]])
-def test_a_layer_out_of_range_says_which_exist(explainer: TextExplainer, layers: int | list[int]) -> None:
-    with pytest.raises(ValueError, match="the model has layers 1 to 2"):
-        explainer.explain("a film", layers=layers)
-
-
-def test_no_layers_at_all_is_refused(explainer: TextExplainer) -> None:
-    with pytest.raises(ValueError, match="names no layer"):
-        explainer.explain("a film", layers=[])
-
-
-@pytest.mark.parametrize("text", ["", "  \n"])
-def test_an_empty_text_is_refused(explainer: TextExplainer, text: str) -> None:
-    with pytest.raises(ValueError, match="has no tokens"):
-        explainer.explain(text)
-
-
-def test_a_text_that_is_no_string_is_refused(explainer: TextExplainer) -> None:
-    with pytest.raises(TypeError, match="must be a str"):
-        explainer.explain(["a film"])  # type: ignore[arg-type]
-
-
-def test_a_text_longer_than_the_model_takes_is_refused(explainer: TextExplainer) -> None:
-    longest = "film " * (MAX_TOKENS - 2)  # two special tokens
-    assert len(explainer.explain(longest, 1, solver=Solver(iterations=0)).tokens) == MAX_TOKENS
-    with pytest.raises(
-        ValueError, match=f"has {MAX_TOKENS + 1} tokens: the model takes at most {MAX_TOKENS}"
-    ):
-        explainer.explain(longest + "film")
-
-
-def test_the_model_comes_back_as_it_was(explainer: TextExplainer) -> None:
-    before = {name: value.clone() for name, value in explainer.model.state_dict().items()}
-    explainer.explain("a bad film")
-    for name, value in explainer.model.state_dict().items():
-        assert torch.equal(value, before[name])
-    assert all(
-        parameter.grad is None and parameter.requires_grad for parameter in explainer.model.parameters()
-    )
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in explainer.model.modules())
-
-
-def test_what_is_not_finite_becomes_none_in_the_dictionary(explainer: TextExplainer) -> None:
-    explanation = explainer.explain("a film", layers=1)
-    broken = Explanation(**{**vars(explanation), "regime_index": torch.tensor([float("inf")])})
-    assert broken.to_dict()["regime_index"] == [None]
-
-
 def test_the_default_model_is_a_sentiment_classifier() -> None:
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     explainer = TextExplainer(model, tokenizer)
     assert sorted(model.config.id2label.values()) == ["negative", "positive"]
-    solver = Solver(iterations=0)
-    assert explainer.explain("a warm , funny and wonderful film", 1, solver=solver).predicted == "positive"
-    assert explainer.explain("a dull , stupid and boring mess", 1, solver=solver).predicted == "negative"
+    texts = ["a warm , funny and wonderful film", "a dull , stupid and boring mess"]
+    explanation = explainer.explain(texts, 1, solver=Solver(iterations=0))
+    assert [item.predicted for item in explanation] == ["positive", "negative"]

@@ -248,7 +248,7 @@ def test_the_users_model_comes_back_as_it_was(default: TextExplainer) -> None:
         ({"layers": "output", "target": "great"}, "'great' is not a class"),
         ({"layers": "output", "target": 3}, "3 is not a class"),
         ({"target": ["good"] * 2}, "lists 2 for 1"),
-        ({"positions": 3}, "position 3 does not exist in a text of 3 tokens"),
+        ({"positions": 3}, "position 3 does not exist in layer 'lstm' of text 'the cat sat', which has 3"),
         ({"neurons": 12}, "12 does not exist in 'lstm'"),
         ({"heads": 0}, "no attention heads"),
         ({"heads": 0, "neurons": 0}, "give one of them"),

@@ -221,7 +221,6 @@ class Family:
     tokenizer: Callable[[], Any]
     classes: tuple[str, ...]
     final_norm: bool = False  # the last of hidden_states is the last block's output, normalised once more
-    left: bool = False  # try padding on the left
     heads: tuple[int, int] = (2, 8)
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -255,18 +254,17 @@ def _decoders(name: str) -> tuple[str, ...]:
 
 
 FAMILIES = {
-    "bert": Family("bert", _ENCODER, bert_tokenizer, _encoders("Bert"), left=True),
-    "roberta": Family("roberta", _ROBERTA, roberta_tokenizer, _encoders("Roberta"), left=True),
-    "xlm-roberta": Family("xlm-roberta", _ROBERTA, xlmr_tokenizer, _encoders("XLMRoberta"), left=True),
+    "bert": Family("bert", _ENCODER, bert_tokenizer, _encoders("Bert")),
+    "roberta": Family("roberta", _ROBERTA, roberta_tokenizer, _encoders("Roberta")),
+    "xlm-roberta": Family("xlm-roberta", _ROBERTA, xlmr_tokenizer, _encoders("XLMRoberta")),
     "distilbert": Family(
         "distilbert",
         {"dim": 16, "n_layers": DEPTH, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": LIMIT},
         bert_tokenizer,
         _encoders("DistilBert"),
-        left=True,
     ),
     "electra": Family(
-        "electra", {**_ENCODER, "embedding_size": 8}, bert_tokenizer, _encoders("Electra"), left=True
+        "electra", {**_ENCODER, "embedding_size": 8}, bert_tokenizer, _encoders("Electra")
     ),
     "deberta-v2": Family(
         "deberta-v2",
@@ -274,10 +272,9 @@ FAMILIES = {
          "position_biased_input": False, "type_vocab_size": 0},
         bert_tokenizer,
         _encoders("DebertaV2"),
-        left=True,
     ),
     "albert": Family(
-        "albert", {**_ENCODER, "embedding_size": 8}, bert_tokenizer, _encoders("Albert"), left=True
+        "albert", {**_ENCODER, "embedding_size": 8}, bert_tokenizer, _encoders("Albert")
     ),
     "modernbert": Family(
         "modernbert",
@@ -286,7 +283,6 @@ FAMILIES = {
         bert_tokenizer,
         _encoders("ModernBert"),
         final_norm=True,
-        left=True,
     ),
     "t5": Family(
         "t5", _T5, t5_tokenizer,
@@ -303,19 +299,18 @@ FAMILIES = {
         gpt2_tokenizer,
         ("GPT2Model", "GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2ForTokenClassification"),
         final_norm=True,
-        left=True,
     ),
-    "llama": Family("llama", _DECODER, llama_tokenizer, _decoders("Llama"), True, True),
-    "qwen2": Family("qwen2", _DECODER, gpt2_tokenizer, _decoders("Qwen2"), True, True),
-    "qwen3": Family("qwen3", _DECODER, gpt2_tokenizer, _decoders("Qwen3"), True, True),
-    "gemma": Family("gemma", _DECODER, gemma_tokenizer, _decoders("Gemma"), True, True),
-    "gemma2": Family("gemma2", {**_DECODER, "sliding_window": 6}, gemma_tokenizer, _decoders("Gemma2"), True, True),
+    "llama": Family("llama", _DECODER, llama_tokenizer, _decoders("Llama"), True),
+    "qwen2": Family("qwen2", _DECODER, gpt2_tokenizer, _decoders("Qwen2"), True),
+    "qwen3": Family("qwen3", _DECODER, gpt2_tokenizer, _decoders("Qwen3"), True),
+    "gemma": Family("gemma", _DECODER, gemma_tokenizer, _decoders("Gemma"), True),
+    "gemma2": Family("gemma2", {**_DECODER, "sliding_window": 6}, gemma_tokenizer, _decoders("Gemma2"), True),
     "gemma3": Family(
         "gemma3_text", {**_DECODER, "sliding_window": 6}, gemma_tokenizer,
-        ("Gemma3TextModel", "Gemma3ForCausalLM"), True, True,
+        ("Gemma3TextModel", "Gemma3ForCausalLM"), True,
     ),
     "mistral": Family(
-        "mistral", {**_DECODER, "sliding_window": 6}, llama_tokenizer, _decoders("Mistral"), True, True
+        "mistral", {**_DECODER, "sliding_window": 6}, llama_tokenizer, _decoders("Mistral"), True
     ),
 }  # fmt: skip
 CASES = [(family, name) for family, entry in FAMILIES.items() for name in entry.classes]

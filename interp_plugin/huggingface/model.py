@@ -134,9 +134,8 @@ class HuggingFaceModel:
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Several texts as one batch, on the model's device.
 
-        Padding goes to the tokenizer's side; to the right where the model counts positions itself from
-        the left edge, or an encoder's classifier reads the token there.  A decoder's text is padded on
-        the right.
+        Padding goes to the right, whatever the tokenizer's side: the draws of noise belong to columns, and
+        a text must have the same ones alone and in a batch.
 
         Returns:
             The arguments of a call, ids first, each (B, T) (the decoder's ids (B, T_decoder)); and
@@ -144,16 +143,16 @@ class HuggingFaceModel:
         """
         if not encodings:
             raise ValueError("there are 0 encodings to collate; give at least one")
-        side, pad = self._padding_side(), self._pad_id()
-        mask = self._padded([(1,) * len(encoding.ids) for encoding in encodings], 0, side)
+        pad = self._pad_id()
+        mask = self._padded([(1,) * len(encoding.ids) for encoding in encodings], 0)
         columns: dict[str, Tensor] = {
-            "input_ids": self._padded([encoding.ids for encoding in encodings], pad, side),
+            "input_ids": self._padded([encoding.ids for encoding in encodings], pad),
             "attention_mask": mask,
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
         }
-        for name, fill, edge in (("token_type_ids", 0, side), ("decoder_input_ids", pad, "right")):
+        for name, fill in (("token_type_ids", 0), ("decoder_input_ids", pad)):
             if name in self._names:
-                columns[name] = self._padded([encoding.extra[name] for encoding in encodings], fill, edge)
+                columns[name] = self._padded([encoding.extra[name] for encoding in encodings], fill)
         return tuple(columns[name] for name in self._names), mask.bool()
 
     def __call__(self, *arguments: Tensor) -> Tensor:
@@ -258,12 +257,6 @@ class HuggingFaceModel:
                 return int(value[0] if isinstance(value, (list, tuple)) else value)
         return None
 
-    def _padding_side(self) -> str:
-        """The tokenizer's side, unless the left edge matters: to positions, or to a classifier of [CLS]."""
-        counts_itself = "position_ids" not in self._names and self._offset is None
-        reads_first = self.task == "sequence classes" and not hasattr(self.model, "score")
-        return "right" if counts_itself or reads_first else str(self.tokenizer.padding_side)
-
     def _pad_id(self) -> int:
         """The padding token, or any other: what stands at padding is masked."""
         if self._offset is not None:  # RoBERTa counts the positions of all other ids
@@ -271,12 +264,9 @@ class HuggingFaceModel:
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(int(i) for i in ids if i is not None and i < self._vocabulary().size)
 
-    def _padded(self, rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
+    def _padded(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
         longest = max(map(len, rows))
-        gaps = [[fill] * (longest - len(row)) for row in rows]
-        values = [
-            [*gap, *row] if side == "left" else [*row, *gap] for gap, row in zip(gaps, rows, strict=True)
-        ]
+        values = [[*row, *[fill] * (longest - len(row))] for row in rows]
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
     # -- the model
