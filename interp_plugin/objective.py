@@ -158,11 +158,11 @@ class Objective:
         self.model = model
         self.groups = groups
         self.dtype = torch.promote_types(model.origin[0].dtype, torch.float32)
-        self.reference = reference.to(self.dtype)
-        self.weight = weight.to(self.dtype)
+        self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
+        self.reference = reference.to(self.device, self.dtype)
+        self.weight = weight.to(self.device, self.dtype)
         # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
         self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
-        self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
         self.max_rows = max_rows or default_rows(self.origin.shape[1])
 
     @property
@@ -210,7 +210,7 @@ class Objective:
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
         points = self.points(examples, noise)
-        state = self.model.perturb(points, examples).to(self.dtype)
+        state = self.model.perturb(points, examples).to(self.device, self.dtype)
         value = distortion(state, self.reference[examples], self.weight[examples])
         self.check_finite(value, examples, "refinement")
         lift = self._lift[examples]
@@ -321,7 +321,7 @@ def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequ
     states = first.model.perturbed(points, examples, [o.model.state_layer for o in objectives])
     squares = []
     for o, whole, direction in zip(objectives, states, directions):
-        state = select(whole, o.model.selector).to(o.dtype)
+        state = select(whole, o.model.selector).to(o.device, o.dtype)
         total = (state * direction.reshape(state.shape) * o.weight[examples]).sum()
         slope = o.gradient(total, points, state, again=o is not objectives[-1])
         squares.append(o.groups.at(examples).collect(slope.square()))

@@ -77,6 +77,7 @@ def pose(
     if not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"rate is {rate}; the weight of the entropy must be a positive finite number")
     whole = model.clean()[0] if whole is None else whole
+    whole = whole.to(model.origin[0].device)  # a model may be spread over several
     state = model.selected(whole)
     groups = token_groups(model.origin, feature_mask, token_mask)
     if state_mask is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -56,6 +58,12 @@ class TextExplainer:
         self.model = _text_model(model, tokenizer)
         self.noise_layer = _site_of(self.model, noise_layer)
         self.calibration = calibration
+        if calibration is not None and calibration.model != self.model.name:
+            warnings.warn(
+                f"the calibration was made with {calibration.model!r}, and the model is {self.model.name!r}: its units are "
+                "another model's, unless only the name has changed",
+                stacklevel=2,
+            )
 
     def __call__(self, texts: Text | Sequence[Text], *args: Any, **kwargs: Any) -> Explanation:
         """The same as :meth:`explain`."""
@@ -290,7 +298,6 @@ class TextExplainer:
 
     def _settings(self, plan: Plan) -> Settings:
         names = {id(module): name for name, module in self.model.module.named_modules()}
-        packages = ("captum", "torch", "transformers")
         return Settings(
             model=self.model.name,
             noise_layer=names.get(id(module_of(plan.noise_layer)), type(plan.noise_layer).__name__),
@@ -300,11 +307,15 @@ class TextExplainer:
             draws=plan.solver.draws,
             iterations=plan.solver.iterations,
             state_std=self.calibration is not None,
-            versions={
-                "interp_plugin": version("interp-plugin"),
-                **{name: version(name) for name in packages},
-            },
+            versions=_versions(),
         )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages at work."""
+    packages = ("interp-plugin", "captum", "torch", "transformers")
+    return {name.replace("-", "_"): version(name) for name in packages}
 
 
 def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokenizerBase | None) -> TextModel:

@@ -172,6 +172,12 @@ def test_a_state_that_was_not_calibrated_is_named() -> None:
         explainer.explain("film", layers="output")
 
 
+def test_a_calibration_of_another_model_is_warned_of() -> None:
+    calibration = TextExplainer(cnn()).calibrate(TEXTS, show_progress=False)
+    with pytest.warns(UserWarning, match="made with 'Cnn', and the model is 'Lstm'"):
+        TextExplainer(lstm(), calibration=calibration)
+
+
 def test_a_file_that_is_no_calibration(tmp_path: Any) -> None:
     (tmp_path / "x").write_bytes(b"something else")
     with pytest.raises(ValueError, match="not a safetensors file"):

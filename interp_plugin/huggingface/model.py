@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +82,7 @@ class HuggingFaceModel:
         self.tokenizer = tokenizer
         self.embedding = LayerCall(architectures.word_embedding(model))
         self.layers: Mapping[Label, LayerCall] = architectures.layer_calls(model)
-        self.name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+        self.name = _name_of(model)
         self._has_decoder = architectures.is_encoder_decoder(model)
         self._offset = architectures.padding_offset(model)
         self._names = self._argument_names()
@@ -298,6 +299,12 @@ class HuggingFaceModel:
             return self._vocabulary()
         names = self.model.config.id2label
         return Labels(tuple(str(names[index]) for index in sorted(names)))
+
+
+def _name_of(model: PreTrainedModel) -> str:
+    """The id of a model, the name of its folder (not where that is), or its class."""
+    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _check_parts(model: Any, tokenizer: Any) -> None:
