@@ -60,7 +60,7 @@ class TextExplainer:
         self.calibration = calibration
         if calibration is not None and calibration.model != self.model.name:
             warnings.warn(
-                f"the calibration was made with {calibration.model!r}, and the model is {self.model.name!r}: its units are "
+                f"the calibration is of model {calibration.model!r}, and this is {self.model.name!r}: its units are "
                 "another model's, unless only the name has changed",
                 stacklevel=2,
             )

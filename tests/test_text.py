@@ -174,7 +174,7 @@ def test_a_state_that_was_not_calibrated_is_named() -> None:
 
 def test_a_calibration_of_another_model_is_warned_of() -> None:
     calibration = TextExplainer(cnn()).calibrate(TEXTS, show_progress=False)
-    with pytest.warns(UserWarning, match="made with 'Cnn', and the model is 'Lstm'"):
+    with pytest.warns(UserWarning, match="of model 'Cnn', and this is 'Lstm'"):
         TextExplainer(lstm(), calibration=calibration)
 
 
