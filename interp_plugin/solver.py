@@ -35,6 +35,7 @@ from interp_plugin.refinement import (
 )
 
 PROBES = 8  # vector-Jacobian products of the closed form
+FEW_PROBES = 4  # of several states together, which start from one another
 EXACT = 32  # state elements up to which they are done one by one, without chance
 BUDGET = 0.0576  # draws at most, times tolerance^2: about 144 at the default
 MIN_ROUNDS = 4  # at most, however loose the tolerance: the first may only find the place
@@ -211,7 +212,7 @@ def solve_together(
     """
     fits: list[NoiseFit] = []
     lead = None
-    found = curvatures(objectives, solver.seed, PROBES, EXACT)
+    found = curvatures(objectives, solver.seed, PROBES if len(objectives) == 1 else FEW_PROBES, EXACT)
     for objective, estimates, caps in zip(objectives, found, max_sigma):
         fit = solve(objective, rate, caps, solver, estimates=estimates, lead=lead)
         closed = closed_theta(objective, estimates[0].mean(0), rate, caps.log().unsqueeze(1))
