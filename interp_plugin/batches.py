@@ -96,16 +96,24 @@ class Batch:
         encodings: the texts, in this order from then on; with a target where the output of a language model is a state.
         noise_layer: where noise enters.
         sites: where states will be read; None is the output.
+        max_rows: most rows in the clean forward; None: all, fewer of a language model.
     """
 
     def __init__(
-        self, model: TextModel, encodings: Sequence[Encoding], noise_layer: Site, sites: Sequence[Site | None]
+        self,
+        model: TextModel,
+        encodings: Sequence[Encoding],
+        noise_layer: Site,
+        sites: Sequence[Site | None],
+        max_rows: int | None = None,
     ) -> None:
         arguments, self.token_mask = model.collate(encodings)
+        if max_rows is None and model.vocabulary:
+            max_rows = max(1, MAX_SCORES // (self.token_mask.shape[1] * model.vocabulary))
         self._model = model
         self.encodings = list(encodings)
         self.targets = _Targets.of(encodings, self.token_mask) if any(e.target for e in encodings) else None
-        self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer)
+        self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer, max_rows=max_rows)
         self._sites = list(sites)
         self._wholes = self._noisy.read(sites)
         [origin] = self._noisy.origin

@@ -322,18 +322,18 @@ def _check_device(device: str) -> None:
 def _chosen(
     model: TextModel, labels: Sequence[Label] | None, target: str | None
 ) -> tuple[list[Label], str | int | None]:
-    """The layers, with "all" spelt out, and the target: a class's number where none has that name."""
+    """The layers, and the target: a class's number where none has that name."""
     of_class = target is not None and model.task != "next token"
     if labels is None:
         labels = ["output"] if of_class else ["all"]
-    spelt = [label for part in labels for label in (model.layers if part == "all" else [part])]
+    chosen = list(labels)
     if target is None or not of_class or not re.fullmatch(r"\d{1,9}", target):
-        return spelt, target
+        return chosen, target
     try:
         model.class_index(target)
     except ValueError:
-        return spelt, int(target)
-    return spelt, target
+        return chosen, int(target)
+    return chosen, target
 
 
 def _write(

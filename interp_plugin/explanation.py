@@ -60,6 +60,8 @@ class Settings:
     iterations: int | None
     state_std: bool
     versions: Mapping[str, str]
+    calibration: str | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

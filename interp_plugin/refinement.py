@@ -26,7 +26,7 @@ from interp_plugin.objective import Evaluation, Objective
 
 SCOUTS = 4  # draws that look for the small-noise side of the minimum
 PAIR = 0.05  # scale of the small draws that stand for the quadratic part
-KEPT_ROWS = 256  # gradients kept at a time
+KEPT_ELEMENTS = 2**25  # of gradients kept at a time
 TEACHERS = 28  # gradients of earlier draws kept for the controls of later ones
 MAX_STEP = 1.0
 MAX_RISE = 0.25  # of a token against the others: upwards the draws grow wilder than they show
@@ -73,6 +73,11 @@ class Trace:
         return replace(self, teachers=self.teachers[:, :0])
 
 
+def examples_at_once(objective: Objective) -> int:
+    """How many examples may keep their teachers, so that memory does not grow with the batch."""
+    return max(1, 2 * KEPT_ELEMENTS // (TEACHERS * objective.origin.shape[1]))
+
+
 def closed_variance(curvatures: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
     """Variance of log sigma by the closed form, (B, T), and of what its tokens share, (B,)."""
     tiny = torch.finfo(curvatures.dtype).tiny
@@ -117,25 +122,25 @@ def new_trace(
 def scout(
     objective: Objective, trace: Trace, rate: float, noise: Tensor, tolerance: float
 ) -> tuple[Evaluation, Tensor]:
-    """The first few draws, to choose where to go on; returns them as seen there and passes spent, (B,).
+    """The first few draws, to choose where to go on; returns them as seen there and passes spent, (b,).
 
     Where D is above the rate all of the example's noise shrinks until it is not: D = rate / p at the
     minimum that continues from small noise, and beyond it a state that saturates has others
     ("everything at the cap") from which no step comes back.
     """
-    everyone = trace.example
-    known = token_mean(trace.closed_variance, objective.groups.active)
+    known = token_mean(trace.closed_variance, objective.groups.at(trace.example).active)
     trace.quiet = known < (tolerance / 2) ** 2  # may be: evaluate_round finds out
-    seen = objective.evaluate(everyone, trace.theta.exp(), noise)
-    passes = torch.full_like(everyone, len(noise))
+    seen = objective.evaluate(trace.example, trace.theta.exp(), noise)
+    passes = torch.full_like(trace.example, len(noise))
     for _ in range(12):
-        looking = everyone[seen.distortion.mean(0) > rate]
+        looking = (seen.distortion.mean(0) > rate).nonzero()[:, 0]
         if not len(looking):
             break
         value = seen.distortion[:, looking].mean(0)
         trace.theta[looking] += (0.5 * (rate / 2 / value).log()).clamp(min=-1.2).unsqueeze(1)
         trace.trust[looking] = trace.quiet[looking] = False
-        seen.put(looking, objective.evaluate(looking, trace.theta[looking].exp(), noise))
+        again = objective.evaluate(trace.example[looking], trace.theta[looking].exp(), noise)
+        seen.put(looking, again)
         passes[looking] += len(noise)
     return seen, passes
 
@@ -173,7 +178,10 @@ def evaluate_round(
     tilt = tilt_of(trace)
     if tilt is not None:
         trace.paired &= tilt.shift == 0
-    few = max(1, KEPT_ROWS // len(noise))  # examples at a time, for the gradients of all their draws are kept
+    elements = len(noise) * objective.origin.shape[1]
+    few = max(
+        1, KEPT_ELEMENTS // elements
+    )  # examples at a time, for the gradients of all their draws are kept
     pairs, others = (mask.nonzero()[:, 0] for mask in (trace.paired, ~trace.paired))
     half = noise[: len(noise) // 2]
     parts = [
@@ -220,10 +228,9 @@ def _mirrored(
     if quiet.any():
         exact = _less_quadratic(objective, examples[quiet], sigma[quiet], noise, pair.at(quiet), curvature)
         exact = _controlled(objective, trace, rows[quiet], exact, noise)
-        before, after = _spread(rest)[quiet], _spread(exact)
-        better = quiet.nonzero()[:, 0][after < before]
-        rest.put(better, exact.at(after < before))
-        trace.quiet[rows[quiet]] = 3 * after < 2 * before
+        pays = 3 * _spread(exact) < 2 * _spread(rest)[quiet]
+        rest.put(quiet.nonzero()[:, 0][pays], exact.at(pays))
+        trace.quiet[rows[quiet]] = pays
     if scouted is None:  # the first few pairs, at the closed form, say little
         single = (_spread(there) + _spread(back)) / 2
         trace.paired[rows] = trace.quiet[rows] | (2 * _spread(rest) < single)

@@ -50,11 +50,11 @@ def score(model: TextModel, encodings: Sequence[Encoding], plan: Plan) -> list[T
     given = [bool(e.target) for e in encodings]
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
     if model.task == "next token" and any(s.label == OUTPUT for s in plan.states) and not all(given):
-        encodings, guesses = _with_next_tokens(model, encodings, plan.noise_layer)
+        encodings, guesses = _with_next_tokens(model, encodings, plan)
     sites = dict.fromkeys(state.site for state in plan.states)
     if model.task == "sequence classes":
         sites[None] = None
-    batch = Batch(model, encodings, plan.noise_layer, list(sites))
+    batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
     rows = _rows(model, batch, plan, given)
@@ -122,10 +122,11 @@ def warn_of_deaf_states(texts: Iterable[TextExplanation]) -> None:
 
 
 def _with_next_tokens(
-    model: TextModel, encodings: Sequence[Encoding], noise_layer: Site
+    model: TextModel, encodings: Sequence[Encoding], plan: Plan
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
     """Texts without a target get the model's own next token, and what it is with its probability."""
-    batch = Batch(model, [replace(e, target=()) for e in encodings], noise_layer, [None])
+    bare = [replace(e, target=()) for e in encodings]
+    batch = Batch(model, bare, plan.noise_layer, [None], plan.max_rows)
     real = batch.places(State(OUTPUT, None))
     assert real is not None
     asked: list[Encoding] = []
@@ -209,12 +210,14 @@ def _indices(positions: Positions, length: int, name: str) -> list[int]:
 
 def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
     mask = fit.token_mask[index]
+    errors = fit.standard_error[index][mask].cpu()
+    share = float((fit.sigma < fit.max_sigma.unsqueeze(1))[index][mask].float().mean())
     return Row(
         layer=state.label,
         position=position,
         sigma=fit.sigma[index][mask].cpu(),
-        standard_error=fit.standard_error[index][mask].cpu(),
-        common_error=float(fit.common_error[index]),
+        standard_error=errors,
+        common_error=float(fit.common_error[index]) * share,  # the fit's is of the tokens below the cap alone
         max_sigma=float(fit.max_sigma[index]),
         regime_index=float(fit.regime_index[index]),
         distortion=float(fit.distortion[index]),

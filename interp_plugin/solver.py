@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from interp_plugin.refinement import (
     common_variance_of,
     done_enough,
     evaluate_round,
+    examples_at_once,
     new_trace,
     scout,
     token_mean,
@@ -46,7 +48,8 @@ class Solver:
     """How hard to look; the defaults suit hidden states of trained networks.
 
     Args:
-        draws: noise draws a round; the first round takes half of them.
+        draws: noise draws a round, mirror images included; the first round takes half of them, and nearly
+            quadratic states half as many again.
         iterations: rounds at most; 0 is the closed form only, None is enough of them for the
             tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2.
         tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.
@@ -94,7 +97,7 @@ class NoiseFit:
         distortion: D at sigma, (B,), dimensionless.
         regime_index: E = rate / (2 D), (B,); 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last round's draws at
-            the iterate before them, which they had no part in; NaN for the closed form alone.
+            the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
         converged: (B,), whether the standard error met the tolerance.
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda.
@@ -165,24 +168,39 @@ def solve(
     trace = new_trace(objective, everyone, closed, variance, common, predicted)
     if lead is not None:
         trace.theta = (closed + lead).minimum(cap)
-    n_forward = probes + 1
-    n_backward = probes.clone()
+    passes = probes.clone()
+    converged = torch.zeros(batch, dtype=torch.bool, device=device)
+    done: list[Trace] = []
+    with tqdm(desc="noise", disable=not show_progress) as bar:
+        for some in everyone.split(examples_at_once(objective)):  # an example does not depend on the others
+            done += _refine(objective, trace.at(some), curvature, rate, cap, solver, passes, converged, bar)
+    return _fit(objective, done, rate, cap, converged, passes)
+
+
+def _refine(
+    objective: Objective,
+    trace: Trace,
+    curvature: Tensor,
+    rate: float,
+    cap: Tensor,
+    solver: Solver,
+    passes: Tensor,
+    converged: Tensor,
+    bar: Any,
+) -> list[Trace]:
+    """Rounds of draws until every example is done; adds to ``passes`` and sets ``converged``, both (B,)."""
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
     done: list[Trace] = []
-    converged = torch.zeros(batch, dtype=torch.bool, device=device)
-
     scouted = None
-    for index in tqdm(range(solver.max_rounds), desc="noise", disable=not show_progress):
+    for index in range(solver.max_rounds):
         units = max(2, solver.draws // (2 if index else 4))  # the first round mostly finds the place
-        noise = draws.round(index, 2 * units).to(device, objective.dtype)
+        noise = draws.round(index, 2 * units).to(objective.device, objective.dtype)
         if index == 0:
-            scouted, passes = scout(objective, trace, rate, noise[: min(SCOUTS, units)], solver.tolerance)
-            n_forward += passes - len(scouted.distortion)
-            n_backward += passes - len(scouted.distortion)
+            scouted, spent = scout(objective, trace, rate, noise[: min(SCOUTS, units)], solver.tolerance)
+            passes[trace.example] += spent - len(scouted.distortion)  # those go on into the round
         found = evaluate_round(objective, trace, noise, curvature, None if index else scouted)
-        n_forward[trace.example] += found.passes
-        n_backward[trace.example] += found.passes
-        active = groups.at(trace.example).active
+        passes[trace.example] += found.passes
+        active = objective.groups.at(trace.example).active
         free = update(trace, found, active, cap[trace.example], rate, index)
         error = token_mean(variance_of(trace, free), free).sqrt()
         converged[trace.example] = (error <= solver.tolerance) & trace.settled
@@ -190,10 +208,10 @@ def solve(
         if done_now.any():
             done.append(trace.at(done_now).without_teachers())
             trace = trace.at(~done_now)
+        bar.update()
         if not len(trace.example):
             break
-    done.append(trace.without_teachers())
-    return _fit(objective, done, rate, cap, converged, n_forward, n_backward)
+    return [*done, trace.without_teachers()]
 
 
 def closed_theta(objective: Objective, curvature: Tensor, rate: float, cap: Tensor) -> Tensor:
@@ -228,8 +246,7 @@ def _fit(
     rate: float,
     cap: Tensor,
     converged: Tensor,
-    n_forward: Tensor,
-    n_backward: Tensor,
+    passes: Tensor,
 ) -> NoiseFit:
     """Put the examples back in order."""
     order = torch.cat([t.example for t in traces]).argsort()
@@ -259,8 +276,8 @@ def _fit(
         regime_index=regime_index(rate, at_sigma).float(),
         residual=whole.residual.float(),
         converged=converged,
-        n_forward=n_forward,
-        n_backward=n_backward,
+        n_forward=passes + 1,  # and the clean one
+        n_backward=passes,
         rate=rate,
         max_sigma=cap[:, 0].exp().float(),
         token_size=groups.sizes,

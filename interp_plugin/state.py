@@ -98,8 +98,8 @@ class _Recorder:
         """The value, if it passed exactly once with the batch dimension first."""
         if not self.fired and isinstance(self.site, LayerCall):
             raise ValueError(
-                f"the {self.name} has no run {self.site.call} in one forward; runs are counted from 0, and the module "
-                "must run as often as that"
+                f"the {self.name} {type(self.site.layer).__name__} has no run {self.site.call} in one forward (counted "
+                "from 0); leave that layer out, or give one that runs"
             )
         if self.fired != 1:
             raise ValueError(

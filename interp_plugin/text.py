@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tqdm.auto import tqdm
@@ -92,8 +93,8 @@ class TextExplainer:
 
         Args:
             texts: one text, one pair of sentences (a tuple of two), or a list of either.
-            layers: "all" of the layers, one label or several: 1 is the first block, "encoder.1" and
-                "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
+            layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
+                "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
                 the model returns (class scores; of a language model, log probabilities of the target).
             target: which output: a class, as a number or by name; None is all of them.  For a language
                 model what it should say next: a continuation (of an encoder-decoder, the decoder's
@@ -120,6 +121,8 @@ class TextExplainer:
             TypeError: texts that are not strings.
         """
         start = time.perf_counter()
+        if not isinstance(solver, Solver | None):
+            raise TypeError(f"solver is a {type(solver).__name__}; give a Solver, or None for the usual one")
         warn_of_training(self.model.module, stacklevel=3)
         _check_sizes(batch_size, internal_batch_size)
         pairs = _pairs(texts)
@@ -150,7 +153,7 @@ class TextExplainer:
                     bar.update(len(chosen))
         items = tuple(found[index] for index in range(len(pairs)))
         warn_of_deaf_states(items)
-        return Explanation(items, self._settings(base), time.perf_counter() - start)
+        return Explanation(items, self._settings(base, neurons, heads), time.perf_counter() - start)
 
     def calibrate(
         self,
@@ -201,19 +204,25 @@ class TextExplainer:
                     running[key].update(values, batch.places(state))
                 bar.update(len(some))
         spreads = {key: spread.std() for key, spread in running.items()}
+        for key, spread in spreads.items():
+            if not spread.any():
+                raise ValueError(
+                    f"state {key!r} is the same in all {len(pairs)} texts and has no spread; calibrate on more texts, "
+                    "or without that layer"
+                )
         self.calibration = Calibration(self.model.name, len(pairs), spreads)
         return self.calibration
 
     def _labels(self, layers: Layers) -> list[Label]:
         """The chosen layers, without repeats, each checked to be there."""
         known = list(self.model.layers)
-        if layers == "all":
-            return known
-        wanted = [layers] if isinstance(layers, (int, str)) else list(dict.fromkeys(layers))
+        given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+        spelt = [label for part in given for label in (known if part == "all" else [part])]
+        wanted = list(dict.fromkeys(spelt))
         if not wanted:
             raise ValueError(f"layers {layers!r} names no layer: choose from {_listing(known)}, or 'all'")
         for label in wanted:
-            if label != OUTPUT and label not in known:
+            if isinstance(label, bool) or (label != OUTPUT and label not in known):
                 raise ValueError(
                     f"layer {label!r} does not exist: the model has {_listing(known)}; choose from them or 'output'"
                 )
@@ -296,7 +305,7 @@ class TextExplainer:
                 raise kind(f"text {index}, {shown(text)}: {error}") from error
         return encodings
 
-    def _settings(self, plan: Plan) -> Settings:
+    def _settings(self, plan: Plan, neurons: Any, heads: Any) -> Settings:
         names = {id(module): name for name, module in self.model.module.named_modules()}
         return Settings(
             model=self.model.name,
@@ -307,6 +316,15 @@ class TextExplainer:
             draws=plan.solver.draws,
             iterations=plan.solver.iterations,
             state_std=self.calibration is not None,
+            calibration=None if self.calibration is None else self.calibration.digest,
+            part=next(
+                (
+                    f"{name} {part}"
+                    for name, part in (("neurons", neurons), ("heads", heads))
+                    if part is not None
+                ),
+                None,
+            ),
             versions=_versions(),
         )
 
@@ -322,6 +340,10 @@ def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokeniz
     """A model that is one already, or one of Hugging Face with its tokenizer."""
     if hasattr(model, "encode") and hasattr(model, "collate"):
         return cast(TextModel, model)
+    if isinstance(model, (str, PathLike)):
+        raise TypeError(
+            f"model is {str(model)!r}, a name; give TextExplainer(*huggingface.load({str(model)!r}))"
+        )
     if tokenizer is None:
         raise ValueError(
             f"{type(model).__name__} comes without a tokenizer; give the model's, or a PlainModel for a model in plain "

@@ -110,17 +110,20 @@ class TextModel(Protocol):
         ...
 
 
+_NO_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.loss._Loss, nn.ModuleList, nn.ModuleDict)
+
+
 class PlainModel:
     """A classifier written in plain PyTorch (an LSTM, a CNN), with its tokenizer and embedding.
 
     Args:
-        module: takes ids (B, T) and, if its forward has a second positional parameter, a mask (B, T) of
-            real tokens; returns class scores (B, C).
+        module: takes ids (B, T) and, if its forward's second parameter must be given or has "mask" in its
+            name, a mask (B, T) of real tokens; returns class scores (B, C).
         tokenizer: text -> ids, or a mapping with "input_ids" and, if there are, "tokens" and
             "offset_mapping" (first and last character of each token).
         embedding: the module that turns ids into vectors (B, T, K).
         layers: name -> module whose (first) output (B, T, ...) or (B, ...) is a state; None: every
-            direct child that is neither the embedding nor dropout.
+            direct child that is neither the embedding, dropout, a loss nor a mere list of others.
         classes: names of the classes.
         pads: whether texts of different lengths may share a batch: the module must ignore what its mask
             leaves out, and every state have its tokens in dimension 1.
@@ -155,7 +158,7 @@ class PlainModel:
             layers = {
                 name: child
                 for name, child in module.named_children()
-                if child is not embedding and not isinstance(child, nn.modules.dropout._DropoutNd)
+                if child is not embedding and not isinstance(child, _NO_LAYERS)
             }
         self.module = module
         self.tokenizer = tokenizer
@@ -166,7 +169,8 @@ class PlainModel:
         self.pad_id = pad_id
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = inspect.signature(module.forward).parameters.values()
-        self._masked = sum(p.kind in positional for p in parameters) > 1
+        second = [p for p in parameters if p.kind in positional][1:2]
+        self._masked = any("mask" in p.name or p.default is inspect.Parameter.empty for p in second)
         if pads and not self._masked:
             raise ValueError(
                 f"pads is true, but {type(module).__name__}.forward takes no mask; give it a second parameter or leave "
@@ -201,12 +205,13 @@ class PlainModel:
         given = found if isinstance(found, Mapping) else {}
         offsets = given.get("offset_mapping")
         spans = _spans(text, len(ids)) if offsets is None else [(int(a), int(b)) for a, b in offsets]
-        tokens = given.get("tokens") or [text[a:b] for a, b in spans]
+        of_fast = found.tokens() if callable(getattr(found, "tokens", None)) else None  # transformers' own
+        tokens = given.get("tokens") or of_fast or [text[a:b] for a, b in spans]
         if not len(ids) == len(spans) == len(tokens):
             raise ValueError(
                 f"the tokenizer gives {len(ids)} ids, {len(tokens)} tokens and {len(spans)} offsets; they must agree"
             )
-        return Encoding(text, None, tuple(tokens), tuple((0, a, b) for a, b in spans), ids)
+        return Encoding(text, None, tuple(tokens), tuple((0, a, b) if a < b else None for a, b in spans), ids)
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Ids (B, T), and the mask where the model takes one; see :class:`TextModel`."""
@@ -260,7 +265,7 @@ def shown(text: str, most: int = 40) -> str:
 
 
 def _spans(text: str, count: int) -> list[tuple[int, int]]:
-    """Where the words of a text are, if it has ``count`` of them; otherwise nobody knows, and all is empty."""
+    """Where the words of a text are, which must be ``count``."""
     spans, end = [], 0
     for word in text.split():
         start = text.index(word, end)

@@ -184,6 +184,57 @@ def test_a_file_that_is_no_calibration(tmp_path: Any) -> None:
         Calibration.load(tmp_path / "x")
 
 
+def test_a_state_without_spread_is_no_unit() -> None:
+    with pytest.raises(ValueError, match="'output' is the same in all 1 texts"):
+        TextExplainer(lstm()).calibrate(["it was good"], show_progress=False)
+
+
+def test_the_error_of_a_total_is_of_the_tokens_below_the_cap() -> None:
+    text = TextExplainer(lstm()).explain("the cat sat on a mat", layers="lstm", positions=0, solver=FAST)[0]
+    [row] = text.rows  # of which only the first word has a say
+    assert (row.sigma[1:] == row.max_sigma).all() and row.standard_error[0] > 0
+    assert float(text.total()[1][0]) == pytest.approx(8 * float(row.standard_error[0]), rel=1e-3)
+
+
+def test_explanations_of_different_parts_do_not_merge() -> None:
+    explainer = TextExplainer(lstm())
+    whole = explainer.explain("it was good", layers="lstm", solver=FAST)
+    part = explainer.explain("it was good", layers="lstm", neurons=0, solver=FAST)
+    assert part.settings.part == "neurons 0"
+    with pytest.raises(ValueError, match="part"):
+        Explanation.merge(whole, part)
+
+
+def test_all_layers_and_the_output_in_one_call() -> None:
+    text = TextExplainer(lstm()).explain("it was good", layers=["all", "output"], solver=FAST)[0]
+    assert text.layers == ("lstm", "head", "output")
+
+
+def test_a_second_parameter_that_is_no_mask_is_left_alone() -> None:
+    class Warm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = lstm().module
+
+        def forward(self, ids: Tensor, temperature: float | None = None) -> Tensor:
+            assert temperature is None
+            scores: Tensor = self.net(ids)
+            return scores
+
+    warm = Warm()
+    model = PlainModel(warm, lambda t: [WORDS.index(w) for w in t.split()], warm.net.embedding)
+    TextExplainer(model).explain("it was good", layers="output", solver=FAST)
+
+
+def test_special_tokens_of_a_fast_tokenizer_are_no_words() -> None:
+    tokenizer = huggingface.load(huggingface.default_model_path())[1]
+    net = nn.Sequential(nn.Embedding(len(tokenizer), 4), nn.Flatten(), nn.LazyLinear(2))
+    model = PlainModel(net, lambda t: tokenizer(t, return_offsets_mapping=True), net[0])
+    encoding = model.encode("a film")
+    assert encoding.tokens == ("[CLS]", "a", "film", "[SEP]")
+    assert encoding.offsets == (None, (0, 0, 1), (0, 2, 6), None)
+
+
 class Greedy(nn.Module):
     """Runs out of memory where more rows come than it likes."""
 

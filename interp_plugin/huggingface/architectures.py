@@ -174,6 +174,12 @@ def _around_the_embedding(stack: nn.Module) -> Iterator[nn.Module]:
         yield stack.get_submodule(".".join(names[:end]))
 
 
+def keeps_padding_out(model: nn.Module) -> bool:
+    """Whether texts of different lengths may share a batch: FNet mixes all places, ConvBERT convolves over them."""
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    return "attention_mask" in forward_names(model) and kind != "convbert"
+
+
 def attention_heads(model: nn.Module, label: Label) -> int | None:
     """How many attention heads the block with this label has, as the configuration says."""
     config = text_config(model)

@@ -74,8 +74,6 @@ class HuggingFaceModel:
         ([6, 4], 'sequence classes', torch.Size([2, 2]))
     """
 
-    pads = True  # attention masks keep padding out
-
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         _check_parts(model, tokenizer)
         self.model = model
@@ -86,6 +84,7 @@ class HuggingFaceModel:
         self._has_decoder = architectures.is_encoder_decoder(model)
         self._offset = architectures.padding_offset(model)
         self._names = self._argument_names()
+        self.pads = architectures.keeps_padding_out(model)
         self._head = outputs.head_of(self.model, self._names, self.device)
         self.task: Task = self._head.task
         self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self.layers, "output")}
@@ -310,8 +309,8 @@ def _name_of(model: PreTrainedModel) -> str:
 def _check_parts(model: Any, tokenizer: Any) -> None:
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(
-            f"model is a {type(model).__name__}: it must be a model of transformers; load one with "
-            "huggingface.load(path_or_id)"
+            f"model is a {type(model).__name__}: it must be a model of transformers, as huggingface.load "
+            "gives; a plain PyTorch module comes in as PlainModel(module, tokenizer, embedding)"
         )
     if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise TypeError(

@@ -69,7 +69,9 @@ def load(
             f"cannot load model {name!r}: it must hold a model and its tokenizer; give a folder written by "
             "save_pretrained, or a Hugging Face id that is cached or within reach"
         ) from error
-    missing = [key for key in report["missing_keys"] if "pooler." not in key]  # no state is a pooler's
+    missing = [
+        key for key in report["missing_keys"] if "pooler." not in key
+    ]  # bare encoders come without, and their layers need none
     if missing:
         raise ValueError(
             f"model {name!r} has no weights for {', '.join(sorted(missing)[:3])}: it must be trained whole; "
