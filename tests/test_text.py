@@ -185,7 +185,7 @@ def test_a_file_that_is_no_calibration(tmp_path: Any) -> None:
 
 
 def test_a_state_without_spread_is_no_unit() -> None:
-    with pytest.raises(ValueError, match="'output' is the same in all 1 texts"):
+    with pytest.raises(ValueError, match="'head' is the same in all 1 texts"):
         TextExplainer(lstm()).calibrate(["it was good"], show_progress=False)
 
 
