@@ -41,13 +41,19 @@ class Calibration:
         """v of a state.
 
         Raises:
-            ValueError: that state was not calibrated.
+            ValueError: that state was not calibrated, or has no spread.
         """
         if key not in self.state_std:
             raise ValueError(
                 f"state {key!r} was not calibrated, only {', '.join(self.state_std)}; calibrate with that layer"
             )
-        return self.state_std[key]
+        std = self.state_std[key]
+        if not std.any():
+            raise ValueError(
+                f"state {key!r} was the same in all {self.texts} texts of the calibration, so it has no spread; calibrate "
+                "on more texts, or leave that state out"
+            )
+        return std
 
     @property
     def digest(self) -> str:

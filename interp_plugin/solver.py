@@ -230,7 +230,8 @@ def solve_together(
     """
     fits: list[NoiseFit] = []
     lead = None
-    found = curvatures(objectives, solver.seed, PROBES if len(objectives) == 1 else FEW_PROBES, EXACT)
+    few = len(objectives) > 1 and solver.max_rounds > 0
+    found = curvatures(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
     for objective, estimates, caps in zip(objectives, found, max_sigma):
         fit = solve(objective, rate, caps, solver, estimates=estimates, lead=lead)
         closed = closed_theta(objective, estimates[0].mean(0), rate, caps.log().unsqueeze(1))

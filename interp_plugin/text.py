@@ -204,12 +204,6 @@ class TextExplainer:
                     running[key].update(values, batch.places(state))
                 bar.update(len(some))
         spreads = {key: spread.std() for key, spread in running.items()}
-        for key, spread in spreads.items():
-            if not spread.any():
-                raise ValueError(
-                    f"state {key!r} is the same in all {len(pairs)} texts and has no spread; calibrate on more texts, "
-                    "or without that layer"
-                )
         self.calibration = Calibration(self.model.name, len(pairs), spreads)
         return self.calibration
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -420,7 +421,9 @@ def test_a_reader_that_goes_away_is_no_error_to_tell(folder: str, arguments: lis
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX signals")
 def test_an_interrupt_ends_it_with_130_and_no_traceback(folder: str) -> None:
-    with process("--model", folder, "--file", "-", stdin=subprocess.PIPE) as running:
+    # a parent in the background may have it ignored, and children inherit that
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with process("--model", folder, "--file", "-", stdin=subprocess.PIPE, preexec_fn=heard) as running:
         time.sleep(2)  # it waits for its texts
         running.send_signal(signal.SIGINT)
         out, err = running.communicate()

@@ -133,6 +133,13 @@ def test_layers_in_one_call_agree_with_single_calls_within_their_errors(default:
         assert ((row.sigma.log() - alone.sigma.log()).abs() < 5 * error + 1e-5).all()
 
 
+def test_the_closed_form_alone_is_the_same_for_one_layer_and_for_several(default: TextExplainer) -> None:
+    closed = Solver(iterations=0)
+    together = default.explain("a funny film", [1, 2], solver=closed)[0]
+    alone = default.explain("a funny film", 2, solver=closed)[0]
+    assert torch.allclose(together.row(2).sigma, alone.row(2).sigma, rtol=1e-5)
+
+
 def test_noise_can_enter_at_another_layer(default: TextExplainer) -> None:
     model = default.model.module
     by_name = TextExplainer(default.model, noise_layer="bert.embeddings").explain("a film", 1, solver=FAST)
@@ -185,8 +192,11 @@ def test_a_file_that_is_no_calibration(tmp_path: Any) -> None:
 
 
 def test_a_state_without_spread_is_no_unit() -> None:
-    with pytest.raises(ValueError, match="'head' is the same in all 1 texts"):
-        TextExplainer(lstm()).calibrate(["it was good"], show_progress=False)
+    explainer = TextExplainer(lstm())
+    explainer.calibrate(["it was good"], show_progress=False)
+    explainer.explain("a bad cat", layers="lstm", solver=FAST)
+    with pytest.raises(ValueError, match="'output' was the same in all 1 texts of the calibration"):
+        explainer.explain("a bad cat", layers="output")
 
 
 def test_the_error_of_a_total_is_of_the_tokens_below_the_cap() -> None:
