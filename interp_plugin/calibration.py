@@ -50,7 +50,7 @@ class Calibration:
         std = self.state_std[key]
         if not std.any():
             raise ValueError(
-                f"state {key!r} was the same in all {self.texts} texts of the calibration, so it has no spread; calibrate "
+                f"state {key!r} was the same in all {self.texts} texts of the calibration and has no spread; calibrate "
                 "on more texts, or leave that state out"
             )
         return std
