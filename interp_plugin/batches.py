@@ -16,9 +16,8 @@ from interp_plugin.objective import default_rows
 from interp_plugin.problem import Problem, Terms, fit_together, pose
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import NoisyModel, Selector, Site
-from interp_plugin.tokens import Encoding, Label, TextModel, shown
+from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, shown
 
-OUTPUT = "output"
 MAX_TOKENS = 2048  # of a batch, padding included
 FULL = 0.8  # share of a batch that no padding may push below
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
@@ -112,7 +111,9 @@ class Batch:
             max_rows = max(1, MAX_SCORES // (self.token_mask.shape[1] * model.vocabulary))
         self._model = model
         self.encodings = list(encodings)
-        self.targets = _Targets.of(encodings, self.token_mask) if any(e.target for e in encodings) else None
+        self.targets = (
+            _Targets.of(encodings, self.token_mask.device) if any(e.target for e in encodings) else None
+        )
         self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer, max_rows=max_rows)
         self._sites = list(sites)
         self._wholes = self._noisy.read(sites)
@@ -158,9 +159,8 @@ class Batch:
         axis = self._model.axis[state.label]
         for row, (encoding, asked) in enumerate(zip(self.encodings, given)):
             if asked and axis == self._model.axis[OUTPUT]:
-                columns = real[row].nonzero()[:, 0]
                 mask[row] = False
-                mask[row, columns[list(encoding.target_positions)]] = True
+                mask[row, list(encoding.target_positions)] = True
         return mask
 
     @property
@@ -238,17 +238,15 @@ class _Targets:
     real: Tensor  # (B, n)
 
     @classmethod
-    def of(cls, encodings: Sequence[Encoding], token_mask: Tensor) -> _Targets:
+    def of(cls, encodings: Sequence[Encoding], device: torch.device) -> _Targets:
         count = max(len(e.target) for e in encodings)
         ids, places = torch.zeros(2, len(encodings), count, dtype=torch.long)
         real = torch.zeros(len(encodings), count, dtype=torch.bool)
         for row, e in enumerate(encodings):
             n = len(e.target)
-            at = torch.tensor(e.target_positions, dtype=torch.long)  # there may be none
-            if "decoder_input_ids" not in e.extra:
-                at = token_mask[row].nonzero()[:, 0].cpu()[at]
-            ids[row, :n], places[row, :n], real[row, :n] = ids.new_tensor(e.target), at, True
-        return cls(*(x.to(token_mask.device) for x in (ids, places, real)))
+            ids[row, :n], places[row, :n] = ids.new_tensor(e.target), ids.new_tensor(e.target_positions)
+            real[row, :n] = True
+        return cls(*(x.to(device) for x in (ids, places, real)))
 
     def at(self, rows: Tensor) -> _Targets:
         return _Targets(self.ids[rows], self.places[rows], self.real[rows])

@@ -321,19 +321,18 @@ def _check_device(device: str) -> None:
 
 def _chosen(
     model: TextModel, labels: Sequence[Label] | None, target: str | None
-) -> tuple[list[Label], str | int | None]:
+) -> tuple[Sequence[Label], str | int | None]:
     """The layers, and the target: a class's number where none has that name."""
     of_class = target is not None and model.task != "next token"
     if labels is None:
         labels = ["output"] if of_class else ["all"]
-    chosen = list(labels)
     if target is None or not of_class or not re.fullmatch(r"\d{1,9}", target):
-        return chosen, target
+        return labels, target
     try:
         model.class_index(target)
     except ValueError:
-        return chosen, int(target)
-    return chosen, target
+        return labels, int(target)
+    return labels, target
 
 
 def _write(

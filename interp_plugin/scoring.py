@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import OUTPUT, Batch, State
+from interp_plugin.batches import Batch, State
 from interp_plugin.explanation import Row, TextExplanation
 from interp_plugin.problem import Terms
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import Site
-from interp_plugin.tokens import Axis, Encoding, Label, TextModel, shown
+from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, TextModel, shown
 
 Positions = int | Sequence[int] | Literal["each"] | None
 
@@ -178,17 +178,15 @@ def _one_by_one(
     states: list[State], real: Tensor, positions: Positions, encodings: Sequence[Encoding]
 ) -> Iterator[_Part]:
     """A part for each position; texts that are too short for it are left out."""
-    columns = [mask.nonzero()[:, 0].tolist() for mask in real]
     wanted = [
-        _indices(positions, len(c), f"layer {states[0].label!r} of text {shown(encoding.text)}")
-        for c, encoding in zip(columns, encodings)
+        _indices(positions, length, f"layer {states[0].label!r} of text {shown(encoding.text)}")
+        for length, encoding in zip(real.sum(1).tolist(), encodings)
     ]
     for k in range(max(map(len, wanted))):
         examples = [i for i, places in enumerate(wanted) if len(places) > k]
         places = [wanted[i][k] for i in examples]
         mask = torch.zeros(len(examples), real.shape[1], dtype=torch.bool, device=real.device)
-        for row, (example, place) in enumerate(zip(examples, places)):
-            mask[row, columns[example][place]] = True
+        mask[range(len(places)), places] = True
         yield _Part(examples, states, [mask] * len(states), [list(places)] * len(states))
 
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from tqdm.auto import tqdm
 
 from interp_plugin import huggingface
-from interp_plugin.batches import OUTPUT, Batch, State, batches
+from interp_plugin.batches import Batch, State, batches
 from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.problem import cap_of_embedding, warn_of_training
 from interp_plugin.scoring import Plan, Positions, score, warn_of_deaf_states
 from interp_plugin.solver import Solver
 from interp_plugin.state import LayerCall, RunningStd, Site, module_of
-from interp_plugin.tokens import Encoding, Label, TextModel, shown
+from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

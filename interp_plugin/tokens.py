@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from interp_plugin.state import LayerCall, first_tensor
 
+OUTPUT = "output"
 Label = int | str
+"""A layer: the number of a block, a name, or OUTPUT for what the model returns."""
 Offset = tuple[int, int, int]
 """Which text (0, or 1 for its pair), first character, and the one after the last."""
 Axis = Literal["input", "decoder"]
@@ -86,7 +88,7 @@ class TextModel(Protocol):
         ...
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Padded arguments for a call, ids first, the batch dimension first; and the token mask, (B, T)."""
+        """Arguments for a call, (B, ...) each, ids first, padded on the right; and the token mask, (B, T)."""
         ...
 
     def __call__(self, *arguments: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ class PlainModel:
         self.tokenizer = tokenizer
         self.embedding = LayerCall(embedding)
         self.layers: dict[Label, LayerCall] = {name: LayerCall(layer) for name, layer in layers.items()}
-        self.axis: dict[Label, Axis] = dict.fromkeys((*self.layers, "output"), "input")
+        self.axis: dict[Label, Axis] = dict.fromkeys((*self.layers, OUTPUT), "input")
         self.classes = classes
         self.pad_id = pad_id
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from interp_plugin.state import LayerCall
+from interp_plugin.tokens import Label
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Label = int | str
 
 # Where a block's self-attention has its heads side by side: these modules give them out, ...
 _HEADS_OUT = ("attention.self",)

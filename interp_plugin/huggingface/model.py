@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.huggingface import architectures, outputs
-from interp_plugin.huggingface.architectures import Label, token_limit
+from interp_plugin.huggingface.architectures import token_limit
 from interp_plugin.huggingface.classes import Labels, Vocabulary, likeliest, listed
 from interp_plugin.huggingface.encoding import Encoder, Reading
 from interp_plugin.state import LayerCall
-from interp_plugin.tokens import Axis, Encoding, Target, Task
+from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, Target, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ class HuggingFaceModel:
         self.pads = architectures.keeps_padding_out(model)
         self._head = outputs.head_of(self.model, self._names, self.device)
         self.task: Task = self._head.task
-        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self.layers, "output")}
+        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self.layers, OUTPUT)}
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +121,7 @@ class HuggingFaceModel:
                 A string: the tokens of this continuation, begun with a space where one belongs (for an
                 encoder-decoder: of the decoder's text).  ``(continuation, (start, stop))``: only those of
                 its tokens that stand on these characters.  An int: this token id, as the next one.
-                None: nothing yet; ``next_token`` tells the likeliest.
+                None: nothing yet.
             truncation: cut a text that is too long off, on the tokenizer's truncation side.
 
         Raises:
@@ -285,7 +285,7 @@ class HuggingFaceModel:
         return tuple(names)
 
     def _axis_of(self, label: Label) -> Axis:
-        ends_in_decoder = label == "output" and self._has_decoder
+        ends_in_decoder = label == OUTPUT and self._has_decoder
         return "decoder" if ends_in_decoder or str(label).startswith("decoder.") else "input"
 
     def _vocabulary(self) -> Vocabulary:
