@@ -207,7 +207,7 @@ class NoisyModel:
                 for recorder in (noise_at, *states_at):
                     stack.enter_context(at_site(recorder.site, recorder))
                 stack.enter_context(rnn_backward(self.forward))
-                stack.enter_context(_no_fastpath())
+                stack.enter_context(no_fastpath())
                 output = self.forward(inputs, rows)
             # the model may have worked in place on what it was given
             origins.append((noise_at.take(len(rows)),) if self.noise_layer else self._rows(rows))
@@ -257,7 +257,7 @@ class NoisyModel:
 
 
 @contextlib.contextmanager
-def _no_fastpath() -> Iterator[None]:
+def no_fastpath() -> Iterator[None]:
     """Without gradients torch's fast path for attention zeroes padded positions; with them it does not."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

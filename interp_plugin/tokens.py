@@ -58,6 +58,8 @@ class TextModel(Protocol):
         pads: whether texts of different lengths may share a batch.
         module: the model itself.
         vocabulary: scores of a language model for each place; 0 of others.
+        pad_id: fills the places of missing tokens.
+        mask_id: stands for a hidden word; None: the model has no such token.
     """
 
     @property
@@ -76,6 +78,10 @@ class TextModel(Protocol):
     def module(self) -> nn.Module: ...
     @property
     def vocabulary(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def mask_id(self) -> int | None: ...
 
     def head_site(self, label: Label) -> tuple[LayerCall, int, int] | None:
         """Where a layer's attention heads lie side by side in the last dimension; their number and width."""
@@ -88,7 +94,10 @@ class TextModel(Protocol):
         ...
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Arguments for a call, (B, ...) each, ids first, padded on the right; and the token mask, (B, T)."""
+        """Arguments for a call, (B, ...) each, padded on the right; and the token mask, (B, T).
+
+        Ids come first, then the attention mask of a model that takes one.
+        """
         ...
 
     def __call__(self, *arguments: Tensor) -> Tensor:
@@ -130,6 +139,7 @@ class PlainModel:
         pads: whether texts of different lengths may share a batch: the module must ignore what its mask
             leaves out, and every state have its tokens in dimension 1.
         pad_id: what fills the places of missing tokens.
+        mask_id: what stands for a hidden word, where the model knows such a token.
 
     Examples::
         >>> embed, words = torch.nn.Embedding(9, 4), ["a", "good", "film"]
@@ -151,6 +161,7 @@ class PlainModel:
         classes: Sequence[str] | None = None,
         pads: bool = False,
         pad_id: int = 0,
+        mask_id: int | None = None,
     ) -> None:
         if embedding not in set(module.modules()):
             raise ValueError(
@@ -169,6 +180,7 @@ class PlainModel:
         self.axis: dict[Label, Axis] = dict.fromkeys((*self.layers, OUTPUT), "input")
         self.classes = classes
         self.pad_id = pad_id
+        self.mask_id = mask_id
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = inspect.signature(module.forward).parameters.values()
         second = [p for p in parameters if p.kind in positional][1:2]

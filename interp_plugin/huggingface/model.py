@@ -106,6 +106,20 @@ class HuggingFaceModel:
         return self._vocabulary().size if self.task == "next token" else 0
 
     @property
+    def pad_id(self) -> int:
+        """The padding token, or any other: what stands at padding is masked."""
+        if self._offset is not None:  # RoBERTa counts the positions of all other ids
+            return self._offset - 1
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(i) for i in ids if i is not None and i < self._vocabulary().size)
+
+    @property
+    def mask_id(self) -> int | None:
+        """The token that stands for a hidden word; the unknown one where there is none, None without either."""
+        ids = (self.tokenizer.mask_token_id, self.tokenizer.unk_token_id)
+        return next((int(i) for i in ids if i is not None and i < self._vocabulary().size), None)
+
+    @property
     def limit(self) -> int:
         """The most tokens, special ones included."""
         return token_limit(self.model, self.tokenizer)
@@ -143,7 +157,7 @@ class HuggingFaceModel:
         """
         if not encodings:
             raise ValueError("there are 0 encodings to collate; give at least one")
-        pad = self._pad_id()
+        pad = self.pad_id
         mask = self._padded([(1,) * len(encoding.ids) for encoding in encodings], 0)
         columns: dict[str, Tensor] = {
             "input_ids": self._padded([encoding.ids for encoding in encodings], pad),
@@ -256,13 +270,6 @@ class HuggingFaceModel:
             if value is not None:
                 return int(value[0] if isinstance(value, (list, tuple)) else value)
         return None
-
-    def _pad_id(self) -> int:
-        """The padding token, or any other: what stands at padding is masked."""
-        if self._offset is not None:  # RoBERTa counts the positions of all other ids
-            return self._offset - 1
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(i) for i in ids if i is not None and i < self._vocabulary().size)
 
     def _padded(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
         longest = max(map(len, rows))

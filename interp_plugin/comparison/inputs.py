@@ -1,0 +1,254 @@
+"""One text as every method and metric of a study gets it, and the number that is to be explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from interp_plugin.batches import State
+from interp_plugin.state import NoisyModel, Site, no_fastpath
+from interp_plugin.tokens import Encoding, TextModel
+
+Removal = Literal["mask", "delete", "attention"]
+"""How a token is taken away: [MASK] in its place, out of the text, or hidden from attention."""
+REMOVALS: tuple[Removal, ...] = ("mask", "delete", "attention")
+MAX_ROWS = 64  # in one forward
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One text of T tokens, ready for the model.
+
+    Attributes:
+        model: what reads it.
+        encoding: the text, tokenised.
+        seed: of methods that draw.
+        with_special: whether special tokens are ranked and removed like others.
+
+    Examples::
+        >>> from interp_plugin import huggingface
+        >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
+        >>> inputs = Inputs(model, model.encode("a good film"))
+        >>> inputs.ids.shape, inputs.players.tolist(), inputs.embeddings.shape
+        (torch.Size([1, 5]), [False, True, True, True, False], torch.Size([1, 5, 192]))
+    """
+
+    model: TextModel
+    encoding: Encoding
+    seed: int = 0
+    with_special: bool = False
+
+    @property
+    def length(self) -> int:
+        """T."""
+        return len(self.encoding.ids)
+
+    @cached_property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """What the model is called with, (1, ...) each, ids first."""
+        return self.model.collate([self.encoding])[0]
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids, (1, T), on the model's device."""
+        return self.arguments[0]
+
+    @cached_property
+    def players(self) -> Tensor:
+        """The tokens that are ranked and may be removed, (T,), bool, on the CPU."""
+        return torch.tensor([self.with_special or offset is not None for offset in self.encoding.offsets])
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """What the model's embedding makes of the ids, (1, T, K)."""
+        noisy = NoisyModel(_Forward(self.model), self.arguments, self.model.embedding)
+        noisy.read([])
+        return noisy.origin[0]
+
+    def rows(self, count: int) -> tuple[Tensor, ...]:
+        """The arguments so many times, (count, ...) each."""
+        return tuple(argument.expand(count, *argument.shape[1:]) for argument in self.arguments)
+
+    def without(self, kept: Tensor, removal: Removal) -> Iterator[tuple[Tensor, ...]]:
+        """Arguments for a call in which only some tokens are left, in parts of rows that share a call.
+
+        Args:
+            kept: (R, T), bool; which tokens stay in each row.
+            removal: how the others go.
+
+        Yields:
+            the arguments of the next rows, (r, ...) each; the r of all parts add up to R.
+
+        Raises:
+            ValueError: the model cannot have tokens removed in this way; the message says what it can.
+        """
+        if removal not in REMOVALS:
+            raise ValueError(f"removal is {removal!r}; choose one of {', '.join(map(repr, REMOVALS))}")
+        if kept.shape[1:] != (self.length,):
+            raise ValueError(f"kept has shape {tuple(kept.shape)}; it must be (rows, {self.length})")
+        for rows in kept.split(MAX_ROWS):
+            yield from self._deleted(rows) if removal == "delete" else [self._covered(rows, removal)]
+
+    def _covered(self, kept: Tensor, removal: Removal) -> tuple[Tensor, ...]:
+        ids, *others = self.rows(len(kept))
+        kept = kept.to(ids.device)
+        if removal == "mask":
+            if self.model.mask_id is None:
+                raise ValueError(
+                    f"{self.model.name} has no mask token to put in a word's place; use removal 'delete'"
+                )
+            return (torch.where(kept, ids, self.model.mask_id), *others)
+        if not others or others[0].shape != ids.shape:
+            raise ValueError(f"{self.model.name} takes no attention mask; use removal 'mask' or 'delete'")
+        return (ids, others[0] * kept, *others[1:])
+
+    def _deleted(self, kept: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        shorter = [self._shorter(row) for row in kept.tolist()]
+        for some in [shorter] if self.model.pads else [[one] for one in shorter]:
+            yield self.model.collate(some)[0]
+
+    def _shorter(self, kept: Sequence[bool]) -> Encoding:
+        whole = self.encoding
+        if any(len(values) != self.length for values in whole.extra.values()):
+            raise ValueError(
+                f"{self.model.name} reads a second sequence, whose tokens would not follow; use removal 'mask'"
+            )
+        if not any(kept):
+            raise ValueError(
+                "no token would be left of the text; keep the special ones, or use removal 'mask'"
+            )
+
+        def those(values: Sequence[int]) -> tuple[int, ...]:
+            return tuple(value for value, keep in zip(values, kept) if keep)
+
+        return replace(
+            whole,
+            tokens=tuple(token for token, keep in zip(whole.tokens, kept) if keep),
+            offsets=tuple(offset for offset, keep in zip(whole.offsets, kept) if keep),
+            ids=those(whole.ids),
+            extra={name: those(values) for name, values in whole.extra.items()},
+        )
+
+
+class Answer(nn.Module):
+    """The one number that a method explains, for rows of variants of one text.
+
+    For a class it is its log-odds, log p / (1 - p): of two classes the difference of their logits.  It
+    never saturates and sigmoid makes the probability of it.  For a state it is minus its distance from
+    what it is for the text itself, the mean over the state's elements of ((Phi(x') - s) / v)^2.
+
+    Args:
+        inputs: the text.
+        target: number of the class, where no state is watched.
+        state: the state that is watched; without ``state_std``, v^2 is the mean of s^2.
+
+    Examples::
+        >>> from interp_plugin import huggingface
+        >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
+        >>> inputs = Inputs(model, model.encode("a good film"))
+        >>> answer = Answer(inputs, target=1)
+        >>> kept = torch.tensor([[True] * 5, [True, True, False, True, True]])
+        >>> [round(p, 2) for p in answer.of_kept(kept, "mask").sigmoid().tolist()]  # without "good"
+        [0.99, 0.67]
+    """
+
+    def __init__(self, inputs: Inputs, target: int | None = None, state: State | None = None) -> None:
+        super().__init__()
+        if (target is None) == (state is None):
+            raise ValueError(f"target is {target!r} and state {state!r}: give one of them, the other is None")
+        if target is not None and inputs.model.task != "sequence classes":
+            raise ValueError(
+                f"target is {target!r}, and {inputs.model.name} has no classes of texts; give a state"
+            )
+        self.inputs, self.target, self.state = inputs, target, state
+        self.module = inputs.model.module  # DeepLift looks for it among the children
+
+    def forward(self, embeddings: Tensor, *arguments: Tensor) -> Tensor:
+        """The answer from embeddings, (R, T, K), and arguments that have R rows, or 1; (R,)."""
+        count = len(embeddings)
+        rows = tuple(
+            x.expand(count, *x.shape[1:]) if len(x) == 1 else x for x in arguments or self.inputs.arguments
+        )
+        return self._read(rows, embeddings)
+
+    @torch.no_grad()
+    def of_arguments(self, *arguments: Tensor) -> Tensor:
+        """The answer from what the model is called with, (R, ...) each; (R,)."""
+        with no_fastpath():
+            return self._read(arguments, None)
+
+    def of_kept(self, kept: Tensor, removal: Removal) -> Tensor:
+        """The answer for the text with only some of its tokens left, (R, T) -> (R,), on the CPU.
+
+        Raises:
+            ValueError: tokens cannot be removed in this way; a state of tokens has no place for deleted ones.
+        """
+        if removal == "delete" and self.state is not None:
+            raise ValueError("a state loses its tokens with deletion; use removal 'mask' or 'attention'")
+        return torch.cat([self.of_arguments(*rows).cpu() for rows in self.inputs.without(kept, removal)])
+
+    @cached_property
+    def origin(self) -> Tensor:
+        """The state of the text itself, (1, ...)."""
+        with torch.no_grad(), no_fastpath():
+            return self._passing(self.inputs.arguments, None)
+
+    def _read(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
+        value = self._passing(arguments, embeddings).float()
+        if self.state is None:
+            return _log_odds(value, self.target)
+        origin = self.origin.float()
+        std = self.state.selected_std
+        scale = origin.square().mean().sqrt() if std is None else std.to(origin.device)
+        return -((value - origin) / scale).square().flatten(1).mean(1)
+
+    def _passing(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
+        """What passes where the answer is read, (R, ...), with its graph."""
+        site: Site | None = None if self.state is None else self.state.site
+        noisy = NoisyModel(
+            _Forward(self.inputs.model),
+            arguments,
+            None if embeddings is None else self.inputs.model.embedding,
+            site,
+            None if self.state is None else self.state.selector,
+        )
+        points = arguments if embeddings is None else (embeddings,)
+        return noisy.perturb(points, torch.arange(len(arguments[0])))
+
+
+class _Forward:
+    """The model on rows of inputs."""
+
+    def __init__(self, model: TextModel) -> None:
+        self.model, self.module = model, model.module
+
+    def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        return self.model(*inputs)
+
+
+def _log_odds(scores: Tensor, target: int | None) -> Tensor:
+    """Of one class against all others, (R, C) -> (R,); a single score is taken as it is."""
+    if scores.shape[1] == 1:
+        return scores[:, 0]
+    others = [index for index in range(scores.shape[1]) if index != target]
+    return scores[:, target] - scores[:, others].logsumexp(1)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's and numpy's global random states from ``seed`` inside the block (Captum draws from both)."""
+    drawn = np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(drawn)
