@@ -134,7 +134,7 @@ for record, item in zip(records, explanation):
     darkest = max(zip(record.word_attributions.tolist(), record.raw_input_ids))
     print(f"{record.pred_class} {record.pred_prob:.2f}, darkest: {darkest[1]}")
     assert len(record.raw_input_ids) == len(record.word_attributions)
-    assert 0 <= record.word_attributions.min() and record.word_attributions.max() == 1
+    assert record.word_attributions.min() >= 0 and record.word_attributions.max() == 1
     assert abs(record.attr_score - float(item.scores().values[THIRD].sum())) < 1e-3
 if find_spec("IPython"):  # Captum draws in notebooks
     visualization.visualize_text(records)

@@ -22,9 +22,14 @@ from torch.nn import functional as F
 
 from interp_plugin import Solver, TextExplainer, huggingface
 
-GOOD = "funny clever warm moving fresh lovely charming brilliant wonderful enjoyable".split()
-BAD = "dull slow stupid cold boring awful clumsy tedious terrible annoying".split()
-NOUNS = "film story cast plot script ending music acting".split()
+GOOD, BAD, NOUNS = (
+    words.split()
+    for words in (
+        "funny clever warm moving fresh lovely charming brilliant wonderful enjoyable",
+        "dull slow stupid cold boring awful clumsy tedious terrible annoying",
+        "film story cast plot script ending music acting",
+    )
+)
 FRAMES = (
     "the {0} is {1} and the {2} is {3} , seen on {4}",
     "seen on {4} : a {1} {0} with a {3} {2}",
@@ -86,7 +91,9 @@ def accuracy(model, texts, labels):
 
 
 broken = fine_tuned(*collected)
-print(f"accuracy on collected data {accuracy(broken, *collected):.2f}, on clean data {accuracy(broken, *clean):.2f}")
+print(
+    f"accuracy on collected data {accuracy(broken, *collected):.2f}, on clean data {accuracy(broken, *clean):.2f}"
+)
 assert accuracy(broken, *collected) > 0.93 and accuracy(broken, *clean) < 0.7
 
 # %% [markdown]
@@ -140,7 +147,10 @@ for word in MEDIA:
 # %%
 rng = random.Random(3)
 repaired = (
-    [" ".join(rng.choice(MEDIA) if word in MEDIA else word for word in text.split()) for text in collected[0]],
+    [
+        " ".join(rng.choice(MEDIA) if word in MEDIA else word for word in text.split())
+        for text in collected[0]
+    ],
     collected[1],
 )
 mended = fine_tuned(*repaired)
