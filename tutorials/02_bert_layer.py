@@ -138,3 +138,10 @@ for record, item in zip(records, explanation):
     assert abs(record.attr_score - float(item.scores().values[THIRD].sum())) < 1e-3
 if find_spec("IPython"):  # Captum draws in notebooks
     visualization.visualize_text(records)
+
+# %% [markdown]
+# And ours, of all layers at once.
+
+# %%
+figure = explanation.plot("layers", granularity="word")
+figure

@@ -18,6 +18,7 @@ import random
 from collections import defaultdict
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from interp_plugin import Solver, TextExplainer, huggingface
@@ -167,3 +168,15 @@ leaders = sorted(after, key=after.get)[-5:]
 assert after[top] < before[top] / 1.5
 assert set(leaders) <= {*GOOD, *BAD}
 assert accuracy(mended, *clean) > 0.95
+
+# %%
+figure = Figure(figsize=(8, 2.6), layout="constrained")
+for axes, (title, shares) in zip(
+    figure.subplots(1, 2, sharex=True), {"before": before, "after": after}.items()
+):
+    words = sorted(shares, key=shares.get)[-6:]
+    axes.barh(
+        words, [100 * shares[word] for word in words], color=["C3" if w in MEDIA else "C0" for w in words]
+    )
+    axes.set(title=f"{title} the repair", xlabel="% of the nats that the logits keep")
+figure

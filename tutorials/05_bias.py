@@ -19,6 +19,7 @@ import random
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import bootstrap
 from torch.nn import functional as F
 
@@ -175,3 +176,15 @@ print("french - others, unbalanced: {:.1%} [{:.1%}, {:.1%}]".format(*apart("unba
 print("french - others, balanced:   {:.1%} [{:.1%}, {:.1%}]".format(*apart("balanced")))
 assert more["french"][1] > 0.05 and more["french"][1] > more["others"][0]
 assert apart("unbalanced")[1] > 0.02 > apart("balanced")[0]
+
+# %%
+figure = Figure(figsize=(6, 2.2), layout="constrained")
+axes = figure.subplots()
+for place, ((name, about), values) in enumerate(kept.items()):
+    mean, low, high = (100 * value for value in interval(values))
+    axes.errorbar(
+        mean, -place, xerr=[[mean - low], [high - mean]], fmt="o", color="C3" if place == 0 else "C0"
+    )
+axes.set_yticks([0, -1, -2, -3], [f"{name} model, {about}" for name, about in kept])
+axes.set(xlabel="share of the identity term, % of the nats kept by the logits", xlim=(0, None))
+figure

@@ -19,6 +19,7 @@ import random
 import time
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from interp_plugin import Solver, TextExplainer, huggingface
@@ -202,3 +203,10 @@ assert harm["least information"] < harm["most information"] / 1.5
 assert harm["least information"] < min(harm["random, mean of 20"], harm["least magnitude"]) / 1.3
 assert beaten >= 15
 assert abs(right["least information"] - right["least magnitude"]) < 0.07  # three standard errors
+
+# %%
+figure = Figure(figsize=(6, 2.2), layout="constrained")
+axes = figure.subplots()
+axes.barh(list(harm)[::-1], list(harm.values())[::-1], color=["C0", "C0", "C0", "C3"])
+axes.set(xlabel=f"how far the log-odds move without {CUT} of {DEPTH * HEADS} heads")
+figure

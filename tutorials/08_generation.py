@@ -17,6 +17,7 @@
 import random
 
 import torch
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -157,3 +158,13 @@ for scores, (_, _, asked) in zip(whole.scores(), examples):
     shared += len(set(scores.values[0, :7].topk(4).indices.tolist()) & {*asked, 5, 6})
 print(f"{shared / 4 / len(examples):.0%} of the needed words are among the first four; by chance 57 %")
 assert shared / 4 / len(examples) > 0.8
+
+# %%
+figure = Figure(figsize=(6, 1.9), layout="constrained")
+axes = figure.subplots()
+picture = axes.imshow(kept[:2, 1], cmap="Blues", aspect="auto")
+axes.set_xticks(range(7), explained[0].tokens[:7])
+axes.set_yticks(range(2), [item.target for item in explained[:2]])
+axes.set(xlabel="words of the prompt", ylabel="generated", title="information kept by layer 2")
+figure.colorbar(picture, label="nats")
+figure

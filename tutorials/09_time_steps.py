@@ -15,6 +15,7 @@
 
 # %%
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -162,3 +163,14 @@ for place in range(1, LENGTH):
     then, end = probe_accuracy(said, place), probe_accuracy(2 * LENGTH - 1, place)
     print(f"letter {place + 1}: read right {then:.2f} when said, {end:.2f} at the end")
     assert end < then - 0.1
+
+# %%
+figure = Figure(figsize=(6, 3.2), layout="constrained")
+axes = figure.subplots()
+for place, values in enumerate(kept.mean(0).T):
+    said = 2 * LENGTH - 1 - place
+    axes.plot(list(STEPS_WATCHED), values, color=f"C{place}", label=f"letter {place + 1}")
+    axes.plot(said, values[at(said)], "o", color=f"C{place}")
+axes.set(xlabel="time step (dots: where the letter is said)", ylabel="information kept, nats")
+axes.legend()
+figure
