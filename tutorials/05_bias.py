@@ -180,7 +180,7 @@ assert apart("unbalanced")[1] > 0.02 > apart("balanced")[0]
 # %%
 figure = Figure(figsize=(6, 2.2), layout="constrained")
 axes = figure.subplots()
-for place, ((name, about), values) in enumerate(kept.items()):
+for place, values in enumerate(kept.values()):
     mean, low, high = (100 * value for value in interval(values))
     axes.errorbar(
         mean, -place, xerr=[[mean - low], [high - mean]], fmt="o", color="C3" if place == 0 else "C0"
