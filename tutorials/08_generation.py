@@ -106,15 +106,15 @@ explanation.show()
 assert [item.target for item in explanation] == continuation.split()
 
 # %% [markdown]
-# Look at E and at the errors before the map.  The log probability of a certain answer is a bad state to watch: noise
-# can only lower it, and by a lot, so that E is far below 1 and the errors are larger than the values.  The layers
-# are well known, and say where the answer comes from.
+# Look at the errors before the map.  The log probability of a certain answer is a bad state to watch: noise can only
+# lower it, and by a lot, so that single draws decide, and the errors are as large as the values.  The layers are
+# known much better, and say where the answer comes from.
 
 # %%
-for item in explanation:
-    assert item.row("output").regime_index < 0.6 and not item.row("output").converged
-    assert (item.scores().standard_error[-1] > item.scores().values[-1]).any()
-    assert item.row(2).regime_index > 0.4
+errors = torch.stack([scores.standard_error.mean(1) for scores in explanation.scores()]).mean(0)
+print("mean error in nats at layer 1, layer 2 and the output:", [f"{error:.0f}" for error in errors.tolist()])
+assert errors[2] > 5 * errors[1]
+assert not any(item.row("output").converged for item in explanation)
 
 # %% [markdown]
 # ## Against the truth
