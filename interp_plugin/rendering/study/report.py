@@ -19,6 +19,7 @@ from interp_plugin.rendering.study.values import StudyColumn, StudyPoint, StudyT
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_PAPER = 7  # metrics that fit on an upright page
 _ERRORS = 2 * 1.96  # standard errors in a 95 % interval
 # The figure's colours, by the names that the page's style has for them by day and by night.
 _VARIABLES = {
@@ -139,6 +140,11 @@ class _Table:
     columns: list[_Column]
     groups: list[_Group]
     notes: list[str]
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs a turned page."""
+        return len(self.columns) > _PAPER
 
     @classmethod
     def of(cls, table: StudyTable) -> _Table:
