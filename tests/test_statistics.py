@@ -123,7 +123,7 @@ def test_swapping_two_methods_turns_the_difference_around() -> None:
 
 
 def test_holm_gives_statsmodels_numbers() -> None:
-    """What ``multipletests(p, method="holm")`` of statsmodels 0.14 gave."""
+    """What ``multipletests(p, method="holm")`` of statsmodels 0.15 gave."""
     p = [0.01, 0.02, 0.03, 0.04, 0.05]
     assert holm(p) == pytest.approx([0.05, 0.08, 0.09, 0.09, 0.09])
     assert holm([0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240]) == (

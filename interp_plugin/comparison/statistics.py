@@ -79,7 +79,7 @@ def means(values: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL, s
     mean, low, high = np.full((3, columns.shape[1]), np.nan)
     edges = 100 * (np.array([-level, level]) + 1) / 2
     for rows, some in _alike(columns):
-        known = columns[np.ix_(rows, some)]  # (n, c)
+        known = columns[np.ix_(rows, np.array(some))]  # (n, c)
         mean[some] = known.mean(0)
         if len(rows) > 1:
             drawn = np.concatenate([counts @ known for counts in _counts(len(rows), resamples, seed)]) / len(
