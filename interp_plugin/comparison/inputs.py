@@ -81,6 +81,17 @@ class Inputs:
         """The model between two sites, on this text; None is the arguments, and the output."""
         return NoisyModel(_Forward(self.model), self.arguments, noise_layer, state_layer, selector)
 
+    @cached_property
+    def masked_embeddings(self) -> Tensor:
+        """The embeddings with every player masked, (1, T, K).
+
+        Raises:
+            ValueError: the model has no mask token.
+        """
+        [arguments] = self.without(~self.players.unsqueeze(0), "mask")
+        ids = tuple(int(i) for i in arguments[0][0])
+        return replace(self, encoding=replace(self.encoding, ids=ids)).embeddings
+
     def rows(self, count: int) -> tuple[Tensor, ...]:
         """The arguments so many times, (count, ...) each."""
         return tuple(argument.expand(count, *argument.shape[1:]) for argument in self.arguments)
@@ -202,6 +213,12 @@ class Answer(nn.Module):
         if removal == "delete" and self.state is not None:
             raise ValueError("a state loses its tokens with deletion; use removal 'mask' or 'attention'")
         return torch.cat([self.of_arguments(*rows).cpu() for rows in self.inputs.without(kept, removal)])
+
+    @torch.no_grad()
+    def of_embeddings(self, embeddings: Tensor) -> Tensor:
+        """The answer from embeddings, (R, T, K) -> (R,), on the CPU and without a graph."""
+        with no_fastpath():
+            return torch.cat([self(some).cpu() for some in embeddings.split(MAX_ROWS)])
 
     @cached_property
     def origin(self) -> Tensor:
