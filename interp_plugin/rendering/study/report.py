@@ -67,10 +67,10 @@ def to_html(
         >>> "<bdi>&lt;b&gt;</bdi>" in source and "<strong>0.463</strong> <small>[0.431, 0.495]</small>" in source
         True
     """
-    script = templates.source("study/report.js")
-    style = templates.source("page.css") + templates.source("study/report.css") + templates.shade_rules()
+    script = templates.source("page.study.js")
+    style = templates.source("page.css") + templates.source("page.study.css") + templates.shade_rules()
     drawn = {column: some for column, some in points.items() if any(map(can_be_drawn, some))}
-    return templates.template("study/report.html").render(
+    return templates.template("page.study.html").render(
         title=printable(title),
         style=style,
         script=script,
