@@ -298,6 +298,13 @@ def test_the_front_joins_those_that_nobody_beats() -> None:
     assert list(zip(*front.get_data(), strict=True))[:2] == [(0.01, 0.3), (1.0, 0.6)]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_single_method_has_a_picture() -> None:
+    [axes] = front_figure([StudyPoint("one", "unsigned", 0.01, 0.3, 0.3, 0.3, True)]).axes
+    low, high = axes.get_xlim()
+    assert low < 0.01 < high
+
+
 def test_groups_differ_in_more_than_colour() -> None:
     points = study_points(study_table())
     [axes] = front_figure(points).axes

@@ -1,4 +1,4 @@
-"""The command line: ``interp-plugin explain``."""
+"""The command line: ``interp-plugin explain`` and ``interp-plugin compare``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from interp_plugin import __version__
-from interp_plugin.cli import explain
+from interp_plugin.cli import compare, explain
 
 __all__ = ["app"]
 
@@ -38,3 +38,4 @@ def main(
 
 
 app.command(epilog=explain.EXAMPLES)(explain.explain)
+app.command(epilog=compare.EXAMPLES)(compare.compare)

@@ -67,11 +67,12 @@ def front_figure(
     figure = drawing.new_figure(7.6, max(4.4, 2.8 + 0.14 * len(drawn)))
     axes = figure.add_subplot()
     axes.set_xscale("log")
-    axes.margins(x=0.14, y=0.06)
+    axes.set_autoscalex_on(False)
+    axes.set_xlim(_cost_limits([point.cost for point in drawn]))
+    axes.margins(y=0.06)
     groups = dict.fromkeys(point.group for point in drawn)
     for number, group in enumerate(groups):
         _draw_points(axes, [point for point in drawn if point.group == group], number)
-    axes.set_xlim(axes.get_xlim())
     fronts = [_front(drawn, group, axes.get_xlim()[1]) for group in groups]
     for number, (group, front) in enumerate(zip(groups, fronts, strict=True)):
         if front:
@@ -96,6 +97,12 @@ def front_figure(
 def can_be_drawn(point: StudyPoint) -> bool:
     """Whether it has a quality, and a cost that a log axis has a place for."""
     return math.isfinite(point.quality) and math.isfinite(point.cost) and point.cost > 0
+
+
+def _cost_limits(costs: Sequence[float]) -> tuple[float, float]:
+    """Ends of the axis: a seventh of its length on either side, for names, where there is any length."""
+    room = max(1.5, (max(costs) / min(costs)) ** 0.14)
+    return min(costs) / room, max(costs) * room
 
 
 def _draw_points(axes: Axes, points: Sequence[StudyPoint], number: int) -> None:

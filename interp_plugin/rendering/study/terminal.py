@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from interp_plugin.rendering.labels import TIED, printable
 from interp_plugin.rendering.study import words
@@ -41,6 +41,53 @@ def print_tables(tables: Sequence[StudyTable], console: Console | None = None) -
     console.print(Text(f"\n{legend}", style="dim"))
 
 
+def print_list(
+    methods: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], console: Console | None = None
+) -> None:
+    """Print what there is to choose from.
+
+    Args:
+        methods: name, explains ("class", "state", "both"), signed and source of each.
+        metrics: name, judges, higher_is_better and source of each.
+        console: default a new one on stdout.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    lists = (
+        (
+            "method",
+            "explains",
+            [(m["name"], m["explains"], _group(m), m["source"]) for m in methods],
+            "scores",
+        ),
+        ("metric", "judges", [(m["name"], m["judges"], _better(m), m["source"]) for m in metrics], "better"),
+    )
+    for kind, verb, rows, fact in lists:
+        console.print(_list((kind, verb, fact, "source"), rows))
+
+
+def _list(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for heading in headings:
+        drawn.add_column(heading, overflow="fold", no_wrap=heading not in ("source", headings[0]))
+    for row in rows:
+        drawn.add_row(*(Text(printable(part)) for part in row))
+    return drawn
+
+
+def _group(method: Mapping[str, Any]) -> str:
+    return "signed" if method["signed"] else "unsigned"
+
+
+def _better(metric: Mapping[str, Any]) -> str:
+    return words.arrow(metric["higher_is_better"])
+
+
 def study_tables(table: StudyTable, width: int = 80) -> list[Table]:
     """Tables of methods x metrics, no wider than ``width``, the groups one below the other.
 
@@ -63,7 +110,7 @@ def study_tables(table: StudyTable, width: int = 80) -> list[Table]:
         max(_wide(words.heading(column)), *(len(cells[c]) for rows in shown.values() for cells in rows))
         for c, column in enumerate(table.columns)
     ]
-    return [_block(table, shown, block, [name, *sizes]) for block in _blocks(sizes, width - name - 3)]
+    return [_block(table, shown, block, [name, *sizes]) for block in _blocks(sizes, width - name - 4)]
 
 
 def _block(
