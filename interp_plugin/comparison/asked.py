@@ -37,10 +37,12 @@ class Asked:
     def digest(self, about_class: bool) -> str:
         """A name for what a method is asked and judged by: equal for equal questions."""
         encoding = self.encoding
-        rationale = None if self.rationale is None else self.rationale.tolist()
-        facts = [encoding.text, encoding.pair, encoding.ids, encoding.offsets, dict(encoding.extra), rationale]
-        if about_class:
-            facts.append(self.target)
+        facts = {
+            "text": [encoding.text, encoding.pair],
+            "tokens": [encoding.ids, encoding.offsets, dict(encoding.extra)],
+            "rationale": None if self.rationale is None else self.rationale.tolist(),
+            "target": self.target if about_class else None,
+        }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
@@ -170,5 +172,7 @@ def _for_each(name: str, values: Iterable[Any] | None, count: int) -> list[Any]:
         return [None] * count
     found = list(values)
     if len(found) != count:
-        raise ValueError(f"{name} has {len(found)} for {count} texts; give one for each, None where it is not known")
+        raise ValueError(
+            f"{name} has {len(found)} for {count} texts; give one for each, None where it is not known"
+        )
     return found
