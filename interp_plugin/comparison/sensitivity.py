@@ -118,12 +118,15 @@ def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, sampl
     )
 
 
-def _scores_at(trial: Trial) -> Callable[[Any], Tensor]:
-    """The method's scores as a function of embeddings, (R, T, K) -> (R, T); 0 where a token is no player."""
+def _scores_at(trial: Trial) -> Callable[[Any], Any]:
+    """The method's scores as a function of embeddings, (R, T, K) -> (R, T); 0 where a token is no player.
+
+    A tuple for a tuple, as Captum's methods.
+    """
     inputs = trial.inputs
 
     @torch.enable_grad()  # Captum's metrics switch gradients off
-    def scores_at(embeddings: Any) -> Tensor:
+    def scores_at(embeddings: Any) -> Any:
         rows = []
         for point in first_tensor(embeddings):
             if torch.equal(point, inputs.embeddings[0]):
@@ -131,6 +134,7 @@ def _scores_at(trial: Trial) -> Callable[[Any], Tensor]:
                 continue
             with moved(inputs, point - inputs.embeddings[0]) as other:
                 rows.append(trial.method(other, trial.target, trial.state))
-        return torch.where(inputs.players, torch.stack(rows), 0.0).contiguous()
+        scores = torch.where(inputs.players, torch.stack(rows), 0.0)
+        return (scores,) if isinstance(embeddings, tuple) else scores
 
     return scores_at
