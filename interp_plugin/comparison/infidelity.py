@@ -95,7 +95,7 @@ def infidelity(name: str, kind: Kind, draws: int = DRAWS, noise: float = NOISE) 
                 inputs.embeddings,
                 spread(scores, inputs.embeddings.shape[2]),
                 n_perturb_samples=draws,
-                max_examples_per_batch=MAX_ROWS,
+                max_examples_per_batch=min(MAX_ROWS, draws),
                 normalize=True,
             )
         return float(found) / (answers.squares / draws) if answers.squares else None
