@@ -19,6 +19,7 @@ from interp_plugin.rendering.study.values import StudyColumn, StudyPoint, StudyT
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_PAPER = 7  # metrics that fit on an upright page
 _ERRORS = 2 * 1.96  # standard errors in a 95 % interval
 # The figure's colours, by the names that the page's style has for them by day and by night.
 _VARIABLES = {
@@ -66,10 +67,10 @@ def to_html(
         >>> "<bdi>&lt;b&gt;</bdi>" in source and "<strong>0.463</strong> <small>[0.431, 0.495]</small>" in source
         True
     """
-    script = templates.source("study/report.js")
-    style = templates.source("page.css") + templates.source("study/report.css") + templates.shade_rules()
+    script = templates.source("page.study.js")
+    style = templates.source("page.css") + templates.source("page.study.css") + templates.shade_rules()
     drawn = {column: some for column, some in points.items() if any(map(can_be_drawn, some))}
-    return templates.template("study/report.html").render(
+    return templates.template("page.study.html").render(
         title=printable(title),
         style=style,
         script=script,
@@ -139,6 +140,11 @@ class _Table:
     columns: list[_Column]
     groups: list[_Group]
     notes: list[str]
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs a turned page."""
+        return len(self.columns) > _PAPER
 
     @classmethod
     def of(cls, table: StudyTable) -> _Table:

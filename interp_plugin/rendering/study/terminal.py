@@ -63,23 +63,24 @@ def study_tables(table: StudyTable, width: int = 80) -> list[Table]:
         max(_wide(words.heading(column)), *(len(cells[c]) for rows in shown.values() for cells in rows))
         for c, column in enumerate(table.columns)
     ]
-    return [_block(table, shown, block, name) for block in _blocks(sizes, width - name - 3)]
+    return [_block(table, shown, block, [name, *sizes]) for block in _blocks(sizes, width - name - 3)]
 
 
-def _block(table: StudyTable, shown: dict[str, list[list[str]]], columns: Sequence[int], name: int) -> Table:
+def _block(
+    table: StudyTable, shown: dict[str, list[list[str]]], columns: Sequence[int], widths: Sequence[int]
+) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=True)
-    drawn.add_column("method", max_width=name, overflow="fold")
+    drawn.add_column("method", max_width=widths[0], overflow="fold")
     for c in columns:
         header = Text(printable(words.heading(table.columns[c])))
-        drawn.add_column(header, justify="right", max_width=_HEADER, overflow="fold")
+        drawn.add_column(header, justify="right", max_width=widths[1 + c], overflow="fold")
     for group, rows in shown.items():
         drawn.add_row(Text(printable(words.group_name(group)), style="italic"))
         for (method, cells), written in zip(table.groups[group].items(), rows, strict=True):
-            # justified here, because rich would strip the space that stands for no mark
             values = (
                 Text(written[c], style="bold" if (cell := cells[c]) is not None and cell.best else "")
                 for c in columns
