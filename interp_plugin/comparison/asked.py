@@ -37,17 +37,12 @@ class Asked:
     def digest(self, about_class: bool) -> str:
         """A name for what a method is asked and judged by: equal for equal questions."""
         encoding = self.encoding
-        rationale = None if self.rationale is None else self.rationale.tolist()
-        facts = [
-            encoding.text,
-            encoding.pair,
-            encoding.ids,
-            encoding.offsets,
-            dict(encoding.extra),
-            rationale,
-        ]
-        if about_class:
-            facts.append(self.target)
+        facts = {
+            "text": [encoding.text, encoding.pair],
+            "tokens": [encoding.ids, encoding.offsets, dict(encoding.extra)],
+            "rationale": None if self.rationale is None else self.rationale.tolist(),
+            "target": self.target if about_class else None,
+        }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 

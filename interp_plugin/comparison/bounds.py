@@ -16,7 +16,7 @@ from interp_plugin.comparison.judged import Metric, Trial
 
 EXACT = 8
 """Up to so many players every order is looked at."""
-LONGEST = 16
+LONGEST = 20
 """Texts of more players are not judged."""
 WIDTH = 5
 """Orders that the beam search follows."""

@@ -36,7 +36,8 @@ def absolute(attributions: Tensor) -> Tensor:
 
 def norm(attributions: Tensor) -> Tensor:
     """The elements' L2 norm, (T,)."""
-    return torch.linalg.vector_norm(attributions[0], dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(attributions[0], dim=-1)
+    return norms
 
 
 REDUCTIONS: dict[str, Reduction] = {"signed": signed, "absolute": absolute, "L2": norm}

@@ -62,7 +62,7 @@ class Journal:
         >>> entry = Entry("9f3c", "class", "random", {"log-odds": -0.5}, (0.25, -1.0))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with Journal(folder, {"seed": 0}, {"method": {"random": {"signed": False}}}) as journal:
-        ...         journal.append(entry)
+        ...         start = journal.append(entry)
         ...     with Journal(folder, {"seed": 0}, {}) as journal:
         ...         [found == entry for _, found in journal.entries()]
         [True]
@@ -133,12 +133,13 @@ class Journal:
         if not self.path.exists() or not self.path.stat().st_size:
             replace_file(self.path, _line({"format": FORMAT, "settings": self._settings}))
         known: dict[tuple[str, str], Any] = {}
-        for start, end, value in self._lines():
+        sound = 0
+        for start, sound, value in self._lines():  # noqa: B007
             if start == 0:
                 self._check(value)
             elif "part" in value:
                 known[value["part"], value["name"]] = value["about"]
-        os.truncate(self.path, end)  # a line that was cut off
+        os.truncate(self.path, sound)  # a line that was cut off
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         for kind, parts in self._parts.items():
             for name, about in parts.items():

@@ -22,22 +22,23 @@ _NEW = 2**30  # ids from here on are moved words; no vocabulary is that large
 
 @contextmanager
 def moved(inputs: Inputs, offsets: Tensor) -> Iterator[Inputs]:
-    """The same text with something added to the embedding of each of its tokens, while the block runs.
+    """The same text with something added to the embeddings of its words, while the block runs.
 
     Every token becomes a new word, which has the old one's embedding and the offset.  So the offset goes
     where the token goes, and away when it is masked or deleted, whatever a method does with its inputs.
+    Special tokens stay as they are: some models look for them.
 
     Args:
         inputs: the text.
-        offsets: (T, K).
+        offsets: (T, K); those of special tokens are not used.
 
     Examples::
         >>> from interp_plugin import huggingface
         >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
         >>> inputs = Inputs(model, model.encode("a good film"))
         >>> with moved(inputs, torch.full((5, 192), 0.5)) as other:
-        ...     bool(torch.equal(other.embeddings, inputs.embeddings + 0.5))
-        True
+        ...     (other.embeddings - inputs.embeddings)[0, :, 0]
+        tensor([0.0000, 0.5000, 0.5000, 0.5000, 0.0000])
     """
     layer = module_of(inputs.model.embedding)
     assert layer is not None
@@ -47,7 +48,8 @@ def moved(inputs: Inputs, offsets: Tensor) -> Iterator[Inputs]:
         layer.register_forward_hook(words.leave),
     ]
     try:
-        ids = tuple(range(_NEW, _NEW + inputs.length))
+        known = zip(inputs.encoding.ids, inputs.encoding.offsets)
+        ids = tuple(old if offset is None else _NEW + place for place, (old, offset) in enumerate(known))
         yield replace(inputs, encoding=replace(inputs.encoding, ids=ids))
     finally:
         for handle in handles:
@@ -87,8 +89,8 @@ class _MovedWords:
 def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, samples: int = SAMPLES) -> Metric:
     """Captum's ``sensitivity_max``: the most that scores move in a small ball, relative to their norm.
 
-    The ball is Captum's (every element of every embedding moves by at most the radius); the norm is L2 over
-    the players; a method that draws has the same draws each time.  The method runs once for each sample.
+    The ball is Captum's (every element of every word's embedding moves by at most the radius, special tokens
+    stay); the norm is L2 over the players; a method that draws has the same draws each time.  The method runs once for each sample.
 
     Args:
         name: in tables.
@@ -118,12 +120,15 @@ def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, sampl
     )
 
 
-def _scores_at(trial: Trial) -> Callable[[Any], Tensor]:
-    """The method's scores as a function of embeddings, (R, T, K) -> (R, T); 0 where a token is no player."""
+def _scores_at(trial: Trial) -> Callable[[Any], Any]:
+    """The method's scores as a function of embeddings, (R, T, K) -> (R, T); 0 where a token is no player.
+
+    A tuple for a tuple, as Captum's methods.
+    """
     inputs = trial.inputs
 
     @torch.enable_grad()  # Captum's metrics switch gradients off
-    def scores_at(embeddings: Any) -> Tensor:
+    def scores_at(embeddings: Any) -> Any:
         rows = []
         for point in first_tensor(embeddings):
             if torch.equal(point, inputs.embeddings[0]):
@@ -131,6 +136,7 @@ def _scores_at(trial: Trial) -> Callable[[Any], Tensor]:
                 continue
             with moved(inputs, point - inputs.embeddings[0]) as other:
                 rows.append(trial.method(other, trial.target, trial.state))
-        return torch.where(inputs.players, torch.stack(rows), 0.0).contiguous()
+        scores = torch.where(inputs.players, torch.stack(rows), 0.0)
+        return (scores,) if isinstance(embeddings, tuple) else scores
 
     return scores_at

@@ -89,7 +89,8 @@ class Sheet:
             if metric is not None and state[metric] != _NOT_ASKED:
                 values[metric] = np.nan if value is None else value
                 state[metric] = _KNOWN if name in entry.values else _FAILED
-        errors = {name: why for name, why in errors.items() if name not in entry.values} | dict(entry.errors)
+        errors = {name: why for name, why in errors.items() if name not in entry.values}
+        errors |= {name: why for name, why in entry.errors.items() if not name or name in self._metrics}
         if errors:
             self.errors[cell] = errors
 
@@ -114,6 +115,9 @@ class Sheet:
         states = self._state[:, question, method, slice(None) if metric is None else metric]
         return bool((states == _KNOWN).any())
 
-    def leave_out(self, question: int, method: int, metric: int | None = None) -> None:
-        """Ask the method that question no more, or judge the answer by that metric no more."""
-        self._state[:, question, method, slice(None) if metric is None else metric] = _NOT_ASKED
+    def leave_out(self, question: int, method: int, metric: int | None = None) -> int:
+        """Ask the method that question no more, or judge no more by that metric; returns how many trials it saves."""
+        states = self._state[:, question, method]  # (N, K), a view
+        before = (states == _MISSING).any(1).sum()
+        states[:, slice(None) if metric is None else metric] = _NOT_ASKED
+        return int(before - (states == _MISSING).any(1).sum())
