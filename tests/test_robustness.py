@@ -18,6 +18,7 @@ from interp_plugin import huggingface
 from interp_plugin.batches import State
 from interp_plugin.comparison.agreement import (
     randomisation_curve,
+    rank_correlation,
     seed_stability,
     two_models,
     weight_randomisation,

@@ -117,7 +117,7 @@ def randomisation_curve(trial: Trial, seed: int = 0) -> dict[Label, float | None
 
     Returns:
         By stage as :func:`~interp_plugin.comparison.randomisation.stages` has them: this and all above are
-        random.  The last two but the embeddings' are those of :func:`weight_randomisation`.
+        random.  The sizes of the values at the first layer and at "embeddings" are :func:`weight_randomisation`'s.
     """
     mine, found = trial.uncalibrated, stages(trial.inputs)
     names = list(found)
