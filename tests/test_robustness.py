@@ -18,6 +18,7 @@ from interp_plugin import huggingface
 from interp_plugin.batches import State
 from interp_plugin.comparison.agreement import (
     randomisation_curve,
+    rank_correlation,
     seed_stability,
     two_models,
     weight_randomisation,
@@ -229,6 +230,10 @@ def test_seed_stability_is_spearmans_over_the_players() -> None:
 
 def test_scores_that_are_all_ties_have_no_rank_correlation() -> None:
     assert METRICS["seed stability"](trial_of(inputs_of([1.0, 2.0]), [3.0, 3.0])) is None
+
+
+def test_a_ranking_is_lost_where_the_other_scores_are_all_ties() -> None:
+    assert rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)) == 0.0
 
 
 def test_a_model_agrees_with_its_copy_also_of_a_calibrated_state() -> None:

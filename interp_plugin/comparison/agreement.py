@@ -13,7 +13,10 @@ from interp_plugin.tokens import Label, TextModel
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float | None:
-    """Spearman's, of two scores for the same n things; None where one of them is all ties, or n < 2.
+    """Spearman's, of two scores for the same n things, the first of which is judged.
+
+    None where that is all ties, or n < 2.  0 where only the other is: it has nothing of the first's ranking
+    (a model of random weights may hold on to no word at all).
 
     Examples::
         >>> import torch
@@ -22,8 +25,10 @@ def rank_correlation(one: Tensor, other: Tensor) -> float | None:
     """
     from scipy.stats import spearmanr
 
-    if len(one) < 2 or one.min() == one.max() or other.min() == other.max():
+    if len(one) < 2 or one.min() == one.max():
         return None
+    if other.min() == other.max():
+        return 0.0
     return float(spearmanr(one.numpy(), other.numpy()).statistic)
 
 
@@ -41,7 +46,7 @@ def seed_stability(name: str = "seed stability", others: int = 1) -> Metric:
         seeds = range(trial.inputs.seed + 1, trial.inputs.seed + 1 + others)
         found = [_over_players(trial, trial.again(seed=seed)) for seed in seeds]
         known = [value for value in found if value is not None]
-        return sum(known) / len(known) if len(known) == others else None
+        return sum(known) / others if known else None
 
     return Metric(name, measure, higher_is_better=True, source="Spearman over tokens, between seeds")
 
@@ -112,7 +117,7 @@ def randomisation_curve(trial: Trial, seed: int = 0) -> dict[Label, float | None
 
     Returns:
         By stage as :func:`~interp_plugin.comparison.randomisation.stages` has them: this and all above are
-        random.  The last two but the embeddings' are those of :func:`weight_randomisation`.
+        random.  The sizes of the values at the first layer and at "embeddings" are :func:`weight_randomisation`'s.
     """
     mine, found = trial.uncalibrated, stages(trial.inputs)
     names = list(found)

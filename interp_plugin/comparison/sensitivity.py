@@ -16,7 +16,8 @@ from interp_plugin.state import first_tensor, module_of
 
 RADIUS = 0.1
 """Of the ball, in standard deviations of the text's embeddings."""
-SAMPLES = 10
+SAMPLES = 5
+"""Points of the ball; the method runs once for each."""
 _NEW = 2**30  # ids from here on are moved words; no vocabulary is that large
 
 
