@@ -75,7 +75,7 @@ def to_html(
         style=style,
         script=script,
         digest=templates.digest(script),
-        legend=list(words.legend()),
+        legend=[*words.legend(), "Shade: dark = better; all are pale where the intervals are wide."],
         swatches=range(0, templates.SHADES + 1, 4),
         tables=[_Table.of(table) for table in tables],
         figures=[
