@@ -21,7 +21,8 @@ from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.comparison.soft_erasure import retention, soft_erasure, thinned
 from interp_plugin.huggingface import HuggingFaceModel
 
-WORDS = "a funny film with more than enough charm and a dull ending".split()
+TEXT = "a funny film with more than enough charm and a dull ending"
+WORDS = TEXT.split()
 SCORES = [0.3, 2.0, 0.9, -1.0, 0.2, 0.1, 0.5, 1.5, 0.0, 0.25, 1.9, -0.5]
 BINS = (0.05, 0.1, 0.2, 0.5)
 
@@ -33,7 +34,7 @@ def default() -> HuggingFaceModel:
 
 @cache
 def sentence() -> Inputs:
-    inputs = Inputs(default(), default().encode(" ".join(WORDS)))
+    inputs = Inputs(default(), default().encode(TEXT))
     assert inputs.players.sum() == len(WORDS)
     return inputs
 

@@ -90,7 +90,8 @@ def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, sampl
     """Captum's ``sensitivity_max``: the most that scores move in a small ball, relative to their norm.
 
     The ball is Captum's (every element of every word's embedding moves by at most the radius, special tokens
-    stay); the norm is L2 over the players; a method that draws has the same draws each time.  The method runs once for each sample.
+    stay); the norm is L2 over the players; a method that draws has the same draws each time.  The method runs
+    once for each sample.
 
     Args:
         name: in tables.
