@@ -61,6 +61,7 @@ def to_html(
 
     Example::
 
+        >>> from interp_plugin.rendering.study import StudyCell
         >>> column = StudyColumn("comprehensiveness", True, "DeYoung et al. 2020")
         >>> cells = {"<b>": (StudyCell(0.463, 0.431, 0.495, 200, True, None),)}
         >>> source = to_html([StudyTable("class", (column,), {"unsigned": cells}, ())], {}, "Study")
