@@ -61,6 +61,7 @@ def to_html(
 
     Example::
 
+        >>> from interp_plugin.rendering.study import StudyCell
         >>> column = StudyColumn("comprehensiveness", True, "DeYoung et al. 2020")
         >>> cells = {"<b>": (StudyCell(0.463, 0.431, 0.495, 200, True, None),)}
         >>> source = to_html([StudyTable("class", (column,), {"unsigned": cells}, ())], {}, "Study")
@@ -75,7 +76,7 @@ def to_html(
         style=style,
         script=script,
         digest=templates.digest(script),
-        legend=list(words.legend()),
+        legend=[*words.legend(), "Shade: dark = better; all are pale where the intervals are wide."],
         swatches=range(0, templates.SHADES + 1, 4),
         tables=[_Table.of(table) for table in tables],
         figures=[
