@@ -70,6 +70,24 @@ class TextExplainer:
         """The same as :meth:`explain`."""
         return self.explain(texts, *args, **kwargs)
 
+    def states(self, layers: Layers = "all") -> list[State]:
+        """Where the states of layers are read, and in which unit; ``layers`` as in :meth:`explain`.
+
+        Raises:
+            ValueError: a layer that is not there, or that the calibration does not have.
+        """
+        return list(self._states(self._labels(layers), None, None, None))
+
+    def encode(self, texts: Text | Sequence[Text], truncation: bool = False) -> list[Encoding]:
+        """Each text (or pair) as the model reads it, without a target.
+
+        Raises:
+            ValueError: an empty or too long text; the message names it.
+            TypeError: texts that are not strings.
+        """
+        pairs = _pairs(texts)
+        return self._encode(pairs, [None] * len(pairs), truncation)
+
     def explain(
         self,
         texts: Text | Sequence[Text],
@@ -319,13 +337,13 @@ class TextExplainer:
                 ),
                 None,
             ),
-            versions=_versions(),
+            versions=versions(),
         )
 
 
 @cache
-def _versions() -> dict[str, str]:
-    """Of the packages at work."""
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on."""
     packages = ("interp-plugin", "captum", "torch", "transformers")
     return {name.replace("-", "_"): version(name) for name in packages}
 
