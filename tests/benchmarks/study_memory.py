@@ -1,4 +1,4 @@
-"""Memory of a study: 1,000 sentences, 10 cheap methods, the class and a state, a journal.
+"""Memory of a study: 1,000 sentences, 10 cheap methods, one metric that runs the model, a journal.
 
 Run it with ``python tests/benchmarks/study_memory.py [sentences] [folder]``; the model is the one that ships
 with the package.  Prints how much memory the process used at most above what it used with the model loaded and
@@ -77,17 +77,16 @@ def main(count: int, folder: str) -> None:
         *huggingface.load(huggingface.default_model_path()),
         methods=methods,
         metrics=[Metric("first removed", removed, True, "-")],
-        layers=1,
     )
     study.run(texts[:1], show_progress=False).tables()
     watch = Watch()
     for some in (count // 4, count // 2, count):
         start = time.perf_counter()
         result = study.run(texts[:some], output=folder, show_progress=False)
-        print(f"{some} sentences: {result}, {time.perf_counter() - start:.0f} s; {watch}")
+        print(f"{some} sentences: {result}, {time.perf_counter() - start:.0f} s; {watch}", flush=True)
     start = time.perf_counter()
     study.run(texts, output=folder, show_progress=False)
-    print(f"read again from its journal: {time.perf_counter() - start:.1f} s; {watch}")
+    print(f"read again from its journal: {time.perf_counter() - start:.1f} s; {watch}", flush=True)
     start = time.perf_counter()
     result.tables()
     print(f"tables with intervals and tests: {time.perf_counter() - start:.1f} s; {watch}")
