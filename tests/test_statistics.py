@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from interp_plugin.comparison.statistics import compare, holm, means, signed_rank
+from interp_plugin.comparison.statistics import holm, means, paired, signed_rank
 
 RNG = np.random.default_rng(3)
 NAN = float("nan")
@@ -105,20 +105,20 @@ def test_zeros_are_ranked_and_left_out_of_the_sums() -> None:
 def test_no_difference_at_all_is_p_1_and_no_text_at_all_is_no_p() -> None:
     assert signed_rank([0.0, 0.0]) == 1.0
     assert np.isnan(signed_rank([NAN]))
-    [same] = compare([1.0, 2.0, 3.0], [[1.0], [2.0], [3.0]])
+    [same] = paired(np.zeros((3, 1)))
     assert (same.mean, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_only_texts_that_both_have_are_compared() -> None:
-    [paired] = compare([5.0, NAN, 7.0, 9.0], [[1.0], [0.0], [NAN], [2.0]])
-    assert (paired.n, paired.mean) == (2, 5.5)
+    found, other = paired([[4.0, 1.0], [NAN, 2.0], [NAN, 3.0], [7.0, NAN]])
+    assert (found.n, found.mean, found.p) == (2, 5.5, 0.5)
+    assert (other.n, other.mean) == (3, 2.0)
 
 
 def test_swapping_two_methods_turns_the_difference_around() -> None:
-    first, second = RNG.normal(1, 1, 30), RNG.normal(0, 1, 30)
-    [one], [other] = compare(first, second[:, None]), compare(second, first[:, None])
-    assert one.mean == pytest.approx(-other.mean)
-    assert one.low == pytest.approx(-other.high, abs=0.02)
+    differences = RNG.normal(1, 1, (30, 1))
+    [one], [other] = paired(differences), paired(-differences)
+    assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
     assert one.p == pytest.approx(other.p)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from interp_plugin.comparison import archive, views
 from interp_plugin.comparison.findings import Contestant, Failure, Findings, StudyText, merged
 from interp_plugin.comparison.running import COSTS
-from interp_plugin.comparison.statistics import compare, holm
+from interp_plugin.comparison.statistics import holm, paired
 from interp_plugin.rendering import study as rendering
 from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
 
@@ -121,18 +121,24 @@ class StudyResult(Findings):
             ['seconds', 'random', 3, 1.5, False]
         """
         fixed = None if reference == BEST else self.number("method", reference)
-        lines: list[tuple[Any, ...]] = []
+        places = []  # question, metric, group, first method, others
         for q, k, group, methods in self.groups():
             first = self.best(q, k, methods) if fixed is None else fixed
             others = [m for m in methods if m != first]
-            if first not in methods or not others:
-                continue
-            found = compare(self.cells[:, q, first, k], self.cells[:, q, others, k])
-            corrected = holm([paired.p for paired in found]).tolist()
+            if first in methods and others:
+                places.append((q, k, group, first, others))
+        differences = [
+            self.cells[:, q, [first], k] - self.cells[:, q, others, k] for q, k, _, first, others in places
+        ]
+        found = iter(paired(np.concatenate([np.empty((len(self.texts), 0)), *differences], axis=1)))
+        lines: list[tuple[Any, ...]] = []
+        for q, k, group, first, others in places:
+            some = [next(found) for _ in others]
+            corrected = holm([one.p for one in some]).tolist()
             names = self.questions[q], self.metrics[k].name, group, self.methods[first].name
-            for m, paired, p in zip(others, found, corrected, strict=True):
-                better = paired.mean > 0 if self.metrics[k].higher_is_better else paired.mean < 0
-                lines.append((*names, self.methods[m].name, *vars(paired).values(), p, better))
+            for m, one, p in zip(others, some, corrected, strict=True):
+                better = one.mean > 0 if self.metrics[k].higher_is_better else one.mean < 0
+                lines.append((*names, self.methods[m].name, *vars(one).values(), p, better))
         columns = (
             *("question", "metric", "group", "reference", "method"),
             *("n", "difference", "low", "high", "p", "holm", "better"),

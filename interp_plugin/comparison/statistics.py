@@ -89,41 +89,40 @@ def means(values: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL, s
     return Means(mean, low, high, n)
 
 
-def compare(first: ArrayLike, others: ArrayLike) -> list[Paired]:
-    """One method against others on the same texts.
+def paired(differences: ArrayLike) -> list[Paired]:
+    """What the differences of two methods on the same texts say; many columns at once are faster than one by one.
 
     Wilcoxon's test ranks differences of 0 with the others and leaves them out of the sums (Pratt 1959),
     gives ties their mean rank, and takes the exact distribution where SciPy has it (few texts, no ties).
     Where all differences are 0, p is 1.
 
     Args:
-        first: (N,); NaN: no value.
-        others: (N, C).
+        differences: first minus second, (N, C); NaN: a text that one of them lacks.
 
     Returns:
-        one for each column, of the texts that both have.
+        one for each column.
 
     Examples::
-        >>> [paired] = compare([3.0, 4.0, 5.5, 7.0, 9.0], [[1.0], [1.5], [2.0], [3.0], [4.0]])
-        >>> paired.n, paired.mean, paired.p  # all five differ in one direction: 2 / 2^5
+        >>> [found] = paired([[2.0], [2.5], [3.5], [4.0], [5.0]])
+        >>> found.n, found.mean, found.p  # all five differ in one direction: 2 / 2^5
         (5, 3.4, 0.0625)
     """
-    differences = np.asarray(first, np.float64)[:, None] - np.asarray(others, np.float64)  # (N, C)
-    found = means(differences)
+    columns = np.asarray(differences, np.float64)
+    found = means(columns)
     return [
         Paired(
             int(found.n[i]),
             float(found.mean[i]),
             float(found.low[i]),
             float(found.high[i]),
-            signed_rank(differences[:, i]),
+            signed_rank(columns[:, i]),
         )
-        for i in range(differences.shape[1])
+        for i in range(columns.shape[1])
     ]
 
 
 def signed_rank(differences: ArrayLike) -> float:
-    """p of Wilcoxon's signed-rank test, two-sided; see :func:`compare` for zeros and ties.
+    """p of Wilcoxon's signed-rank test, two-sided; see :func:`paired` for zeros and ties.
 
     Examples::
         >>> signed_rank([0.0, 0.0, float("nan")])
