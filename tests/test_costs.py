@@ -165,6 +165,20 @@ def test_the_peak_is_what_is_used_on_top_even_if_it_is_free_at_the_end() -> None
     assert cost.peak_mib < 5  # an earlier peak is forgotten
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+def test_memory_that_the_allocator_kept_from_an_earlier_call_counts_again() -> None:
+    for _ in range(2):
+        with measured(BERT) as cost:
+            small = [
+                torch.ones(12_000) for _ in range(800)
+            ]  # of 47 KiB, which glibc does not give back by itself
+            last = torch.ones(1)
+            del small
+        assert cost.peak_mib is not None
+        assert cost.peak_mib > 25
+        assert last == 1
+
+
 def test_a_peak_that_cannot_be_read_is_not_made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("interp_plugin.comparison.costs._PROCESS", tmp_path)
     with measured(BERT) as cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -144,6 +145,13 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _trim() -> None:
+    """Let go of what glibc keeps of freed memory: a computation that fills it again would seem to need none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 class _Memory:
     """The most memory in use since it was made."""
 
@@ -155,10 +163,9 @@ class _Memory:
             torch.cuda.reset_peak_memory_stats(device)
             self.start = torch.cuda.memory_allocated(device)
         elif device.type == "cpu" and (_PROCESS / "clear_refs").exists():
-            try:
-                (_PROCESS / "clear_refs").write_text(
-                    "5", encoding="ascii"
-                )  # the peak is as much as now: proc(5)
+            _trim()
+            try:  # the peak is as much as now: proc(5)
+                (_PROCESS / "clear_refs").write_text("5", encoding="ascii")
             except OSError:  # a container may forbid it: then the peak is not known
                 return
             self.start = self._kib("VmRSS")
