@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from interp_plugin.attribution import InformationLoss, Score
+from interp_plugin.attribution import LayerInformationLoss, Score
 from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs
-from interp_plugin.problem import cap_of_embedding
 from interp_plugin.solver import Solver
-from interp_plugin.state import module_of
 
 RATE = 0.3  # chosen out of 0.03, 0.1, 0.3 and 1 by comprehensiveness on other texts than those of the README's table
 
@@ -20,8 +18,8 @@ RATE = 0.3  # chosen out of 0.03, 0.1, 0.3 and 1 by comprehensiveness on other t
 def of_log_probability(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Nats that the log-probability of the class keeps, (T,), measured in nats (v = 1).
 
-    It cannot rise above 0, so where the model is sure noise on what speaks for the class shows, and noise on
-    what speaks against it hardly does; scores and log-odds feel both alike.
+    It cannot rise above 0: where the model is sure of the class, noise that drowns what speaks for it shows, and
+    noise that drowns what speaks against it hardly does.  The scores themselves feel both alike.
     """
     return _kept(inputs, target, state, "kept")
 
@@ -33,12 +31,16 @@ def signed_information(inputs: Inputs, target: int | None, state: State | None) 
 
 def _kept(inputs: Inputs, target: int | None, state: State | None, score: Score) -> Tensor:
     answer = Answer(inputs, target, state)
-    method = InformationLoss(lambda embeddings: torch.nn.functional.logsigmoid(answer(embeddings)))
-    scores = method.attribute(
-        inputs.embeddings,
+    ids, *others = inputs.arguments
+
+    def log_probability(*arguments: Tensor) -> Tensor:
+        return logsigmoid(answer.reading(*arguments))
+
+    scores = LayerInformationLoss(log_probability, inputs.model.embedding).attribute(
+        ids,
+        additional_forward_args=tuple(others),
         state_std=1.0,
         rate=RATE,
-        max_sigma=cap_of_embedding(module_of(inputs.model.embedding)),
         score=score,
         return_input_shape=False,
         solver=Solver(seed=inputs.seed),

@@ -20,7 +20,7 @@ from common import read_texts
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from interp_plugin import InformationLoss, huggingface
+from interp_plugin import LayerInformationLoss, huggingface
 from interp_plugin.attribution import Score
 from interp_plugin.batches import State
 from interp_plugin.comparison import Study
@@ -30,7 +30,6 @@ from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.result import StudyResult
 from interp_plugin.comparison.statistics import compare
-from interp_plugin.problem import cap_of_embedding
 
 METRICS = ("comprehensiveness (mask)", "comprehensiveness (delete)")
 OURS = "information kept"
@@ -60,12 +59,15 @@ def kept(
 ) -> Tensor:
     """Information kept of the answer, its probability or its log-probability."""
     answer = Answer(inputs, target)
-    method = InformationLoss(lambda embeddings: WATCHED[watched](answer(embeddings)))
+    ids, *others = inputs.arguments
+    method = LayerInformationLoss(
+        lambda *arguments: WATCHED[watched](answer.reading(*arguments)), inputs.model.embedding
+    )
     values = method.attribute(
-        inputs.embeddings,
+        ids,
+        additional_forward_args=tuple(others),
         state_std=1.0 if watched == "log-probability" else None,
         rate=rate,
-        max_sigma=cap_of_embedding(inputs.model.embedding.layer),
         score=score,
         return_input_shape=False,
     )
