@@ -9,10 +9,9 @@ from torch.nn.functional import logsigmoid
 
 from interp_plugin.attribution import LayerInformationLoss, Score
 from interp_plugin.batches import State
+from interp_plugin.comparison.information import RATE
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.solver import Solver
-
-RATE = 0.3  # chosen out of 0.03, 0.1, 0.3 and 1 by comprehensiveness on other texts than those of the README's table
 
 
 def of_log_probability(inputs: Inputs, target: int | None, state: State | None) -> Tensor:

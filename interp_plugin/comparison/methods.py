@@ -39,11 +39,11 @@ _ALL = (
     ),
     Method(
         "information kept (log-probability)", information_signed.of_log_probability, explains="class",
-        source=f"{_GUAN}, eq. 7, lambda = 0.3", draws=True,
+        source=f"{_GUAN}, eq. 7", draws=True,
     ),
     Method(
         "information kept (signed)", information_signed.signed_information, signed=True, explains="class",
-        source=f"{_GUAN}, eq. 7, lambda = 0.3; sign of integrated gradients", draws=True,
+        source=f"{_GUAN}, eq. 7; sign of integrated gradients", draws=True,
     ),
     Method(
         "gradient norm of the state", information.gradient_norm, source="the closed form, without ours", draws=True

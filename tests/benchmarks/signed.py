@@ -5,7 +5,7 @@
 Comprehensiveness (ERASER's bins, class probability of the predicted class) with [MASK] and with deletion, of
 sentences of the TSV's first column; the default model unless another classifier is given. A method's mean has a
 bootstrap 95 % interval; then come its mean paired difference from the best gradient method of its group, and
-Wilcoxon's p, not corrected. `--more` adds what was looked at before the rate of `information_signed` was chosen, on
+Wilcoxon's p, not corrected. `--more` adds what was looked at before the question of `information_signed` was chosen, on
 sentences 0 to 99; `--journal` lets a run that was stopped go on.
 """
 
@@ -82,7 +82,11 @@ def product(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 
 
 def candidates() -> list[Method]:
-    rates = {"log-odds": (0.1, 0.3, 1.0), "probability": (0.03, 0.1, 0.3), "log-probability": (0.1, 1.0)}
+    rates = {
+        "log-odds": (0.1, 0.3, 1.0),
+        "probability": (0.03, 0.1, 0.3),
+        "log-probability": (0.03, 0.3, 1.0),
+    }
     unsigned = [
         Method(f"{watched}, rate {rate}", partial(kept, watched=watched, rate=rate), explains="class")
         for watched, some in rates.items()
@@ -95,7 +99,7 @@ def candidates() -> list[Method]:
             signed=True,
             explains="class",
         )
-        for watched, rate in (("log-odds", 0.1), ("probability", 0.03), ("log-probability", 0.1))
+        for watched, rate in (("log-odds", 0.1), ("probability", 0.03), ("log-probability", 0.3))
     ]
     return [*unsigned, *signed, Method("kept x integrated gradients", product, signed=True, explains="class")]
 
