@@ -136,7 +136,10 @@ def for_and_against() -> Inputs:
     """Three words: one speaks for the class, one against it, at the same slope, and one says nothing."""
     net = Normalised().eval()
     vector = torch.tensor([1.0, 1.0] + 6 * [0.0])
-    net.embedding.weight.data.zero_()[:3] = torch.stack([vector, -vector, vector.flip(0)])
+    others = (
+        9 * torch.eye(8)[2:6]
+    )  # without direction; they raise the cap on sigma, 10 of the table's deviations
+    net.embedding.weight.data = torch.stack([vector, -vector, vector.flip(0), *others, *-others, 0 * vector])
     model = PlainModel(net, tokenizer, net.embedding, {}, ["no", "yes"])
     return Inputs(model, model.encode(" ".join(WORDS[:3])))
 
