@@ -130,7 +130,7 @@ class InformationLoss(Attribution):
             max_sigma: cap on sigma, a number or one per example, (B,).  None: 10 standard deviations of
                 the example's own unmasked elements; for a layer with an embedding table, of its weights.
             score: "loss" (H_i, nats), "kept" (I_i = K log(max_sigma / sigma_i), nats, high = important),
-                "sigma" (input units), or "signed": I_i, below 0 for tokens that push the state down.  It
+                "sigma" (input units), or "signed": I_i times the sign of the token's push on the state.  It
                 needs a state of one number (a ``target``, one neuron) and 16 more forward and backward
                 passes an example, which integrate the state's gradient from an input that says nothing:
                 the mean row of an embedding layer's table; zeros for raw inputs and other layers.

@@ -117,6 +117,54 @@ def test_a_linear_models_noise_is_inverse_to_its_weights(name: str) -> None:
     assert torch.allclose(kept - kept[0], 8 * (PLACES.abs() / PLACES[0].abs()).log(), atol=0.6)
 
 
+class Normalised(nn.Module):
+    """The sum of its words' embeddings, each of length 1 whatever noise makes of it, read by one direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(WORDS), 8)
+        self.direction = nn.Parameter(torch.tensor([4.0] + 7 * [0.0]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        score = nn.functional.normalize(self.embedding(ids), dim=-1).sum(1) @ self.direction + 2.0
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+
+def for_and_against() -> Inputs:
+    """Three words: one speaks for the class, one against it, at the same slope, and one says nothing."""
+    net = Normalised().eval()
+    vector = torch.tensor([1.0, 1.0] + 6 * [0.0])
+    others = (
+        9 * torch.eye(8)[2:6]
+    )  # without direction; they raise the cap on sigma, 10 of the table's deviations
+    net.embedding.weight.data = torch.stack([vector, -vector, vector.flip(0), *others, *-others, 0 * vector])
+    model = PlainModel(net, tokenizer, net.embedding, {}, ["no", "yes"])
+    return Inputs(model, model.encode(" ".join(WORDS[:3])))
+
+
+def test_the_log_probability_keeps_more_of_what_speaks_for_the_class_than_against_it() -> None:
+    inputs = for_and_against()
+    speaks_for, against, _ = scores("information kept (target)", inputs).tolist()
+    assert speaks_for == pytest.approx(against, abs=0.4)
+    speaks_for, against, _ = scores("information kept (log-probability)", inputs).tolist()
+    assert speaks_for > against + 2
+
+
+def test_signed_information_is_below_zero_for_what_speaks_against_the_class() -> None:
+    inputs = for_and_against()
+    kept, signed = (scores(f"information kept ({kind})", inputs) for kind in ("log-probability", "signed"))
+    assert torch.equal(signed.abs()[:2], kept[:2])
+    assert signed[0] > 0 > signed[1]
+    opposite = scores("information kept (signed)", inputs, target=0)
+    assert opposite[0] < 0 < opposite[1]
+
+
+def test_signed_information_of_a_linear_model_has_the_sign_of_what_its_words_add() -> None:
+    kept, signed = (scores(f"information kept ({kind})") for kind in ("log-probability", "signed"))
+    mean = NET.embedding.weight.detach().mean(0)
+    torch.testing.assert_close(signed, kept * contributions(mean).sign())
+
+
 def test_occlusion_by_windows_is_the_mean_over_those_that_hold_the_token() -> None:
     added = contributions(word("it"))
     windows = added.unfold(0, 3, 1).sum(1)  # (4,)

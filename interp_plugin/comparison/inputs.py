@@ -198,11 +198,15 @@ class Answer(nn.Module):
         )
         return self._read(rows, embeddings)
 
+    def reading(self, *arguments: Tensor) -> Tensor:
+        """The answer from what the model is called with, (R, ...) each, with its graph; (R,)."""
+        return self._read(arguments, None)
+
     @torch.no_grad()
     def of_arguments(self, *arguments: Tensor) -> Tensor:
         """The answer from what the model is called with, (R, ...) each; (R,)."""
         with no_fastpath():
-            return self._read(arguments, None)
+            return self.reading(*arguments)
 
     def of_kept(self, kept: Tensor, removal: Removal) -> Tensor:
         """The answer for the text with only some of its tokens left, (R, T) -> (R,), on the CPU.

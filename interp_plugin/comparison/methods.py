@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp_plugin.batches import State
-from interp_plugin.comparison import attention, gradients, information, perturbations
+from interp_plugin.comparison import attention, gradients, information, information_signed, perturbations
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.judged import Explains, Method
 from interp_plugin.tokens import shown
@@ -36,6 +36,14 @@ _ALL = (
     ),
     Method(
         "information kept (closed form)", information.closed_form, source=f"{_GUAN}, eq. 7, small noise", draws=True
+    ),
+    Method(
+        "information kept (log-probability)", information_signed.of_log_probability, explains="class",
+        source=f"{_GUAN}, eq. 7", draws=True,
+    ),
+    Method(
+        "information kept (signed)", information_signed.signed_information, signed=True, explains="class",
+        source=f"{_GUAN}, eq. 7; sign of integrated gradients", draws=True,
     ),
     Method(
         "gradient norm of the state", information.gradient_norm, source="the closed form, without ours", draws=True
