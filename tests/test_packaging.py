@@ -177,13 +177,18 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
 # Which part of the package may import which; a part is a module, or a folder with all that is in it.
 # CONTRIBUTING.md draws the same in words.
 MAY_IMPORT = {
-    "cli": {"", "comparison", "data", "explanation", "huggingface", "solver", "text", "tokens"},
+    "cli": {"", "comparison", "corpus", "data", "explanation", "huggingface", "solver", "text", "tokens"},
     "": {
-        "attribution", "calibration", "explanation", "huggingface", "interpreter", "solver", "state", "text", "tokens",
+        "attribution", "calibration", "corpus", "explanation", "huggingface", "interpreter", "solver", "state", "text",
+        "tokens",
     },
     "comparison": {
         "attribution", "batches", "calibration", "problem", "rendering", "scoring", "solver", "state", "storage",
         "text", "tokens",
+    },
+    "corpus": {
+        "batches", "calibration", "data", "explanation", "problem", "rendering", "scoring", "solver", "state",
+        "storage", "text", "tokens", "units",
     },
     "text": {
         "batches", "calibration", "explanation", "huggingface", "problem", "scoring", "solver", "state", "tokens",
