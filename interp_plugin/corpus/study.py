@@ -191,7 +191,8 @@ class _Run:
             self._check_texts(part, window)
             self._count(part.failures)
         if part is not None or not mine:
-            bar.initial += len(window.entries)  # or the rate would count what cost nothing
+            # or the rate would count what cost nothing; a bar that is switched off has no beginning
+            bar.initial = getattr(bar, "initial", 0) + len(window.entries)
             bar.update(len(window.entries))
             return
         self._count(window.failures)
