@@ -357,7 +357,7 @@ def test_more_failures_than_allowed_stop_the_run_and_finished_parts_stay(tmp_pat
 
 def test_a_model_that_fails_every_text_is_an_error_of_its_own(tmp_path: Path) -> None:
     study_ = CorpusStudy(fussy(), layers="output")
-    with pytest.raises(RuntimeError, match=r"first 32 texts all failed.*no films"):
+    with pytest.raises(RuntimeError, match=r"the model failed on the first 32 texts.*no films"):
         study_.run(["the film"] * 40, tmp_path, show_progress=False)
 
 

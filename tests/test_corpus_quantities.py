@@ -127,18 +127,11 @@ def test_one_sentence_has_no_error_and_no_interval(tmp_path: Path) -> None:
 
 def test_growth_is_scipys_paired_test_and_only_real_growth_is_a_violation(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
-    base = [generator.uniform(0.2, 0.5, (1, 4)) for _ in range(30)]
-    # the second layer keeps clearly less, the third a little more than the second
-    sigmas = [
-        np.concatenate(
-            [
-                b,
-                1.4 * b * generator.uniform(0.95, 1.05, b.shape),
-                1.4 * b * generator.uniform(0.9, 1.02, b.shape),
-            ]
-        )
-        for b in base
-    ]
+    sigmas = []
+    for _ in range(30):  # the second layer keeps clearly less, the third a little more than the second
+        first = generator.uniform(0.2, 0.5, (1, 4))
+        second = first * generator.uniform(1.35, 1.45, (1, 4))
+        sigmas.append(np.concatenate([first, second, second * generator.uniform(0.9, 1.02, (1, 4))]))
     table = result_of(tmp_path, sigmas).monotonicity()
     nats = kept(sigmas)
     tests = [stats.ttest_rel(nats[:, i + 1], nats[:, i], alternative="greater") for i in (0, 1)]

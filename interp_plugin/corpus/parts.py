@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +118,7 @@ class Folder:
         _pyarrow()
         with _explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path / ".writable", b"")
-            (self.path / ".writable").unlink(missing_ok=True)
+            TemporaryFile(dir=self.path).close()
 
     def windows(self) -> list[int]:
         """Numbers of the windows that have a part, whole or not."""

@@ -222,9 +222,9 @@ class CorpusResult:
         Quantifying the Knowledge, CVPR 2020, on regions of images; here tokens, and the difference of H is that of
         kept with the other sign).  The quality of a layer's knowledge is the share of its points that lie in the
         foreground, averaged over sentences that have any.  Concentration is what a layer keeps of a token of the
-        foreground less that of the background, in the sense of Ma et al. (Quantifying Layerwise Information Discarding
-        of Neural Networks, arXiv:1906.04109, 2019), whose foreground is an object's pixels; over all tokens of the
-        corpus, as a difference and as a ratio.
+        foreground less that of the background, over all tokens of the corpus, as a difference and as a ratio: after
+        Ma et al. (Quantification and Analysis of Layer-wise and Pixel-wise Information Discarding, arXiv:1906.04109),
+        who look at the pixels of an object and around it; the formula here is our own.
 
         Args:
             threshold: b, in nats per dimension of the embedding: 0.2 is a noise smaller by 18 %.

@@ -14,7 +14,7 @@ from interp_plugin.explanation import TextExplanation
 from interp_plugin.scoring import Plan, score
 from interp_plugin.tokens import Encoding, TextModel
 
-HOPELESS = 32  # texts that fail before any succeeds: then it is not the texts
+HOPELESS = 32  # texts that the model fails on before any other: then it is not the texts
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Scorer:
         distortion: D that every row must have, by a rate of its own; None: the plan's rate for all.
         batch_size: texts at most in a batch.
         truncation: cut off what the model cannot take; otherwise too long a text fails.
+
+    Attributes:
+        trusted: whether the model has scored any text; until then many failures are an error.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Scorer:
     ) -> None:
         self.model, self.plan, self.distortion = model, plan, distortion
         self.batch_size, self.truncation = batch_size, truncation
-        self._succeeded = False
+        self.trusted = False
 
     def __call__(
         self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] | None = None
@@ -65,22 +68,24 @@ class Scorer:
             done: called after every batch, with how many texts are done and which of them failed.
 
         Raises:
-            RuntimeError: the first texts all fail, so that something else is wrong; or the device is lost.
+            RuntimeError: the model fails on all of the first texts, so that something else is wrong; or the device is
+                lost.
         """
         encodings, failures = self.encoded(items)
         self._report(done, failures, failures)
         scored: list[Scored] = []
-        kept = list(encodings)
+        kept, refused = list(encodings), 0
         for some in batches([encodings[item] for item in kept], self.batch_size, self.model.pads):
             chosen = [kept[i] for i in some]
             found, failed = self._of_batch(chosen, [encodings[item] for item in chosen])
             scored += found
             failures += failed
-            self._succeeded |= bool(found)
-            if not self._succeeded and len(failures) >= HOPELESS:
+            self.trusted |= bool(found)
+            refused += len(failed)
+            if not self.trusted and refused >= HOPELESS:
                 raise RuntimeError(
-                    f"the first {len(failures)} texts all failed, the last because of {failures[-1].reason}; mend that "
-                    "and run again"
+                    f"the model failed on the first {refused} texts, the last because of {failures[-1].reason}; mend "
+                    "that and run again"
                 )
             self._report(done, [*found, *failed], failed)
         return sorted(scored, key=lambda s: s.item.row), sorted(failures, key=lambda f: f.row)

@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import os
-import time
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +16,16 @@ from tqdm.auto import tqdm
 
 from interp_plugin import data
 from interp_plugin.calibration import Calibration
-from interp_plugin.corpus.parts import About, Folder, Part
+from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.corpus.scorer import Scored, Scorer
-from interp_plugin.corpus.stream import Failure, Reader, Source, Window, windows
+from interp_plugin.corpus.run import Run
+from interp_plugin.corpus.scorer import Scorer
+from interp_plugin.corpus.stream import Reader, Source, windows
 from interp_plugin.problem import warn_of_training
-from interp_plugin.scoring import warn_of_deaf_states
 from interp_plugin.solver import Solver
 from interp_plugin.state import Site
 from interp_plugin.text import Layers, TextExplainer
-from interp_plugin.tokens import OUTPUT, TextModel, shown
+from interp_plugin.tokens import OUTPUT, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,14 +129,14 @@ class CorpusStudy:
             ValueError: the folder holds a study with other settings or of other texts; too many texts failed; there
                 are no texts at all.
             OSError: the folder cannot be written to, or the disk is full; finished parts stay.
-            RuntimeError: the first texts all fail, so that it is not the texts.
+            RuntimeError: the model fails on all of the first texts, so that it is not the texts.
         """
         _check_positive("window", window)
         _check_positive("world_size", world_size)
         if rank not in range(world_size):
             raise ValueError(f"rank is {rank}, and world_size {world_size}; give 0 to {world_size - 1}")
         warn_of_training(self.model.module, stacklevel=3)
-        run = _Run(self, Folder(output_dir), window, max_errors)
+        run = Run(Folder(output_dir), self.settings(window), self.scorer(), max_errors)
         total = len(texts) if isinstance(texts, Sized) else None
         reader = Reader(text_column, pair_column, tag_column)
         with tqdm(total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar:
@@ -166,146 +165,6 @@ class CorpusStudy:
     def scorer(self) -> Scorer:
         """What scores the texts of a window."""
         return Scorer(self.model, self.plan, self.distortion, self.batch_size, self.truncation)
-
-
-class _Run:
-    """One process's way through the corpus."""
-
-    def __init__(self, study: CorpusStudy, folder: Folder, size: int, max_errors: int | None) -> None:
-        self.folder, self.size, self.max_errors = folder, size, max_errors
-        self.settings, self.scorer = study.settings(size), study.scorer()
-        self.failures = 0
-        self.windows = 0
-        self.warned = False
-        folder.prepare()
-        first = next((part for number in folder.windows() if (part := folder.part(number))), None)
-        if first is not None:
-            self._check_settings(first)
-
-    def visit(self, window: Window, mine: bool, bar: tqdm[Any]) -> None:
-        """Score a window unless that is done, or another's to do."""
-        self.windows += 1
-        part = self.folder.part(window.number) if mine else None
-        if part is not None:
-            self._check_settings(part)
-            self._check_texts(part, window)
-            self._count(part.failures)
-        if part is not None or not mine:
-            # or the rate would count what cost nothing; a bar that is switched off has no beginning
-            bar.initial = getattr(bar, "initial", 0) + len(window.entries)
-            bar.update(len(window.entries))
-            return
-        self._count(window.failures)
-        bar.update(len(window.failures))
-
-        def done(texts: int, failed: list[Failure]) -> None:
-            bar.update(texts)
-            self._count(failed)
-
-        start = time.perf_counter()
-        scored, failed = self.scorer(window.items, done)
-        seconds = time.perf_counter() - start
-        failures = sorted([*window.failures, *failed], key=lambda failure: failure.row)
-        self.folder.write(self._about(window, len(scored), len(failures), seconds), scored, failures)
-        self._warn(scored)
-
-    def finish(self) -> None:
-        """Check that the corpus had any rows, and no fewer than before."""
-        if not self.windows:
-            raise ValueError("there are no texts: the corpus must hold at least one")
-        beyond = [number for number in self.folder.windows() if number >= self.windows]
-        if beyond:
-            raise ValueError(
-                f"{str(self.folder.path)!r} has {len(beyond)} parts of rows from {beyond[0] * self.size} on, where "
-                "these texts end before: it holds a study of other texts; give another folder"
-            )
-
-    def _about(self, window: Window, texts: int, failures: int, seconds: float) -> About:
-        return About(
-            window=window.number,
-            first_row=window.number * self.size,
-            rows=len(window.entries),
-            last=window.last,
-            digest=window.digest,
-            ids=self._ids(window),
-            texts=texts,
-            failures=failures,
-            settings=self.settings,
-            seconds=seconds,
-        )
-
-    def _ids(self, window: Window) -> str:
-        """A name for the tokens of the first text that has any."""
-        for item in window.items:
-            for encoding in self.scorer.encoded([item])[0].values():
-                return hashlib.sha256(json.dumps(encoding.ids).encode()).hexdigest()[:16]
-        return ""
-
-    def _check_settings(self, part: Part) -> None:
-        found = [
-            f"{name} is {ours!r} now and {theirs!r} there"
-            for name, ours, theirs in differences(self.settings, part.about.settings)
-        ]
-        if found:
-            raise ValueError(
-                f"{str(self.folder.path)!r} holds a study with other settings: {', '.join(found)}; give the same "
-                "settings, or another folder"
-            )
-
-    def _check_texts(self, part: Part, window: Window) -> None:
-        about, rows = (
-            part.about,
-            f"rows {part.about.first_row} to {part.about.first_row + part.about.rows - 1}",
-        )
-        if about.digest != window.digest:
-            raise ValueError(
-                f"{str(self.folder.path)!r} holds a study of other texts: {rows} differ, or their tags do; give the "
-                "same texts in the same order, or another folder"
-            )
-        if about.last != window.last:
-            raise ValueError(
-                f"{str(self.folder.path)!r} holds a study of other texts: its corpus "
-                f"{'ends' if about.last else 'goes on'} after {rows}; give the same texts, or another folder"
-            )
-        if about.ids != self._ids(window):
-            raise ValueError(
-                f"{str(self.folder.path)!r} holds a study with another tokenizer: {rows} have other tokens; give the "
-                "same tokenizer, or another folder"
-            )
-
-    def _count(self, failures: list[Failure]) -> None:
-        self.failures += len(failures)
-        if self.max_errors is not None and self.failures > self.max_errors:
-            last = failures[-1]
-            raise ValueError(
-                f"{self.failures} texts failed and max_errors is {self.max_errors}; the last is row {last.row}, "
-                f"{shown(last.beginning)}: {last.reason}; mend the texts, or allow more"
-            )
-
-    def _warn(self, scored: list[Scored]) -> None:
-        deaf = [each.found for each in scored if any(row.distortion == 0 for row in each.found.rows)]
-        if deaf and not self.warned:
-            self.warned = True
-            warn_of_deaf_states(deaf)
-
-
-def differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], before: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """Names and values of the settings that differ.
-
-    Examples::
-        >>> differences({"rate": 0.1, "versions": {"torch": "2"}}, {"rate": 0.1, "versions": {"torch": "3"}})
-        [('versions.torch', '2', '3')]
-    """
-    found: list[tuple[str, Any, Any]] = []
-    for name in dict.fromkeys([*ours, *theirs]):
-        here, there = ours.get(name), theirs.get(name)
-        if isinstance(here, Mapping) and isinstance(there, Mapping):
-            found += differences(here, there, before=f"{before}{name}.")
-        elif here != there:
-            found.append((before + name, here, there))
-    return found
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -151,7 +151,9 @@ def table(sums: Sums, order: Sequence[str] | None = None) -> pd.DataFrame:
     import pandas as pd
 
     mean, error = sums.mean()
-    classes = sums.classes if order is None else [name for name in order if name in sums.classes]
+    if order is None:
+        order = [*sorted(name for name in sums.classes if name != SPECIAL), SPECIAL]
+    classes = [name for name in order if name in sums.classes]
     places = [sums.classes.index(name) for name in classes]
     share = sums.sums["x"] / np.maximum(sums.sums["x"].sum(1, keepdims=True), 1e-300)
     listed = [
@@ -180,7 +182,7 @@ def classifier(
     lexicon: Mapping[str, str] | None = None,
     stop_words: Collection[str] | None = None,
 ) -> tuple[Classify, list[str] | None]:
-    """How words are told apart, and the order of the classes; None: as they are met.
+    """How words are told apart, and the order of the classes; None: that of their names.
 
     Raises:
         ValueError: another way, or a lexicon where none belongs.

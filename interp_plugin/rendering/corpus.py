@@ -187,9 +187,10 @@ def plot_regime(regime: Regime) -> Figure:
     for line in drawn["medians"]:
         line.set_color("black")
     axes.axhline(1.0, color="#b3261e", linewidth=1, linestyle="--")
-    axes.set_ylabel("regime index E over sentences\n(box: quartiles; whiskers: 5 to 95 %)", fontsize="small")
-    axes.annotate("1: small noise", (0.99, 1.0), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                  textcoords="offset points", ha="right", fontsize="x-small", color="#b3261e")  # fmt: skip
+    axes.set_ylabel(
+        "regime index E over sentences\n(box: quartiles; whiskers: 5 to 95 %;\ndashed: 1, small noise)",
+        fontsize="small",
+    )
     _names_below(axes, names)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -326,7 +327,7 @@ def _number(value: float | None, digits: int = 4) -> str:
     """Significant digits that a reader needs; "-" where it is not known."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if abs(value) < 10**digits else f"{value:.0f}"
 
 
 def _duration(seconds: float) -> str:
