@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,6 +121,18 @@ def test_one_sentence_has_no_error_and_no_interval(tmp_path: Path) -> None:
     found = line(result_of(tmp_path, drawn(1)).layers(), layer=1, quantity="kept", per="token")
     assert math.isfinite(found["mean"])
     assert np.isnan([found["standard_error"], found["low"], found["high"]]).all()
+
+
+def test_numbers_do_not_depend_on_how_much_is_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = result_of(tmp_path / "whole", drawn(30), window=30)
+    monkeypatch.setattr("interp_plugin.corpus.parts.GROUP", 7)
+    monkeypatch.setattr("interp_plugin.corpus.quantities.BATCH", 10)
+    pieces = result_of(tmp_path / "pieces", drawn(30), window=30)
+    for name in ("layers", "table", "monotonicity", "word_classes"):
+        pd.testing.assert_frame_equal(getattr(pieces, name)(), getattr(whole, name)())
+    assert pieces.explanation([3, 29]) == whole.explanation([3, 29])
 
 
 # -- depth

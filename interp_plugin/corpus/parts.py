@@ -26,6 +26,7 @@ from interp_plugin.units import Unit, group
 if TYPE_CHECKING:
     import pyarrow as pa
 
+GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 _KEY = b"interp_plugin_corpus"  # of the files' metadata
 _NAME = re.compile(r"(part|errors)-(\d{8,})-([0-9a-f]{16})\.parquet")
@@ -145,17 +146,22 @@ class Folder:
             table = arrow.Table.from_pylist(lines, schema=_error_schema(arrow))
             errors = self._save("errors", about.window, table, {})
         about = replace(about, errors=errors)
-        rows = [line for each in scored for line in _lines(each)]
+        rows = [line for text in scored for line in _lines(text)]
         table = arrow.Table.from_pylist(rows, schema=_schema(arrow))
-        name = self._save("part", about.window, table, {**asdict(about), "lines": len(rows)})
-        new = [self.path / each for each in (name, errors) if each is not None]
+        each = len(scored[0].rates) if scored else 1
+        group_size = max(1, GROUP // each) * each  # of whole texts
+        header = {**asdict(about), "lines": len(rows)}
+        name = self._save("part", about.window, table, header, group_size)
+        new = [self.path / file for file in (name, errors) if file is not None]
         for path in self._files.get(about.window, []):
             if path not in new:
                 path.unlink(missing_ok=True)
         self._files[about.window] = new
         return Part(self.path / name, about)
 
-    def _save(self, kind: str, window: int, table: pa.Table, header: Mapping[str, Any]) -> str:
+    def _save(
+        self, kind: str, window: int, table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP
+    ) -> str:
         arrow, parquet = _pyarrow()
         sink = arrow.BufferOutputStream()
         with parquet.ParquetWriter(
@@ -166,7 +172,7 @@ class Folder:
             use_dictionary=["layer", "words.list.element", "tokens.list.element"],
             use_byte_stream_split=[f"{name}.list.element" for name in _FLOATS],
         ) as writer:
-            writer.write_table(table)
+            writer.write_table(table, row_group_size=group_size)
             writer.add_key_value_metadata({_KEY: json.dumps({"format": FORMAT, **header})})
         content = sink.getvalue()
         digest = hashlib.sha256(memoryview(content)).hexdigest()[:16]

@@ -33,15 +33,8 @@ Kind = Literal["curve", "classes", "regime"]
 Per = Literal["sentence", "token", "token of a sentence", "dimension"]
 Quantity = Literal["kept", "loss"]
 
-DRAWS = (
-    "seed",
-    "tolerance",
-    "draws",
-    "iterations",
-    "rate",
-    "distortion",
-    "truncation",
-)  # what pairs two studies
+# what two studies must share for their numbers to be paired
+DRAWS = ("seed", "tolerance", "draws", "iterations", "rate", "distortion", "truncation")
 
 
 @dataclass(frozen=True)
