@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import tiny_models
 import torch
 from pyarrow import parquet
 from tiny_corpus import SOLVER, TEXTS, WINDOW, made_up, study, texts
@@ -109,6 +110,19 @@ def test_texts_come_from_files_pairs_mappings_and_bytes(tmp_path: Path) -> None:
     assert items == [Item(0, "a", "b")]
 
 
+def test_a_malformed_first_row_does_not_choose_the_column(tmp_path: Path) -> None:
+    given = [
+        {"label": "good"},
+        *({"words": "the cat sat", "label": "good"} for _ in range(2)),
+        {"words": "a mat"},
+    ]
+    given += [{"words": "it sat"}]
+    result = run(tmp_path, given, window=9)
+    assert [failure.row for failure in result.failures()] == [0]
+    usual = [{"label": "good"}, {"sentence": "the cat sat", "label": "good"}]
+    assert [item.text for item in run(tmp_path / "usual", usual).explanation()] == ["the cat sat"]
+
+
 def test_one_text_in_place_of_many_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"texts is a str.*data\.records"):
         run(tmp_path, "the cat sat")
@@ -117,6 +131,17 @@ def test_one_text_in_place_of_many_is_refused(tmp_path: Path) -> None:
 def test_a_corpus_without_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no texts"):
         run(tmp_path, [])
+
+
+@pytest.mark.parametrize("family, name", [("gpt2", "GPT2LMHeadModel"), ("t5", "T5ForConditionalGeneration")])
+def test_language_models_and_encoder_decoders_are_studied_too(tmp_path: Path, family: str, name: str) -> None:
+    model = tiny_models.tiny(family, name)
+    result = CorpusStudy(model, layers=["output", "all"], solver=SOLVER).run(
+        ["a good film", "not bad", "a bad film"], tmp_path, show_progress=False
+    )
+    assert result.texts == 3
+    assert result.layer_labels == (*model.layers, "output")
+    assert result.explanation([1])[0].layers == result.layer_labels
 
 
 # -- killed, and run again

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -96,11 +98,13 @@ class Reader:
 
     Args:
         text_column, pair_column, tag_column: of rows that have columns.  text_column None: the usual name, or the only
-            column of words, of the first row where that can be told.
+            column of words, by the vote of the first window, which a malformed row cannot swing.
 
     Examples::
         >>> read = Reader(tag_column="genre")
-        >>> read(0, {"sentence": "a good film", "genre": "review"})
+        >>> row = {"sentence": "a good film", "genre": "review"}
+        >>> read.settle([row])
+        >>> read(0, row)
         Item(row=0, text='a good film', pair=None, tags='review')
         >>> read(1, " ").reason
         'ValueError: the text is empty'
@@ -113,6 +117,18 @@ class Reader:
         tag_column: data.Column | None = None,
     ) -> None:
         self.text_column, self.pair_column, self.tag_column = text_column, pair_column, tag_column
+
+    def settle(self, rows: Iterable[object]) -> None:
+        """Find the column of texts, if there are columns and none was named."""
+        votes: Counter[data.Column] = Counter()
+        for number, given in enumerate(rows):
+            record = data.Record(f"row {number}", given) if isinstance(given, Mapping) else given
+            if isinstance(record, data.Record) and record.error is None:
+                with suppress(ValueError):
+                    votes[data.columns(record)[0]] += 1
+        if votes and self.text_column is None:
+            usual = [name for name in data.TEXT_COLUMNS if name in votes]
+            self.text_column = usual[0] if usual else votes.most_common(1)[0][0]
 
     def __call__(self, row: int, given: object) -> Item | Failure:
         """The text of a row; never raises for what the row holds."""
@@ -137,8 +153,6 @@ class Reader:
         return Item(row, *parts)
 
     def _of_record(self, row: int, record: data.Record) -> Item:
-        if self.text_column is None and record.error is None:
-            self.text_column = data.columns(record)[0]
         found = record.text(data.TEXT_COLUMNS[0] if self.text_column is None else self.text_column)
         pair = None if self.pair_column is None else record.text(self.pair_column)
         assert isinstance(found, str) and not isinstance(pair, tuple)
@@ -177,6 +191,7 @@ def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
         )
     rest = iter(source)
     number, rows = 0, list(islice(rest, size))
+    read.settle(rows)
     while rows:
         following = list(islice(rest, 1))
         entries = tuple(read(number * size + place, row) for place, row in enumerate(rows))
