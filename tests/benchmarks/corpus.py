@@ -1,6 +1,6 @@
 """What a corpus study costs and survives, on the default model.
 
-  python tests/benchmarks/corpus.py --data TSV [--parts kill growth speed] [--layers 1 2]
+  python tests/benchmarks/corpus.py --data TSV [--parts kill growth speed] [--layers 1 2] [--iterations 0]
 
 TSV has a sentence in its first column and no header (SST-2's train.tsv does).
 
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from interp_plugin import CorpusResult, CorpusStudy, data, huggingface
+from interp_plugin import CorpusResult, CorpusStudy, Solver, data, huggingface
 
 PARTS = ("kill", "growth", "speed")
 WINDOW = 25  # small, so that there is much to lose
@@ -36,8 +36,11 @@ def line(part: str, what: str, figure: str) -> None:
     print(f"{part:<7} {what:<60} {figure}", flush=True)
 
 
-def study(layers: list[int] | None) -> CorpusStudy:
-    return CorpusStudy(*huggingface.load(huggingface.default_model_path()), layers=layers or "all")
+def study(layers: list[int] | None, iterations: int | None = None) -> CorpusStudy:
+    solver = Solver(iterations=iterations)
+    return CorpusStudy(
+        *huggingface.load(huggingface.default_model_path()), layers=layers or "all", solver=solver
+    )
 
 
 def records(file: Path, count: int) -> Iterator[data.Record]:
@@ -96,7 +99,7 @@ def of_kills(file: Path, layers: list[int], count: int, kills: int) -> None:
         line("kill", "files in the folder", str(len(list(folder.iterdir()))))
 
 
-def of_growth(file: Path, layers: list[int], count: int) -> None:
+def of_growth(file: Path, layers: list[int], count: int, iterations: int | None) -> None:
     marks: dict[int, tuple[float, float]] = {}
 
     def watched() -> Iterator[data.Record]:
@@ -106,7 +109,7 @@ def of_growth(file: Path, layers: list[int], count: int) -> None:
             yield record
 
     with tempfile.TemporaryDirectory() as name:
-        study(layers).run(watched(), name, window=WINDOW, show_progress=False, text_column=0)
+        study(layers, iterations).run(watched(), name, window=WINDOW, show_progress=False, text_column=0)
         marks[count] = time.process_time(), resident()
         start = time.perf_counter()
         result = CorpusResult.load(name)
@@ -161,6 +164,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--layers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--count", type=int)
+    parser.add_argument("--iterations", type=int, help="of growth; 0 is the closed form, to be done sooner")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--child", type=Path)
     given = parser.parse_args()
@@ -171,7 +175,7 @@ def main() -> None:
     if "kill" in given.parts:
         of_kills(given.data, given.layers, given.count or 500, given.kills)
     if "growth" in given.parts:
-        of_growth(given.data, given.layers, given.count or 5000)
+        of_growth(given.data, given.layers, given.count or 5000, given.iterations)
     if "speed" in given.parts:
         of_speed(given.data, given.count or 1000)
 
