@@ -9,6 +9,7 @@ import torch
 
 from interp_plugin.batches import batches
 from interp_plugin.corpus.distortion import at_distortion
+from interp_plugin.corpus.memory import give_back
 from interp_plugin.corpus.stream import Failure, Item
 from interp_plugin.explanation import TextExplanation
 from interp_plugin.scoring import Plan, score
@@ -88,6 +89,7 @@ class Scorer:
                     "that and run again"
                 )
             self._report(done, [*found, *failed], failed)
+            give_back()
         return sorted(scored, key=lambda s: s.item.row), sorted(failures, key=lambda f: f.row)
 
     def encoded(self, items: Sequence[Item]) -> tuple[dict[Item, Encoding], list[Failure]]:
