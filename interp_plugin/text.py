@@ -146,14 +146,10 @@ class TextExplainer:
         pairs = _pairs(texts)
         targets = _for_each(target, len(pairs))
         labels = self._labels(layers)
-        base = Plan(
-            states=(),
+        base = self._terms(rate, max_sigma, solver)
+        base = replace(
+            base,
             positions=positions,
-            noise_layer=self.noise_layer,
-            target=None,
-            rate=rate,
-            max_sigma=cap_of_embedding(module_of(self.noise_layer)) if max_sigma is None else max_sigma,
-            solver=Solver() if solver is None else solver,
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
         )
         encodings = self._encode(pairs, targets, truncation)
@@ -171,7 +167,26 @@ class TextExplainer:
                     bar.update(len(chosen))
         items = tuple(found[index] for index in range(len(pairs)))
         warn_of_deaf_states(items)
-        return Explanation(items, self._settings(base, neurons, heads), time.perf_counter() - start)
+        return Explanation(items, self.settings(base, neurons, heads), time.perf_counter() - start)
+
+    def plan(
+        self,
+        layers: Layers = "all",
+        *,
+        rate: float = 0.1,
+        max_sigma: float | None = None,
+        solver: Solver | None = None,
+    ) -> Plan:
+        """What :meth:`explain` asks of every text, for those that call :func:`scoring.score` themselves.
+
+        Args:
+            layers, rate, max_sigma, solver: as in :meth:`explain`.
+
+        Raises:
+            ValueError: a layer that is not there, or that the calibration does not have.
+        """
+        states = self._states(self._labels(layers), None, None, None)
+        return replace(self._terms(rate, max_sigma, solver), states=tuple(states))
 
     def calibrate(
         self,
@@ -224,6 +239,18 @@ class TextExplainer:
         spreads = {key: spread.std() for key, spread in running.items()}
         self.calibration = Calibration(self.model.name, len(pairs), spreads)
         return self.calibration
+
+    def _terms(self, rate: float, max_sigma: float | None, solver: Solver | None) -> Plan:
+        """A plan without states."""
+        return Plan(
+            states=(),
+            positions=None,
+            noise_layer=self.noise_layer,
+            target=None,
+            rate=rate,
+            max_sigma=cap_of_embedding(module_of(self.noise_layer)) if max_sigma is None else max_sigma,
+            solver=Solver() if solver is None else solver,
+        )
 
     def _labels(self, layers: Layers) -> list[Label]:
         """The chosen layers, without repeats, each checked to be there."""
@@ -317,7 +344,8 @@ class TextExplainer:
                 raise kind(f"text {index}, {shown(text)}: {error}") from error
         return encodings
 
-    def _settings(self, plan: Plan, neurons: Any, heads: Any) -> Settings:
+    def settings(self, plan: Plan, neurons: Any = None, heads: Any = None) -> Settings:
+        """What the numbers that come of a plan depend on."""
         names = {id(module): name for name, module in self.model.module.named_modules()}
         return Settings(
             model=self.model.name,

@@ -178,14 +178,20 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
 # CONTRIBUTING.md draws the same in words.
 MAY_IMPORT = {
     "cli": {
-        "", "calibration", "comparison", "data", "explanation", "huggingface", "rendering", "solver", "text", "tokens",
+        "", "calibration", "comparison", "corpus", "data", "explanation", "huggingface", "rendering", "solver", "text",
+        "tokens",
     },
     "": {
-        "attribution", "calibration", "explanation", "huggingface", "interpreter", "solver", "state", "text", "tokens",
+        "attribution", "calibration", "corpus", "explanation", "huggingface", "interpreter", "solver", "state", "text",
+        "tokens",
     },
     "comparison": {
         "attribution", "batches", "calibration", "problem", "rendering", "scoring", "solver", "state", "storage",
         "text", "tokens",
+    },
+    "corpus": {
+        "batches", "calibration", "data", "explanation", "problem", "rendering", "scoring", "solver", "state",
+        "storage", "text", "tokens", "units",
     },
     "text": {
         "batches", "calibration", "explanation", "huggingface", "problem", "scoring", "solver", "state", "tokens",
