@@ -16,10 +16,11 @@ from scipy import stats
 from tiny_corpus import made_up
 
 from interp_plugin import CorpusResult
+from interp_plugin.corpus.estimates import bootstrap, ratio
 from interp_plugin.corpus.quantities import chain
-from interp_plugin.corpus.statistics import bootstrap, holm, ratio
 from interp_plugin.corpus.stream import Failure
 from interp_plugin.corpus.word_classes import word_counts
+from interp_plugin.statistics import holm
 
 K, CAP = 10, 0.8
 LAYERS = (1, 2, 3)

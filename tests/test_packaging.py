@@ -186,12 +186,12 @@ MAY_IMPORT = {
         "tokens",
     },
     "comparison": {
-        "attribution", "batches", "calibration", "problem", "rendering", "scoring", "solver", "state", "storage",
-        "text", "tokens",
+        "attribution", "batches", "calibration", "problem", "rendering", "scoring", "solver", "state", "statistics",
+        "storage", "text", "tokens",
     },
     "corpus": {
         "batches", "calibration", "data", "explanation", "problem", "rendering", "scoring", "solver", "state",
-        "storage", "text", "tokens", "units",
+        "statistics", "storage", "text", "tokens", "units",
     },
     "text": {
         "batches", "calibration", "explanation", "huggingface", "problem", "scoring", "solver", "state", "tokens",
@@ -217,6 +217,7 @@ MAY_IMPORT = {
     "controls": {"noise"},
     "objective": {"noise", "state"},
     "data": {"tokens"},
+    "statistics": set(),
     "tokens": {"state"},
     "state": set(),
     "noise": set(),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from interp_plugin.comparison.statistics import holm, means, paired, signed_rank
+from interp_plugin.statistics import holm, means, paired, signed_rank
 
 RNG = np.random.default_rng(3)
 NAN = float("nan")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interp_plugin.comparison.journal import differences
-from interp_plugin.comparison.statistics import Means, holm, means, signed_rank
 from interp_plugin.rendering.study import StudyColumn
+from interp_plugin.statistics import Means, holm, means, signed_rank
 
 Group = Literal["unsigned", "signed"]
 GROUPS: tuple[Group, ...] = ("unsigned", "signed")

@@ -13,9 +13,9 @@ import numpy as np
 from interp_plugin.comparison import archive, views
 from interp_plugin.comparison.findings import Contestant, Failure, Findings, StudyText, merged
 from interp_plugin.comparison.running import COSTS
-from interp_plugin.comparison.statistics import holm, paired
 from interp_plugin.rendering import study as rendering
 from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
+from interp_plugin.statistics import holm, paired
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from interp_plugin.comparison.findings import GROUPS, Findings
-from interp_plugin.comparison.statistics import RESAMPLES
 from interp_plugin.rendering.study import StudyCell, StudyColumn, StudyPoint, StudyTable
+from interp_plugin.statistics import RESAMPLES
 
 SECONDS = "seconds"
 CLASS = "class"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp_plugin.corpus.estimates import Z, ratio
 from interp_plugin.corpus.parts import Part
 from interp_plugin.corpus.quantities import batches_of
-from interp_plugin.corpus.statistics import Z, ratio
 from interp_plugin.corpus.word_classes import COLUMNS, Classify, Sums, by_class, tokens_of
 from interp_plugin.tokens import Label
 

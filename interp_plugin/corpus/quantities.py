@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp_plugin.corpus.estimates import bootstrap, p_values, ratio
 from interp_plugin.corpus.parts import Part, lines
-from interp_plugin.corpus.statistics import bootstrap, holm, p_values, ratio
+from interp_plugin.statistics import holm
 from interp_plugin.tokens import Label
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from interp_plugin.corpus import quantities
+from interp_plugin.corpus.estimates import RESAMPLES
 from interp_plugin.corpus.knowledge import knowledge
 from interp_plugin.corpus.parts import Folder, Part, lines
 from interp_plugin.corpus.quantities import Sentences
-from interp_plugin.corpus.statistics import RESAMPLES
 from interp_plugin.corpus.stream import Failure
 from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
 from interp_plugin.corpus.word_classes import table as table_of_classes

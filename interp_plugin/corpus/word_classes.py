@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from interp_plugin.corpus.estimates import Z
 from interp_plugin.corpus.parts import Part, lines
 from interp_plugin.corpus.quantities import BATCH, ENTROPY, batches_of, kept_of_tokens
-from interp_plugin.corpus.statistics import Z
 from interp_plugin.tokens import Label
 
 if TYPE_CHECKING:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.rendering import figures, labels, page, shades
+from interp_plugin.rendering import drawing, labels, page, shades, templates
 from interp_plugin.rendering.labels import printable
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Layer = int | str
 _MARKERS = "osv^D"
 _STYLES = ("-", "--", "-.", ":")
-_STEPS = 32  # of shades, as on the page of texts
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,13 @@ def plot_curves(curves: Sequence[Curve], unit: str) -> Figure:
 
     names = list(dict.fromkeys(_label(layer) for curve in curves for layer in curve.layers))
     many = len(curves) > 1
-    figure = figures._figure(max(4.5, 2.0 + 0.4 * len(names)), 3.2 + figures._room(names))
+    figure = drawing.new_figure(max(4.5, 2.0 + 0.4 * len(names)), 3.2 + drawing.room(names))
     axes = figure.add_subplot()
-    colours = figures._viridis()(np.linspace(0.0, 0.8, len(curves)))
+    colours = drawing.viridis()(np.linspace(0.0, 0.8, len(curves)))
     for number, (curve, colour) in enumerate(zip(curves, colours)):
         places = [names.index(_label(layer)) for layer in curve.layers]
         style = {"marker": _MARKERS[number % 5], "linestyle": _STYLES[number % 4], "color": colour}
-        axes.plot(places, curve.mean, markersize=4, label=figures._drawable(curve.name), **style)
+        axes.plot(places, curve.mean, markersize=4, label=drawing.drawable(curve.name), **style)
         axes.fill_between(places, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0)
     axes.set_ylabel(f"{unit}\n(band: 95 % of bootstrap means)", fontsize="small")
     _names_below(axes, names)
@@ -127,7 +124,7 @@ def plot_curves(curves: Sequence[Curve], unit: str) -> Figure:
         for text in legend.get_texts():
             text.set_parse_math(False)
     elif curves:
-        axes.set_title(figures._drawable(curves[0].name), fontsize="medium", parse_math=False)
+        axes.set_title(drawing.drawable(curves[0].name), fontsize="medium", parse_math=False)
     return figure
 
 
@@ -147,12 +144,12 @@ def plot_classes(classes: Classes) -> Figure:
     low, span = shades.scale(_known(classes.kept), _known(classes.errors))
     size = (
         2.4 + 0.08 * max(map(len, rows)) + 0.75 * len(columns),
-        1.2 + 0.4 * len(rows) + figures._room(columns),
+        1.2 + 0.4 * len(rows) + drawing.room(columns),
     )
-    figure = figures._figure(*size)
+    figure = drawing.new_figure(*size)
     axes = figure.add_subplot()
     axes.set_facecolor("0.8")
-    image = axes.imshow(kept, aspect="auto", cmap=figures._colours(), vmin=low, vmax=low + span)
+    image = axes.imshow(kept, aspect="auto", cmap=drawing.colours(), vmin=low, vmax=low + span)
     for c, line in enumerate(kept):
         for layer, value in enumerate(line):
             if math.isfinite(value):
@@ -162,7 +159,7 @@ def plot_classes(classes: Classes) -> Figure:
     _names_below(axes, columns)
     axes.set_yticks(
         range(len(rows)), [_plain(name) for name in rows], fontsize="small", parse_math=False,
-        family=figures._families(),
+        family=drawing.families(),
     )  # fmt: skip
     figure.colorbar(image, ax=axes, label="kept, nats per token", fraction=0.05, aspect=15)
     return figure
@@ -177,7 +174,7 @@ def plot_regime(regime: Regime) -> Figure:
         True
     """
     names = [_label(layer) for layer in regime.layers]
-    figure = figures._figure(max(4.5, 2.0 + 0.4 * len(names)), 2.8 + figures._room(names))
+    figure = drawing.new_figure(max(4.5, 2.0 + 0.4 * len(names)), 2.8 + drawing.room(names))
     axes = figure.add_subplot()
     keys = ("whislo", "q1", "med", "q3", "whishi")
     boxes = [{**dict(zip(keys, quantiles)), "fliers": []} for quantiles in regime.quantiles]
@@ -203,9 +200,9 @@ def to_html(study: Page) -> str:
     settings = dict(study.settings)
     versions = settings.pop("versions", {})
     calibrated = settings.get("state_std")
-    return _template().render(
+    return templates.template("page.corpus.html").render(
         title=printable(f"{study.model}: information kept, layer by layer, of {study.texts} texts"),
-        style=page._source("page.css") + "\n".join(page._shade_rules()),
+        style=templates.source("page.css") + templates.shade_rules(),
         facts=[
             ("texts", str(study.texts)),
             ("failed", str(study.failed)),
@@ -225,8 +222,8 @@ def to_html(study: Page) -> str:
             (row, printable(reason), printable(beginning)) for row, reason, beginning in study.failures
         ],
         unlisted=study.failed - len(study.failures),
-        settings=list(page._settings(settings)),
-        versions=list(page._settings(versions)),
+        settings=list(page.settings_shown(settings)),
+        versions=list(page.settings_shown(versions)),
     )
 
 
@@ -287,7 +284,11 @@ def _class_rows(classes: Classes) -> Iterator[tuple[str, int, list[tuple[str, st
         for kept, errors in zip(classes.kept, classes.errors):
             share = (kept[c] - low) / span if math.isfinite(kept[c]) else 0.0
             cells.append(
-                (_number(kept[c]), f"±{_number(errors[c], 2)}", round(_STEPS * min(max(share, 0.0), 1.0)))
+                (
+                    _number(kept[c]),
+                    f"±{_number(errors[c], 2)}",
+                    round(templates.SHADES * min(max(share, 0.0), 1.0)),
+                )
             )
         yield printable(name), tokens, cells
 
@@ -309,7 +310,7 @@ def _known(values: Sequence[Sequence[float]]) -> list[float]:
 def _names_below(axes: Axes, names: Sequence[str]) -> None:
     short = max(map(len, names), default=0) <= 3
     style: dict[str, Any] = {} if short else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    figures._name(axes.set_xticks, names, **style)
+    drawing.name(axes.set_xticks, names, **style)
     if all(name.isdecimal() for name in names):
         axes.set_xlabel("layer", fontsize="small")
 
@@ -334,13 +335,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-@functools.cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
-    )
-    return environment.from_string(page._source("page.corpus.html"))

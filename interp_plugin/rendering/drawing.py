@@ -6,9 +6,11 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from interp_plugin.rendering import shades
 from interp_plugin.rendering.labels import printable
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 _LONGEST = 24  # characters of a label
@@ -75,3 +77,18 @@ def families() -> list[str]:
 
     installed = {font.name for font in fontManager.ttflist}
     return [*rcParams["font.family"], *(name for name in _FALLBACKS if name in installed)]
+
+
+def colours() -> Colormap:
+    """The shades' own colours."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    ends = [tuple(part / 255 for part in rgb) for rgb in (shades.LOW, shades.HIGH)]
+    return LinearSegmentedColormap.from_list("kept", ends)
+
+
+def viridis() -> Colormap:
+    """Colours for lines that come in an order."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"]

@@ -10,7 +10,6 @@ from interp_plugin.rendering import drawing, labels, rows, shades
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -91,7 +90,7 @@ def _draw_layers(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
     )
     axes = figure.add_subplot()
     axes.set_facecolor("0.8")  # a missing value shows the ground, which is on no shade's hue
-    image = axes.imshow(kept, aspect="auto", cmap=_colours(), vmin=low, vmax=low + span)
+    image = axes.imshow(kept, aspect="auto", cmap=drawing.colours(), vmin=low, vmax=low + span)
     _name_units(axes, text["units"])
     drawing.name_ticks(axes.set_yticks, names)
     figure.colorbar(image, ax=axes, label="information kept, nats", fraction=0.05, aspect=15)
@@ -129,7 +128,7 @@ def _draw_flow(texts: Sequence[Mapping[str, Any]], layer: rows.Choice | None) ->
     figure = drawing.new_figure(max(4.5, 2.0 + 0.4 * len(names)), 2.8 + drawing.room(names))
     axes = figure.add_subplot()
     # viridis short of its yellow end: told apart in grey and by every kind of colour vision, and dark enough
-    colours = _viridis()(np.linspace(0.0, 0.8, max(1, len(chosen))))
+    colours = drawing.viridis()(np.linspace(0.0, 0.8, max(1, len(chosen))))
     for number, (found, colour) in enumerate(zip(chosen, colours, strict=False), start=1):
         places = [names.index(labels.row_label(row)) for row in found]
         kept, error = np.array([rows.total(row) for row in found]).T  # (R,) each
@@ -155,17 +154,3 @@ def _text(explanation: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 def _name_units(axes: Axes, units: Sequence[str]) -> None:
     # turned about its end, a label stays under its own cell
     drawing.name_ticks(axes.set_xticks, units, rotation=45, ha="right", rotation_mode="anchor")
-
-
-def _colours() -> Colormap:
-    """The shades' own colours."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ends = [tuple(part / 255 for part in rgb) for rgb in (shades.LOW, shades.HIGH)]
-    return LinearSegmentedColormap.from_list("kept", ends)
-
-
-def _viridis() -> Colormap:
-    from matplotlib import colormaps
-
-    return colormaps["viridis"]

@@ -53,8 +53,8 @@ def to_html(explanation: Mapping[str, Any], title: str | None = None) -> str:
         legend=labels.legend(explanation),
         yardstick=labels.yardstick(explanation),
         swatches=range(0, SHADES + 1, 4),
-        settings=list(_settings(settings)),
-        versions=list(_settings(versions)),
+        settings=list(settings_shown(settings)),
+        versions=list(settings_shown(versions)),
         cost=labels.cost(explanation),
     )
 
@@ -158,7 +158,7 @@ def _words(text: Mapping[str, Any], longest: int = 120) -> str:
     return words if len(words) <= longest else words[: longest - 1] + "…"
 
 
-def _settings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def settings_shown(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, bool):
             value = "yes" if value else "no"

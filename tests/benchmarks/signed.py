@@ -29,7 +29,7 @@ from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.result import StudyResult
-from interp_plugin.comparison.statistics import compare
+from interp_plugin.statistics import paired as differences
 
 METRICS = ("comprehensiveness (mask)", "comprehensiveness (delete)")
 OURS = "information kept"
@@ -115,7 +115,7 @@ def show(result: StudyResult) -> None:
             rival = next(name for name in table["method"] if is_rival(name))
             print(f"\n{metric}, {group}; differences from {rival}, n = {len(wide)}")
             for line in table.itertuples():
-                [paired] = compare(wide[line.method], wide[[rival]])
+                [paired] = differences((wide[line.method] - wide[rival]).to_numpy()[:, None])
                 print(
                     f"{line.method:40} {line.mean:.3f} [{line.low:.3f}, {line.high:.3f}]   "
                     f"{paired.mean:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]  p = {paired.p:.2g}"

@@ -1,4 +1,4 @@
-"""Statistics: means of sentences with their errors, intervals by the bootstrap, many tests at once."""
+"""Estimates: means of sentences with their errors and intervals by the bootstrap."""
 
 from __future__ import annotations
 
@@ -76,18 +76,4 @@ def p_values(means: Floats, errors: Floats, n: int, one_sided: bool = False) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where((means == 0) & (errors == 0), 0.0, means / errors)
     found: Floats = stats.t.sf(t, n - 1) if one_sided else 2 * stats.t.sf(np.abs(t), n - 1)
-    return found
-
-
-def holm(p: Floats) -> Floats:
-    """p-values corrected for their number (Holm, 1979): one below 0.05 is wrong in 5 % of all such tables.
-
-    Examples::
-        >>> holm(np.array([0.01, 0.04, 0.03]))
-        array([0.03, 0.06, 0.06])
-    """
-    order = np.argsort(p, kind="stable")
-    steps = p[order] * np.arange(len(p), 0, -1)
-    found = np.empty_like(p)
-    found[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return found
