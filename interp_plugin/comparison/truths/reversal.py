@@ -102,7 +102,7 @@ class ReversalTask:
 
     def state(self, step: int) -> State:
         """Hidden and cell when digit ``step`` of the answer (from 0) is emitted."""
-        return State(f"step {step}", LayerCall(self.module.memory, call=self.length + step))
+        return State("memory", LayerCall(self.module.memory, call=self.length + step))
 
     def needed(self, step: int) -> Tensor:
         """Which tokens the state must hold at a step, (T,): the one that is emitted then, and all to come.
