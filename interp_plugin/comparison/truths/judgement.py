@@ -208,6 +208,7 @@ def spearman(scores: Tensor, truth: Tensor) -> float:
     """Rank correlation with the truth; scores that are all the same order nothing, and get 0.
 
     Examples::
+        >>> import torch
         >>> spearman(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.1, 0.2, 0.3]))
         1.0
     """
