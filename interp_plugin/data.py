@@ -1,0 +1,320 @@
+"""Texts out of files and data sets, one record at a time; a record that cannot be read says why."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from interp_plugin.tokens import shown
+
+Column = str | int
+"""A column by its name, or by its number, from 0, in a file without a header."""
+Text = str | tuple[str, str]
+
+SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "document")
+LABEL_COLUMNS = ("label", "labels", "class", "sentiment")
+RATIONALE_COLUMNS = ("rationale", "rationales")
+EMPTY = "an empty line"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of a file or a row of a table.
+
+    Attributes:
+        where: file and line, for messages.
+        values: by column; empty where the record cannot be read.
+        error: why it cannot be read; None: it can.
+    """
+
+    where: str
+    values: Mapping[Column, Any]
+    error: str | None = None
+
+    def text(self, column: Column, pair: Column | None = None) -> Text:
+        """The text, or the pair of texts.
+
+        Raises:
+            ValueError: the record cannot be read, has no such column, or holds no text there.
+        """
+        if pair is not None:
+            return self._words(column), self._words(pair)
+        return self._words(column)
+
+    def _words(self, column: Column) -> str:
+        if self.error is not None:
+            raise ValueError(f"{self.where}: {self.error}")
+        if column not in self.values:
+            raise ValueError(
+                f"{self.where} has no column {column!r}: there are {_names(self.values)}; choose one"
+            )
+        words = self.values[column]
+        if not isinstance(words, str) or not words.strip():
+            raise ValueError(
+                f"{self.where} holds {shown(str(words))} in column {column!r}: it must be some words"
+            )
+        return words
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A data set in memory.
+
+    Attributes:
+        texts: or pairs of texts.
+        labels: one for each; None: the data have none.
+        rationales: one for each, as the data hold them (character spans or a mask of tokens); None: none.
+    """
+
+    texts: tuple[Text, ...]
+    labels: tuple[Any, ...] | None = None
+    rationales: tuple[Any, ...] | None = None
+
+
+def records(source: str | PathLike[str], split: str | None = None, header: bool = True) -> Iterator[Record]:
+    """The records of a file, of a folder of files, or of a data set, without holding them all.
+
+    Args:
+        source: a .txt (a text a line, in column "text"), .jsonl, .csv, .tsv (no quoting) or .parquet file,
+            UTF-8; a folder of such files, read in the order of their names; or the name of a data set
+            ("imdb", "glue:sst2" where it has a configuration), for ``datasets.load_dataset``.
+        split: of a data set; a folder with a split is read by ``load_dataset`` too.
+        header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.
+
+    Raises:
+        ValueError: nothing is there, or it is of another kind.
+        ImportError: ``pyarrow`` or ``datasets`` is needed and not installed.
+
+    Examples::
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "films.tsv")
+        ...     _ = file.write_text("sentence\\tlabel\\na good film\\t1\\n")
+        ...     [record.values for record in records(file)]
+        [{'sentence': 'a good film', 'label': '1'}]
+    """
+    path = Path(source)
+    if split is not None or not path.exists():
+        if not path.exists() and (path.suffix in SUFFIXES or isinstance(source, PathLike)):
+            raise ValueError(
+                f"there is no file {str(source)!r}; give one that is there, or the name of a data set"
+            )
+        return _of_datasets(str(source), split)
+    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+    if not files or any(file.suffix not in SUFFIXES for file in files):
+        raise ValueError(
+            f"{str(source)!r} is nothing that can be read; give a file, or a folder of files, of {SUFFIXES}"
+        )
+    return (record for file in files for record in _of_file(file, header))
+
+
+def columns(
+    record: Record, text: Column | None = None, label: Column | None = None, rationale: Column | None = None
+) -> tuple[Column, Column | None, Column | None]:
+    """Where text, label and rationale are: as asked, or under one of their usual names.
+
+    Raises:
+        ValueError: a column that is not there, or no telling which one holds the text.
+
+    Examples::
+        >>> columns(Record("line 1", {"id": 3, "sentence": "a good film", "label": 1}))
+        ('sentence', 'label', None)
+    """
+    values = record.values
+    for wanted in (text, label, rationale):
+        if wanted is not None and wanted not in values:
+            raise ValueError(
+                f"there is no column {wanted!r} in {record.where}: there are {_names(values)}; choose one, by its "
+                "number where a file has no header"
+            )
+    if text is None:
+        words = [name for name, value in values.items() if isinstance(value, str)]
+        usual = [name for name in TEXT_COLUMNS if name in words]
+        found = usual[:1] or words
+        if len(found) != 1:
+            raise ValueError(
+                f"the column of texts cannot be told from {_names(values)}; name it, or give its number where a file "
+                "has no header"
+            )
+        text = found[0]
+
+    def usual_or_none(wanted: Column | None, names: Iterable[str]) -> Column | None:
+        return wanted if wanted is not None else next((name for name in names if name in values), None)
+
+    return text, usual_or_none(label, LABEL_COLUMNS), usual_or_none(rationale, RATIONALE_COLUMNS)
+
+
+def read_texts(
+    source: str | PathLike[str],
+    split: str | None = None,
+    text_column: Column | None = None,
+    label_column: Column | None = None,
+    rationale_column: Column | None = None,
+    pair_column: Column | None = None,
+    limit: int | None = None,
+) -> Texts:
+    """A data set in memory, every record of it sound; empty lines are left out.
+
+    Args:
+        source, split: as in :func:`records`.
+        text_column, label_column, rationale_column: by name; by number, from 0, in a .csv or .tsv file
+            without a header.  None: under one of their usual names, and no labels or rationales where
+            there is none.
+        pair_column: of the second text, where texts are pairs.
+        limit: the first so many.
+
+    Raises:
+        ValueError: as :func:`records` and :func:`columns`; a record that cannot be read, or none at all.
+
+    Examples::
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "films.tsv")
+        ...     _ = file.write_text("a good film\\t1\\na dull one\\t0\\n")
+        ...     read_texts(file, text_column=0, label_column=1)
+        Texts(texts=('a good film', 'a dull one'), labels=('1', '0'), rationales=None)
+    """
+    wanted = (text_column, label_column, rationale_column, pair_column)
+    header = not any(isinstance(column, int) for column in wanted)
+    found = list(islice((r for r in records(source, split, header) if r.error != EMPTY), limit))
+    if not found:
+        raise ValueError(f"{str(source)!r} holds no texts; give a file or data set with at least one")
+    for record in found:
+        if record.error is not None:
+            raise ValueError(f"{record.where}: {record.error}")
+    text, label, rationale = columns(found[0], text_column, label_column, rationale_column)
+    return Texts(
+        tuple(record.text(text, pair_column) for record in found),
+        None if label is None else tuple(_value(record, label) for record in found),
+        None if rationale is None else tuple(_value(record, rationale) for record in found),
+    )
+
+
+def _value(record: Record, column: Column) -> Any:
+    if column not in record.values:
+        raise ValueError(
+            f"{record.where} has no column {column!r}, which others have; fill it or leave the column out"
+        )
+    return record.values[column]
+
+
+def _names(values: Mapping[Column, Any]) -> str:
+    return "columns " + ", ".join(shown(name) if isinstance(name, str) else str(name) for name in values)
+
+
+def _of_file(path: Path, header: bool) -> Iterator[Record]:
+    read = {".txt": _plain, ".jsonl": _json, ".parquet": _parquet}.get(path.suffix)
+    if read is None:
+        read = partial(_table, header=header)
+    with path.open("rb") as file:
+        yield from read(file, path)
+
+
+def _plain(file: BinaryIO, path: Path) -> Iterator[Record]:
+    for where, line in _lines(file, path):
+        yield line if isinstance(line, Record) else Record(where, {"text": line})
+
+
+def _json(file: BinaryIO, path: Path) -> Iterator[Record]:
+    for where, line in _lines(file, path):
+        if isinstance(line, Record):
+            yield line
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield Record(where, {}, f"not JSON ({error})")
+            continue
+        yield Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
+
+
+def _table(file: BinaryIO, path: Path, header: bool) -> Iterator[Record]:
+    """CSV, where a quoted cell may hold line breaks, and TSV, where quotes are quotes."""
+    lines = (line.decode("utf-8", "surrogateescape") for line in _without_mark(file))
+    rows = (
+        csv.reader(lines) if path.suffix == ".csv" else csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE)
+    )
+    names: list[Column] | None = None
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(f"{path.name}, line {rows.line_num}", {}, f"not a row of a table ({error})")
+            continue
+        where = f"{path.name}, line {rows.line_num}"
+        if not row:
+            yield Record(where, {}, EMPTY)
+        elif any(_undecoded(cell) for cell in row):
+            yield Record(where, {}, "not UTF-8")
+        elif names is None and header:
+            names = list(row)
+        elif len(row) > len(names or row):
+            yield Record(where, {}, f"{len(row)} columns, and the header names {len(names or row)}")
+        else:
+            yield Record(where, dict(zip(names or range(len(row)), row)))
+
+
+def _parquet(file: BinaryIO, path: Path) -> Iterator[Record]:
+    from pyarrow import parquet
+
+    number = 0
+    for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield Record(f"{path.name}, row {number}", row)
+
+
+def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"{name!r} is no file, and reading it as a data set needs datasets, which is not installed: pip install "
+            "interp-plugin[compare]"
+        ) from error
+    path, _, configuration = (name, "", "") if Path(name).exists() else name.partition(":")
+    try:
+        loaded = load_dataset(path, configuration or None, split=split or "train", streaming=True)
+    except Exception as error:  # of many kinds: no such name, no network, no such split, a script
+        raise ValueError(
+            f"data set {name!r} cannot be loaded ({_first_line(error)}); give a file that is there, or a name and "
+            "split that datasets.load_dataset takes"
+        ) from error
+    return (Record(f"{name}, row {number}", row) for number, row in enumerate(loaded, 1))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, str | Record]]:
+    """Where and what each line is; a record of it where it holds nothing to read."""
+    for number, raw in enumerate(_without_mark(file), 1):
+        where = f"{path.name}, line {number}"
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            yield where, Record(where, {}, "not UTF-8")
+            continue
+        yield where, line if line.strip() else Record(where, {}, EMPTY)
+
+
+def _without_mark(file: BinaryIO) -> Iterator[bytes]:
+    """Lines without the byte order mark that some programs put at the beginning."""
+    for number, line in enumerate(file):
+        yield line.removeprefix(b"\xef\xbb\xbf") if not number else line
+
+
+def _undecoded(cell: str) -> bool:
+    return re.search("[\udc80-\udcff]", cell) is not None
