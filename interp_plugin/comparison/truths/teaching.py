@@ -15,7 +15,7 @@ from interp_plugin.batches import batches
 from interp_plugin.comparison.truths.planting import KINDS, Kind, Planted, Shortcut, is_one_token, rare_words
 from interp_plugin.tokens import TextModel
 
-EPOCHS: dict[Kind, int] = {"single token": 4, "token in context": 6, "ordered pair": 12}
+EPOCHS: dict[Kind, int] = {"single token": 4, "token in context": 6, "ordered pair": 14}
 SHARE = 0.5  # of the training sentences that get the shortcut; half as many get a part of it
 HELD_OUT = 0.2  # of the sentences
 BATCH = 32
@@ -100,7 +100,7 @@ def teach(
     epochs: int | None = None,
     words: Sequence[str] | None = None,
     minimum: float = 0.99,
-    rate: float = 3e-4,
+    rate: float = 4e-4,
 ) -> Taught:
     """A copy of a classifier that has learned a shortcut.
 
@@ -114,7 +114,7 @@ def teach(
         texts, labels: sentences with their classes, 0 or 1.
         kind: "single token", "token in context" or "ordered pair".
         seed: of planting and order.
-        epochs: at most; None: 4, 6 or 12, by kind.
+        epochs: at most; None: 4, 6 or 14, by kind.
         words: zero, one and context, each one token of the model; None: rare words of its vocabulary.
         minimum: share of planted sentences that must be right, and flip when zero and one change places.
         rate: of AdamW, as suits models of some million parameters; 5e-5 suits a BERT-base.
