@@ -176,12 +176,13 @@ def counting(
     1.355 / 0.270, IBA 1.159 / 0.189, DiffMask 0.037 / 0.013.  They normalised 1 / sigma of Guan et al. and
     \|sum of IG over dimensions\| (their notebook); :func:`inverse_sigma` makes the former of scores in nats.
 
-    Data, model and training are theirs, by their code, with other random numbers; and those matter: from
-    one training to the next integrated gradients move by a factor of three, as their baseline, zeros, is
-    no digit's hidden state.  Compare methods over several seeds of :func:`train`.  Our own method differs from
-    :func:`as_published`: it measures noise in units of the logit itself, with rate 0.1.  Both are solved
-    for (theirs: 500 steps of RMSprop from sigma = softplus(-5)).  The query's places bear noise as well, which
-    the hidden state's answers do not feel.
+    Data, model and training are theirs, by their code, with other random numbers; and those matter: over seeds 0
+    to 3 of :func:`train` (50 texts) integrated gradients had a KL of 0.34, 0.97, 0.53 and 0.24, as their
+    baseline, zeros, is no digit's hidden state; :func:`as_published` had 0.84, 0.87, 0.68 and 0.82.  So compare
+    methods over several trainings.  Our own method asks something else than :func:`as_published`: noise is
+    measured in units of the logit itself, with rate 0.1.  Both are solved for (theirs: 500 steps of RMSprop
+    from sigma = softplus(-5)).  The query's places bear noise as well, which the hidden state's answers do not
+    feel.
 
     Args:
         task: from :func:`train`.
