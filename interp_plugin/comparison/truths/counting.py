@@ -197,8 +197,8 @@ def counting(
     model = task.model(noise)
     state = State("state", LayerCall(task.module.state)) if watched == "state" else None
     questions = []
-    for text in texts_of(texts, seed):
-        inputs = Inputs(model, model.encode(text))
+    for index, text in enumerate(texts_of(texts, seed)):
+        inputs = Inputs(model, model.encode(text), seed=index)
         questions.append(Question(inputs, 0 if state is None else None, state, truth(text)))
     measures = [Measure("KL", kl, False), Measure("JS", js, False)]
     title = f"is digit a more frequent than b: {watched}, attributed to the {noise}"

@@ -90,7 +90,7 @@ def linear(tokens: int = 8, width: int = 32, elements: int = 6, seed: int = 0) -
     std = weight.square().sum((0, 2)).sqrt()  # of s over texts of standard normal embeddings, (M,)
     curvature = (weight / std[:, None]).double().square().sum((1, 2)) / elements  # c, (T,)
     sigma = (RATE / (2 * tokens * curvature)).sqrt()
-    return _known(_Linear(weight), embedding, std, lambda cap: sigma.clamp(max=cap))
+    return _known(_Linear(weight), embedding, std, lambda cap: sigma.clamp(max=cap), seed)
 
 
 def quadratic(tokens: int = 8, width: int = 32, seed: int = 0) -> Known:
@@ -117,7 +117,7 @@ def quadratic(tokens: int = 8, width: int = 32, seed: int = 0) -> Known:
     embedding = norms[:, None] * torch.randn(tokens, width, generator=generator)
     std = (weight * embedding.square().sum(1)).sum()  # s itself
     optimum = partial(_quadratic_optimum, weight.double(), embedding.double(), float(std))
-    return _known(_Quadratic(weight), embedding, std.reshape(1), optimum)
+    return _known(_Quadratic(weight), embedding, std.reshape(1), optimum, seed)
 
 
 TRUTHS: dict[str, Callable[..., Known]] = {"linear": linear, "quadratic": quadratic}
@@ -174,7 +174,9 @@ def _spread(tokens: int, generator: torch.Generator) -> Tensor:
     return (torch.rand(tokens, generator=generator) * math.log(SPREAD)).exp()
 
 
-def _known(top: nn.Module, embedding: Tensor, std: Tensor, optimum: Callable[[float], Tensor]) -> Known:
+def _known(
+    top: nn.Module, embedding: Tensor, std: Tensor, optimum: Callable[[float], Tensor], seed: int
+) -> Known:
     """A model whose text is its whole vocabulary in order, so that token i has embedding i."""
     table = nn.Embedding.from_pretrained(embedding)
     module = nn.Sequential(table, top).eval()
@@ -184,7 +186,7 @@ def _known(top: nn.Module, embedding: Tensor, std: Tensor, optimum: Callable[[fl
     )
     cap = CAP * float(embedding.std())
     state = State("state", LayerCall(top), None, std)
-    return Known(Inputs(model, model.encode(" ".join(words))), state, optimum(cap), cap)
+    return Known(Inputs(model, model.encode(" ".join(words)), seed), state, optimum(cap), cap)
 
 
 def _quadratic_optimum(weight: Tensor, embedding: Tensor, std: float, cap: float) -> Tensor:

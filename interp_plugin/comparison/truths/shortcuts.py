@@ -72,8 +72,8 @@ def find(taught: Taught, methods: Sequence[Method], judged: int = 200) -> Plante
     right = [classes_of(taught.model, [p.text])[0] == p.label for p in taught.sentences[:judged]]
     sentences = [sentence for sentence, is_right in zip(taught.sentences, right) if is_right]
     questions = []
-    for sentence in sentences:
-        inputs = Inputs(taught.model, taught.model.encode(sentence.text))
+    for index, sentence in enumerate(sentences):
+        inputs = Inputs(taught.model, taught.model.encode(sentence.text), seed=index)
         questions.append(Question(inputs, sentence.label, None, sentence.decides(inputs.encoding)))
     measures = [
         Measure("precision@k", precision, True),

@@ -251,6 +251,10 @@ def _shortcut(model: TextModel, texts: Sequence[str], kind: Kind, words: Sequenc
             raise ValueError(
                 f"word {word!r} is not one token of {model.name}; give another, or None to choose"
             )
+        if any(word in text.lower().split() for text in texts):
+            raise ValueError(
+                f"word {word!r} is in one of the texts; give one that is in none, or None to choose"
+            )
     return Shortcut(kind, words[0], words[1], words[2] if count == 3 else "")
 
 
