@@ -80,7 +80,7 @@ def run_counting(methods: Sequence[Method], seeds: int, texts: int) -> None:
                     print(counting.counting(task, some, texts, noise, watched).to_markdown())  # type: ignore[arg-type]
 
 
-def run_reversal(methods: Sequence[Method]) -> None:
+def run_reversal(methods: Sequence[Method], texts: int) -> None:
     def earliest(inputs, target, state):  # type: ignore[no-untyped-def]
         return -torch.arange(float(inputs.length))
 
@@ -90,16 +90,20 @@ def run_reversal(methods: Sequence[Method]) -> None:
     for row in task.probed().tolist():
         print("  " + " ".join(f"{value:.2f}" for value in row))
     with timed("judging"):
-        print(reversal.reversal(task, [*methods, Method("earliest first", earliest)]).to_markdown())
+        print(
+            reversal.reversal(
+                task, [reversal.replacement(), *methods, Method("earliest first", earliest)], texts
+            ).to_markdown()
+        )
 
 
-def run_planted(kind: Kind, methods: Sequence[Method], data: Path, judged: int) -> None:
+def run_planted(kind: Kind, methods: Sequence[Method], data: Path, judged: int, words: list[str]) -> None:
     lines = data.read_text(encoding="utf-8").splitlines()[:1500]
     rows = [line.rsplit("\t", 1) for line in lines]
     model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
     texts, labels = [row[0] for row in rows], [int(row[1]) for row in rows]
     with timed(f"training, {kind}"):
-        taught = teaching.teach(model, texts, labels, kind)
+        taught = teaching.teach(model, texts, labels, kind, words=words or None)
     print(f"{taught.epochs} epochs")
     with timed("judging"):
         print(shortcuts.find(taught, methods, judged).judgement.to_markdown())
@@ -114,6 +118,7 @@ def main() -> None:
     parser.add_argument("--methods", default="")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of the counting toy")
     parser.add_argument("--texts", type=int, default=200, help="sequences or sentences judged")
+    parser.add_argument("--words", default="", help="zero, one and context; rare words if none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.methods == "fast":
@@ -130,11 +135,11 @@ def main() -> None:
         elif name == "counting":
             run_counting(plain, arguments.seeds, arguments.texts)
         elif name == "reversal":
-            run_reversal(plain)
+            run_reversal(plain, arguments.texts)
         elif arguments.data is None:
             parser.error(f"{name} needs --data")
         else:
-            run_planted(KINDS[name], methods, arguments.data, arguments.texts)
+            run_planted(KINDS[name], methods, arguments.data, arguments.texts, arguments.words.split())
 
 
 if __name__ == "__main__":

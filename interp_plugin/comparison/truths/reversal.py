@@ -19,7 +19,6 @@ from interp_plugin.tokens import PlainModel
 
 SYMBOLS = 10
 ACCURACY = 0.99
-FORGET = 5.0  # weight of forgetting beside the cross entropy
 PROBED = 3000  # sequences, a third of them held out
 
 
@@ -161,7 +160,8 @@ def train(
     batch: int = 128,
     width: int = 10,
     hidden: int = 96,
-    disturbance: float = 0.05,
+    disturbance: float = 0.03,
+    forget: float = 5.0,
     jitter: float = 1.0,
     seed: int = 0,
 ) -> ReversalTask:
@@ -173,6 +173,7 @@ def train(
     Args:
         length, width, hidden, disturbance: of :class:`Reverser`.
         steps, batch: Adam steps, of so many sequences.
+        forget: weight of that second term; 0: whether the LSTM forgets is its own affair.
         jitter: noise on the vectors of those other digits, in standard deviations of the embedding.  0: the
             state forgets which digit it was, and may still feel vectors that are no digit's, as methods
             that disturb or differentiate embeddings do.
@@ -190,7 +191,8 @@ def train(
             ids = torch.randint(SYMBOLS, (batch, length), generator=generator)
             states = module.states(ids)
             loss = F.cross_entropy(module.emitted(states).flatten(0, 1), ids.flip(1).flatten())
-            loss = loss + FORGET * _remembered(module, ids, states, jitter, generator)
+            if forget:
+                loss = loss + forget * _remembered(module, ids, states, jitter, generator)
             adam.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
