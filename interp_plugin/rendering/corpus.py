@@ -310,7 +310,7 @@ def _known(values: Sequence[Sequence[float]]) -> list[float]:
 def _names_below(axes: Axes, names: Sequence[str]) -> None:
     short = max(map(len, names), default=0) <= 3
     style: dict[str, Any] = {} if short else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    drawing.name(axes.set_xticks, names, **style)
+    drawing.name_ticks(axes.set_xticks, names, **style)
     if all(name.isdecimal() for name in names):
         axes.set_xlabel("layer", fontsize="small")
 
