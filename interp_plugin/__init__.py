@@ -12,6 +12,8 @@ if TYPE_CHECKING:
         NeuronInformationLoss,
     )
     from interp_plugin.calibration import Calibration
+    from interp_plugin.corpus.result import CorpusResult
+    from interp_plugin.corpus.study import CorpusStudy
     from interp_plugin.explanation import Explanation
     from interp_plugin.interpreter import Interpreter, calculate_regularization
     from interp_plugin.solver import NoiseFit, Solver
@@ -23,6 +25,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "CorpusResult",
+    "CorpusStudy",
     "Explanation",
     "InformationLoss",
     "InformationLossLLMAttribution",
@@ -46,6 +50,8 @@ _HOMES = {
         "NeuronInformationLoss",
     ),
     "calibration": ("Calibration",),
+    "corpus.result": ("CorpusResult",),
+    "corpus.study": ("CorpusStudy",),
     "explanation": ("Explanation",),
     "huggingface": ("huggingface",),
     "interpreter": ("Interpreter", "calculate_regularization"),

@@ -23,8 +23,8 @@ from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import LayerCall, NoisyModel, RunningStd, Selector, Site, module_of
 
 Tensors = Tensor | tuple[Tensor, ...]
-Score = Literal["loss", "kept", "sigma"]
-SCORES = ("loss", "kept", "sigma")
+Score = Literal["loss", "kept", "sigma", "signed"]
+SCORES = ("loss", "kept", "sigma", "signed")
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,11 @@ class InformationLoss(Attribution):
             rate: lambda > 0, the weight of the entropy.
             max_sigma: cap on sigma, a number or one per example, (B,).  None: 10 standard deviations of
                 the example's own unmasked elements; for a layer with an embedding table, of its weights.
-            score: "loss" (H_i, nats), "kept" (I_i = K log(max_sigma / sigma_i), nats, high = important)
-                or "sigma" (input units).
+            score: "loss" (H_i, nats), "kept" (I_i = K log(max_sigma / sigma_i), nats, high = important),
+                "sigma" (input units), or "signed": I_i times the sign of the token's push on the state.  It
+                needs a state of one number (a ``target``, one neuron) and 16 more forward and backward
+                passes an example, which integrate the state's gradient from an input that says nothing:
+                the mean row of an embedding layer's table; zeros for raw inputs and other layers.
             return_input_shape: True: the shape of the inputs, each element with its share, H_i / K, so
                 that ``.sum(dim=-1)`` is the token's score ("sigma": sigma itself on each element).
                 False: (B, T), one score a token.
@@ -144,7 +147,8 @@ class InformationLoss(Attribution):
         Raises:
             TypeError: integer inputs, or a state that is not floating point.
             ValueError: NaN or infinite values, masks or ``state_std`` that do not broadcast, a rate that
-                is not positive, a layer that does not fire exactly once, all tokens masked.
+                is not positive, a layer that does not fire exactly once, all tokens masked, score "signed"
+                of a state of several elements.
             AssertionError: a bad target (Captum's own check).
         """
         if score not in SCORES:
@@ -153,11 +157,12 @@ class InformationLoss(Attribution):
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
             Terms(rate, max_sigma, state_std), internal_batch_size,
         )  # fmt: skip
+        sign = problem.sign() if score == "signed" else 1.0
         fit = problem.fit(solver, show_progress)
         if score == "sigma":
             values = fit.sigma
         else:
-            values = fit.kept() if score == "kept" else fit.loss()
+            values = fit.loss() if score == "loss" else fit.kept() * sign
         if not return_input_shape:
             return values
         if score != "sigma":
@@ -404,8 +409,8 @@ class InformationLossLLMAttribution(LLMGradientAttribution):
             return super().attribute(*args, **kwargs)
         if kwargs.get("score", "loss") == "sigma" or not kwargs.get("return_input_shape", True):
             raise ValueError(
-                "InformationLossLLMAttribution sums the elements of each token; use score='loss' or 'kept' with "
-                "return_input_shape=True"
+                "InformationLossLLMAttribution sums the elements of each token; use score='loss', 'kept' or 'signed' "
+                "with return_input_shape=True"
             )
         result = super().attribute(*args, **kwargs)
         result.seq_attr = result.token_attr.mean(0)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.direction import push, reference_of
 from interp_plugin.noise import TokenGroups, token_groups
 from interp_plugin.objective import Objective, state_weight
 from interp_plugin.solver import NoiseFit, Solver, solve, solve_together
@@ -31,6 +32,12 @@ class Problem:
         """Solve it, with gradients on whatever the caller has switched off."""
         with torch.enable_grad():
             return solve(self.objective, self.rate, self.max_sigma, solver, show_progress)
+
+    def sign(self) -> Tensor:
+        """+1 or -1 where a token pushes the state up or down, (B, T); the state must be one number."""
+        with torch.enable_grad():
+            layer = module_of(self.objective.model.noise_layer)
+            return push(self.objective, reference_of(layer, self.objective)).sign().float()
 
     def shaped(self, values: Tensor) -> tuple[Tensor, ...]:
         """A value of each token, (B, T), at each of its elements, in the shapes of what bears the noise."""

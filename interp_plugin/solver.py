@@ -21,18 +21,15 @@ from interp_plugin.objective import (
     information_loss,
     regime_index,
 )
-from interp_plugin.refinement import (
-    SCOUTS,
+from interp_plugin.refinement import done_enough, update
+from interp_plugin.rounds import SCOUTS, evaluate_round, scout
+from interp_plugin.trace import (
     Trace,
     closed_variance,
     common_variance_of,
-    done_enough,
-    evaluate_round,
     examples_at_once,
     new_trace,
-    scout,
     token_mean,
-    update,
     variance_of,
 )
 

@@ -103,6 +103,12 @@ def replace_file(path: str | os.PathLike[str], data: Any) -> None:
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or the new name may be lost with the power
+        finally:
+            os.close(folder)
 
 
 def _foreign(name: str) -> str:

@@ -70,6 +70,24 @@ class TextExplainer:
         """The same as :meth:`explain`."""
         return self.explain(texts, *args, **kwargs)
 
+    def states(self, layers: Layers = "all") -> list[State]:
+        """Where the states of layers are read, and in which unit; ``layers`` as in :meth:`explain`.
+
+        Raises:
+            ValueError: a layer that is not there, or that the calibration does not have.
+        """
+        return list(self._states(self._labels(layers), None, None, None))
+
+    def encode(self, texts: Text | Sequence[Text], truncation: bool = False) -> list[Encoding]:
+        """Each text (or pair) as the model reads it, without a target.
+
+        Raises:
+            ValueError: an empty or too long text; the message names it.
+            TypeError: texts that are not strings.
+        """
+        pairs = _pairs(texts)
+        return self._encode(pairs, [None] * len(pairs), truncation)
+
     def explain(
         self,
         texts: Text | Sequence[Text],
@@ -128,14 +146,10 @@ class TextExplainer:
         pairs = _pairs(texts)
         targets = _for_each(target, len(pairs))
         labels = self._labels(layers)
-        base = Plan(
-            states=(),
+        base = self._terms(rate, max_sigma, solver)
+        base = replace(
+            base,
             positions=positions,
-            noise_layer=self.noise_layer,
-            target=None,
-            rate=rate,
-            max_sigma=cap_of_embedding(module_of(self.noise_layer)) if max_sigma is None else max_sigma,
-            solver=Solver() if solver is None else solver,
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
         )
         encodings = self._encode(pairs, targets, truncation)
@@ -153,7 +167,26 @@ class TextExplainer:
                     bar.update(len(chosen))
         items = tuple(found[index] for index in range(len(pairs)))
         warn_of_deaf_states(items)
-        return Explanation(items, self._settings(base, neurons, heads), time.perf_counter() - start)
+        return Explanation(items, self.settings(base, neurons, heads), time.perf_counter() - start)
+
+    def plan(
+        self,
+        layers: Layers = "all",
+        *,
+        rate: float = 0.1,
+        max_sigma: float | None = None,
+        solver: Solver | None = None,
+    ) -> Plan:
+        """What :meth:`explain` asks of every text, for those that call :func:`scoring.score` themselves.
+
+        Args:
+            layers, rate, max_sigma, solver: as in :meth:`explain`.
+
+        Raises:
+            ValueError: a layer that is not there, or that the calibration does not have.
+        """
+        states = self._states(self._labels(layers), None, None, None)
+        return replace(self._terms(rate, max_sigma, solver), states=tuple(states))
 
     def calibrate(
         self,
@@ -206,6 +239,18 @@ class TextExplainer:
         spreads = {key: spread.std() for key, spread in running.items()}
         self.calibration = Calibration(self.model.name, len(pairs), spreads)
         return self.calibration
+
+    def _terms(self, rate: float, max_sigma: float | None, solver: Solver | None) -> Plan:
+        """A plan without states."""
+        return Plan(
+            states=(),
+            positions=None,
+            noise_layer=self.noise_layer,
+            target=None,
+            rate=rate,
+            max_sigma=cap_of_embedding(module_of(self.noise_layer)) if max_sigma is None else max_sigma,
+            solver=Solver() if solver is None else solver,
+        )
 
     def _labels(self, layers: Layers) -> list[Label]:
         """The chosen layers, without repeats, each checked to be there."""
@@ -299,7 +344,8 @@ class TextExplainer:
                 raise kind(f"text {index}, {shown(text)}: {error}") from error
         return encodings
 
-    def _settings(self, plan: Plan, neurons: Any, heads: Any) -> Settings:
+    def settings(self, plan: Plan, neurons: Any = None, heads: Any = None) -> Settings:
+        """What the numbers that come of a plan depend on."""
         names = {id(module): name for name, module in self.model.module.named_modules()}
         return Settings(
             model=self.model.name,
@@ -319,13 +365,13 @@ class TextExplainer:
                 ),
                 None,
             ),
-            versions=_versions(),
+            versions=versions(),
         )
 
 
 @cache
-def _versions() -> dict[str, str]:
-    """Of the packages at work."""
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on."""
     packages = ("interp-plugin", "captum", "torch", "transformers")
     return {name.replace("-", "_"): version(name) for name in packages}
 

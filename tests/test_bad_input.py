@@ -365,7 +365,9 @@ def test_a_selector_of_no_elements() -> None:
 
 @pytest.mark.parametrize("score", ["kep", None, "Loss", ""])
 def test_an_unknown_score_lists_the_known(score: Any) -> None:
-    refuses(ValueError, [repr(score), "'loss'", "'kept'", "'sigma'"], lambda: attribute(score=score))
+    refuses(
+        ValueError, [repr(score), "'loss'", "'kept'", "'sigma'", "'signed'"], lambda: attribute(score=score)
+    )
 
 
 @pytest.mark.parametrize("rows", [0, -3])

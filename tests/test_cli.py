@@ -22,7 +22,9 @@ from tiny_bert import save_classifier
 from typer.testing import CliRunner
 
 from interp_plugin import Explanation
-from interp_plugin.cli import app, parse_layers, parse_positions
+from interp_plugin.cli import app
+from interp_plugin.cli.explain import parse_positions
+from interp_plugin.cli.given import parse_layers
 
 COMMAND = [sys.executable, "-c", "from interp_plugin.cli import app; app()"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
@@ -389,7 +391,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 def test_save_without_pyarrow_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("interp_plugin.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("interp_plugin.cli.given.find_spec", lambda name: None)
     sentence = refused("a film", "--model", "/no/such/model", "--save", str(tmp_path / "x"))
     assert "pip install interp-plugin[table]" in sentence
 

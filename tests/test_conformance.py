@@ -221,8 +221,10 @@ def layer_output(case: Case) -> Tensor:
     return as_tuple(seen[0])[0]
 
 
+@pytest.mark.parametrize("score", ["loss", "signed"])
 @pytest.mark.parametrize("case", **named(MANY_TARGETS))
-def test_each_target_of_a_batch_is_that_examples_own(case: Case) -> None:
+def test_each_target_of_a_batch_is_that_examples_own(case: Case, score: str) -> None:
+    case.arguments["score"] = score
     whole = as_tuple(case.method().attribute(**case.arguments))
     targets = case.arguments["target"]
     for i in range(len(whole[0])):
@@ -274,11 +276,18 @@ def test_a_list_of_layers_is_refused_with_the_way_out() -> None:
 # Captum's tools around a method
 
 
-def test_sensitivity_is_exactly_zero_at_radius_zero() -> None:
+@pytest.mark.parametrize("score", ["loss", "signed"])
+def test_sensitivity_is_exactly_zero_at_radius_zero(score: str) -> None:
     """In float64, as rounding in a matrix product depends on the number of rows."""
     method = InformationLoss(MLP64)
     sensitivity = sensitivity_max(
-        method.attribute, X.double(), perturb_radius=0.0, n_perturb_samples=3, target=1, solver=FAST
+        method.attribute,
+        X.double(),
+        perturb_radius=0.0,
+        n_perturb_samples=3,
+        target=1,
+        score=score,
+        solver=FAST,
     )
     assert (sensitivity == 0).all()
 
@@ -721,13 +730,14 @@ def test_a_language_models_sequence_score_is_the_mean_over_output_tokens(make: A
     torch.testing.assert_close(result.seq_attr, result.token_attr.mean(0))
 
 
-def test_a_language_models_token_score_is_that_of_its_log_probability() -> None:
+@pytest.mark.parametrize("score", ["loss", "signed"])
+def test_a_language_models_token_score_is_that_of_its_log_probability(score: Any) -> None:
     model, tokenizer = seeded(small_gpt2), word_tokenizer()
     embedding = model.get_input_embeddings()
     prompt = TextTokenInput("the film was", tokenizer)
     result = InformationLossLLMAttribution(LayerInformationLoss(model, embedding), tokenizer).attribute(
-        prompt, target="good", solver=FAST
+        prompt, target="good", score=score, max_sigma=1.0, solver=FAST
     )
     log_probability = LayerInformationLoss(lambda ids: model(ids).logits[:, -1].log_softmax(1), embedding)
-    direct = log_probability.attribute(prompt.inp_tensor, target=5, solver=FAST)
+    direct = log_probability.attribute(prompt.inp_tensor, target=5, score=score, max_sigma=1.0, solver=FAST)
     torch.testing.assert_close(result.token_attr, direct.sum(-1), rtol=1e-4, atol=1e-4)

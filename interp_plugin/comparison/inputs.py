@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.batches import State
-from interp_plugin.state import NoisyModel, Site, no_fastpath
+from interp_plugin.state import NoisyModel, Selector, Site, no_fastpath
 from interp_plugin.tokens import Encoding, TextModel
 
 Removal = Literal["mask", "delete", "attention"]
@@ -68,9 +68,29 @@ class Inputs:
     @cached_property
     def embeddings(self) -> Tensor:
         """What the model's embedding makes of the ids, (1, T, K)."""
-        noisy = NoisyModel(_Forward(self.model), self.arguments, self.model.embedding)
-        noisy.read([])
-        return noisy.origin[0]
+        return self.embedded(self.ids)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What the model's embedding makes of other ids in their places, (1, T) -> (1, T, K)."""
+        with torch.no_grad():
+            return self.noisy(None, self.model.embedding).perturb((ids, *self.arguments[1:]), torch.arange(1))
+
+    def noisy(
+        self, noise_layer: Site | None, state_layer: Site | None, selector: Selector | None = None
+    ) -> NoisyModel:
+        """The model between two sites, on this text; None is the arguments, and the output."""
+        return NoisyModel(_Forward(self.model), self.arguments, noise_layer, state_layer, selector)
+
+    @cached_property
+    def masked_embeddings(self) -> Tensor:
+        """The embeddings with every player masked, (1, T, K).
+
+        Raises:
+            ValueError: the model has no mask token.
+        """
+        [arguments] = self.without(~self.players.unsqueeze(0), "mask")
+        ids = tuple(int(i) for i in arguments[0][0])
+        return replace(self, encoding=replace(self.encoding, ids=ids)).embeddings
 
     def rows(self, count: int) -> tuple[Tensor, ...]:
         """The arguments so many times, (count, ...) each."""
@@ -178,11 +198,15 @@ class Answer(nn.Module):
         )
         return self._read(rows, embeddings)
 
+    def reading(self, *arguments: Tensor) -> Tensor:
+        """The answer from what the model is called with, (R, ...) each, with its graph; (R,)."""
+        return self._read(arguments, None)
+
     @torch.no_grad()
     def of_arguments(self, *arguments: Tensor) -> Tensor:
         """The answer from what the model is called with, (R, ...) each; (R,)."""
         with no_fastpath():
-            return self._read(arguments, None)
+            return self.reading(*arguments)
 
     def of_kept(self, kept: Tensor, removal: Removal) -> Tensor:
         """The answer for the text with only some of its tokens left, (R, T) -> (R,), on the CPU.
@@ -193,6 +217,12 @@ class Answer(nn.Module):
         if removal == "delete" and self.state is not None:
             raise ValueError("a state loses its tokens with deletion; use removal 'mask' or 'attention'")
         return torch.cat([self.of_arguments(*rows).cpu() for rows in self.inputs.without(kept, removal)])
+
+    @torch.no_grad()
+    def of_embeddings(self, embeddings: Tensor) -> Tensor:
+        """The answer from embeddings, (R, T, K) -> (R,), on the CPU and without a graph."""
+        with no_fastpath():
+            return torch.cat([self(some).cpu() for some in embeddings.split(MAX_ROWS)])
 
     @cached_property
     def origin(self) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from interp_plugin.batches import State
-from interp_plugin.comparison.inputs import Answer, Inputs, seeded
+from interp_plugin.comparison.inputs import Answer, Inputs, Removal, seeded
 from interp_plugin.tokens import TextModel
 
 Score = Callable[[Inputs, int | None, State | None], Tensor]
@@ -93,6 +94,17 @@ class Trial:
         """The number that was to be explained."""
         return Answer(self.inputs, self.target, self.state)
 
+    @cached_property
+    def uncalibrated(self) -> Trial:
+        """The same with the text as the state's own yardstick: ``state_std`` is of one model alone.
+
+        What is compared with another model's answer; where there is a ``state_std`` the method runs once more.
+        """
+        if self.state is None or self.state.state_std is None:
+            return self
+        state = replace(self.state, state_std=None)
+        return replace(self, state=state, scores=self.method(self.inputs, None, state))
+
     def order(self) -> list[int]:
         """The tokens that may be removed, most important first; ties from left to right."""
         ranked = torch.sort(self.scores, descending=True, stable=True).indices.tolist()
@@ -122,6 +134,7 @@ class Metric:
         higher_is_better: what the number says.
         source: paper and equation.
         judges: answers about a class, about a state, or both.
+        removal: how it takes tokens away, which not every model bears; None: it takes none.
     """
 
     name: str
@@ -129,6 +142,7 @@ class Metric:
     higher_is_better: bool
     source: str
     judges: Explains = "both"
+    removal: Removal | None = None
 
     def can_judge(self, state: State | None) -> bool:
         """Whether it applies to answers about a class (None) or about a state."""

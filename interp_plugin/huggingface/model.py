@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.huggingface import architectures, outputs
+from interp_plugin.huggingface import architectures, attention, outputs
 from interp_plugin.huggingface.architectures import token_limit
 from interp_plugin.huggingface.classes import Labels, Vocabulary, likeliest, listed
 from interp_plugin.huggingface.encoding import Encoder, Reading
@@ -171,13 +171,25 @@ class HuggingFaceModel:
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Logits, or the last hidden state; see the class."""
-        if len(arguments) != len(self._names):
-            names = ", ".join(self._names)
-            raise TypeError(
-                f"{len(arguments)} arguments are given: the model takes {names}; call collate for them"
-            )
-        inputs = dict(zip(self._names, arguments, strict=True))
-        return outputs.answer(self.model, self.task, inputs)
+        return outputs.answer(self.model, self.task, self._named(arguments))
+
+    def attentions(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """What every token attends to in each block, (R, heads, T, T) each, for arguments as in a call.
+
+        Whatever kernel the model uses, these are the weights of the plain computation.
+
+        Raises:
+            ValueError: an encoder-decoder, or a model that gives no weights out.
+        """
+        return attention.attention_weights(self.model, self._named(arguments))
+
+    def value_site(self, label: Label) -> tuple[LayerCall, int] | None:
+        """Where a layer's self-attention computes its value vectors, (B, T, parts * width), the last part.
+
+        Returns:
+            The site and the number of parts (3 where queries and keys stand before them); None where it is not known.
+        """
+        return attention.value_site(self._block(label))
 
     def class_index(self, target: int | str) -> int:
         """Index of a class given by its label or index; of a token, for models whose classes are tokens.
@@ -226,6 +238,14 @@ class HuggingFaceModel:
     def target_name(self, encoding: Encoding) -> str:
         """The tokens that are asked for, as text."""
         return str(self.tokenizer.decode(list(encoding.target)))
+
+    def _named(self, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
+        if len(arguments) != len(self._names):
+            names = ", ".join(self._names)
+            raise TypeError(
+                f"{len(arguments)} arguments are given: the model takes {names}; call collate for them"
+            )
+        return dict(zip(self._names, arguments, strict=True))
 
     def _block(self, layer: Label) -> LayerCall:
         if layer not in self.layers:

@@ -68,7 +68,7 @@ def _shape_of_logits(model: nn.Module, names: Sequence[str], device: torch.devic
     inputs = {name: one + 1 if name == "attention_mask" else one for name in names}
     try:
         with torch.random.fork_rng():  # dropout, in training mode
-            logits = getattr(_run(model, inputs), "logits", None)
+            logits = getattr(run(model, inputs), "logits", None)
     except (TypeError, ValueError, RuntimeError, IndexError):  # a head for other inputs: the caller says so
         return ()
     return tuple(logits.shape) if isinstance(logits, Tensor) else ()
@@ -79,7 +79,7 @@ def answer(model: PreTrainedModel, task: Task, inputs: Mapping[str, Tensor]) -> 
     with _uncompiled(model.config):
         if task == "sequence classes" and isinstance(getattr(model, "score", None), nn.Module):
             return _score_of_last_token(model, inputs)
-        output = _run(model, inputs)
+        output = run(model, inputs)
         return cast(Tensor, output.last_hidden_state if task == "none" else output.logits)
 
 
@@ -89,16 +89,18 @@ def _score_of_last_token(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     transformers looks for the last token that is not the padding token: it finds another one where a text
     ends with that token, and refuses batches where there is none (config.pad_token_id is None).
     """
-    hidden = _run(model.base_model, inputs).last_hidden_state  # (B, T, H)
+    hidden = run(model.base_model, inputs).last_hidden_state  # (B, T, H)
     logits = cast(Tensor, model.score(hidden))  # (B, T, C)
     mask = inputs["attention_mask"].to(logits.device)
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
     return logits[torch.arange(len(last), device=last.device), last]
 
 
-def _run(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+def run(module: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+    """What a model or part of it gives out, as an object with names; ``options`` go to its forward."""
     taken = forward_names(module)
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in taken else {}
+    if "use_cache" in taken:
+        options["use_cache"] = False
     if taken & {"return_dict", "kwargs"}:
         options["return_dict"] = True
     return module(**inputs, **options)

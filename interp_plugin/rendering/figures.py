@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from interp_plugin.rendering import labels, rows, shades
+from interp_plugin.rendering import drawing, labels, rows, shades
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 Kind = Literal["layers", "tokens", "flow"]
 
 _BAR = "#4292c6"
-_LONGEST = 24  # characters of a label
-# Wide coverage and often installed: tried for what the reader's own font lacks.
-_FALLBACKS = (
-    "DejaVu Sans",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Hiragino Sans",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "Malgun Gothic",
-    "WenQuanYi Zen Hei",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "Noto Emoji",
-    "Segoe UI Symbol",
-    "Symbola",
-    "Arial Unicode MS",
-)
 
 
 def plot(
@@ -85,7 +65,7 @@ def draw_words_heatmap(
         words: their names.
         figure: an empty figure to draw in; default a new one, unknown to pyplot.
     """
-    figure = _figure(max(4.0, 0.7 * len(words)), 1.8, figure)
+    figure = drawing.new_figure(max(4.0, 0.7 * len(words)), 1.8, figure)
     axes = figure.add_subplot()
     image = axes.imshow(sigma.reshape(1, -1), aspect="auto", cmap="Blues_r")
     axes.set_yticks([])
@@ -104,15 +84,15 @@ def _draw_layers(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
         [error for row in chosen for error in row["standard_error"]],
     )
     names = [labels.row_label(row) for row in chosen]
-    figure = _figure(
-        max(4.0, 1.5 + 0.3 * kept.shape[1] + _room(names)),
-        max(2.6, 0.6 + 0.28 * len(chosen) + _room(text["units"])),
+    figure = drawing.new_figure(
+        max(4.0, 1.5 + 0.3 * kept.shape[1] + drawing.room(names)),
+        max(2.6, 0.6 + 0.28 * len(chosen) + drawing.room(text["units"])),
     )
     axes = figure.add_subplot()
     axes.set_facecolor("0.8")  # a missing value shows the ground, which is on no shade's hue
-    image = axes.imshow(kept, aspect="auto", cmap=_colours(), vmin=low, vmax=low + span)
+    image = axes.imshow(kept, aspect="auto", cmap=drawing.colours(), vmin=low, vmax=low + span)
     _name_units(axes, text["units"])
-    _name(axes.set_yticks, names)
+    drawing.name_ticks(axes.set_yticks, names)
     figure.colorbar(image, ax=axes, label="information kept, nats", fraction=0.05, aspect=15)
     return figure
 
@@ -123,7 +103,7 @@ def _draw_tokens(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
     row = rows.one(text, layer)
     kept = np.array(row["kept"], dtype=float)  # (T,), NaN draws no bar
     errors = np.nan_to_num(np.array(row["standard_error"], dtype=float))
-    figure = _figure(max(4.0, 1.5 + 0.3 * len(kept)), 2.8 + _room(text["units"]))
+    figure = drawing.new_figure(max(4.0, 1.5 + 0.3 * len(kept)), 2.8 + drawing.room(text["units"]))
     axes = figure.add_subplot()
     axes.bar(range(len(kept)), kept, yerr=errors, color=_BAR, ecolor="black", capsize=2)
     axes.set_xlim(-0.6, len(kept) - 0.4)
@@ -135,7 +115,7 @@ def _draw_tokens(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
         if tied[t]:
             axes.annotate(labels.TIED, (t, height), (0, 1), textcoords="offset points", ha="center")
     note = f"  ({labels.TIED}: not told apart from the next in rank)" if any(tied) else ""
-    axes.set_title(_drawable(labels.row_label(row)) + note, fontsize="medium", parse_math=False)
+    axes.set_title(drawing.drawable(labels.row_label(row)) + note, fontsize="medium", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -145,10 +125,10 @@ def _draw_flow(texts: Sequence[Mapping[str, Any]], layer: rows.Choice | None) ->
 
     chosen = [rows.of_layer(text, layer) for text in texts if text["rows"] or layer is not None]
     names = list(dict.fromkeys(labels.row_label(row) for found in chosen for row in found))  # in their order
-    figure = _figure(max(4.5, 2.0 + 0.4 * len(names)), 2.8 + _room(names))
+    figure = drawing.new_figure(max(4.5, 2.0 + 0.4 * len(names)), 2.8 + drawing.room(names))
     axes = figure.add_subplot()
     # viridis short of its yellow end: told apart in grey and by every kind of colour vision, and dark enough
-    colours = _viridis()(np.linspace(0.0, 0.8, max(1, len(chosen))))
+    colours = drawing.viridis()(np.linspace(0.0, 0.8, max(1, len(chosen))))
     for number, (found, colour) in enumerate(zip(chosen, colours, strict=False), start=1):
         places = [names.index(labels.row_label(row)) for row in found]
         kept, error = np.array([rows.total(row) for row in found]).T  # (R,) each
@@ -157,19 +137,10 @@ def _draw_flow(texts: Sequence[Mapping[str, Any]], layer: rows.Choice | None) ->
         axes.fill_between(places, kept - error, kept + error, color=colour, alpha=0.25, linewidth=0)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("information kept of all units, nats\n(band: ± 1 standard error)", fontsize="small")
-    _name(axes.set_xticks, names, rotation=45, ha="right", rotation_mode="anchor")
+    drawing.name_ticks(axes.set_xticks, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.spines[["top", "right"]].set_visible(False)
     if len(chosen) > 1:
         figure.legend(loc="outside right upper", frameon=False, ncols=1 + (len(chosen) - 1) // 14)
-    return figure
-
-
-def _figure(width: float, height: float, figure: Figure | None = None) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure() if figure is None else figure
-    figure.set_size_inches(width, height)
-    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure
 
 
@@ -182,54 +153,4 @@ def _text(explanation: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 
 def _name_units(axes: Axes, units: Sequence[str]) -> None:
     # turned about its end, a label stays under its own cell
-    _name(axes.set_xticks, units, rotation=45, ha="right", rotation_mode="anchor")
-
-
-def _name(set_ticks: Any, names: Sequence[str], **style: Any) -> None:
-    """Names on an axis: data, so "$" in it starts no formula; figures grow with the number of names."""
-    drawn = [_drawable(name) for name in names]
-    set_ticks(range(len(names)), drawn, fontsize="small", parse_math=False, family=_families(), **style)
-
-
-def _room(names: Sequence[str]) -> float:
-    """Inches that the longest name needs, level or (a little less) turned by 45 degrees."""
-    return 0.08 * max((len(_drawable(name)) for name in names), default=0)
-
-
-def _drawable(name: str) -> str:
-    """The name with what no installed font can draw written out: a row of empty boxes names nothing."""
-    name = labels.printable(name)
-    name = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-    families = tuple(_families())
-    return "".join(c if _covered(c, families) else c.encode("unicode_escape").decode() for c in name)
-
-
-@functools.cache
-def _covered(character: str, families: tuple[str, ...]) -> bool:
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    paths = [findfont(FontProperties(family=[family])) for family in families]
-    return any(get_font(path).get_char_index(ord(character)) for path in paths)
-
-
-def _families() -> list[str]:
-    """The reader's own fonts first, then those installed that cover more scripts."""
-    from matplotlib import rcParams
-    from matplotlib.font_manager import fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    return [*rcParams["font.family"], *(name for name in _FALLBACKS if name in installed)]
-
-
-def _colours() -> Colormap:
-    """The shades' own colours."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ends = [tuple(part / 255 for part in rgb) for rgb in (shades.LOW, shades.HIGH)]
-    return LinearSegmentedColormap.from_list("kept", ends)
-
-
-def _viridis() -> Colormap:
-    from matplotlib import colormaps
-
-    return colormaps["viridis"]
+    drawing.name_ticks(axes.set_xticks, units, rotation=45, ha="right", rotation_mode="anchor")

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 import html
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from interp_plugin.rendering import labels, rows, sentence, shades
+from interp_plugin.rendering import labels, rows, sentence, shades, templates
 from interp_plugin.rendering.labels import printable
+from interp_plugin.rendering.templates import SHADES
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-_SHADES = 32  # more steps than an eye tells apart; few enough for a class each
 _PAPER = 12  # columns that fit on an upright page
 
 
@@ -47,21 +40,21 @@ def to_html(explanation: Mapping[str, Any], title: str | None = None) -> str:
         >>> "<bdi>&lt;</bdi>" in page and "6.930 <small>±0.200</small>" in page
         True
     """
-    script = _source("page.js")
+    script = templates.source("page.js")
     settings = dict(explanation["settings"])
     versions = settings.pop("versions", {})
-    return _template().render(
+    return templates.template("page.html").render(
         title=printable(_title(explanation) if title is None else title),
-        style=_source("page.css") + "\n".join(_shade_rules()),
+        style=templates.source("page.css") + templates.shade_rules(),
         script=script,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        digest=templates.digest(script),
         texts=[_Text.of(text) for text in explanation["texts"]],
         unit=labels.unit_name(explanation),
         legend=labels.legend(explanation),
         yardstick=labels.yardstick(explanation),
-        swatches=range(0, _SHADES + 1, 4),
-        settings=list(_settings(settings)),
-        versions=list(_settings(versions)),
+        swatches=range(0, SHADES + 1, 4),
+        settings=list(settings_shown(settings)),
+        versions=list(settings_shown(versions)),
         cost=labels.cost(explanation),
     )
 
@@ -101,7 +94,7 @@ class _Row:
 
     @classmethod
     def of(cls, row: rows.Row) -> _Row:
-        steps = [round(_SHADES * share) for share in shades.shares(row["kept"], row["standard_error"])]
+        steps = [round(SHADES * share) for share in shades.shares(row["kept"], row["standard_error"])]
         columns = zip(
             labels.rounded(row["kept"], row["standard_error"]), steps, labels.tied(row), strict=True
         )
@@ -155,28 +148,6 @@ class _Text:
         return 1 + (len(self.rows) if self.turned else len(self.units))
 
 
-@functools.cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment.from_string(_source("page.html"))
-
-
-@functools.cache
-def _source(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _shade_rules() -> Iterator[str]:
-    for step in range(_SHADES + 1):
-        back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(step / _SHADES))
-        yield f".s{step}{{background:{back};color:{front}}}"
-
-
 def _title(explanation: Mapping[str, Any]) -> str:
     texts = explanation["texts"]
     return f"Information kept: {_words(texts[0]) if len(texts) == 1 else f'{len(texts)} texts'}"
@@ -187,7 +158,7 @@ def _words(text: Mapping[str, Any], longest: int = 120) -> str:
     return words if len(words) <= longest else words[: longest - 1] + "…"
 
 
-def _settings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def settings_shown(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, bool):
             value = "yes" if value else "no"

@@ -36,7 +36,8 @@ from common import SENTENCES, Bert, Case, Problem, case, elasticity, read_texts,
 from scipy.optimize import minimize
 from torch import Tensor
 
-from interp_plugin import Solver, refinement
+from interp_plugin import Solver
+from interp_plugin import rounds as solver_rounds
 from interp_plugin.solver import PROBES
 
 Point = tuple[float, float]  # passes, r.m.s. error
@@ -163,7 +164,9 @@ def ours(item: Case, budgets: Sequence[int], seed: int, tilted: bool = True) -> 
     for budget in budgets:
         rounds = max(1, 1 + (budget - PROBES - DRAWS // 2) // DRAWS)
         solver = Solver(draws=DRAWS, iterations=rounds, tolerance=1e-9, seed=seed)
-        with mock.patch.object(refinement, "tilt_of", refinement.tilt_of if tilted else lambda trace: None):
+        with mock.patch.object(
+            solver_rounds, "tilt_of", solver_rounds.tilt_of if tilted else lambda trace: None
+        ):
             fit = item.fit(solver)
         found.append((int(fit.n_backward[0]), fit.sigma[0].log()))
     return found

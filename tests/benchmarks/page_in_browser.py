@@ -1,4 +1,6 @@
-"""Open a page in a headless Chromium and try its script: labels, arrow keys, slider, tip, a silent console.
+"""Open pages in a headless Chromium and try their scripts, and see that the console stays silent.
+
+Of an explanation: labels, arrow keys, slider, tip.  Of a study: sorting.
 
     python tests/benchmarks/page_in_browser.py [--browser chromium]
 
@@ -16,8 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from explanations import HOSTILE, explanation, falling, row, text
+from studies import METRICS, study_points, study_table
 
 from interp_plugin import rendering
+from interp_plugin.rendering import study
 
 ACT = """{
 const said = [], claim = (name, holds) => said.push(`${holds ? "ok " : "NOT"} ${name}`);
@@ -47,6 +51,29 @@ claim("the slider shades the sentence", units.every((unit) =>
 document.title = said.join("|");
 }"""
 
+SORT = """{
+const said = [], claim = (name, holds) => said.push(`${holds ? "ok " : "NOT"} ${name}`);
+const table = document.querySelector("table"), heads = [...table.tHead.rows[0].cells];
+const names = () => [...table.tBodies].map((body) => [...body.rows].map((row) => row.cells[0].textContent));
+const values = (body, c) => [...body.rows].slice(1).map((row) => Number(row.cells[c].dataset.value ?? NaN));
+const sorted = (numbers, sign) => numbers.every((x, i) =>
+  !i || (Number.isNaN(x) || sign * x >= sign * numbers[i - 1]) && !(Number.isNaN(numbers[i - 1]) && !Number.isNaN(x)));
+const before = names();
+claim("every heading is a button", heads.every((head) => head.querySelector("button")));
+heads.forEach((head, c) => {
+  if (!c) return;
+  head.querySelector("button").click();
+  const sign = head.dataset.better === "higher" ? -1 : 1;
+  claim(`best first by ${head.textContent}`, [...table.tBodies].every((body) => sorted(values(body, c), sign)));
+  claim("one heading says so", document.querySelectorAll("[aria-sort]").length === 1 && head.ariaSort !== null);
+});
+claim("groups stay apart, each under its name", names().every((group, b) =>
+  group[0] === before[b][0] && [...group].sort().join() === [...before[b]].sort().join()));
+heads[0].querySelector("button").click();
+claim("the first order comes back", names().join() === before.join());
+document.title = said.join("|");
+}"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -58,16 +85,22 @@ def main() -> None:
     width = len(HOSTILE)
     rows = [row(falling(width), layer) | {"tied": [True] * width} for layer in (1, 2, 3)]
     source = rendering.to_html(explanation(text(list(HOSTILE), rows)))
-    # the policy forbids any script but the page's own: the copy that is tried goes without it
-    acting = re.sub("<meta http-equiv[^>]*>", "", source)
-    acting = acting.replace("</body>", f"<script>{ACT.replace('WIDTH', str(width))}</script></body>")
-
-    said, quiet = _open(browser, acting)
-    said += [
-        "ok  the console is silent" if quiet and _open(browser, source)[1] else "NOT the console is silent"
-    ]
+    said = _tried(browser, source, ACT.replace("WIDTH", str(width)))
+    table = study_table()
+    said += _tried(browser, study.to_html([table], {METRICS[0]: study_points(table)}, "A study"), SORT)
     print("\n".join(said))
-    sys.exit(any(line.startswith("NOT") for line in said) or len(said) < 10)
+    sys.exit(any(line.startswith("NOT") for line in said) or len(said) < 20)
+
+
+def _tried(browser: str, source: str, script: str) -> list[str]:
+    """What the script claims of the page, and that both are silent."""
+    # the policy forbids any script but the page's own: the copy that is tried goes without it
+    acting = re.sub("<meta http-equiv[^>]*>", "", source).replace(
+        "</body>", f"<script>{script}</script></body>"
+    )
+    said, quiet = _open(browser, acting)
+    silent = quiet and _open(browser, source)[1]
+    return [*said, "ok  the console is silent" if silent else "NOT the console is silent"]
 
 
 def _open(browser: str, source: str) -> tuple[list[str], bool]:
@@ -84,7 +117,7 @@ def _open(browser: str, source: str) -> tuple[list[str], bool]:
         ]
         command += ["--enable-logging=stderr", "--v=0", "--dump-dom", path.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    [title] = re.findall("<title>(.*?)</title>", done.stdout, flags=re.DOTALL)
+    [title] = re.findall("<title>(.*?)</title>", done.stdout.partition("</head>")[0], flags=re.DOTALL)
     return title.split("|"), ":CONSOLE" not in done.stderr
 
 

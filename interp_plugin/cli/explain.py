@@ -1,39 +1,33 @@
-"""The command line: ``interp-plugin explain``."""
+"""``interp-plugin explain``: texts in, how much of each token every layer keeps out."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp_plugin import __version__
+from interp_plugin.cli.given import (
+    DPI,
+    Dtype,
+    check_installed,
+    check_outputs,
+    lines,
+    load_explainer,
+    one_sentence,
+    parse_layers,
+)
 
 if TYPE_CHECKING:
     from interp_plugin.explanation import Explanation
-    from interp_plugin.text import Text, TextExplainer
+    from interp_plugin.text import Text
     from interp_plugin.tokens import Label, TextModel
 
 Granularity = Literal["token", "word", "sentence"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-DPI = 200  # of pictures
-
-app = typer.Typer(
-    name="interp-plugin",
-    help="How much noise can each token bear before a layer notices?  Information kept, per token and layer.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-)
 
 EXAMPLES = """
 Examples:
@@ -54,23 +48,6 @@ Exit status: 0, or 2 for what cannot be used as it was given, with one sentence 
 """
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    """How much noise can each token bear before a layer notices?  Information kept, per token and layer."""
-
-
-@app.command(epilog=EXAMPLES)
 def explain(
     texts: Annotated[
         list[str] | None,
@@ -152,18 +129,20 @@ def explain(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
     """Print how much of each token every layer keeps, in nats."""
-    with _one_sentence():
+    with one_sentence():
         wanted = _split(_texts(texts, file), pairs)
-        sample = None if calibrate is None else _split(_lines(calibrate), pairs)
+        sample = None if calibrate is None else _split(lines(calibrate), pairs)
         labels = None if layers is None else parse_layers(layers)
         places = parse_positions(positions)
-        _check_outputs(html, png, save)
+        check_outputs(html, png, save)
+        if save is not None:
+            check_installed("pyarrow", "--save", "table")
 
         # torch and transformers take seconds to import: --help and bad input need not wait for them
         from interp_plugin.solver import Solver
 
         solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
-        explainer = _explainer(model, tokenizer, device, dtype)
+        explainer = load_explainer(model, tokenizer, device, dtype)
         chosen, asked = _chosen(explainer.model, labels, target)
         progress = sys.stderr.isatty()
         if sample is not None:
@@ -179,30 +158,6 @@ def explain(
         explanation.show(granularity=granularity)
     for path in written:
         typer.echo(f"wrote {path}", err=True)
-
-
-def parse_layers(layers: str) -> list[int | str]:
-    """Layers from numbers, ranges and names with commas.
-
-    Raises:
-        ValueError: nothing between two commas, or a range that runs backwards.
-
-    Example::
-
-        >>> parse_layers("1,3-5,decoder.1-2,output")
-        [1, 3, 4, 5, 'decoder.1', 'decoder.2', 'output']
-    """
-    labels: list[int | str] = []
-    for part in map(str.strip, layers.split(",")):
-        match = re.fullmatch(r"(encoder\.|decoder\.)?(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part)
-        first, last = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
-        if not part or first > last:
-            raise ValueError(
-                f"layers {layers!r} cannot be read: write all, or numbers, ranges and names as in 1,3-4,output"
-            )
-        numbers = range(first, last + 1)
-        labels.extend([part] if not match else [f"{match[1]}{n}" for n in numbers] if match[1] else numbers)
-    return labels
 
 
 def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None:
@@ -228,16 +183,6 @@ def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None
         ) from error
 
 
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """What the user can mend is a sentence on standard error and exit status 2."""
-    try:
-        yield
-    except (ValueError, ImportError, OSError) as error:
-        typer.echo(f"Error: {str(error).replace(chr(10), ' ')}", err=True)
-        raise typer.Exit(2) from error
-
-
 def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     """The texts of the command line, of a file, or of standard input."""
     if texts and file is not None:
@@ -246,23 +191,7 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
         return texts
     if file is None and sys.stdin.isatty():
         raise ValueError("there is no text: give one in quotes, --file, or a text a line on standard input")
-    return _lines(Path("-") if file is None else file)
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a file (- is standard input) that hold something."""
-    name = "standard input" if str(path) == "-" else repr(str(path))
-    try:
-        read = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        lines = re.split(r"\r\n?|\n", read.decode("utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text ({error}); convert it first") from error
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise ValueError(f"{name} holds no text; write one a line")
-    return found
+    return lines(Path("-") if file is None else file)
 
 
 def _split(texts: Sequence[str], pairs: bool) -> list[Text]:
@@ -275,48 +204,6 @@ def _split(texts: Sequence[str], pairs: bool) -> list[Text]:
                 f"text {text!r} has {text.count(chr(9))} tabs: with --pairs, one separates the two sentences"
             )
     return [(first, second) for first, second in (text.split("\t") for text in texts)]
-
-
-def _check_outputs(html: Path | None, png: Path | None, save: Path | None) -> None:
-    """Hours of work are not lost to a folder that is not there."""
-    for path in filter(None, (html, png, save)):
-        if path.is_dir():
-            raise ValueError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
-        try:
-            TemporaryFile(dir=path.parent).close()
-        except OSError as error:
-            raise ValueError(
-                f"cannot write {str(path)!r}: no file can be made in {str(path.parent)!r} ({error.strerror}); "
-                "give a folder that is there and yours"
-            ) from error
-    if save is not None and find_spec("pyarrow") is None:
-        raise ValueError("--save needs pyarrow, which is not installed: pip install interp-plugin[table]")
-
-
-def _explainer(model: str | None, tokenizer: str | None, device: str, dtype: Dtype) -> TextExplainer:
-    from rich.console import Console
-    from rich.text import Text as Words
-
-    with Console(stderr=True).status(Words("loading " + (model or "the default model"))):
-        from interp_plugin import huggingface
-        from interp_plugin.text import TextExplainer
-
-        _check_device(device)
-        source = huggingface.default_model_path() if model is None else model
-        with huggingface.quiet():
-            return TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"device {device!r} cannot be used ({reason}); give cpu, or one that torch finds here"
-        ) from error
 
 
 def _chosen(

@@ -1,0 +1,132 @@
+"""What a command is given, checked before anything takes time: texts, layers, files to write, a model to load."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from interp_plugin.text import TextExplainer
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+DPI = 200  # of pictures
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What the user can mend is a sentence on standard error and exit status 2."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        typer.echo(f"Error: {str(error).replace(chr(10), ' ')}", err=True)
+        raise typer.Exit(2) from error
+
+
+def parse_layers(layers: str) -> list[int | str]:
+    """Layers from numbers, ranges and names with commas.
+
+    Raises:
+        ValueError: nothing between two commas, or a range that runs backwards.
+
+    Example::
+
+        >>> parse_layers("1,3-5,decoder.1-2,output")
+        [1, 3, 4, 5, 'decoder.1', 'decoder.2', 'output']
+    """
+    labels: list[int | str] = []
+    for part in map(str.strip, layers.split(",")):
+        match = re.fullmatch(r"(encoder\.|decoder\.)?(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part)
+        first, last = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
+        if not part or first > last:
+            raise ValueError(
+                f"layers {layers!r} cannot be read: write all, or numbers, ranges and names as in 1,3-4,output"
+            )
+        numbers = range(first, last + 1)
+        labels.extend([part] if not match else [f"{match[1]}{n}" for n in numbers] if match[1] else numbers)
+    return labels
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a file (- is standard input) that hold something."""
+    name = "standard input" if str(path) == "-" else repr(str(path))
+    try:
+        read = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        lines = re.split(r"\r\n?|\n", read.decode("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error.strerror}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text ({error}); convert it first") from error
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise ValueError(f"{name} holds no text; write one a line")
+    return found
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Hours of work are not lost to a folder that is not there.
+
+    Raises:
+        ValueError: a path where no file can be written.
+    """
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise ValueError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
+        try:
+            TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {str(path)!r}: no file can be made in {str(path.parent)!r} ({error.strerror}); "
+                "give a folder that is there and yours"
+            ) from error
+
+
+def check_installed(package: str, option: str, extra: str) -> None:
+    """Nor are they lost to a package that is not there.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if find_spec(package) is None:
+        raise ValueError(
+            f"{option} needs {package}, which is not installed: pip install interp-plugin[{extra}]"
+        )
+
+
+def load_explainer(model: str | None, tokenizer: str | None, device: str, dtype: Dtype) -> TextExplainer:
+    """The model in a folder or of a name, None for the one that ships, ready to explain.
+
+    Raises:
+        ValueError: it cannot be loaded, or the device cannot be used.
+    """
+    from rich.console import Console
+    from rich.text import Text as Words
+
+    with Console(stderr=True).status(Words("loading " + (model or "the default model"))):
+        from interp_plugin import huggingface
+        from interp_plugin.text import TextExplainer
+
+        _check_device(device)
+        source = huggingface.default_model_path() if model is None else model
+        with huggingface.quiet():
+            return TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device {device!r} cannot be used ({reason}); give cpu, or one that torch finds here"
+        ) from error

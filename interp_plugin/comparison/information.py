@@ -1,0 +1,80 @@
+"""Our own method as a study runs it, and its honest twin: the gradient norm of the same state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from interp_plugin.batches import Batch, State
+from interp_plugin.comparison.inputs import MAX_ROWS, Inputs
+from interp_plugin.problem import Terms, cap_of_embedding
+from interp_plugin.solver import EXACT, PROBES, Solver
+from interp_plugin.state import module_of
+from interp_plugin.tokens import OUTPUT
+
+RATE = 0.1
+
+
+def information_kept(
+    inputs: Inputs, target: int | None, state: State | None, solver: Solver = Solver()
+) -> Tensor:
+    """Nats of each token that the state keeps, (T,); for a class the state is all of the class scores."""
+    watched = State(OUTPUT, None) if state is None else state
+    batch = Batch(inputs.model, [inputs.encoding], inputs.model.embedding, [watched.site])
+    terms = Terms(RATE, cap_of_embedding(module_of(inputs.model.embedding)), None)
+    solver = replace(solver, seed=inputs.seed)
+    [fit] = batch.fit([watched], [batch.places(watched)], terms, solver)
+    return fit.kept()[0]
+
+
+def of_target(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Nats that the score of the class alone keeps, (T,)."""
+    return information_kept(inputs, target, State(OUTPUT, None, target))
+
+
+def of_last_layer(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Nats that the last layer's state keeps, (T,): what the model says of the class is computed from it."""
+    label, site = list(inputs.model.layers.items())[-1]
+    return information_kept(inputs, None, State(label, site))
+
+
+def closed_form(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Nats by the small-noise closed form alone, (T,).
+
+    Tokens at the cap tie at 0: where a classifier is saturated, these can be all.  The gradient norm tells them apart.
+    """
+    return information_kept(inputs, target, state, Solver(iterations=0))
+
+
+def gradient_norm(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    r"""The root of :math:`\|\partial (s / v) / \partial x_i\|_F^2 / M`, (T,), by automatic differentiation.
+
+    The closed form ranks tokens in the same order: this is what is left of information kept where noise is small.
+    A state of at most 32 elements is differentiated element by element; a larger one along 8 random sign vectors,
+    whose squares have the right mean, as many as the closed form takes.
+    """
+    watched = State(OUTPUT, None) if state is None else state
+    noisy = inputs.noisy(inputs.model.embedding, watched.site, watched.selector)
+    with torch.no_grad():
+        origin = noisy.perturb((inputs.embeddings,), torch.arange(1)).float()
+    std = watched.selected_std
+    v = origin.square().mean().sqrt() if std is None else std.to(origin.device)
+    v = v.expand_as(origin).flatten()
+    counted = v > 0
+    weight = torch.where(counted, v.clamp(min=torch.finfo(v.dtype).tiny).reciprocal(), 0.0)
+    size = int(counted.sum())
+    if size <= EXACT:
+        directions = torch.eye(len(v))[counted.cpu()]
+    else:
+        directions = torch.randint(0, 2, (PROBES, len(v))) * 2.0 - 1.0
+    squares = torch.zeros(inputs.length)
+    for some in (directions.to(v.device) * weight).split(MAX_ROWS):
+        rows = len(some)
+        points = inputs.embeddings.expand(rows, -1, -1).clone().requires_grad_()
+        with torch.enable_grad():
+            states = noisy.perturb((points,), torch.zeros(rows, dtype=torch.long)).float()
+            [slope] = torch.autograd.grad((states.flatten(1) * some).sum(), points)
+        squares += slope.float().square().sum((0, 2)).cpu()
+    return (squares / (1 if size <= EXACT else PROBES) / size).sqrt()

@@ -1,0 +1,230 @@
+"""The methods that a study knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from interp_plugin.batches import State
+from interp_plugin.comparison import attention, gradients, information, information_signed, perturbations
+from interp_plugin.comparison.inputs import Inputs
+from interp_plugin.comparison.judged import Explains, Method
+from interp_plugin.tokens import shown
+
+Text = str | tuple[str, str]
+TokenScores = Sequence[float] | Tensor
+
+
+def random_scores(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Uniform numbers, (T,): what a method must beat."""
+    return torch.rand(inputs.length)
+
+
+_GUAN = "Guan et al. 2019"
+_IG = "Sundararajan et al. 2017; captum IntegratedGradients"
+
+_ALL = (
+    Method("information kept", information.information_kept, source=f"{_GUAN}, eq. 7", draws=True),
+    Method(
+        "information kept (target)", information.of_target, explains="class", source=f"{_GUAN}, eq. 7", draws=True
+    ),
+    Method(
+        "information kept (last layer)", information.of_last_layer, explains="class", source=f"{_GUAN}, eq. 7",
+        draws=True,
+    ),
+    Method(
+        "information kept (closed form)", information.closed_form, source=f"{_GUAN}, eq. 7, small noise", draws=True
+    ),
+    Method(
+        "information kept (log-probability)", information_signed.of_log_probability, explains="class",
+        source=f"{_GUAN}, eq. 7", draws=True,
+    ),
+    Method(
+        "information kept (signed)", information_signed.signed_information, signed=True, explains="class",
+        source=f"{_GUAN}, eq. 7; sign of integrated gradients", draws=True,
+    ),
+    Method(
+        "gradient norm of the state", information.gradient_norm, source="the closed form, without ours", draws=True
+    ),
+    *(
+        Method(
+            f"integrated gradients ({baseline}, {reduction})",
+            gradients.integrated_gradients(baseline, reduction),
+            signed=reduction == "signed",
+            source=_IG,
+        )
+        for baseline in gradients.BASELINES
+        for reduction in gradients.REDUCTIONS
+    ),
+    Method(
+        "saliency (L2)", gradients.saliency, explains="class", source="Simonyan et al. 2014; captum Saliency"
+    ),
+    *(
+        Method(
+            f"input x gradient ({reduction})",
+            gradients.input_x_gradient(reduction),
+            signed=reduction == "signed",
+            explains="class",
+            source="Shrikumar et al. 2016; captum InputXGradient",
+        )
+        for reduction in ("signed", "absolute")
+    ),
+    Method(
+        "gradient SHAP", gradients.gradient_shap, signed=True,
+        source="Lundberg and Lee 2017; captum GradientShap", draws=True,
+    ),
+    Method(
+        "DeepLift", gradients.deep_lift, signed=True, explains="class",
+        source="Shrikumar et al. 2017; captum DeepLift",
+    ),
+    Method(
+        "SmoothGrad (L2)", gradients.smooth_grad("smoothgrad"), explains="class",
+        source="Smilkov et al. 2017; captum NoiseTunnel over Saliency", draws=True,
+    ),
+    Method(
+        "SmoothGrad squared (L2)", gradients.smooth_grad("smoothgrad_sq"),
+        source="Hooker et al. 2019; captum NoiseTunnel over Saliency", draws=True,
+    ),
+    Method(
+        "feature ablation", perturbations.feature_ablation, signed=True,
+        source="Zeiler and Fergus 2014; captum FeatureAblation",
+    ),
+    Method(
+        "occlusion (3 tokens)", perturbations.occlusion(3), signed=True,
+        source="Zeiler and Fergus 2014; captum Occlusion",
+    ),
+    Method(
+        "LIME", perturbations.lime, signed=True, source="Ribeiro et al. 2016; captum Lime", draws=True
+    ),
+    Method(
+        "KernelSHAP", perturbations.kernel_shap, signed=True,
+        source="Lundberg and Lee 2017; captum KernelShap", draws=True,
+    ),
+    Method(
+        "Shapley value sampling", perturbations.shapley_value_sampling, signed=True,
+        source="Strumbelj and Kononenko 2010; captum ShapleyValueSampling", draws=True,
+    ),
+    Method(
+        "leave-one-out", perturbations.leave_one_out, signed=True, explains="class", source="Li et al. 2016"
+    ),
+    Method("attention rollout", attention.attention_rollout, source="Abnar and Zuidema 2020"),
+    Method("value zeroing", attention.value_zeroing, source="Mohebbi et al. 2023"),
+    Method("random", random_scores, source="-", draws=True),
+)  # fmt: skip
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
+"""Name -> method, in the order of tables.
+
+What explains only a class: gradients at the text itself, as a state's distance from itself has none there
+(``gradient norm of the state`` is their counterpart), deletion, which leaves a state no place for the
+token, and what watches a certain output.  ``signed`` scores are those of how much a token speaks for the
+class; asked about a state they say how far it moves, and hardly go below 0.
+"""
+
+
+def chosen(methods: Iterable[str | Method] | str | Method | None = None) -> list[Method]:
+    """Methods by name, and those that are given themselves; None: all of :data:`METHODS`.
+
+    A method of one's own is a function and a name:
+
+    Raises:
+        TypeError: something that is neither a name nor a Method.
+        ValueError: an unknown name, none at all, or two methods of one name.
+
+    Examples::
+        >>> def length(inputs, target, state):
+        ...     return torch.tensor([float(len(token)) for token in inputs.encoding.tokens])
+        >>> [method.name for method in chosen(["random", Method("token length", length)])]
+        ['random', 'token length']
+    """
+    if methods is None:
+        return list(METHODS.values())
+    found = [_one(method) for method in ([methods] if isinstance(methods, (str, Method)) else methods)]
+    names = [method.name for method in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"method {name!r} is given {names.count(name)} times; give every method a name of its own"
+            )
+    if not found:
+        raise ValueError("methods names none; give at least one, or None for all")
+    return found
+
+
+def _one(method: str | Method) -> Method:
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(
+            f"method {method!r} is a {type(method).__name__}; give a name, or Method(name, function)"
+        )
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not known; choose from {', '.join(map(repr, METHODS))}")
+    return METHODS[method]
+
+
+def from_scores(
+    name: str,
+    scores: Mapping[Text, TokenScores] | Sequence[TokenScores],
+    signed: bool = False,
+    texts: Sequence[Text] | None = None,
+    explains: Explains = "both",
+) -> Method:
+    """Scores that were computed elsewhere, as a method.
+
+    Args:
+        name: in tables.
+        scores: of each text (a pair of texts is a tuple of two) the scores of its tokens, special ones included,
+            (T,); or a list of them, one for each of ``texts``.
+        signed: as in :class:`Method`.
+        texts: what a list of scores is of, in the same order.
+        explains: as in :class:`Method`.
+
+    Raises:
+        ValueError: a list without as many texts, or two different scores of one text; when it is asked about
+            a text that has no scores, or not one for each token.
+
+    Examples::
+        >>> from interp_plugin import huggingface
+        >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
+        >>> method = from_scores("by hand", {"a good film": [0, 0, 1, 0.5, 0]})
+        >>> method(Inputs(model, model.encode("a good film")), 1, None)
+        tensor([0.0000, 0.0000, 1.0000, 0.5000, 0.0000])
+    """
+    known = _by_text(name, scores, texts)
+
+    def look_up(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+        encoding = inputs.encoding
+        key = encoding.text if encoding.pair is None else (encoding.text, encoding.pair)
+        if key not in known:
+            raise ValueError(
+                f"{name!r} has no scores for {shown(encoding.text)}; give scores for every text of the study"
+            )
+        if len(known[key]) != inputs.length:
+            raise ValueError(
+                f"{name!r} has {len(known[key])} scores for {shown(encoding.text)}, which has {inputs.length} tokens "
+                f"({' '.join(encoding.tokens)}); give one for each, special tokens included"
+            )
+        return known[key]
+
+    return Method(name, look_up, signed, explains, "given")
+
+
+def _by_text(
+    name: str, scores: Mapping[Text, TokenScores] | Sequence[TokenScores], texts: Sequence[Text] | None
+) -> dict[Text, Tensor]:
+    if isinstance(scores, Mapping):
+        return {text: torch.as_tensor(values, dtype=torch.float32) for text, values in scores.items()}
+    if texts is None or len(texts) != len(scores):
+        count = "no texts" if texts is None else f"{len(texts)} texts"
+        raise ValueError(
+            f"{name!r} has {len(scores)} lists of scores and {count}; give texts, one for each list"
+        )
+    known: dict[Text, Tensor] = {}
+    for text, values in zip(texts, scores):
+        new = torch.as_tensor(values, dtype=torch.float32)
+        if not torch.equal(known.setdefault(text, new), new):
+            raise ValueError(f"{name!r} has two different lists of scores for {text!r}; leave one out")
+    return known

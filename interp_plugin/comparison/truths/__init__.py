@@ -1,0 +1,1 @@
+"""Truth by construction: tasks where what a model must and must not use is known beforehand."""

@@ -1,0 +1,408 @@
+"""CorpusResult: what a study found, read from its parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from interp_plugin.corpus import quantities
+from interp_plugin.corpus.estimates import RESAMPLES
+from interp_plugin.corpus.knowledge import knowledge
+from interp_plugin.corpus.parts import Folder, Part, lines
+from interp_plugin.corpus.quantities import Sentences
+from interp_plugin.corpus.stream import Failure
+from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
+from interp_plugin.corpus.word_classes import table as table_of_classes
+from interp_plugin.explanation import Explanation, Row, Settings, TextExplanation
+from interp_plugin.rendering import corpus as drawings
+from interp_plugin.storage import replace_file
+from interp_plugin.tokens import Label
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Kind = Literal["curve", "classes", "regime"]
+Per = Literal["sentence", "token", "token of a sentence", "dimension"]
+Quantity = Literal["kept", "loss"]
+
+# what two studies must share for their numbers to be paired
+DRAWS = ("seed", "tolerance", "draws", "iterations", "rate", "distortion", "truncation")
+
+
+@dataclass(frozen=True)
+class CorpusResult:
+    """A study of a corpus; its numbers are read from the parts when they are asked for, in bounded memory.
+
+    Attributes:
+        path: the folder of its parts.
+        parts: the whole ones, in the order of the corpus.
+        settings: what the numbers depend on: model, weights, layers, rate, solver, versions and more.
+
+    Examples: see :class:`CorpusStudy`.
+    """
+
+    path: Path
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], partial: bool = False) -> CorpusResult:
+        """The study in a folder, every part of it checked.
+
+        Args:
+            path: of the folder.
+            partial: take what is there of a study that is still running, or lost some parts.
+
+        Raises:
+            ValueError: there is no study, or (unless partial) some of it is missing or damaged; parts with other
+                settings.
+        """
+        folder = Folder(path)
+        numbers = folder.windows()
+        found = {number: part for number in numbers if (part := folder.part(number)) is not None}
+        if not numbers or (partial and not found):
+            raise ValueError(f"{str(path)!r} holds no study; give the folder that CorpusStudy.run wrote to")
+        settings = [part.about.settings for part in found.values()]
+        if any(other != settings[0] for other in settings[1:]):
+            raise ValueError(f"{str(path)!r} holds parts with different settings; keep those of one study")
+        last = max((n for n, part in found.items() if part.about.last), default=None)
+        expected = range((max(numbers) if last is None else last) + 1)
+        missing = [number for number in expected if number not in found]
+        if not partial and (missing or last is None or max(numbers) > last):
+            state = f"parts {missing[:5]} are missing or damaged" if missing else "the end is missing"
+            raise ValueError(
+                f"the study in {str(path)!r} is not whole: {state}; run it again with the same texts and folder, or "
+                "load it with partial=True"
+            )
+        return cls(Path(path), tuple(found[number] for number in sorted(found)))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the numbers depend on."""
+        return self.parts[0].about.settings
+
+    @property
+    def layer_labels(self) -> tuple[Label, ...]:
+        """The layers, in forward order."""
+        return tuple(self.settings["layers"])
+
+    @property
+    def texts(self) -> int:
+        """How many have numbers."""
+        return sum(part.about.texts for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """That scoring took, of all processes together."""
+        return sum(part.about.seconds for part in self.parts)
+
+    def failures(self) -> list[Failure]:
+        """Rows of the corpus without numbers, and why."""
+        return [failure for part in self.parts for failure in part.failures]
+
+    def __repr__(self) -> str:
+        failed = sum(part.about.failures for part in self.parts)
+        layers = ", ".join(map(repr, self.layer_labels))
+        model = self.settings["model"]
+        return f"CorpusResult({self.texts} texts, {failed} failed, layers {layers}, model {model!r})"
+
+    @cached_property
+    def sentences(self) -> Sentences:
+        """A number for each sentence, layer and quantity: the one thing that grows with the corpus."""
+        return Sentences.read(self.parts, self.layer_labels)
+
+    def layers(self, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+        """Means over the corpus, a line for each layer, quantity and unit.
+
+        "kept" is I and "loss" is H(X|S), in nats; mean "per"
+
+        * "sentence": sum over its tokens, mean over sentences (the paper's corpus level);
+        * "token": sum over all tokens of the corpus, divided by their number;
+        * "token of a sentence": mean over a sentence's tokens, mean over sentences, so that long ones count no more;
+        * "dimension": as "token", divided by K, so that models of different widths compare.
+
+        Per sentence also regime_index, distortion, rate, converged (0 or 1) and n_forward, n_backward (sample
+        passes).  H(X) is the same for every layer and model, so differences of "loss" are those of MI with the other
+        sign.
+
+        Returns:
+            Columns layer, quantity, per, mean, standard_error (over sentences), low, high (95 % bootstrap interval
+            over sentences), solver_error (of the noise draws, if those of all sentences went the same way: they share
+            their seed), sentences.
+        """
+        return quantities.curves(self.sentences, resamples, seed)
+
+    def monotonicity(self, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+        """Whether a layer keeps more than the one it is computed from.
+
+        No layer can know more of the input than what it is computed from (the data-processing inequality).  Kept
+        information need not obey that exactly: it is what remains at a given weight of distortion, measured in each
+        layer's own unit, so without a calibration, or far from E = 1, it may grow.  Where it grows by more than chance,
+        compare layers with care.
+
+        Returns:
+            Columns layer, after (the layer before), growth (kept here less kept there, nats per sentence, paired),
+            standard_error, low, high, share (of sentences that grow), p (one-sided t-test), p_holm (corrected for all
+            pairs of layers), violation (growth above 0 with p_holm below 0.05).
+        """
+        return quantities.growth(self.sentences, resamples, seed)
+
+    def compare(self, other: CorpusResult, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+        """This study less another of the same texts and draws: two models, or two checkpoints of one.
+
+        Paired sentence by sentence, which takes out what the sentences differ in; texts that failed in one are left
+        out.  "kept" depends on each model's max_sigma, and "loss" on the scale of its embeddings: both are given.
+
+        Returns:
+            Columns layer, quantity, per (as of :meth:`layers`), difference, standard_error, low, high, p (paired
+            t-test), p_holm (corrected for the layers), sentences.
+
+        Raises:
+            ValueError: other texts, no layer in common, or settings that differ in more than the model.
+        """
+        for name in DRAWS:
+            ours, theirs = self.settings[name], other.settings[name]
+            if ours != theirs:
+                raise ValueError(
+                    f"{name} is {ours!r} in one study and {theirs!r} in the other, so their numbers are not paired; "
+                    "run both with the same"
+                )
+        return quantities.differences(self.sentences, other.sentences, resamples, seed)
+
+    def word_classes(
+        self,
+        by: By = "kind",
+        lexicon: Mapping[str, str] | None = None,
+        stop_words: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """What each layer keeps of each class of words, per token.
+
+        A token belongs to the class of its word.  Special tokens are a class of their own in all ways of telling
+        words apart:
+
+        * "kind": special tokens, punctuation, stop words (scikit-learn's English ones unless given), other words;
+        * "lexicon": the class of the word in ``lexicon``, or "other"; capitals do not count;
+        * "tag": the word's tag in the corpus's tag column, or the whole text's;
+        * "frequency": how often the word is in this corpus, counted in a pass of its own.
+
+        Returns:
+            Columns layer, class, tokens, sentences (that have one), kept (nats per token), standard_error (over
+            sentences), low, high (95 %), loss (nats per token), share (of all nats that the layer keeps).
+        """
+        self._check_any()
+        classify, order = classifier(by, self.parts, len(self.layer_labels), lexicon, stop_words)
+        return table_of_classes(sums_of(self.parts, self.layer_labels, classify), order)
+
+    def knowledge(
+        self,
+        threshold: float = 0.2,
+        foreground: Collection[str] = (WORD,),
+        by: By = "kind",
+        lexicon: Mapping[str, str] | None = None,
+        stop_words: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Knowledge points and concentration of each layer.
+
+        A knowledge point is a token of which a layer loses less than of the background by more than a threshold:
+        mean H of the background over the corpus - H_i > b (Cheng et al., Explaining Knowledge Distillation by
+        Quantifying the Knowledge, CVPR 2020, on regions of images; here tokens, and the difference of H is that of
+        kept with the other sign).  The quality of a layer's knowledge is the share of its points that lie in the
+        foreground, averaged over sentences that have any.  Concentration is what a layer keeps of a token of the
+        foreground less that of the background, over all tokens of the corpus, as a difference and as a ratio: after
+        Ma et al. (Quantification and Analysis of Layer-wise and Pixel-wise Information Discarding, arXiv:1906.04109),
+        who look at the pixels of an object and around it; the formula here is our own.
+
+        Args:
+            threshold: b, in nats per dimension of the embedding: 0.2 is a noise smaller by 18 %.
+            foreground: classes that are the foreground; all others are the background.
+            by, lexicon, stop_words: as of :meth:`word_classes`.
+
+        Returns:
+            Columns layer; background, foreground (nats kept of a token) and foreground_error; concentration, its
+            error, low and high; concentration_ratio; threshold (nats); foreground_points, background_points (per
+            sentence) and their errors; foreground_share and its error; foreground_tokens, background_tokens.
+        """
+        self._check_any()
+        classify, _ = classifier(by, self.parts, len(self.layer_labels), lexicon, stop_words)
+        return knowledge(self.parts, self.layer_labels, classify, foreground, threshold)
+
+    def table(self) -> pd.DataFrame:
+        """A line for each sentence and layer: nats and what else is known of it.
+
+        Of words and tokens, ``result.explanation(rows).to_pandas("word")`` has the lines.
+
+        Returns:
+            Columns row (of the corpus), layer, tokens, kept, loss, solver_error (of kept and loss), regime_index,
+            distortion, rate, converged, n_forward, n_backward.
+        """
+        import pandas as pd
+
+        found, count = self.sentences, len(self.layer_labels)
+        columns = {
+            "row": np.repeat(found.rows, count),
+            "layer": list(found.layers) * len(found.rows),
+            "tokens": np.repeat(found.tokens.astype(int), count),
+            "kept": found.kept.ravel(),
+            "loss": found.loss.ravel(),
+            "solver_error": found.error.ravel(),
+            **{name: values.ravel() for name, values in found.facts.items()},
+        }
+        whole = {"converged": bool, "n_forward": int, "n_backward": int}
+        return pd.DataFrame(columns).astype(whole)
+
+    def explanation(self, rows: Collection[int] | None = None) -> Explanation:
+        """Some texts in full, to be drawn or listed; rows are numbers of the corpus, None is all of them.
+
+        Raises:
+            ValueError: a row that is not there, or has no numbers.
+        """
+        found = dict(self._explained(None if rows is None else set(rows)))
+        if rows is not None:
+            missing = sorted(set(rows) - set(found))
+            if missing:
+                raise ValueError(f"rows {missing[:5]} have no numbers in this study; failures() may say why")
+        known = {f.name: self.settings[f.name] for f in fields(Settings)}
+        known["rate"] = float("nan") if known["rate"] is None else known["rate"]
+        order = sorted(found) if rows is None else rows
+        return Explanation(tuple(found[row] for row in order), Settings(**known), self.seconds)
+
+    def plot(
+        self,
+        kind: Kind = "curve",
+        *,
+        per: Per = "token",
+        quantity: Quantity = "kept",
+        others: Mapping[str, CorpusResult] | None = None,
+        name: str | None = None,
+        **classes: Any,
+    ) -> Figure:
+        """A Matplotlib figure.
+
+        * "curve": mean nats by layer with the 95 % interval; ``others`` adds more studies, by their names;
+        * "classes": kept per token, word class x layer (further arguments are those of :meth:`word_classes`);
+        * "regime": the distribution of E over the sentences by layer.
+
+        Args:
+            kind: one of the three.
+            per, quantity: of the curve, as of :meth:`layers`.
+            others: of the curve: name -> study.
+            name: of this study among them; None: its model's.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: another kind.
+        """
+        if kind == "curve":
+            mine = {name or str(self.settings["model"]): self}
+            return drawings.plot_curves(
+                [each.curve(label, per, quantity) for label, each in {**mine, **(others or {})}.items()],
+                f"{'information kept' if quantity == 'kept' else 'H(X|S)'}, nats per {per}",
+            )
+        if kind == "classes":
+            return drawings.plot_classes(self._classes(**classes))
+        if kind == "regime":
+            return drawings.plot_regime(self._regime())
+        raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
+
+    def curve(self, name: str, per: Per = "token", quantity: Quantity = "kept") -> drawings.Curve:
+        """A line of the plot of layers."""
+        table = self.layers()
+        some = table[(table["per"] == per) & (table["quantity"] == quantity)]
+        if not len(some):
+            raise ValueError(
+                f"per is {per!r} and quantity {quantity!r}: choose from {get_args(Per)} and {get_args(Quantity)}"
+            )
+        return drawings.Curve(name, list(some["layer"]), *(list(some[c]) for c in ("mean", "low", "high")))
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str | Path:
+        """A page with curves, tables and settings: the string, or the path of the file it was written to.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            OSError: the file cannot be written; one that was there before stays as it was.
+        """
+        page = drawings.to_html(self._page())
+        if path is None:
+            return page
+        replace_file(path, page.encode())
+        return Path(path)
+
+    def _page(self) -> drawings.Page:
+        failed = self.failures()
+        return drawings.Page(
+            model=str(self.settings["model"]),
+            texts=self.texts,
+            failed=len(failed),
+            seconds=self.seconds,
+            layers=self.layers().to_dict("records"),
+            growth=self.monotonicity().to_dict("records"),
+            classes=self._classes(),
+            knowledge=self.knowledge().to_dict("records"),
+            regime=self._regime(),
+            failures=[(f.row, f.reason, f.beginning) for f in failed[:100]],
+            settings=dict(self.settings),
+        )
+
+    def _classes(self, **arguments: Any) -> drawings.Classes:
+        table = self.word_classes(**arguments)
+        names = list(dict.fromkeys(table["class"]))
+        shaped = {c: table[c].to_numpy().reshape(-1, len(names)).tolist() for c in ("kept", "standard_error")}
+        tokens = [int(n) for n in table["tokens"][: len(names)]]
+        return drawings.Classes(
+            list(self.layer_labels), names, tokens, shaped["kept"], shaped["standard_error"]
+        )
+
+    def _regime(self) -> drawings.Regime:
+        values = self.sentences.facts["regime_index"]
+        quantiles = np.nanquantile(
+            np.where(np.isfinite(values), values, np.nan), (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
+        )
+        return drawings.Regime(list(self.layer_labels), quantiles.T.tolist())
+
+    def _explained(self, rows: set[int] | None) -> Iterator[tuple[int, TextExplanation]]:
+        labels = {str(label): label for label in self.layer_labels}
+        for part in self.parts:
+            first, count = part.about.first_row, part.about.rows
+            if rows is not None and not any(first <= row < first + count for row in rows):
+                continue
+            step = max(1, quantities.BATCH // len(labels)) * len(labels)
+            for batch in lines(part, _TEXT + _ROW + ("row", "layer"), step):
+                table = batch.to_pylist()
+                for place in range(0, len(table), len(labels)):
+                    some = table[place : place + len(labels)]
+                    if rows is None or some[0]["row"] in rows:
+                        yield some[0]["row"], _restored(some, labels)
+
+    def _check_any(self) -> None:
+        if not self.texts:
+            raise ValueError("the study has no numbers: every text of its corpus failed; failures() says why")
+
+
+_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name != "rows")
+_ROW = tuple(field.name for field in fields(Row) if field.name != "layer")
+
+
+def _restored(some: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> TextExplanation:
+    """The explanation of a text from its lines."""
+    rows = [
+        Row(
+            **{
+                **{name: line[name] for name in _ROW},
+                "layer": labels[line["layer"]],
+                "sigma": torch.tensor(line["sigma"]),
+                "standard_error": torch.tensor(line["standard_error"]),
+            }
+        )
+        for line in some
+    ]
+    known = {name: some[0][name] for name in _TEXT}
+    known["tokens"] = tuple(known["tokens"])
+    known["offsets"] = tuple(None if offset is None else tuple(offset) for offset in known["offsets"])
+    return TextExplanation(**known, rows=tuple(rows))

@@ -1,0 +1,154 @@
+"""Scorer: texts become scored texts or failures; what every engine runs on the texts of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from interp_plugin.batches import batches
+from interp_plugin.corpus.distortion import at_distortion
+from interp_plugin.corpus.memory import give_back
+from interp_plugin.corpus.stream import Failure, Item
+from interp_plugin.explanation import TextExplanation
+from interp_plugin.scoring import Plan, score
+from interp_plugin.tokens import Encoding, TextModel
+
+HOPELESS = 32  # texts that the model fails on before any other: then it is not the texts
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text with its numbers.
+
+    Attributes:
+        item: the text.
+        found: what the states keep of it.
+        rates: the rate of each of its rows.
+    """
+
+    item: Item
+    found: TextExplanation
+    rates: tuple[float, ...]
+
+
+class Scorer:
+    """Scores texts with one model; a text that cannot be scored leaves the others alone.
+
+    Args:
+        model: what reads them.
+        plan: what to find out of each.
+        distortion: D that every row must have, by a rate of its own; None: the plan's rate for all.
+        batch_size: texts at most in a batch.
+        truncation: cut off what the model cannot take; otherwise too long a text fails.
+
+    Attributes:
+        trusted: whether the model has scored any text; until then many failures are an error.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        plan: Plan,
+        distortion: float | None = None,
+        batch_size: int = 16,
+        truncation: bool = False,
+    ) -> None:
+        self.model, self.plan, self.distortion = model, plan, distortion
+        self.batch_size, self.truncation = batch_size, truncation
+        self.trusted = False
+
+    def __call__(
+        self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] | None = None
+    ) -> tuple[list[Scored], list[Failure]]:
+        """The scored texts, and those that failed, each in the order of their rows.
+
+        Args:
+            items: the texts of a window.
+            done: called after every batch, with how many texts are done and which of them failed.
+
+        Raises:
+            RuntimeError: the model fails on all of the first texts, so that something else is wrong; or the device is
+                lost.
+        """
+        encodings, failures = self.encoded(items)
+        self._report(done, failures, failures)
+        scored: list[Scored] = []
+        kept, refused = list(encodings), 0
+        for some in batches([encodings[item] for item in kept], self.batch_size, self.model.pads):
+            chosen = [kept[i] for i in some]
+            found, failed = self._of_batch(chosen, [encodings[item] for item in chosen])
+            scored += found
+            failures += failed
+            self.trusted |= bool(found)
+            refused += len(failed)
+            if not self.trusted and refused >= HOPELESS:
+                raise RuntimeError(
+                    f"the model failed on the first {refused} texts, the last because of {failures[-1].reason}; mend "
+                    "that and run again"
+                )
+            self._report(done, [*found, *failed], failed)
+            give_back()
+        return sorted(scored, key=lambda s: s.item.row), sorted(failures, key=lambda f: f.row)
+
+    def encoded(self, items: Sequence[Item]) -> tuple[dict[Item, Encoding], list[Failure]]:
+        """The texts as the model reads them, and those it cannot read."""
+        encodings: dict[Item, Encoding] = {}
+        failures: list[Failure] = []
+        for item in items:
+            try:
+                encodings[item] = self.model.encode(item.text, item.pair, truncation=self.truncation)
+            except Exception as error:  # whatever a tokenizer makes of a text
+                failures.append(Failure.of(item.row, error, item))
+        return encodings, failures
+
+    def _of_batch(
+        self, items: Sequence[Item], encodings: Sequence[Encoding]
+    ) -> tuple[list[Scored], list[Failure]]:
+        """A batch together; one by one where that fails, so that only the bad text does."""
+        try:
+            return self._scored(items, encodings), []
+        except Exception as error:  # whatever a model makes of a text
+            _check_device(error)
+            if len(items) == 1:
+                return [], [Failure.of(items[0].row, error, items[0])]
+        scored: list[Scored] = []
+        failures: list[Failure] = []
+        for item, encoding in zip(items, encodings):
+            found, failed = self._of_batch([item], [encoding])
+            scored += found
+            failures += failed
+        return scored, failures
+
+    def _scored(self, items: Sequence[Item], encodings: Sequence[Encoding]) -> list[Scored]:
+        if self.distortion is None:
+            found = score(self.model, encodings, self.plan)
+            pairs = [(each, (self.plan.rate,) * len(each.rows)) for each in found]
+        else:
+            pairs = at_distortion(self.model, encodings, self.plan, self.distortion)
+        for each, _ in pairs:
+            _check_finite(each)
+        return [Scored(item, each, rates) for item, (each, rates) in zip(items, pairs)]
+
+    @staticmethod
+    def _report(
+        done: Callable[[int, list[Failure]], None] | None, through: Sequence[object], failed: list[Failure]
+    ) -> None:
+        if done is not None and through:
+            done(len(through), failed)
+
+
+def _check_finite(found: TextExplanation) -> None:
+    for row in found.rows:
+        if not (row.sigma.isfinite().all() and row.standard_error.isfinite().all()):
+            raise ValueError(
+                f"layer {row.layer!r} has sigmas that are not finite: the model gives NaN under noise"
+            )
+
+
+def _check_device(error: Exception) -> None:
+    """A lost device fails every text, which is no fault of theirs."""
+    lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+    if lost and not isinstance(error, torch.OutOfMemoryError):
+        raise error

@@ -1,0 +1,190 @@
+"""CorpusStudy: what each layer of a model keeps of a corpus of any size, resumed where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sized
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from interp_plugin import data
+from interp_plugin.calibration import Calibration
+from interp_plugin.corpus.parts import Folder
+from interp_plugin.corpus.result import CorpusResult
+from interp_plugin.corpus.run import Run
+from interp_plugin.corpus.scorer import Scorer
+from interp_plugin.corpus.stream import Reader, Source, windows
+from interp_plugin.problem import warn_of_training
+from interp_plugin.solver import Solver
+from interp_plugin.state import Site
+from interp_plugin.text import Layers, TextExplainer
+from interp_plugin.tokens import OUTPUT, TextModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class CorpusStudy:
+    """Information kept by the layers of a model over a corpus of any size.
+
+    The corpus is streamed: at no time is more than a window of it in memory.  Every window of ``window`` rows becomes
+    one Parquet file in the output folder, whole or not at all; run again with the same folder, a study that was
+    stopped, however that was, goes on after the windows that are whole and computes the others.
+
+    Args:
+        model, tokenizer, noise_layer: as of :class:`~interp_plugin.TextExplainer`.
+        layers: "all", one label or several; they are kept in forward order.
+        rate: lambda, of all texts and layers; not looked at where a distortion is given.
+        distortion: D that every text and layer must have: for each the rate is found at which it does, and
+            recorded.  It takes about three times the passes, and texts are not batched.  None: equal rates.
+        calibration: the unit of distortion of each layer; None: each text is its own yardstick, and layers compare
+            only roughly.
+        solver, max_sigma: as of :meth:`~interp_plugin.TextExplainer.explain`.
+        batch_size: texts at most in a batch.
+        truncation: cut off what the model cannot take; otherwise too long a text is recorded as failed.
+
+    Raises:
+        ValueError: as of :class:`~interp_plugin.TextExplainer`; a distortion that is not positive.
+
+    Examples::
+        >>> import tempfile
+        >>> from interp_plugin import CorpusStudy, huggingface
+        >>> study = CorpusStudy(*huggingface.load(huggingface.default_model_path()), layers=[1, 2])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = study.run(["a good film", "", "not bad"], folder, show_progress=False)
+        ...     result.texts, [(failure.row, failure.reason) for failure in result.failures()]
+        (2, [(1, 'ValueError: the text is empty')])
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | TextModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        layers: Layers = "all",
+        rate: float = 0.1,
+        distortion: float | None = None,
+        calibration: Calibration | None = None,
+        solver: Solver | None = None,
+        noise_layer: Site | str | None = None,
+        max_sigma: float | None = None,
+        batch_size: int = 16,
+        truncation: bool = False,
+    ) -> None:
+        if distortion is not None and not (math.isfinite(distortion) and distortion > 0):
+            raise ValueError(
+                f"distortion is {distortion}; give a positive number, such as 0.05 (half of the usual rate), or None"
+            )
+        _check_positive("batch_size", batch_size)
+        explainer = TextExplainer(model, tokenizer, noise_layer, calibration)
+        if distortion is not None:
+            rate = 2 * distortion
+        plan = explainer.plan(layers, rate=rate, max_sigma=max_sigma, solver=solver)
+        order = [*explainer.model.layers, OUTPUT]
+        self.model = explainer.model
+        states = sorted(plan.states, key=lambda state: order.index(state.label))
+        self.plan = replace(plan, states=tuple(states))
+        self.distortion, self.batch_size, self.truncation = distortion, batch_size, truncation
+        self._settings = asdict(explainer.settings(plan))
+
+    def run(
+        self,
+        texts: Source,
+        output_dir: str | os.PathLike[str],
+        max_errors: int | None = None,
+        window: int = 1024,
+        show_progress: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        text_column: data.Column | None = None,
+        pair_column: data.Column | None = None,
+        tag_column: data.Column | None = None,
+    ) -> CorpusResult:
+        """Score what is not scored yet, and look at the whole.
+
+        Args:
+            texts: texts, pairs of texts, mappings, or what ``data.records(path)`` gives; any iterable, read once and
+                in the same order at every run.
+            output_dir: a folder for the parts; made where it is not there.
+            max_errors: more texts than this that fail stop the run; None: however many.  Those of finished windows
+                count.
+            window: rows of the corpus in a part: what a killed run loses at most, and what is sorted by length.
+            show_progress: a bar with the rate and the time left.
+            rank, world_size: this process and how many share the corpus; each takes every ``world_size``-th window.
+            text_column, pair_column, tag_column: of rows that have columns.  Text: None is the usual name, or the only
+                column of words.  Tag: one string for the text, or one for each word between spaces; see
+                :meth:`CorpusResult.word_classes`.
+
+        Returns:
+            The study; with several processes what is there so far, so that one of them must load it at the end.
+
+        Raises:
+            ValueError: the folder holds a study with other settings or of other texts; too many texts failed; there
+                are no texts at all.
+            OSError: the folder cannot be written to, or the disk is full; finished parts stay.
+            RuntimeError: the model fails on all of the first texts, so that it is not the texts.
+        """
+        _check_positive("window", window)
+        _check_positive("world_size", world_size)
+        if rank not in range(world_size):
+            raise ValueError(f"rank is {rank}, and world_size {world_size}; give 0 to {world_size - 1}")
+        warn_of_training(self.model.module, stacklevel=3)
+        run = Run(Folder(output_dir), self.settings(window), self.scorer(), max_errors)
+        total = len(texts) if isinstance(texts, Sized) else None
+        reader = Reader(text_column, pair_column, tag_column)
+        with tqdm(total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar:
+            for each in windows(texts, window, reader):
+                run.visit(each, each.number % world_size == rank, bar)
+        run.finish()
+        return CorpusResult.load(output_dir, partial=world_size > 1)
+
+    def settings(self, window: int) -> dict[str, Any]:
+        """What the numbers of a part depend on, as JSON has it."""
+        states, config = self.plan.states, getattr(self.model.module, "config", None)
+        settings = {
+            **self._settings,
+            "rate": None if self.distortion is not None else self.plan.rate,
+            "distortion": self.distortion,
+            "layers": [state.label for state in states],
+            "max_sigma": self.plan.max_sigma,
+            "truncation": self.truncation,
+            "window": window,
+            "revision": getattr(config, "_commit_hash", None),
+            "weights": weights_digest(self.model.module),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
+
+    def scorer(self) -> Scorer:
+        """What scores the texts of a window."""
+        return Scorer(self.model, self.plan, self.distortion, self.batch_size, self.truncation)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A name for the very weights of a model: equal for equal parameters and buffers of equal types.
+
+    Examples::
+        >>> layer = nn.Linear(2, 1)
+        >>> before = weights_digest(layer)
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> before == weights_digest(layer)
+        False
+    """
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; give a positive number")

@@ -1,0 +1,557 @@
+"""Studies of a corpus: nothing lost, nothing twice, nothing wrong, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import tiny_models
+import torch
+from pyarrow import parquet
+from tiny_corpus import SOLVER, TEXTS, WINDOW, made_up, study, texts
+from tiny_plain import WORDS, cnn
+from torch import Tensor, nn
+
+from interp_plugin import CorpusResult, CorpusStudy, PlainModel, TextExplainer, data
+from interp_plugin.corpus.distortion import search
+from interp_plugin.corpus.parts import Folder
+from interp_plugin.corpus.stream import Failure, Item, Reader, windows
+from interp_plugin.corpus.study import weights_digest
+from interp_plugin.explanation import Row
+
+SCRIPT = Path(__file__).with_name("tiny_corpus.py")
+
+
+def run(folder: Path, given: Any = None, window: int = WINDOW, **options: Any) -> CorpusResult:
+    """The tiny study of some texts."""
+    return study().run(
+        texts() if given is None else given, folder, window=window, show_progress=False, **options
+    )
+
+
+def rows(result: CorpusResult) -> pa.Table:
+    return pa.concat_tables(
+        [parquet.read_table(part.path) for part in result.parts]
+    ).replace_schema_metadata()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> CorpusResult:
+    return run(tmp_path_factory.mktemp("undisturbed"))
+
+
+# -- what is written
+
+
+def test_a_line_for_each_text_and_layer_is_what_explain_says(tmp_path: Path) -> None:
+    some = texts(10)
+    result = study(layers=["output", "features"]).run(some, tmp_path, show_progress=False)
+    explained = TextExplainer(cnn()).explain(some, ["features", "output"], solver=SOLVER)
+    found = result.explanation()
+    assert [item.text for item in found] == some
+    for ours, theirs in zip(found, explained):
+        assert ours.layers == theirs.layers == ("features", "output")
+        for row, other in zip(ours.rows, theirs.rows):
+            torch.testing.assert_close(row.sigma, other.sigma, rtol=1e-4, atol=0)
+            assert row.n_backward == other.n_backward
+
+
+def test_a_part_says_what_its_numbers_depend_on(undisturbed: CorpusResult) -> None:
+    settings = undisturbed.settings
+    assert settings["weights"] == weights_digest(cnn().module)
+    assert (settings["model"], settings["rate"], settings["seed"]) == ("Cnn", 0.1, 0)
+    assert settings["versions"]["torch"] == torch.__version__
+
+
+def test_the_digest_of_weights_sees_one_bit_and_the_type() -> None:
+    layer = nn.Linear(3, 2)
+    before = weights_digest(layer)
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nextafter(layer.weight[0, 0], torch.tensor(9.0))
+    assert len({before, weights_digest(layer), weights_digest(layer.double())}) == 3
+
+
+def test_the_corpus_is_read_no_further_than_a_window_and_one(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def source() -> Iterator[str]:
+        for number, text in enumerate(texts()):
+            parts = len(list(tmp_path.glob("part-*")))
+            assert number <= (parts + 1) * WINDOW
+            read.append(number)
+            yield text
+
+    assert run(tmp_path, source()).texts == TEXTS == len(read)
+
+
+def test_texts_come_from_files_pairs_mappings_and_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "films.tsv"
+    file.write_text("sentence\tlabel\nthe film was good\t1\nit was bad\t0\n")
+    result = run(tmp_path / "file", data.records(file))
+    assert [item.text for item in result.explanation()] == ["the film was good", "it was bad"]
+    mixed = [b"the cat", {"text": "a mat"}, "it sat"]
+    assert [item.text for item in run(tmp_path / "mixed", mixed).explanation()] == [
+        "the cat",
+        "a mat",
+        "it sat",
+    ]
+    items = next(windows([("a", "b")], 4, Reader())).items
+    assert items == [Item(0, "a", "b")]
+
+
+def test_a_malformed_first_row_does_not_choose_the_column(tmp_path: Path) -> None:
+    given = [
+        {"label": "good"},
+        *({"words": "the cat sat", "label": "good"} for _ in range(2)),
+        {"words": "a mat"},
+    ]
+    given += [{"words": "it sat"}]
+    result = run(tmp_path, given, window=9)
+    assert [failure.row for failure in result.failures()] == [0]
+    usual = [{"label": "good"}, {"sentence": "the cat sat", "label": "good"}]
+    assert [item.text for item in run(tmp_path / "usual", usual).explanation()] == ["the cat sat"]
+
+
+def test_one_text_in_place_of_many_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"texts is a str.*data\.records"):
+        run(tmp_path, "the cat sat")
+
+
+def test_a_corpus_without_rows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no texts"):
+        run(tmp_path, [])
+
+
+@pytest.mark.parametrize("family, name", [("gpt2", "GPT2LMHeadModel"), ("t5", "T5ForConditionalGeneration")])
+def test_language_models_and_encoder_decoders_are_studied_too(tmp_path: Path, family: str, name: str) -> None:
+    model = tiny_models.tiny(family, name)
+    result = CorpusStudy(model, layers=["output", "all"], solver=SOLVER).run(
+        ["a good film", "not bad", "a bad film"], tmp_path, show_progress=False
+    )
+    assert result.texts == 3
+    assert result.layer_labels == (*model.layers, "output")
+    assert result.explanation([1])[0].layers == result.layer_labels
+
+
+# -- killed, and run again
+
+
+def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(
+    tmp_path: Path, undisturbed: CorpusResult
+) -> None:
+    generator = random.Random(0)
+    path = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    for wanted in (1, 2, 4):
+        process = subprocess.Popen([sys.executable, str(SCRIPT), str(tmp_path)], env=environment)
+        while len(list(tmp_path.glob("part-*"))) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "finished before it was killed: make the study longer"
+    found = run(tmp_path)
+    assert rows(found).equals(rows(undisturbed))
+    assert {path.name[:5] for path in tmp_path.iterdir()} == {"part-"}
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_stop_at_each_step_of_writing_leaves_whole_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    some = [*texts(5), "", *texts(4)]
+    undisturbed = rows(run(tmp_path / "undisturbed", some, window=4))
+    original: Callable[..., Any] = getattr(os, function)
+    for step in range(1, 7):
+        calls = iter(range(1, 1000))
+
+        def stopped(*arguments: Any, calls: Iterator[int] = calls, last: int = step) -> Any:
+            if next(calls) == last:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        folder = tmp_path / str(step)
+        monkeypatch.setattr(os, function, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, some, window=4)
+            raise KeyboardInterrupt  # fewer steps than this one
+        monkeypatch.setattr(os, function, original)
+        assert rows(run(folder, some, window=4)).equals(undisturbed)
+
+
+def test_a_finished_study_is_not_scored_again(
+    undisturbed: CorpusResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interp_plugin.corpus.scorer.score", None)
+    assert run(undisturbed.path).texts == TEXTS
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("spoil", [truncated, flipped, emptied, Path.unlink])
+@pytest.mark.parametrize("kind", ["part", "errors"])
+def test_a_damaged_file_is_told_and_computed_again(
+    tmp_path: Path, spoil: Callable[[Path], None], kind: str
+) -> None:
+    some = [*texts(5), "", *texts(5)]
+    before = rows(run(tmp_path, some, window=4))
+    spoil(next(tmp_path.glob(f"{kind}-00000001-*")))
+    with pytest.raises(ValueError, match=r"parts \[1\] are missing or damaged; run it again"):
+        CorpusResult.load(tmp_path)
+    assert CorpusResult.load(tmp_path, partial=True).texts == 7
+    again = run(tmp_path, some, window=4)
+    assert rows(again).equals(before)
+    assert [failure.row for failure in again.failures()] == [5]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_study_that_lacks_its_end_is_not_whole(tmp_path: Path) -> None:
+    run(tmp_path)
+    next(tmp_path.glob("part-00000005-*")).unlink()
+    with pytest.raises(ValueError, match="the end is missing"):
+        CorpusResult.load(tmp_path)
+
+
+def test_a_folder_without_a_study_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no study"):
+        CorpusResult.load(tmp_path)
+
+
+# -- another study in the same folder
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"rate": 0.2}, r"rate is 0\.2 now and 0\.1 there"),
+        ({"solver": replace(SOLVER, seed=3)}, "seed is 3 now and 0 there"),
+        (
+            {"layers": ["features", "output"]},
+            r"layers is \['features', 'output'\] now and \['features'\] there",
+        ),
+        ({"distortion": 0.05}, r"distortion is 0\.05 now and None there"),
+        ({"max_sigma": 9.0}, r"max_sigma is 9\.0 now"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    undisturbed: CorpusResult, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        study(**settings).run(texts(), undisturbed.path, window=WINDOW, show_progress=False)
+
+
+def test_other_weights_and_windows_are_refused(undisturbed: CorpusResult) -> None:
+    model = cnn()
+    with torch.no_grad():
+        model.module.head.weight.add_(1)
+    with pytest.raises(ValueError, match="weights is"):
+        CorpusStudy(model, solver=SOLVER).run(texts(), undisturbed.path, window=WINDOW, show_progress=False)
+    with pytest.raises(ValueError, match="window is 7 now and 4 there"):
+        run(undisturbed.path, window=7)
+
+
+def test_a_smaller_batch_goes_on_where_a_larger_ran_out_of_memory(undisturbed: CorpusResult) -> None:
+    result = study(batch_size=1).run(texts(), undisturbed.path, window=WINDOW, show_progress=False)
+    assert result.texts == TEXTS
+
+
+def test_other_texts_are_refused(undisturbed: CorpusResult) -> None:
+    changed = texts()
+    changed[13] = "a cat"
+    with pytest.raises(ValueError, match="other texts: rows 12 to 15 differ"):
+        run(undisturbed.path, changed)
+    with pytest.raises(ValueError, match="its corpus ends after rows 20 to 23"):
+        run(undisturbed.path, [*texts(), "a cat"])
+    with pytest.raises(ValueError, match="its corpus goes on after rows 16 to 19"):
+        run(undisturbed.path, texts()[:-WINDOW])
+    assert CorpusResult.load(undisturbed.path).texts == TEXTS
+
+
+def test_another_tokenizer_is_refused(undisturbed: CorpusResult) -> None:
+    model = cnn()
+    tokenizer = model.tokenizer
+    model.tokenizer = lambda text: [(i + 1) % len(WORDS) for i in tokenizer(text)]
+    with pytest.raises(ValueError, match="another tokenizer"):
+        CorpusStudy(model, solver=SOLVER).run(texts(), undisturbed.path, window=WINDOW, show_progress=False)
+
+
+# -- texts that fail
+
+
+def test_a_row_that_is_no_text_is_recorded_and_the_rest_done(tmp_path: Path) -> None:
+    bad: list[Any] = [
+        b"\xff\xfe film", "", "   ", {"label": 1}, None, 7, ("a", "b", "c"), "unknown words", "\ud800", "a cat " * 5,
+    ]  # fmt: skip
+    given = [x for pair in zip(texts(10), bad) for x in pair]
+    result = run(tmp_path, given)
+    assert result.texts == 11
+    failures = {failure.row: failure.reason for failure in result.failures()}
+    assert set(failures) == {2 * i + 1 for i in range(9)}
+    assert "utf-8" in failures[1] and "empty" in failures[3] and "columns" in failures[7]
+    assert "int" in failures[11] and "unknown" in failures[15]
+    assert sorted(item.text for item in result.explanation()) == sorted([*texts(10), "a cat " * 5])
+
+
+def test_a_file_with_bad_lines_is_done_but_for_them(tmp_path: Path) -> None:
+    file = tmp_path / "films.jsonl"
+    lines = [b'{"text": "the film was good"}'] * 6
+    lines[1:4] = [b"\xff\xfe", b"", b'{"label": 1}']
+    file.write_bytes(b"\n".join(lines))
+    result = run(tmp_path / "out", data.records(file))
+    reasons = [failure.reason for failure in result.failures()]
+    assert result.texts == 3
+    assert ["not UTF-8" in reasons[0], "empty line" in reasons[1], "no column 'text'" in reasons[2]] == [
+        True
+    ] * 3
+
+
+class Fussy(nn.Module):
+    """Gives NaN for "bad", and refuses any batch with "film"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = cnn().module
+        self.embedding = self.inner.embedding
+        self.relu = self.inner.relu
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if (ids == WORDS.index("film")).any():
+            raise RuntimeError("no films")
+        scores: Tensor = self.inner(ids, mask)
+        spoilt = (ids == WORDS.index("bad")).any(1, keepdim=True)
+        return torch.where(spoilt, torch.nan, scores)
+
+
+def fussy() -> PlainModel:
+    net = Fussy().eval()
+    return PlainModel(net, cnn().tokenizer, net.embedding, {"features": net.relu}, pads=True)
+
+
+def test_only_the_bad_text_of_a_batch_fails(tmp_path: Path) -> None:
+    good = ["the cat sat on a mat", "it was good and good", "a cat on a mat and it", "the mat sat on the cat"]
+    given = [
+        good[0],
+        "the film was good and it",
+        good[1],
+        good[2],
+        "it was bad and so bad".replace("so ", ""),
+        good[3],
+    ]
+    settings = {"layers": ["features", "output"], "batch_size": 8, "solver": SOLVER}
+    result = CorpusStudy(fussy(), **settings).run(given, tmp_path / "a", show_progress=False)
+    assert [(f.row, f.reason[:30]) for f in result.failures()] == [
+        (1, "RuntimeError: no films"), (4, "ValueError: the state of text "),
+    ]  # fmt: skip
+    alone = CorpusStudy(fussy(), **settings).run(good, tmp_path / "b", show_progress=False)
+    for ours, theirs in zip(result.explanation(), alone.explanation()):
+        for row, other in zip(ours.rows, theirs.rows):
+            torch.testing.assert_close(row.sigma, other.sigma, rtol=1e-4, atol=0)
+
+
+def test_more_failures_than_allowed_stop_the_run_and_finished_parts_stay(tmp_path: Path) -> None:
+    given = [*texts(WINDOW), "", "", "", *texts(3)]
+    with pytest.raises(ValueError, match="texts failed and max_errors is 2; the last is row 6"):
+        run(tmp_path, given, max_errors=2)
+    assert len(list(tmp_path.glob("part-*"))) == 1
+    assert run(tmp_path, given, max_errors=3).texts == WINDOW + 3
+    with pytest.raises(ValueError, match="max_errors is 1"):
+        run(tmp_path, given, max_errors=1)
+
+
+def test_a_model_that_fails_every_text_is_an_error_of_its_own(tmp_path: Path) -> None:
+    study_ = CorpusStudy(fussy(), layers="output")
+    with pytest.raises(RuntimeError, match=r"the model failed on the first 32 texts.*no films"):
+        study_.run(["the film"] * 40, tmp_path, show_progress=False)
+
+
+def test_a_study_of_nothing_but_failures_has_no_numbers(tmp_path: Path) -> None:
+    result = run(tmp_path, ["", " "])
+    assert (result.texts, len(result.failures())) == (0, 2)
+    for ask in (result.layers, result.word_classes, result.knowledge):
+        with pytest.raises(ValueError, match="every text of its corpus failed"):
+            ask()
+
+
+# -- disks
+
+
+def test_a_full_disk_is_a_clear_error_and_nothing_half_written_counts(
+    tmp_path: Path, undisturbed: CorpusResult
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write to .*make room and run again"):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert rows(run(tmp_path)).equals(rows(undisturbed))
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write to .*give a folder that can be written to"):
+        run(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_a_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(OSError, match="give a folder that can be written to"):
+        run(tmp_path)
+
+
+# -- several processes
+
+
+def test_two_ranks_write_the_rows_of_one_process(tmp_path: Path, undisturbed: CorpusResult) -> None:
+    first = run(tmp_path, rank=0, world_size=2)
+    assert first.texts == TEXTS // 2
+    run(tmp_path, rank=1, world_size=2)
+    assert rows(CorpusResult.load(tmp_path)).equals(rows(undisturbed))
+
+
+def test_a_run_of_another_number_of_ranks_goes_on(tmp_path: Path, undisturbed: CorpusResult) -> None:
+    run(tmp_path, rank=2, world_size=3)
+    assert rows(run(tmp_path)).equals(rows(undisturbed))
+
+
+@pytest.mark.parametrize("options", [{"rank": 2, "world_size": 2}, {"window": 0}, {"world_size": 0}])
+def test_impossible_sizes_are_refused(tmp_path: Path, options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="; give "):
+        run(tmp_path, **options)
+
+
+# -- equal distortion
+
+
+class Line(nn.Module):
+    """Its states are linear in the embeddings, so that D = rate / 2 exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(WORDS), 8)
+        self.linear = nn.Linear(8, 6)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.linear(self.embedding(ids))
+        return found.mean(1)
+
+
+def test_of_a_linear_state_the_rate_is_twice_the_distortion(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Line()
+    model = PlainModel(net, cnn().tokenizer, net.embedding)
+    result = CorpusStudy(model, distortion=0.03, max_sigma=1e6).run(texts(6), tmp_path, show_progress=False)
+    table = result.table()
+    assert (table["rate"] / 0.06 - 1).abs().max() < 0.05  # D itself is known to some percent
+    assert (table["distortion"] / 0.03 - 1).abs().max() <= 0.021
+    assert result.settings["rate"] is None
+
+
+def test_every_text_and_layer_has_the_distortion_that_was_asked_for(tmp_path: Path) -> None:
+    settings = {"layers": ["features", "output"], "distortion": 0.2}
+    result = study(**settings).run(texts(6), tmp_path, show_progress=False)
+    table = result.table()
+    reached = table[table["converged"]]
+    assert len(reached) > 6
+    assert (reached["distortion"] / 0.2 - 1).abs().max() < 0.0205
+    assert reached["rate"].nunique() > 6
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
+def test_the_search_finds_the_rate_of_any_power_law(power: float) -> None:
+    def fit(rate: float) -> Row:
+        return Row(1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 1.0, 3 * rate**power, True, 5, 4)
+
+    row, rate = search(fit, fit(0.1), 0.1, 0.5)
+    assert rate == pytest.approx((0.5 / 3) ** (1 / power), rel=0.03 / power)
+    assert row.converged
+    assert row.n_backward == 4 / 5 * row.n_forward
+
+
+def test_a_distortion_that_saturates_below_is_not_reached() -> None:
+    def fit(rate: float) -> Row:
+        return Row(
+            1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 1.0, 0.04 * rate / (1 + rate), True, 5, 4
+        )
+
+    row, _ = search(fit, fit(0.1), 0.1, 0.05)
+    assert not row.converged
+
+
+def test_a_distortion_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="distortion is 0; give a positive number"):
+        study(distortion=0)
+
+
+# -- pictures and pages
+
+
+def test_the_page_escapes_what_texts_and_names_hold_and_runs_nothing(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    result = made_up(
+        tmp_path / "study",
+        [[("[CLS]", None), ("film", None), (",", None)]] * 3,
+        [[[0.5, 0.1, 0.9], [0.6, 0.2, 1.0]]] * 3,
+        failures=[Failure(3, f"ValueError: {evil}", evil)],
+        model=evil,
+    )
+    page = Path(result.to_html(tmp_path / "page.html")).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "default-src 'none'" in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert "punctuation" in page
+
+
+def test_the_curve_draws_the_means_of_each_study(tmp_path: Path) -> None:
+    sentences = [[("film", None), ("good", None)]] * 3
+    one = made_up(tmp_path / "a", sentences, [[[0.1, 0.2], [0.5, 0.5]]] * 3)
+    two = made_up(tmp_path / "b", sentences, [[[0.3, 0.2], [0.5, 1.0]]] * 3)
+    figure = one.plot("curve", per="sentence", others={"other": two}, name="mine")
+    drawn = [[float(y) for y in line.get_ydata()] for line in figure.axes[0].lines]
+    for heights, result in zip(drawn, (one, two)):
+        assert heights == pytest.approx(result.sentences.kept.mean(0).tolist())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mine", "other"]
+
+
+def test_plots_refuse_what_is_not_there(tmp_path: Path) -> None:
+    result = made_up(tmp_path, [[("film", None)]] * 2, [[[0.1], [0.2]]] * 2)
+    assert result.plot("regime").axes and result.plot("classes").axes
+    with pytest.raises(ValueError, match="kind 'cake' is not known; there are: curve, classes, regime"):
+        result.plot("cake")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="per is 'word'"):
+        result.plot("curve", per="word")  # type: ignore[arg-type]
+
+
+def test_files_of_others_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "part-x.parquet").write_text("mine too")
+    run(tmp_path, texts(3))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "part-x.parquet").exists()
+    assert Folder(tmp_path).windows() == [0]
