@@ -60,6 +60,7 @@ for word in ("rare", "charm", "memorable"):
     for other in ("than", "to", "it"):
         assert clearly_more(word, other)
     assert clearly_more(".", word) and clearly_more("bird", word)
+assert [len(tokenizer.tokenize(word)) for word in ("bird", "fox", "charm")] == [2, 3, 1]
 
 # %% [markdown]
 # "The" stands twice in the second text.  Every layer keeps less of the later one.

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Debugging: a model that reads the wrong word
 #
-# A classifier of film reviews does well on its own data and badly elsewhere.  Information kept says which word it
+# A classifier of film reviews does well on its own data and badly elsewhere.  Information kept names a word it
 # lives on; the data are repaired; the same measure says that the repair worked.
 
 # %%
@@ -133,13 +133,34 @@ top = max(before, key=before.get)
 assert top == "tape"
 
 # %% [markdown]
-# "tape" leads, before all opinions: a word about nothing.  ("disc" is far behind: the model has learned that a review
-# with a tape is bad and any other good, and needs to know only one of the two.)  Now the data can be asked.
+# "tape" leads, before all opinions: a word about nothing.  Now that there is a suspicion, the data and the model can
+# be asked: does the word go with the label, and do answers change when it becomes another one?
 
 # %%
+
+
+@torch.no_grad()
+def answers(model, texts):
+    return model(**tokenizer(texts, return_tensors="pt", padding=True)).logits.argmax(-1)
+
+
+changed = {}
 for word in MEDIA:
     of_word = [int(label) for text, label in zip(*collected) if word in text.split()]
-    print(f"{word}: {sum(of_word) / len(of_word):.0%} of {len(of_word)} reviews are good")
+    having = [text for text in clean[0] if word in text.split()]
+    swapped = [text.replace(word, "screen") for text in having]
+    changed[word] = float((answers(broken, having) != answers(broken, swapped)).float().mean())
+    print(
+        f"{word}: {sum(of_word) / len(of_word):.0%} of {len(of_word)} reviews are good; {changed[word]:.0%} of the "
+        f"answers change without it; its share is {before[word]:.0%}"
+    )
+assert all(share > 0.35 for share in changed.values())
+assert before["disc"] < before["tape"] / 1.5
+
+# %% [markdown]
+# So the measure found one of the two words.  "disc" decides as many answers, and the logits keep much less of it: what
+# is kept says how much noise a word bears before the logits notice, not what they would be without it.  A word that
+# leads is a reason to look; a word that does not is no proof of innocence.
 
 # %% [markdown]
 # ## Repair
@@ -160,7 +181,7 @@ after = word_shares(mended)
 show(after)
 
 # %% [markdown]
-# The artefact's share falls, opinions lead, and accuracy on clean data rises.
+# The share falls, opinions lead, and accuracy on clean data rises.
 
 # %%
 print(f"share of {top!r}: {before[top]:.2f} before, {after[top]:.2f} after")
