@@ -75,6 +75,12 @@ def test_the_text_examples_draw_save_and_merge(tmp_path: Path, monkeypatch: pyte
     assert names["table"]["pair"].unique().tolist() == ["a dull one"]
 
 
+def test_the_study_example_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(block("study"), {})
+    assert "earliest" in (tmp_path / "study.html").read_text(encoding="utf-8")
+
+
 def test_the_readme_picture_is_there() -> None:
     [picture] = re.findall(r"!\[[^]]*]\(([^)]*)\)", README)
     assert "<svg" in (ROOT / picture).read_text(encoding="utf-8")
