@@ -140,8 +140,8 @@ if find_spec("IPython"):  # Captum draws in notebooks
     visualization.visualize_text(records)
 
 # %% [markdown]
-# And ours, of all layers at once.
+# And ours, of all layers at once, token by token.
 
 # %%
-figure = explanation.plot("layers", granularity="word")
+figure = explanation.plot("layers")
 figure
