@@ -260,6 +260,16 @@ def test_a_figure_is_unknown_to_pyplot(kind: Any) -> None:
     assert pyplot.get_fignums() == before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_notebook_shows_a_figure_where_pyplot_was_never_loaded(kind: Any) -> None:
+    from matplotlib import image
+
+    figure = rendering.plot(layers(["a", "b"], 2), kind)
+    png = figure._repr_png_()  # what IPython calls; without it "<Figure ...>" is shown
+    height, width = image.imread(io.BytesIO(png)).shape[:2]
+    assert (width, height) == tuple(figure.canvas.get_width_height())
+
+
 def test_the_map_has_a_colour_bar_in_nats_over_the_whole_map() -> None:
     what = explanation(text(["a", "b"], [row([100.0, 50.0]), row([10.0, 5.0], 2)]))
     axes, bar = rendering.plot(what, "layers").axes

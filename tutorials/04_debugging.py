@@ -13,6 +13,7 @@
 # lives on; the data are repaired; the same measure says that the repair worked.
 
 # %%
+# %matplotlib inline
 import copy
 import random
 from collections import defaultdict

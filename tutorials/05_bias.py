@@ -14,6 +14,7 @@
 # does the output keep of the word "french"?
 
 # %%
+# %matplotlib inline
 import copy
 import random
 

@@ -14,6 +14,7 @@
 # with small weights.
 
 # %%
+# %matplotlib inline
 import copy
 import random
 import time

@@ -14,6 +14,7 @@
 # "fifth" and the fifth thing, "drum" the word "first" and the first thing, and neither needs the rest.
 
 # %%
+# %matplotlib inline
 import random
 
 import torch

@@ -14,6 +14,7 @@
 # use.
 
 # %%
+# %matplotlib inline
 import torch
 from matplotlib.figure import Figure
 from scipy import stats

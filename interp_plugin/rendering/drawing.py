@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +38,19 @@ def new_figure(width: float, height: float, figure: Figure | None = None) -> Fig
     """An empty figure, or the one given, of so many inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure() if figure is None else figure
+    if figure is None:
+        figure = Figure()
+        # what a notebook asks for: IPython shows a plain figure as a picture only once pyplot is loaded
+        figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
     figure.set_size_inches(width, height)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
 
 
 def name_ticks(set_ticks: Any, names: Sequence[str], longest: int = _LONGEST, **style: Any) -> None:
