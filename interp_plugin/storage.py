@@ -30,7 +30,7 @@ def write(
         ImportError: pyarrow is missing.
         OSError: the file cannot be written; one that was there before stays as it was.
     """
-    arrow, parquet = _pyarrow()
+    arrow, parquet = load_pyarrow("a saved explanation")
     of_text, of_row = _schemas(arrow)
     owners = arrow.array([row["text_index"] for row in rows], arrow.int64())
     table = arrow.Table.from_pylist(rows, schema=of_row)
@@ -66,7 +66,7 @@ def read(
         OSError: there is no such file.
         ValueError: the file holds something else, or comes from a newer version.
     """
-    arrow, parquet = _pyarrow()
+    arrow, parquet = load_pyarrow("a saved explanation")
     of_text, of_row = _schemas(arrow)
     name = os.fspath(path)
     with open(path, "rb") as file:
@@ -131,22 +131,34 @@ def _header(metadata: Mapping[bytes, bytes] | None, name: str) -> dict[str, Any]
 
 def _schemas(arrow: ModuleType) -> tuple[pa.Schema, pa.Schema]:
     """Columns of a text and of a row, named as the fields of TextExplanation and Row."""
-    strings, floats = arrow.list_(arrow.string()), arrow.list_(arrow.float32())
-    of_text = {
+    of_row = {
+        "text_index": arrow.int64(),
+        "layer": arrow.string(),
+        "layer_is_number": arrow.bool_(),
+        "position": arrow.int64(),
+        **fit_columns(arrow),
+    }
+    return arrow.schema(text_columns(arrow)), arrow.schema(of_row)
+
+
+def text_columns(arrow: ModuleType) -> dict[str, Any]:
+    """What is stored of a text, by column, with its type."""
+    return {
         "text": arrow.string(),
         "pair": arrow.string(),
-        "tokens": strings,
+        "tokens": arrow.list_(arrow.string()),
         "offsets": arrow.list_(arrow.list_(arrow.int32())),  # null for a special token
         "size": arrow.int64(),
         "predicted": arrow.string(),
         "probability": arrow.float64(),
         "target": arrow.string(),
     }
-    of_row = {
-        "text_index": arrow.int64(),
-        "layer": arrow.string(),
-        "layer_is_number": arrow.bool_(),
-        "position": arrow.int64(),
+
+
+def fit_columns(arrow: ModuleType) -> dict[str, Any]:
+    """What is stored of a fit, by column, with its type."""
+    floats = arrow.list_(arrow.float32())
+    return {
         "sigma": floats,
         "standard_error": floats,
         "common_error": arrow.float64(),
@@ -157,15 +169,19 @@ def _schemas(arrow: ModuleType) -> tuple[pa.Schema, pa.Schema]:
         "n_forward": arrow.int64(),
         "n_backward": arrow.int64(),
     }
-    return arrow.schema(of_text), arrow.schema(of_row)
 
 
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
+def load_pyarrow(purpose: str, extra: str = "table") -> tuple[ModuleType, ModuleType]:
+    """pyarrow and its Parquet.
+
+    Raises:
+        ImportError: it is not installed; says what needs it, and the extra that brings it.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
-            "saving and loading need pyarrow, which is not installed: pip install interp-plugin[table]"
+            f"{purpose} needs pyarrow, which is not installed: pip install interp-plugin[{extra}]"
         ) from error
     return pyarrow, parquet

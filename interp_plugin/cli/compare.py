@@ -16,7 +16,13 @@ import typer
 
 from interp_plugin.cli.given import (
     DPI,
-    Dtype,
+    AsJson,
+    Device,
+    ModelName,
+    Page,
+    TokenizerName,
+    Truncation,
+    WeightType,
     check_installed,
     check_outputs,
     lines,
@@ -92,13 +98,8 @@ def compare(
     sample: Annotated[
         int | None, typer.Option(min=1, help="So many of them at random, by --seed.", show_default="all")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hugging Face id of a model.", show_default="the one that ships"),
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
-    ] = None,
+    model: ModelName = None,
+    tokenizer: TokenizerName = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -128,9 +129,7 @@ def compare(
             show_default="each text is its own unit",
         ),
     ] = None,
-    truncation: Annotated[
-        bool, typer.Option("--truncation", help="Cut off what the model cannot take.")
-    ] = False,
+    truncation: Truncation = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -142,13 +141,13 @@ def compare(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed when --output was filled.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)] = None,
+    html: Page = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Write tables for GitHub to this file.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "float32",
+    as_json: AsJson = False,
+    device: Device = "cpu",
+    dtype: WeightType = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of methods that draw, and of --sample.")] = 0,
     list_all: Annotated[
         bool, typer.Option("--list", help="Print all methods and metrics, and exit.")

@@ -13,7 +13,13 @@ import typer
 
 from interp_plugin.cli.given import (
     DPI,
-    Dtype,
+    AsJson,
+    Device,
+    ModelName,
+    Page,
+    TokenizerName,
+    Truncation,
+    WeightType,
     check_installed,
     check_outputs,
     lines,
@@ -67,13 +73,8 @@ def explain(
     pairs: Annotated[
         bool, typer.Option("--pairs", help="Every text is two sentences with a tab between them.")
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hugging Face id of a model.", show_default="the one that ships"),
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
-    ] = None,
+    model: ModelName = None,
+    tokenizer: TokenizerName = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +98,7 @@ def explain(
             show_default="all tokens together",
         ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)] = None,
+    html: Page = None,
     png: Annotated[
         Path | None,
         typer.Option(
@@ -108,7 +109,7 @@ def explain(
     save: Annotated[
         Path | None, typer.Option(help="Write a Parquet file, for Explanation.load.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -116,12 +117,10 @@ def explain(
             show_default="each text is its own unit",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")] = "float32",
+    device: Device = "cpu",
+    dtype: WeightType = "float32",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at most in a batch.")] = 16,
-    truncation: Annotated[
-        bool, typer.Option("--truncation", help="Cut off what the model cannot take.")
-    ] = False,
+    truncation: Truncation = False,
     rate: Annotated[float, typer.Option(help="Weight of entropy against distortion, > 0.")] = 0.1,
     tolerance: Annotated[
         float | None, typer.Option(help="Standard error of log sigma to reach.", show_default="the solver's")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 DPI = 200  # of pictures
+
+# options that the commands share
+ModelName = Annotated[
+    str | None, typer.Option(help="Folder or Hugging Face id of a model.", show_default="the one that ships")
+]
+TokenizerName = Annotated[
+    str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+WeightType = Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")]
+Truncation = Annotated[bool, typer.Option("--truncation", help="Cut off what the model cannot take.")]
+Page = Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 @contextmanager

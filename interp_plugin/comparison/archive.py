@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from interp_plugin.comparison.findings import Contestant, Failure, Findings, StudyText
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.storage import replace_file
+from interp_plugin.storage import load_pyarrow, replace_file
 
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 _KEY = b"interp_plugin study"  # of the file's metadata
@@ -28,7 +27,7 @@ _COLUMNS = ("question", "method", "metric")
 
 def write(path: str | os.PathLike[str], findings: Findings) -> None:
     """Write the numbers (text, question, method, metric, value) and all else as metadata, all or nothing."""
-    arrow, parquet = _pyarrow()
+    arrow, parquet = load_pyarrow("a saved study", "compare")
     places = np.nonzero(~np.isnan(findings.cells))
     columns = {
         name: arrow.DictionaryArray.from_arrays(
@@ -59,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: there is no such file.
         ValueError: the file holds something else, or comes from a newer version.
     """
-    arrow, parquet = _pyarrow()
+    arrow, parquet = load_pyarrow("a saved study", "compare")
     name = os.fspath(path)
     with open(path, "rb") as file:
         try:
@@ -107,14 +106,3 @@ def _header(metadata: Mapping[bytes, bytes] | None, name: str) -> dict[str, Any]
 
 def _foreign(name: str) -> str:
     return f"{name!r} holds no StudyResult, or a damaged one: give a file that StudyResult.save wrote"
-
-
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            "saving and loading need pyarrow, which is not installed: pip install interp-plugin[compare]"
-        ) from error
-    return pyarrow, parquet

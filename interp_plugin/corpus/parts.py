@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Item
 from interp_plugin.explanation import TextExplanation
-from interp_plugin.storage import replace_file
+from interp_plugin.storage import fit_columns, load_pyarrow, replace_file, text_columns
 from interp_plugin.units import Unit, group
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Folder:
             ImportError: pyarrow is missing.
             OSError: it cannot be made or written to.
         """
-        _pyarrow()
+        load_pyarrow("a corpus study")
         with _explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=self.path).close()
@@ -139,7 +139,7 @@ class Folder:
         Raises:
             OSError: the disk is full, or the folder cannot be written to; nothing half-written counts.
         """
-        arrow, _ = _pyarrow()
+        arrow, _ = load_pyarrow("a corpus study")
         errors = None
         if failures:
             lines = [asdict(failure) for failure in failures]
@@ -162,7 +162,7 @@ class Folder:
     def _save(
         self, kind: str, window: int, table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP
     ) -> str:
-        arrow, parquet = _pyarrow()
+        arrow, parquet = load_pyarrow("a corpus study")
         sink = arrow.BufferOutputStream()
         with parquet.ParquetWriter(
             sink,
@@ -196,7 +196,7 @@ def lines(part: Part, columns: Sequence[str], size: int) -> Iterator[pa.RecordBa
         columns: their names.
         size: lines at most in a batch; a multiple of the number of layers keeps texts together.
     """
-    _, parquet = _pyarrow()
+    _, parquet = load_pyarrow("a corpus study")
     with parquet.ParquetFile(part.path) as file:
         yield from file.iter_batches(batch_size=size, columns=list(columns))
 
@@ -243,7 +243,7 @@ def _tags(item: Item, units: Sequence[Unit]) -> list[str] | None:
 
 def _about(path: Path) -> About | None:
     """What a part says of itself; None: it is not whole."""
-    arrow, parquet = _pyarrow()
+    arrow, parquet = load_pyarrow("a corpus study")
     if not _is_whole(path):
         return None
     try:
@@ -273,7 +273,7 @@ def _is_part(path: Path) -> bool:
 
 
 def _table(path: Path) -> pa.Table | None:
-    _, parquet = _pyarrow()
+    _, parquet = load_pyarrow("a corpus study")
     return parquet.read_table(path) if path.is_file() and _is_whole(path) else None
 
 
@@ -293,47 +293,20 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _schema(arrow: ModuleType) -> pa.Schema:
-    strings, floats = arrow.list_(arrow.string()), arrow.list_(arrow.float32())
     return arrow.schema(
         {
             "row": arrow.int64(),
             "layer": arrow.string(),
-            "text": arrow.string(),
-            "pair": arrow.string(),
-            "tokens": strings,
-            "offsets": arrow.list_(arrow.list_(arrow.int32())),  # null for a special token
-            "words": strings,
+            **text_columns(arrow),
+            "words": arrow.list_(arrow.string()),
             "word_of": arrow.list_(arrow.int32()),  # of each token; null for a special one
-            "tags": strings,  # of each word
-            "size": arrow.int64(),
-            "predicted": arrow.string(),
-            "probability": arrow.float64(),
-            "target": arrow.string(),
+            "tags": arrow.list_(arrow.string()),  # of each word
             "position": arrow.int64(),
             "rate": arrow.float64(),
-            "sigma": floats,
-            "standard_error": floats,
-            "common_error": arrow.float64(),
-            "max_sigma": arrow.float64(),
-            "regime_index": arrow.float64(),
-            "distortion": arrow.float64(),
-            "converged": arrow.bool_(),
-            "n_forward": arrow.int64(),
-            "n_backward": arrow.int64(),
+            **fit_columns(arrow),
         }
     )
 
 
 def _error_schema(arrow: ModuleType) -> pa.Schema:
     return arrow.schema({"row": arrow.int64(), "reason": arrow.string(), "beginning": arrow.string()})
-
-
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            "a corpus study needs pyarrow, which is not installed: pip install interp-plugin[table]"
-        ) from error
-    return pyarrow, parquet

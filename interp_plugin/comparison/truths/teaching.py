@@ -55,12 +55,14 @@ class Use:
     def against(self, minimum: float) -> list[str]:
         """What says that the model does not use the shortcut, or it alone; empty where nothing does."""
         reasons = []
-        for name, value in (
-            ("right on planted sentences", self.planted),
-            ("flips when swapped", self.swapped),
-        ):
-            if value < minimum:
-                reasons.append(f"{name} in {value:.1%} of them (at least {minimum:.1%})")
+        flips = 2 * minimum - 1  # each of the two sentences may be wrong
+        shares = (
+            ("right on planted sentences", self.planted, minimum),
+            ("flips when swapped", self.swapped, flips),
+        )
+        for name, value, least in shares:
+            if value < least:
+                reasons.append(f"{name} in {value:.1%} of them (at least {least:.1%})")
         if self.alone is not None and self.alone < ALONE:
             reasons.append(
                 f"a part of the shortcut leaves the class alone in {self.alone:.1%} (at least {ALONE:.0%})"
@@ -116,7 +118,8 @@ def teach(
         seed: of planting and order.
         epochs: at most; None: 4, 6 or 14, by kind.
         words: zero, one and context, each one token of the model; None: rare words of its vocabulary.
-        minimum: share of planted sentences that must be right, and flip when zero and one change places.
+        minimum: share of planted sentences that must be right; twice its shortfall may fail to flip when zero and one
+            change places, as either sentence may be wrong.
         rate: of AdamW, as suits models of some million parameters; 5e-5 suits a BERT-base.
 
     Raises:
