@@ -110,7 +110,13 @@ def test_the_gradient_norm_of_the_scores_is_in_units_of_their_root_mean_square()
 
 
 @pytest.mark.parametrize(
-    "name", ["information kept", "information kept (target)", "information kept (closed form)"]
+    "name",
+    [
+        "information kept",
+        "information kept (rate 1)",
+        "information kept (target)",
+        "information kept (closed form)",
+    ],
 )
 def test_a_linear_models_noise_is_inverse_to_its_weights(name: str) -> None:
     kept = scores(name)

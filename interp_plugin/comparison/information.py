@@ -15,18 +15,28 @@ from interp_plugin.state import module_of
 from interp_plugin.tokens import OUTPUT
 
 RATE = 0.1
+LARGE_RATE = 1.0  # noise moves a state about as far as a token's removal does
 
 
 def information_kept(
-    inputs: Inputs, target: int | None, state: State | None, solver: Solver = Solver()
+    inputs: Inputs, target: int | None, state: State | None, solver: Solver = Solver(), rate: float = RATE
 ) -> Tensor:
     """Nats of each token that the state keeps, (T,); for a class the state is all of the class scores."""
     watched = State(OUTPUT, None) if state is None else state
     batch = Batch(inputs.model, [inputs.encoding], inputs.model.embedding, [watched.site])
-    terms = Terms(RATE, cap_of_embedding(module_of(inputs.model.embedding)), None)
+    terms = Terms(rate, cap_of_embedding(module_of(inputs.model.embedding)), None)
     solver = replace(solver, seed=inputs.seed)
     [fit] = batch.fit([watched], [batch.places(watched)], terms, solver)
     return fit.kept()[0]
+
+
+def at_large_rate(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Nats kept at ten times the usual rate, (T,): noise about as large as what removal does.
+
+    At the usual rate a state moves by a twentieth of its variance, and by about all of it when tokens are removed;
+    the two are different questions (``compare`` with the state erasure metrics shows by how much).
+    """
+    return information_kept(inputs, target, state, rate=LARGE_RATE)
 
 
 def of_target(inputs: Inputs, target: int | None, state: State | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -273,8 +274,11 @@ def _log_odds(scores: Tensor, target: int | None) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's and numpy's global random states from ``seed`` inside the block (Captum draws from both)."""
-    drawn = np.random.get_state()
+    """Torch's and numpy's global random states from ``seed`` inside the block (Captum draws from both).
+
+    Python's own is only put back: scikit-learn draws from it when it is first imported.
+    """
+    drawn, drawn_by_python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -282,3 +286,4 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(drawn)
+            random.setstate(drawn_by_python)

@@ -28,6 +28,9 @@ _IG = "Sundararajan et al. 2017; captum IntegratedGradients"
 _ALL = (
     Method("information kept", information.information_kept, source=f"{_GUAN}, eq. 7", draws=True),
     Method(
+        "information kept (rate 1)", information.at_large_rate, source=f"{_GUAN}, eq. 7, large noise", draws=True
+    ),
+    Method(
         "information kept (target)", information.of_target, explains="class", source=f"{_GUAN}, eq. 7", draws=True
     ),
     Method(
