@@ -22,6 +22,7 @@ from scipy import stats
 from tiny_plain import cnn, lstm
 from torch import Tensor
 
+from interp_plugin import huggingface
 from interp_plugin.calibration import Calibration
 from interp_plugin.comparison import Method, Metric, Study, StudyResult
 from interp_plugin.comparison.asked import tokens_of
@@ -787,3 +788,16 @@ def test_the_order_of_a_trial_is_what_metrics_get() -> None:
 
     run(["it was good"], methods=[PLACE], metrics=[Metric("look", look, True, "-")])
     assert orders == [[2, 1, 0]]
+
+
+def test_signs_tell_methods_apart_about_a_class_only() -> None:
+    model, tokenizer = huggingface.load(huggingface.default_model_path())
+    names = ["feature ablation", "random"]
+    metrics = ["comprehensiveness (mask)", "state erasure (mask)"]
+    study = Study(model, tokenizer, names, metrics, layers=1)
+    of_class, of_layer = study.run(["a good film", "a dull one"], show_progress=False).tables()
+    assert {group: list(rows) for group, rows in of_class.groups.items()} == {
+        "unsigned": ["random"],
+        "signed": ["feature ablation"],
+    }
+    assert {group: list(rows) for group, rows in of_layer.groups.items()} == {"unsigned": names}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from studies import HOSTILE, METHODS, METRICS, SIGNED, cell, study_points, study_table
@@ -354,6 +354,9 @@ def test_names_of_a_usual_study_do_not_lie_on_one_another() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 500), st.floats(0, 300)), min_size=1, max_size=15, unique=True))
+@example(
+    [(0.0, 0.0), (0.0, 1.0), (0.0, 0.25)]
+)  # a quarter of a unit under another name was cheaper than to move
 @settings(max_examples=40, deadline=None)
 def test_every_name_gets_a_place_of_its_own_in_the_frame(points: list[tuple[float, float]]) -> None:
     """Fifteen names of 60 x 10 fill an eighth of the frame: there is room for all."""

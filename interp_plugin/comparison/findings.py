@@ -14,6 +14,7 @@ from interp_plugin.comparison.journal import differences
 from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.statistics import Means, holm, means, signed_rank
 
+CLASS = "class"  # the question that is about no state
 Group = Literal["unsigned", "signed"]
 GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 
@@ -31,11 +32,6 @@ class Contestant:
     name: str
     signed: bool
     source: str
-
-    @property
-    def group(self) -> Group:
-        """Signed methods say more, and are compared among themselves."""
-        return "signed" if self.signed else "unsigned"
 
 
 @dataclass(frozen=True)
@@ -145,12 +141,17 @@ class Findings:
         shape = self.cells.shape[1:]
         return Means(*(getattr(found, f.name).reshape(shape) for f in fields(found)))
 
+    def group(self, question: int, method: int) -> Group:
+        """Signed methods say more of a class, and are compared among themselves; a state has no for and against."""
+        about_class = self.questions[question] == CLASS
+        return "signed" if about_class and self.methods[method].signed else "unsigned"
+
     def groups(self) -> Iterator[tuple[int, int, Group, list[int]]]:
         """Question, metric and group, and those methods of the group that have any number there."""
         for q in range(len(self.questions)):
             for k in range(len(self.metrics)):
                 for group in GROUPS:
-                    known = [m for m, method in enumerate(self.methods) if method.group == group]
+                    known = [m for m in range(len(self.methods)) if self.group(q, m) == group]
                     known = [m for m in known if self.summary.n[q, m, k]]
                     if known:
                         yield q, k, group, known

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from interp_plugin.calibration import Calibration
 from interp_plugin.comparison.asked import Asked, Target, asked
+from interp_plugin.comparison.findings import CLASS
 from interp_plugin.comparison.journal import Journal
 from interp_plugin.comparison.judged import Method, Metric
 from interp_plugin.comparison.result import Contestant, Failure, StudyResult, StudyText
@@ -28,8 +29,6 @@ from interp_plugin.tokens import Label, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CLASS = "class"
 
 
 class Study:

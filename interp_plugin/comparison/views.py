@@ -25,7 +25,7 @@ def tables(findings: Findings) -> tuple[StudyTable, ...]:
             group: {
                 method.name: tuple(cells.get((q, m, k)) for k in shown)
                 for m, method in enumerate(findings.methods)
-                if method.group == group and findings.summary.n[q, m].any()
+                if findings.group(q, m) == group and findings.summary.n[q, m].any()
             }
             for group in GROUPS
         }
@@ -51,13 +51,13 @@ def points(findings: Findings, question: int, metric: int) -> tuple[StudyPoint, 
 
     def beats(a: int, b: int) -> bool:
         worth, cost = sign * (quality[a] - quality[b]), seconds[b] - seconds[a]
-        same_group = findings.methods[a].group == findings.methods[b].group
+        same_group = findings.group(question, a) == findings.group(question, b)
         return bool(same_group and worth >= 0 and cost >= 0 and (worth > 0 or cost > 0))
 
     return tuple(
         StudyPoint(
             method=findings.methods[m].name,
-            group=findings.methods[m].group,
+            group=findings.group(question, m),
             cost=float(seconds[m]),
             quality=float(quality[m]),
             low=float(summary.low[question, m, metric]),

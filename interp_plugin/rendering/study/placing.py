@@ -23,8 +23,9 @@ def places(
 ) -> list[Box]:
     """A box for each name, near its point; the first have the first choice.
 
-    Greedy: each name takes the cheapest of some hundred places around its point, given those already taken.
-    None is left out: where everything is full the least bad place is taken.
+    Greedy: each name takes the cheapest of some hundred places around its point, of those where it lies in the
+    frame and on no other name if there are any.  None is left out: where everything is full the least bad
+    place is taken.
 
     Args:
         points: N places.
@@ -52,7 +53,13 @@ def places(
                 + _DISTANCE * away / line
             )
 
-        taken.append(min(_candidates(point, width, height, radius), key=cost))
+        def crowded(box: Box) -> bool:
+            inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
+            return not inside or any(_shared(box, other) > 0 for other in taken)
+
+        taken.append(
+            min(_candidates(point, width, height, radius), key=lambda box: (crowded(box), cost(box)))
+        )
     return taken
 
 

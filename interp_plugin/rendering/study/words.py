@@ -102,7 +102,7 @@ def legend(bold: str = "Bold", interval: str = "in brackets its 95 % bootstrap i
         f"Holm-corrected p ≥ {LEVEL:g})."
     )
     yield (
-        "Signed methods also say which tokens speak against the answer; they and unsigned ones are compared "
+        "Signed methods also say which tokens speak against a class; there they and unsigned ones are compared "
         "apart."
     )
     yield "n: over fewer texts than the rest.  -: nothing to judge."
