@@ -327,7 +327,7 @@ def _front_name(question: str, count: int) -> str:
 def _has_front(result: StudyResult, question: str) -> bool:
     from interp_plugin.rendering.study import can_be_drawn
 
-    [table] = result.select([question]).tables()
+    table = result.tables()[result.number("question", question)]
     return bool(table.columns) and any(map(can_be_drawn, result.front(table.columns[0].name, question)))
 
 

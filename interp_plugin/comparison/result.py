@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -232,6 +233,10 @@ class StudyResult(Findings):
             >>> table.title, list(table.groups), table.groups["unsigned"]["by hand"][0].mean
             ('class', ['unsigned', 'signed'], 0.75)
         """
+        return self._tables
+
+    @cached_property
+    def _tables(self) -> tuple[StudyTable, ...]:
         return views.tables(self)
 
     def to_markdown(self) -> str:
@@ -269,7 +274,7 @@ class StudyResult(Findings):
         """
         if kind not in ("front", "bars"):
             raise ValueError(f"kind is {kind!r}; choose 'front' or 'bars'")
-        table = self.select([self.questions[0] if question is None else question]).tables()[0]
+        table = self.tables()[0 if question is None else self.number("question", question)]
         names = [column.name for column in table.columns]
         if not names or metric not in (None, *names):
             known = ", ".join(map(repr, names)) or "none"
