@@ -6,8 +6,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib.metadata import version
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,6 +15,7 @@ from interp_plugin import huggingface
 from interp_plugin.batches import Batch, State, batches
 from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Settings, TextExplanation
+from interp_plugin.fingerprint import versions
 from interp_plugin.problem import cap_of_embedding, warn_of_training
 from interp_plugin.scoring import Plan, Positions, score, warn_of_deaf_states
 from interp_plugin.solver import Solver
@@ -367,13 +366,6 @@ class TextExplainer:
             ),
             versions=versions(),
         )
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of the packages that the numbers depend on."""
-    packages = ("interp-plugin", "captum", "torch", "transformers")
-    return {name.replace("-", "_"): version(name) for name in packages}
 
 
 def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokenizerBase | None) -> TextModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.memory import give_back
 from interp_plugin.tokens import TextModel
 
 _PROCESS = Path("/proc/self")
@@ -145,13 +145,6 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _trim() -> None:
-    """Let go of what glibc keeps of freed memory: a computation that fills it again would seem to need none."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 class _Memory:
     """The most memory in use since it was made."""
 
@@ -163,7 +156,7 @@ class _Memory:
             torch.cuda.reset_peak_memory_stats(device)
             self.start = torch.cuda.memory_allocated(device)
         elif device.type == "cpu" and (_PROCESS / "clear_refs").exists():
-            _trim()
+            give_back()  # or a computation that fills freed memory again would seem to need none
             try:  # the peak is as much as now: proc(5)
                 (_PROCESS / "clear_refs").write_text("5", encoding="ascii")
             except OSError:  # a container may forbid it: then the peak is not known

@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from interp_plugin import fingerprint
 from interp_plugin.storage import replace_file
 
 FORMAT = 1  # raise it when a reader of the old format would go wrong
@@ -91,11 +93,10 @@ class Journal:
             raise ValueError(
                 f"another process is running a study in {str(self.folder)!r}; wait for it, or give another folder"
             ) from error
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._close)
             self._open()
-        except BaseException:
-            self._close()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(
@@ -195,13 +196,12 @@ class Journal:
     def _write(self, value: Mapping[str, Any]) -> int:
         start = os.lseek(self._file, 0, os.SEEK_END)
         line = _line(value)
-        try:
+        with ExitStack() as undo:
+            undo.callback(os.truncate, self._file, start)
             while line:
                 line = line[os.write(self._file, line) :]
             os.fsync(self._file)
-        except BaseException:
-            os.truncate(self._file, start)
-            raise
+            undo.pop_all()
         return start
 
     def _close(self) -> None:
@@ -211,21 +211,16 @@ class Journal:
         self._lock.release()
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What two settings do not share, in words.
 
     Examples::
         >>> differences({"seed": 0, "versions": {"torch": "2.12"}}, {"seed": 0, "versions": {"torch": "2.13"}})
         ["versions.torch is '2.12' there and '2.13' here"]
     """
-    found = []
-    for name in dict.fromkeys((*there, *here)):
-        old, new = there.get(name), here.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name} is {old!r} there and {new!r} here")
-    return found
+    return [
+        f"{name} is {old!r} there and {new!r} here" for name, old, new in fingerprint.differences(there, here)
+    ]
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:

@@ -26,12 +26,8 @@ COSTS = (
     StudyColumn("backward passes", False, "rows that a gradient came back through"),
     StudyColumn("peak MiB", False, "most memory in use above that before the call"),
 )
-_UNSUITED = (
-    ValueError,
-    TypeError,
-    AssertionError,
-    RuntimeError,
-)  # of Captum and torch, on a model that is not for them
+# of Captum and torch, on a model that is not for them
+_UNSUITED = (ValueError, TypeError, AssertionError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -104,9 +100,8 @@ class Running:
         if scores is None:
             try:
                 scores, cost = self._ask(method, inputs, target, question.state)
-            except (
-                Exception
-            ) as error:  # a user's method may raise anything, and one text shall not end the run
+            # a user's method may raise anything, and one text shall not end the run
+            except Exception as error:
                 return self._failed(cell, entry, error)
             values = _numbers(cost)
         trial = Trial(inputs, target, question.state, method, scores, self.asked[text].rationale)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm.auto import tqdm
 
 from interp_plugin.calibration import Calibration
@@ -22,9 +19,10 @@ from interp_plugin.comparison.judged import Method, Metric
 from interp_plugin.comparison.result import Contestant, Failure, StudyResult, StudyText
 from interp_plugin.comparison.running import COSTS, Question, Running
 from interp_plugin.comparison.sheet import Sheet
+from interp_plugin.fingerprint import versions, weights_digest
 from interp_plugin.problem import warn_of_training
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.text import Layers, Text, TextExplainer, versions
+from interp_plugin.text import Layers, Text, TextExplainer
 from interp_plugin.tokens import Label, TextModel
 
 if TYPE_CHECKING:
@@ -165,7 +163,7 @@ class Study:
         device = next(self.model.embedding.layer.parameters()).device
         return {
             "model": self.model.name,
-            "weights": _digest(self.model.module),
+            "weights": weights_digest(self.model.module),
             "device": device.type,
             "seed": self.seed,
             "special tokens": self.with_special,
@@ -269,13 +267,3 @@ def question_name(label: Label) -> str:
         ('layer 3', 'layer decoder.1', 'output')
     """
     return "output" if label == "output" else f"layer {label}"
-
-
-def _digest(module: nn.Module) -> str:
-    """A name for these very weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]

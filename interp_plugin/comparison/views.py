@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from interp_plugin.comparison.findings import GROUPS, Findings
+from interp_plugin.comparison.findings import CLASS, GROUPS, Findings
 from interp_plugin.rendering.study import StudyCell, StudyColumn, StudyPoint, StudyTable
 from interp_plugin.statistics import RESAMPLES
 
 SECONDS = "seconds"
-CLASS = "class"
 _SHOWN = 160  # characters of a reason
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from interp_plugin.corpus.parts import About, Folder, Part
 from interp_plugin.corpus.scorer import Scored, Scorer
 from interp_plugin.corpus.stream import Failure, Window
+from interp_plugin.fingerprint import differences
 from interp_plugin.scoring import warn_of_deaf_states
 from interp_plugin.tokens import shown
 
@@ -155,22 +156,3 @@ class Run:
         if deaf and not self.warned:
             self.warned = True
             warn_of_deaf_states(deaf)
-
-
-def differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], before: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """Names and values of the settings that differ.
-
-    Examples::
-        >>> differences({"rate": 0.1, "versions": {"torch": "2"}}, {"rate": 0.1, "versions": {"torch": "3"}})
-        [('versions.torch', '2', '3')]
-    """
-    found: list[tuple[str, Any, Any]] = []
-    for name in dict.fromkeys([*ours, *theirs]):
-        here, there = ours.get(name), theirs.get(name)
-        if isinstance(here, Mapping) and isinstance(there, Mapping):
-            found += differences(here, there, before=f"{before}{name}.")
-        elif here != there:
-            found.append((before + name, here, there))
-    return found

@@ -9,9 +9,9 @@ import torch
 
 from interp_plugin.batches import batches
 from interp_plugin.corpus.distortion import at_distortion
-from interp_plugin.corpus.memory import give_back
 from interp_plugin.corpus.stream import Failure, Item
 from interp_plugin.explanation import TextExplanation
+from interp_plugin.memory import give_back
 from interp_plugin.scoring import Plan, score
 from interp_plugin.tokens import Encoding, TextModel
 

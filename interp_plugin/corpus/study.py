@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -10,8 +9,6 @@ from collections.abc import Sized
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from interp_plugin import data
@@ -21,6 +18,7 @@ from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.run import Run
 from interp_plugin.corpus.scorer import Scorer
 from interp_plugin.corpus.stream import Reader, Source, windows
+from interp_plugin.fingerprint import weights_digest
 from interp_plugin.problem import warn_of_training
 from interp_plugin.solver import Solver
 from interp_plugin.state import Site
@@ -165,24 +163,6 @@ class CorpusStudy:
     def scorer(self) -> Scorer:
         """What scores the texts of a window."""
         return Scorer(self.model, self.plan, self.distortion, self.batch_size, self.truncation)
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A name for the very weights of a model: equal for equal parameters and buffers of equal types.
-
-    Examples::
-        >>> layer = nn.Linear(2, 1)
-        >>> before = weights_digest(layer)
-        >>> _ = nn.init.zeros_(layer.weight)
-        >>> before == weights_digest(layer)
-        False
-    """
-    found = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def _check_positive(name: str, value: int) -> None:
