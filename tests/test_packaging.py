@@ -111,7 +111,7 @@ def test_every_requirement_has_an_exact_version_in_the_constraints() -> None:
     options = metadata()
     wanted = options["options"]["install_requires"] + "".join(options["options.extras_require"].values())
     for requirement in wanted.split():
-        assert re.split(r"[<>=]", requirement)[0] in pinned
+        assert re.split(r"[\[<>=]", requirement)[0] in pinned
 
 
 def test_dependencies_have_no_upper_bounds() -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``interp-plugin explain`` and ``interp-plugin compare``."""
+"""The command line: ``interp-plugin explain``, ``compare`` and ``corpus``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from interp_plugin import __version__
-from interp_plugin.cli import compare, explain
+from interp_plugin.cli import compare, corpus, explain
 
 __all__ = ["app"]
 
@@ -39,3 +39,4 @@ def main(
 
 app.command(epilog=explain.EXAMPLES)(explain.explain)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=corpus.EXAMPLES)(corpus.corpus)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 import sys
@@ -17,25 +16,27 @@ import typer
 from interp_plugin.cli.given import (
     DPI,
     AsJson,
+    Calibrate,
     Device,
     ModelName,
     Page,
     TokenizerName,
     Truncation,
     WeightType,
+    calibration,
     check_installed,
     check_outputs,
-    lines,
+    column,
+    finite,
     load_explainer,
     one_sentence,
     parse_layers,
+    sample_texts,
 )
 
 if TYPE_CHECKING:
-    from interp_plugin.calibration import Calibration
     from interp_plugin.comparison import StudyResult
     from interp_plugin.data import Texts
-    from interp_plugin.text import TextExplainer
 
 Target = Literal["predicted", "label"]
 
@@ -121,14 +122,7 @@ def compare(
         bool, typer.Option("--special-tokens", help="Rank and remove special tokens like others.")
     ] = False,
     target: Annotated[Target, typer.Option(help="Which class to explain.")] = "predicted",
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with a text a line: the states' spread over them is their unit; or a saved calibration, "
-            ".safetensors.",
-            show_default="each text is its own unit",
-        ),
-    ] = None,
+    calibrate: Calibrate = None,
     truncation: Truncation = False,
     output: Annotated[
         Path | None,
@@ -162,7 +156,7 @@ def compare(
         labels = () if layers is None else parse_layers(layers)
         found = _read(str(source), split, text_column, label_column, rationale_column, pair_column, limit)
         texts = sampled(found, sample, seed)
-        sample_texts = None if calibrate is None or _is_saved(calibrate) else lines(calibrate)
+        unit_texts = sample_texts(calibrate)
 
         from interp_plugin import comparison
 
@@ -171,7 +165,7 @@ def compare(
         progress = sys.stderr.isatty()
         study = comparison.Study(
             explainer.model, None, *asked, labels, explain_class=not no_class, with_special=special_tokens,
-            calibration=_calibration(explainer, calibrate, sample_texts, progress), seed=seed,
+            calibration=calibration(explainer, calibrate, unit_texts, progress), seed=seed,
         )  # fmt: skip
         result = study.run(
             list(texts.texts), texts.labels, texts.rationales, target, output, truncation=truncation,
@@ -263,34 +257,14 @@ def _read(
 ) -> Texts:  # fmt: skip
     from interp_plugin import data
 
-    # what is a number where there may be no header is no name
-    numbered = Path(source).suffix in (".csv", ".tsv") or Path(source).is_dir()
-
-    def column(name: str | None) -> str | int | None:
-        return int(name) if numbered and name is not None and name.isdecimal() else name
-
     return data.read_texts(
-        source, split, column(text), column(label), column(rationale), column(pair), limit=limit
-    )
+        source, split, column(source, text), column(source, label), column(source, rationale),
+        column(source, pair), limit,
+    )  # fmt: skip
 
 
 def _named(kind: str, names: str | None, known: Mapping[str, Any]) -> list[str] | None:
     return None if names is None else expanded(kind, split_names(names), list(known))
-
-
-def _is_saved(path: Path) -> bool:
-    return path.suffix == ".safetensors"
-
-
-def _calibration(
-    explainer: TextExplainer, path: Path | None, texts: list[str] | None, progress: bool
-) -> Calibration | None:
-    """What --calibrate names: a calibration that was saved, or texts to make one from."""
-    from interp_plugin.calibration import Calibration
-
-    if texts is not None:
-        return explainer.calibrate(texts, show_progress=progress)
-    return None if path is None else Calibration.load(path)
 
 
 def _write(
@@ -336,19 +310,10 @@ def _plain(result: StudyResult) -> dict[str, Any]:
     return {
         "settings": dict(result.settings),
         "texts": len(result.texts),
-        "tables": [_finite(asdict(table)) for table in result.tables()],
+        "tables": [finite(asdict(table)) for table in result.tables()],
         "failures": [asdict(failure) for failure in result.failures],
         "left_out": dict(result.left_out),
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same with None where a number is not finite, for which JSON has no word."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _print_list(as_json: bool) -> None:

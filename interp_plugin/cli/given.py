@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from interp_plugin.calibration import Calibration
     from interp_plugin.text import TextExplainer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -26,6 +28,14 @@ ModelName = Annotated[
 ]
 TokenizerName = Annotated[
     str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with a text a line: the states' spread over them is their unit; or a saved calibration, "
+        ".safetensors.",
+        show_default="each text is its own unit",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 WeightType = Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")]
@@ -143,3 +153,40 @@ def _check_device(device: str) -> None:
         raise ValueError(
             f"device {device!r} cannot be used ({reason}); give cpu, or one that torch finds here"
         ) from error
+
+
+def column(source: str, name: str | None) -> str | int | None:
+    """A column by its name, or by its number where there may be no header.
+
+    Example::
+
+        >>> column("dev.tsv", "0"), column("dev.jsonl", "0")
+        (0, '0')
+    """
+    numbered = Path(source).suffix in (".csv", ".tsv") or Path(source).is_dir()
+    return int(name) if numbered and name is not None and name.isdecimal() else name
+
+
+def sample_texts(path: Path | None) -> list[str] | None:
+    """The texts that --calibrate names; None where it names a calibration that was saved, or nothing."""
+    return None if path is None or path.suffix == ".safetensors" else lines(path)
+
+
+def calibration(
+    explainer: TextExplainer, path: Path | None, texts: list[str] | None, progress: bool
+) -> Calibration | None:
+    """What --calibrate names: a calibration that was saved, or texts to make one from."""
+    from interp_plugin.calibration import Calibration
+
+    if texts is not None:
+        return explainer.calibrate(texts, show_progress=progress)
+    return None if path is None else Calibration.load(path)
+
+
+def finite(value: Any) -> Any:
+    """The same with None where a number is not finite, for which JSON has no word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    return [finite(part) for part in value] if isinstance(value, (list, tuple)) else value

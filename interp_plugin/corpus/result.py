@@ -22,12 +22,14 @@ from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
 from interp_plugin.corpus.word_classes import table as table_of_classes
 from interp_plugin.explanation import Explanation, Row, Settings, TextExplanation
 from interp_plugin.rendering import corpus as drawings
+from interp_plugin.rendering import corpus_terminal as terminal
 from interp_plugin.storage import replace_file
 from interp_plugin.tokens import Label
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from rich.console import Console
 
 Kind = Literal["curve", "classes", "regime"]
 Per = Literal["sentence", "token", "token of a sentence", "dimension"]
@@ -333,6 +335,26 @@ class CorpusResult:
             return page
         replace_file(path, page.encode())
         return Path(path)
+
+    def show(self, other: CorpusResult | None = None, console: Console | None = None) -> None:
+        """Print the layers' table and, where another study of the same texts is given, how they differ.
+
+        Args:
+            other: is taken from this one, as in :meth:`compare`.
+            console: default a new one on stdout.
+
+        Raises:
+            ValueError: as of :meth:`compare`.
+        """
+        failed = len(self.failures())
+        terminal.show(
+            f"{self.settings['model']}: {self.texts} texts" + (f", {failed} left out" if failed else ""),
+            self.layers().to_dict("records"),
+            self.monotonicity().to_dict("records"),
+            None if other is None else self.compare(other).to_dict("records"),
+            "" if other is None else str(other.settings["model"]),
+            console,
+        )
 
     def _page(self) -> drawings.Page:
         failed = self.failures()

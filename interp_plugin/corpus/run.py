@@ -79,6 +79,19 @@ class Run:
         self.folder.write(self._about(window, len(scored), len(failures), seconds), scored, failures)
         self._warn(scored)
 
+    def failed(self, count: int, which: str = "") -> None:
+        """Count texts that failed.
+
+        Raises:
+            ValueError: they are too many.
+        """
+        self.failures += count
+        if self.max_errors is not None and self.failures > self.max_errors:
+            raise ValueError(
+                f"{self.failures} texts failed and max_errors is {self.max_errors}{which}; mend the texts, or allow "
+                "more"
+            )
+
     def finish(self) -> None:
         """Check that the corpus had any rows, and no fewer than before."""
         if not self.windows:
@@ -143,13 +156,8 @@ class Run:
             )
 
     def _count(self, failures: list[Failure]) -> None:
-        self.failures += len(failures)
-        if self.max_errors is not None and self.failures > self.max_errors:
-            last = failures[-1]
-            raise ValueError(
-                f"{self.failures} texts failed and max_errors is {self.max_errors}; the last is row {last.row}, "
-                f"{shown(last.beginning)}: {last.reason}; mend the texts, or allow more"
-            )
+        last = [f"row {one.row}, {shown(one.beginning)}: {one.reason}" for one in failures[-1:]]
+        self.failed(len(failures), "".join(f"; the last is {one}" for one in last))
 
     def _warn(self, scored: list[Scored]) -> None:
         deaf = [each.found for each in scored if any(row.distortion == 0 for row in each.found.rows)]

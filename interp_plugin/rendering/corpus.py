@@ -106,13 +106,13 @@ def plot_curves(curves: Sequence[Curve], unit: str) -> Figure:
     """
     import numpy as np
 
-    names = list(dict.fromkeys(_label(layer) for curve in curves for layer in curve.layers))
+    names = list(dict.fromkeys(label(layer) for curve in curves for layer in curve.layers))
     many = len(curves) > 1
     figure = drawing.new_figure(max(4.5, 2.0 + 0.4 * len(names)), 3.2 + drawing.room(names))
     axes = figure.add_subplot()
     colours = drawing.viridis()(np.linspace(0.0, 0.8, len(curves)))
     for number, (curve, colour) in enumerate(zip(curves, colours)):
-        places = [names.index(_label(layer)) for layer in curve.layers]
+        places = [names.index(label(layer)) for layer in curve.layers]
         style = {"marker": _MARKERS[number % 5], "linestyle": _STYLES[number % 4], "color": colour}
         axes.plot(places, curve.mean, markersize=4, label=drawing.drawable(curve.name), **style)
         axes.fill_between(places, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0)
@@ -139,7 +139,7 @@ def plot_classes(classes: Classes) -> Figure:
     import numpy as np
 
     kept = np.array(classes.kept, dtype=float).T  # (C, L)
-    columns = [_label(layer) for layer in classes.layers]
+    columns = [label(layer) for layer in classes.layers]
     rows = [f"{name} ({count})" for name, count in zip(classes.names, classes.tokens)]
     low, span = shades.scale(_known(classes.kept), _known(classes.errors))
     size = (
@@ -173,7 +173,7 @@ def plot_regime(regime: Regime) -> Figure:
         >>> figure.axes[0].get_ylabel().startswith("regime index")
         True
     """
-    names = [_label(layer) for layer in regime.layers]
+    names = [label(layer) for layer in regime.layers]
     figure = drawing.new_figure(max(4.5, 2.0 + 0.4 * len(names)), 2.8 + drawing.room(names))
     axes = figure.add_subplot()
     keys = ("whislo", "q1", "med", "q3", "whishi")
@@ -195,8 +195,7 @@ def plot_regime(regime: Regime) -> Figure:
 
 def to_html(study: Page) -> str:
     """One self-contained page without any script: curves, tables, word classes, regimes, failures, settings."""
-    of = {(line["quantity"], line["per"], line["layer"]): line for line in study.layers}
-    layers = list(dict.fromkeys(line["layer"] for line in study.layers))
+    layers, of = curves_of(study.layers)
     settings = dict(study.settings)
     versions = settings.pop("versions", {})
     calibrated = settings.get("state_std")
@@ -206,18 +205,18 @@ def to_html(study: Page) -> str:
         facts=[
             ("texts", str(study.texts)),
             ("failed", str(study.failed)),
-            ("scoring", _duration(study.seconds)),
+            ("scoring", duration(study.seconds)),
         ],
         yardstick=None if calibrated else labels.yardstick({"settings": {"state_std": False}}),
         curve=_image(plot_curves([_curve(study.model, layers, of)], "information kept, nats per token")),
         regime=_image(plot_regime(study.regime)),
-        layers=[_layer_cells(layer, of) for layer in layers],
+        layers=[layer_cells(layer, of) for layer in layers],
         growth=[_growth_cells(line) for line in study.growth],
         violations=sum(bool(line["violation"]) for line in study.growth),
         classes=_class_rows(study.classes),
-        class_layers=[printable(_label(layer)) for layer in study.classes.layers],
+        class_layers=[printable(label(layer)) for layer in study.classes.layers],
         knowledge=[_knowledge_cells(line) for line in study.knowledge],
-        threshold=_number(study.knowledge[0]["threshold"], 3) if study.knowledge else "-",
+        threshold=number(study.knowledge[0]["threshold"], 3) if study.knowledge else "-",
         failures=[
             (row, printable(reason), printable(beginning)) for row, reason, beginning in study.failures
         ],
@@ -227,36 +226,46 @@ def to_html(study: Page) -> str:
     )
 
 
+def curves_of(
+    lines: Sequence[Mapping[str, Any]],
+) -> tuple[list[Layer], dict[Any, Mapping[str, Any]]]:
+    """The layers, in their order, and the lines of ``CorpusResult.layers`` by quantity, unit and layer."""
+    of = {(line["quantity"], line["per"], line["layer"]): line for line in lines}
+    return list(dict.fromkeys(line["layer"] for line in lines)), of
+
+
 def _curve(name: str, layers: Sequence[Layer], of: Mapping[Any, Mapping[str, Any]]) -> Curve:
     lines = [of["kept", "token", layer] for layer in layers]
     return Curve(name, layers, *([line[key] for line in lines] for key in ("mean", "low", "high")))
 
 
-def _layer_cells(layer: Layer, of: Mapping[Any, Mapping[str, Any]]) -> list[str]:
+def layer_cells(layer: Layer, of: Mapping[Any, Mapping[str, Any]]) -> list[str]:
+    """What a table says of a layer: I of a token, a sentence and a dimension, H, E, share converged, passes."""
+
     def mean(quantity: str, per: str, digits: int = 4) -> str:
         line = of[quantity, per, layer]
-        return f"{_number(line['mean'], digits)} ({_number(line['low'], digits)} to {_number(line['high'], digits)})"
+        return f"{number(line['mean'], digits)} ({number(line['low'], digits)} to {number(line['high'], digits)})"
 
     passes = of["n_forward", "sentence", layer]["mean"], of["n_backward", "sentence", layer]["mean"]
     return [
-        printable(_label(layer)),
+        printable(label(layer)),
         mean("kept", "token"),
         mean("kept", "sentence"),
         mean("kept", "dimension", 3),
         mean("loss", "sentence"),
-        _number(of["regime_index", "sentence", layer]["mean"], 3),
+        number(of["regime_index", "sentence", layer]["mean"], 3),
         f"{100 * of['converged', 'sentence', layer]['mean']:.0f} %",
         f"{passes[0]:.0f} + {passes[1]:.0f}",
     ]
 
 
 def _growth_cells(line: Mapping[str, Any]) -> tuple[list[str], bool]:
-    interval = f"{_number(line['low'])} to {_number(line['high'])}"
+    interval = f"{number(line['low'])} to {number(line['high'])}"
     cells = [
-        f"{printable(_label(line['after']))} to {printable(_label(line['layer']))}",
-        f"{_number(line['growth'])} ({interval})",
+        f"{printable(label(line['after']))} to {printable(label(line['layer']))}",
+        f"{number(line['growth'])} ({interval})",
         f"{100 * line['share']:.0f} %",
-        _number(line["p_holm"], 2),
+        number(line["p_holm"], 2),
         "grows" if line["violation"] else "no growth beyond chance",
     ]
     return cells, bool(line["violation"])
@@ -264,13 +273,13 @@ def _growth_cells(line: Mapping[str, Any]) -> tuple[list[str], bool]:
 
 def _knowledge_cells(line: Mapping[str, Any]) -> list[str]:
     def known(name: str) -> str:
-        return f"{_number(line[name], 3)} ±{_number(line[name + '_error'], 2)}"
+        return f"{number(line[name], 3)} ±{number(line[name + '_error'], 2)}"
 
     return [
-        printable(_label(line["layer"])),
-        _number(line["background"]),
+        printable(label(line["layer"])),
+        number(line["background"]),
         known("concentration"),
-        _number(line["concentration_ratio"], 3),
+        number(line["concentration_ratio"], 3),
         known("foreground_points"),
         known("background_points"),
         known("foreground_share"),
@@ -285,8 +294,8 @@ def _class_rows(classes: Classes) -> Iterator[tuple[str, int, list[tuple[str, st
             share = (kept[c] - low) / span if math.isfinite(kept[c]) else 0.0
             cells.append(
                 (
-                    _number(kept[c]),
-                    f"±{_number(errors[c], 2)}",
+                    number(kept[c]),
+                    f"±{number(errors[c], 2)}",
                     round(templates.SHADES * min(max(share, 0.0), 1.0)),
                 )
             )
@@ -315,7 +324,7 @@ def _names_below(axes: Axes, names: Sequence[str]) -> None:
         axes.set_xlabel("layer", fontsize="small")
 
 
-def _label(layer: Layer) -> str:
+def label(layer: Layer) -> str:
     return str(layer)
 
 
@@ -324,14 +333,14 @@ def _plain(name: str) -> str:
     return printable(name)
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
     """Significant digits that a reader needs; "-" where it is not known."""
     if value is None or not math.isfinite(value):
         return "-"
     return f"{value:#.{digits}g}".rstrip(".") if abs(value) < 10**digits else f"{value:.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,276 @@
+"""``interp-plugin corpus``: what each layer keeps of all texts of a file, on one process or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from interp_plugin.cli.given import (
+    AsJson,
+    Calibrate,
+    Device,
+    ModelName,
+    Page,
+    TokenizerName,
+    Truncation,
+    WeightType,
+    calibration,
+    check_installed,
+    check_outputs,
+    column,
+    finite,
+    load_explainer,
+    one_sentence,
+    parse_layers,
+    sample_texts,
+)
+
+if TYPE_CHECKING:
+    from interp_plugin.corpus.result import CorpusResult
+    from interp_plugin.corpus.study import CorpusStudy
+    from interp_plugin.text import TextExplainer
+
+Engine = Literal["local", "ray"]
+
+EXAMPLES = """Examples:
+
+    interp-plugin corpus reviews.txt --output corpus
+
+    interp-plugin corpus dev.tsv --text-column 0 --layers 1,3-4 --output corpus --html corpus.html
+
+    interp-plugin corpus reviews.jsonl --model tuned --compare pretrained --calibrate sample.txt --output corpus
+
+    torchrun --nproc-per-node 2 --no-python interp-plugin corpus reviews.txt --output corpus
+
+    interp-plugin corpus reviews.txt --output corpus --engine ray --address auto --workers 8 --gpus 1 --device cuda
+
+A run that was stopped, however it was, goes on where it was. A text that cannot be read or scored is recorded with its
+reason, and the run goes on.
+
+Exit status: 0, or 2 for what cannot be used as it was given, with one sentence that says why.
+"""
+COMPARED = "compared"
+"""The folder, within that of the study, of the study of the other model."""
+SHOWN_FAILURES = 3
+WAIT = timedelta(days=30)  # of a process that is done for those that are not
+
+
+def corpus(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder of them, or the name of a data set.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the results, written as they come.")],
+    model: ModelName = None,
+    tokenizer: TokenizerName = None,
+    layers: Annotated[str, typer.Option(help="all, or numbers, ranges and names: 1,3-4,output.")] = "all",
+    rate: Annotated[float, typer.Option(help="Weight of the noise, above 0.")] = 0.1,
+    distortion: Annotated[
+        float | None,
+        typer.Option(help="The same for all texts and layers, instead of the rate.", show_default=False),
+    ] = None,
+    calibrate: Calibrate = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Folder or id of another model to score with the same draws.", show_default="none"),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set.", show_default="all")] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(help="Of texts: its name; its number, from 0, without a header.", show_default="found"),
+    ] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Of second texts.", show_default="none")] = None,
+    tag_column: Annotated[
+        str | None, typer.Option(help="Of word classes: a tag a text, or a word.", show_default="none")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many rows.", show_default="all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at most in a batch.")] = 16,
+    window: Annotated[
+        int, typer.Option(min=1, help="Rows in a part: what a killed run loses at most.")
+    ] = 1024,
+    max_errors: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more texts fail.", show_default="however many")
+    ] = None,
+    truncation: Truncation = False,
+    html: Page = None,
+    as_json: AsJson = False,
+    engine: Annotated[
+        Engine, typer.Option(help="Who scores: this process, or actors of Ray Data.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster.", show_default="one of its own, here")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Actors of Ray.")] = 2,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor of Ray.")] = 0.0,
+    device: Device = "cpu",
+    dtype: WeightType = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """Score a whole corpus, and print what each layer keeps of it."""
+    rank, world_size = _place()
+    with one_sentence(), _gathering(world_size):
+        _check(output, html, engine, world_size)
+        columns: dict[str, Any] = {
+            "text_column": column(source, text_column),
+            "pair_column": column(source, pair_column),
+            "tag_column": column(source, tag_column),
+        }
+        header = not any(isinstance(each, int) for each in columns.values())
+        labels = "all" if layers == "all" else parse_layers(layers)
+        unit_texts = sample_texts(calibrate)
+
+        from interp_plugin.corpus.result import CorpusResult
+        from interp_plugin.solver import Solver
+
+        progress = sys.stderr.isatty()
+        rows = partial(_rows, _absolute(source), split, header, limit)
+        makers = []  # all before the first runs: a model that cannot be loaded is said now
+        for name in [model] if compare is None else [model, compare]:
+            load = partial(load_explainer, name, tokenizer, _device(device), dtype)
+            unit = calibration(load(), calibrate, unit_texts, progress)
+            makers.append(
+                partial(
+                    _study, load, layers=labels, rate=rate, distortion=distortion, calibration=unit,
+                    solver=Solver(seed=seed), batch_size=batch_size, truncation=truncation,
+                )
+            )  # fmt: skip
+        folders = [output, output / COMPARED][: len(makers)]
+        for make, folder in zip(makers, folders, strict=True):
+            common = (folder.absolute(), max_errors, window, progress)
+            with _sentences():
+                if engine == "ray":
+                    from interp_plugin.corpus.ray_engine import run_on_ray
+
+                    run_on_ray(
+                        make, rows, *common, workers=workers, gpus=gpus, address=address, columns=columns
+                    )
+                else:
+                    make().run(rows(), *common, rank, world_size, **columns)
+        _wait(world_size)
+        if rank:
+            return
+        results = [CorpusResult.load(folder) for folder in folders]
+        written = None if html is None else results[0].to_html(html)
+    _report(results, as_json)
+    if written is not None:
+        typer.echo(f"wrote {written}", err=True)
+
+
+def _study(load: Callable[[], TextExplainer], **options: Any) -> CorpusStudy:
+    from interp_plugin.corpus.study import CorpusStudy
+
+    return CorpusStudy(load().model, None, **options)
+
+
+def _rows(source: str, split: str | None, header: bool, limit: int | None) -> Iterator[Any]:
+    from interp_plugin import data
+
+    return islice(data.records(source, split, header), limit)
+
+
+def _absolute(source: str) -> str:
+    """Of a file: a worker may have another working directory."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What fails whatever the text is no bug of ours: the model, a worker."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check(output: Path, html: Path | None, engine: Engine, world_size: int) -> None:
+    """What can be refused before anything is read."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {str(output)!r} is a file; give a folder, which need not be there")
+    check_outputs(html)
+    for package in ("pandas", "pyarrow", "scipy"):
+        check_installed(package, "corpus", "compare")
+    if html is not None:
+        check_installed("matplotlib", "--html", "compare")
+    if engine == "ray":
+        check_installed("ray", "--engine ray", "ray")
+        if world_size > 1:
+            raise ValueError(
+                f"--engine ray has its own workers, and there are {world_size} processes; start one"
+            )
+
+
+def _place() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun and accelerate tell it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _device(device: str) -> str:
+    """Of several processes on one machine each takes a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device
+
+
+@contextmanager
+def _gathering(world_size: int) -> Iterator[None]:
+    """Several processes that can wait for one another."""
+    if world_size == 1:
+        yield
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=WAIT)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _wait(world_size: int) -> None:
+    if world_size > 1:
+        from torch import distributed
+
+        distributed.barrier()
+
+
+def _report(results: list[CorpusResult], as_json: bool) -> None:
+    """Print the first study and, where there is another, how it differs from it."""
+    first, other = results[0], results[1] if len(results) > 1 else None
+    if as_json:
+        typer.echo(json.dumps(_plain(first, other), allow_nan=False))
+        return
+    first.show(other)
+    failures = first.failures()
+    for failure in failures[:SHOWN_FAILURES]:
+        typer.echo(f"row {failure.row} left out: {failure.reason}", err=True)
+    if len(failures) > SHOWN_FAILURES:
+        typer.echo(f"and {len(failures) - SHOWN_FAILURES} more rows left out", err=True)
+
+
+def _plain(first: CorpusResult, other: CorpusResult | None) -> dict[str, Any]:
+    """The tables and what they depend on, for JSON."""
+    tables = {"layers": first.layers(), "monotonicity": first.monotonicity()}
+    if other is not None:
+        tables["differences"] = first.compare(other)
+    return {
+        "settings": dict(first.settings),
+        "texts": first.texts,
+        "seconds": first.seconds,
+        "failures": [asdict(failure) for failure in first.failures()],
+        **{name: finite(table.to_dict("records")) for name, table in tables.items()},
+    }

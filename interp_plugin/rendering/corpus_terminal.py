@@ -1,0 +1,83 @@
+"""A corpus study's tables, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from interp_plugin.rendering.corpus import curves_of, label, layer_cells, number
+from interp_plugin.rendering.labels import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+LAYERS = (
+    "layer",
+    "I a token",
+    "I a sentence",
+    "I a dimension",
+    "H(X|s) a sentence",
+    "E",
+    "converged",
+    "passes",
+)
+
+
+def show(
+    heading: str,
+    layers: Sequence[Mapping[str, Any]],
+    growth: Sequence[Mapping[str, Any]],
+    differences: Sequence[Mapping[str, Any]] | None = None,
+    other: str = "",
+    console: Console | None = None,
+) -> None:
+    """Print what each layer keeps and, of two studies, the paired differences.
+
+    Args:
+        heading: of the first table.
+        layers, growth: lines of ``CorpusResult.layers`` and ``.monotonicity``.
+        differences: lines of ``CorpusResult.compare``; None: there is no other study.
+        other: the name of the model that was taken from this one.
+        console: default a new one on stdout.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    console.print(Text(printable(heading)))
+    names, of = curves_of(layers)
+    console.print(_table(LAYERS, [layer_cells(name, of) for name in names]))
+    console.print("I: information kept, H: lost, in nats, with 95 % bootstrap intervals over the texts.")
+    for line in filter(itemgetter("violation"), growth):
+        console.print(
+            f"{label(line['layer'])} seems to keep more than {label(line['after'])}, which it is computed from "
+            f"(p {number(line['p_holm'], 2)}): compare these two with care."
+        )
+    if differences is not None:
+        console.print(Text(printable(f"less {other}, paired by text, a token:")))
+        rows = [_difference(line) for line in differences if line["per"] == "token"]
+        console.print(_table(("layer", "", "difference", "95 % interval", "p (Holm)"), rows))
+
+
+def _difference(line: Mapping[str, Any]) -> list[str]:
+    return [
+        printable(label(line["layer"])),
+        "kept" if line["quantity"] == "kept" else "lost",
+        f"{line['difference']:+.4g}",
+        f"{line['low']:+.4g} to {line['high']:+.4g}",
+        number(line["p_holm"], 2),
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

@@ -1,0 +1,151 @@
+"""``interp-plugin corpus``, on a model made on the spot; processes of their own where several share a corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_bert import save_classifier
+from typer.testing import CliRunner
+
+from interp_plugin import CorpusResult, huggingface
+from interp_plugin.cli import app
+from interp_plugin.corpus.study import CorpusStudy
+
+SENTENCES = ("a good film", "not a bad film", "the bold film", "a bad bad film", "not good")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A classifier of bad and good."""
+    return str(save_classifier(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    path = tmp_path / "films.txt"
+    path.write_text("".join(f"{text}\n" for text in SENTENCES), encoding="utf-8")
+    return path
+
+
+def run(*arguments: object) -> Any:
+    runner = CliRunner(env={"COLUMNS": "160", "HF_HUB_OFFLINE": "1", "RANK": "0", "WORLD_SIZE": "1"})
+    return runner.invoke(app, ["corpus", *map(str, arguments)])
+
+
+def found(*arguments: object) -> Any:
+    """What --json prints."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(*arguments: object) -> str:
+    """The one sentence that says why not."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return str(result.stderr)
+
+
+def test_the_numbers_are_those_of_the_study(folder: str, films: Path, tmp_path: Path) -> None:
+    printed = found(films, "--output", tmp_path / "out", "--model", folder, "--layers", "1,2", "--window", 2)
+    study = CorpusStudy(*huggingface.load(folder), layers=[1, 2])
+    expected = study.run(SENTENCES, tmp_path / "api", show_progress=False).layers()
+    assert printed["texts"] == len(SENTENCES)
+    kept = [line["mean"] for line in printed["layers"] if line["quantity"] == "kept"]
+    assert kept == pytest.approx(expected[expected["quantity"] == "kept"]["mean"].tolist(), rel=1e-4)
+
+
+def test_tables_for_people(folder: str, films: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = run(films, "--output", tmp_path / "out", "--model", folder, "--html", page)
+    assert result.exit_code == 0, result.output
+    assert f"{Path(folder).name}: 5 texts" in result.stdout
+    assert "I a token" in result.stdout
+    assert "<html" in page.read_text(encoding="utf-8")
+
+
+def test_a_model_less_itself_is_nothing(folder: str, films: Path, tmp_path: Path) -> None:
+    arguments = (films, "--output", tmp_path / "out", "--model", folder, "--layers", "1", "--compare", folder)
+    differences = found(*arguments)["differences"]
+    assert {line["difference"] for line in differences} == {0.0}
+    assert "paired by text" in run(*arguments).stdout
+
+
+def test_rows_that_cannot_be_read_are_recorded_and_the_rest_is_done(folder: str, tmp_path: Path) -> None:
+    """One of each kind among a hundred: not UTF-8, empty, far too long, a column missing."""
+    rows = [json.dumps({"text": SENTENCES[i % len(SENTENCES)]}).encode() for i in range(100)]
+    rows[10] = b'{"text": "\xff\xfe"}'
+    rows[30] = b'{"text": ""}'
+    rows[50] = json.dumps({"text": "film " * 20_000}).encode()
+    rows[70] = b'{"words": "a good film"}'
+    path = tmp_path / "films.jsonl"
+    path.write_bytes(b"\n".join(rows) + b"\n")
+    arguments = (
+        path,
+        "--output",
+        tmp_path / "out",
+        "--model",
+        folder,
+        "--layers",
+        "1",
+        "--text-column",
+        "text",
+    )
+    printed = found(*arguments)
+    assert printed["texts"] == 96
+    reasons = {failure["row"]: failure["reason"] for failure in printed["failures"]}
+    assert reasons.keys() == {10, 30, 50, 70}
+    assert "UTF-8" in reasons[10]
+    assert "holds ''" in reasons[30]
+    assert "at most" in reasons[50]
+    assert "no column 'text'" in reasons[70]
+    assert "row 10 left out" in run(*arguments).stderr
+    assert "and 1 more rows left out" in run(*arguments).stderr
+    assert "max_errors is 3" in refused(*arguments, "--max-errors", 3)
+
+
+def test_a_column_by_number(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "films.tsv"
+    path.write_text("a good film\t1\na bad film\t0\n", encoding="utf-8")
+    printed = found(
+        path, "--output", tmp_path / "out", "--model", folder, "--text-column", 0, "--layers", "1"
+    )
+    assert printed["texts"] == 2
+
+
+def test_what_cannot_be_used_is_said_in_a_sentence(folder: str, films: Path, tmp_path: Path) -> None:
+    out = ("--output", tmp_path / "out", "--model", folder)
+    assert "there is no file" in refused(tmp_path / "none.txt", *out)
+    assert "is a file" in refused(films, "--output", films, "--model", folder)
+    assert "layer" in refused(films, *out, "--layers", "9")
+    assert "cannot load model" in refused(films, *out, "--compare", tmp_path / "no-model")
+    assert not list(tmp_path.glob("out/*.parquet")), "nothing was scored before the other model was missed"
+    found(films, *out, "--layers", "1")
+    assert "other settings: layers" in refused(films, *out, "--layers", "2")
+
+
+def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path: Path) -> None:
+    """Two processes, windows of one text, and the rows of one process alone."""
+    arguments = ["corpus", str(films), "--model", folder, "--layers", "1,2", "--window", "1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program = [sys.executable, "-c", "from interp_plugin.cli import app; app()"]
+    shared = subprocess.run(
+        [*torchrun, "--no-python", *program, *arguments, "--output", str(tmp_path / "two"), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert shared.returncode == 0, shared.stderr
+    alone = found(*arguments[1:], "--output", tmp_path / "one")
+    together = json.loads(shared.stdout)
+    assert together["texts"] == alone["texts"] == len(SENTENCES)
+    tables = [CorpusResult.load(tmp_path / name).table() for name in ("one", "two")]
+    assert tables[0].equals(tables[1])
