@@ -1,6 +1,6 @@
 """The comparison studies of the README on 200 dev sentences of SST-2, and their tables.
 
-    python tests/benchmarks/studies.py --data SST2 --teacher TEACHER --output FOLDER [study ...]
+    python tests/benchmarks/study_tables.py --data SST2 --teacher TEACHER --output FOLDER [study ...]
 
 ``SST2`` has train.tsv and dev.tsv, ``TEACHER`` is the fine-tuned MiniLM of ``tutorials/train_default_model.py``.
 A study is a call of ``interp-plugin compare`` with a folder of its own under ``FOLDER``: one that was stopped goes
