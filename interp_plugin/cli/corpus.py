@@ -114,7 +114,8 @@ def corpus(
         Engine, typer.Option(help="Who scores: this process, or actors of Ray Data.")
     ] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster.", show_default="one of its own, here")
+        str | None,
+        typer.Option(help="Of a Ray cluster.", show_default="RAY_ADDRESS, or one of its own, here"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Actors of Ray.")] = 2,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor of Ray.")] = 0.0,
@@ -166,6 +167,11 @@ def corpus(
         if rank:
             return
         results = [CorpusResult.load(folder) for folder in folders]
+        for result in results:  # each process has counted its own
+            if max_errors is not None and len(result.failures()) > max_errors:
+                raise ValueError(
+                    f"{len(result.failures())} texts failed and max_errors is {max_errors}; mend the texts"
+                )
         written = None if html is None else results[0].to_html(html)
     _report(results, as_json)
     if written is not None:
