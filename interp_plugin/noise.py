@@ -119,10 +119,14 @@ class TokenGroups:
 
     def spread(self, values: Tensor) -> Tensor:
         """Give every element its token's value: (B, T) -> (B, N)."""
+        if self.width:
+            return values.repeat_interleave(self.width, 1)
         return values.gather(1, self.index.expand(len(values), -1))
 
     def collect(self, values: Tensor) -> Tensor:
         """Sum the elements of every token: (B, N) -> (B, T)."""
+        if self.width:
+            return values.unflatten(1, (self.n_tokens, self.width)).sum(-1)
         totals = values.new_zeros(len(values), self.n_tokens)
         return totals.scatter_add_(1, self.index.expand(len(values), -1), values)
 

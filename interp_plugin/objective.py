@@ -90,6 +90,11 @@ def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -
     return weight.reshape(reference.shape)
 
 
+def rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """The given rows of ``values``; of a single example its one row, which broadcasts without a copy."""
+    return values if len(values) == 1 else values[rows]
+
+
 def regime_index(rate: float, distortion_at_optimum: Tensor) -> Tensor:
     """E = rate / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
 
@@ -187,12 +192,13 @@ class Objective:
         for chunk in torch.arange(count * b, device=self.device).split(self.max_rows):
             draw, which = chunk // b, chunk % b  # row r is draw r // b of example r % b
             eps = tilt.shifted(draws, draw, which) if tilt else draws[draw]
-            noise = scale[which] * eps
-            value, slope = self._distortion_and_gradient(examples[which], noise)
+            spread = rows_of(scale, which)
+            value, slope = self._distortion_and_gradient(examples[which], spread * eps)
             w = weights[draw, which]
+            pull = slope.mul_(spread).mul_(w.unsqueeze(1))
             distortions.append(value * w)
-            stationarities.append(self.groups.at(examples[which]).collect(slope * noise) * w.unsqueeze(1))
-            pulls.append(slope * scale[which] * w.unsqueeze(1))
+            stationarities.append(self.groups.at(examples[which]).collect(pull * eps))
+            pulls.append(pull)
         values = torch.cat(distortions).reshape(count, b)
         slopes = torch.cat(stationarities).reshape(count, b, -1)
         unsteered = values.any(0) & ~slopes.any(2).any(0)
@@ -211,7 +217,7 @@ class Objective:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
         points = self.points(examples, noise)
         state = self.model.perturb(points, examples).to(self.device, self.dtype)
-        value = distortion(state, self.reference[examples], self.weight[examples])
+        value = distortion(state, rows_of(self.reference, examples), rows_of(self.weight, examples))
         self.check_finite(value, examples, "refinement")
         lift = self._lift[examples]
         slope = self.gradient((value * lift).sum(), points, value) / lift.unsqueeze(1)
@@ -220,7 +226,7 @@ class Objective:
 
     def points(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """The noisy values in the model's own shapes and type, as leaves of a new graph."""
-        flat = self.origin[examples] + noise
+        flat = rows_of(self.origin, examples) + noise
         parts = flat.split([x[0].numel() for x in self.model.origin], 1)
         return tuple(
             part.reshape(len(part), *x.shape[1:])
@@ -322,7 +328,7 @@ def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequ
     squares = []
     for o, whole, direction in zip(objectives, states, directions):
         state = select(whole, o.model.selector).to(o.device, o.dtype)
-        total = (state * direction.reshape(state.shape) * o.weight[examples]).sum()
+        total = (state * direction.reshape(state.shape) * rows_of(o.weight, examples)).sum()
         slope = o.gradient(total, points, state, again=o is not objectives[-1])
         squares.append(o.groups.at(examples).collect(slope.square()))
     return squares

@@ -7,7 +7,7 @@ TSV has a sentence in its first column and no header (SST-2's train.tsv does).
 kill    500 sentences, killed with signal 9 twenty times at random moments and run again each time: every row once,
         equal to an undisturbed run's
 growth  one run of 5,000 sentences: resident memory after 500 and at the end, processor seconds a sentence up to 500
-        and up to 4,000
+        and up to 4,000; with --layers 1 2 3 4 also what speed says, of those layers
 speed   1,000 sentences, all layers: sentences per second (and per processor second), passes per sentence
 """
 
@@ -109,8 +109,10 @@ def of_growth(file: Path, layers: list[int], count: int, iterations: int | None)
             yield record
 
     with tempfile.TemporaryDirectory() as name:
+        began, cpu = time.perf_counter(), time.process_time()
         study(layers, iterations).run(watched(), name, window=WINDOW, show_progress=False, text_column=0)
         marks[count] = time.process_time(), resident()
+        rates("growth", CorpusResult.load(name), count, time.perf_counter() - began, marks[count][0] - cpu)
         start = time.perf_counter()
         result = CorpusResult.load(name)
         result.layers()
@@ -137,17 +139,17 @@ def of_speed(file: Path, count: int) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         one = study(None)
         result = one.run(records(file, count), name, window=1024, text_column=0)
-        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-        table = result.table().groupby("row")[["n_forward", "n_backward"]].sum().mean()
+        rates("speed", result, count, time.perf_counter() - start, time.process_time() - cpu)
         size = sum(path.stat().st_size for path in Path(name).iterdir())
-    line("speed", f"{count} sentences, sentences per second", f"{count / wall:.2f}")
-    line("speed", "sentences per processor second", f"{count / cpu:.2f}")
-    line(
-        "speed",
-        "passes per sentence",
-        f"{table['n_forward']:.0f} forward, {table['n_backward']:.0f} backward",
-    )
     line("speed", "bytes on disk per sentence", f"{size / count:.0f}")
+
+
+def rates(part: str, result: CorpusResult, count: int, wall: float, cpu: float) -> None:
+    passes = result.table().groupby("row")[["n_forward", "n_backward"]].sum().mean()
+    line(part, f"{count} sentences, sentences per second", f"{count / wall:.2f}")
+    line(part, "sentences per processor second", f"{count / cpu:.2f}")
+    said = f"{passes['n_forward']:.0f} forward, {passes['n_backward']:.0f} backward"
+    line(part, "passes per sentence", said)
 
 
 def resident() -> float:
