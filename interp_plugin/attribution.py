@@ -55,17 +55,17 @@ class _ModelRows:
 
 
 class InformationLoss(Attribution):
-    r"""How much of each input token is lost on the way to a state of the model, in nats.
+    """How much of each input token is lost on the way to a state of the model, in nats.
 
     Learns, for every token, the largest Gaussian noise that the state does not notice (Guan et al.,
     "Towards a Deep and Unified Understanding of Deep Neural Models in NLP", ICML 2019, eq. 7): with
-    n tokens it minimises
+    n tokens it minimises::
 
-    .. math:: D(\sigma) - \frac{\lambda}{n} \sum_i \log \sigma_i, \quad \sigma_i \le \sigma_{max}
+        D(sigma) - (rate / n) sum_i log sigma_i,  sigma_i <= max_sigma
 
-    where D is the mean over the state's elements of :math:`E[((\Phi(x + \sigma \epsilon) - s) / v)^2]`.
-    The score of a token of K elements is its entropy
-    :math:`H_i = K/2 \log(2 \pi e) + K \log \sigma_i`: high where the state does not need the token.
+    where D is the mean over the state's elements of ``E[((Phi(x + sigma eps) - s) / v)^2]``.
+    The score of a token of K elements is its entropy ``H_i = K/2 log(2 pi e) + K log sigma_i``: high where
+    the state does not need the token.
 
     The noise enters the inputs, which must be floating point tensors (embeddings, images, ...); for
     token ids use :class:`LayerInformationLoss`.

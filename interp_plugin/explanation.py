@@ -20,7 +20,7 @@ from interp_plugin.units import Granularity
 
 if TYPE_CHECKING:
     import pandas as pd
-    from captum.attr.visualization import VisualizationDataRecord
+    from captum.attr._utils.visualization import VisualizationDataRecord
     from matplotlib.figure import Figure
     from rich.console import Console
 
