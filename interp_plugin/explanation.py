@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from interp_plugin import rendering, storage
-from interp_plugin.rows import Layer, Record, Row, TextExplanation, listed
-from interp_plugin.scores import Kind, Scores
+from interp_plugin.rows import Layer, Record, Row, TextExplanation
+from interp_plugin.scores import Kind, Scores, listed
 from interp_plugin.units import Granularity
 
 if TYPE_CHECKING:
