@@ -87,6 +87,11 @@ class InformationLoss(Attribution):
 
     def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
         super().__init__(forward_func)
+        if not isinstance(state_layer, (nn.Module, LayerCall, type(None))):
+            raise TypeError(
+                f"state_layer is {state_layer!r}, a {type(state_layer).__name__}; give the module whose output is the "
+                "state (model.get_submodule finds one by its dotted name), or None for the forward's output"
+            )
         self.state_layer = state_layer
 
     @log_usage(part_of_slo=True)
@@ -243,6 +248,11 @@ class InformationLoss(Attribution):
         if not batch or not all(x.numel() for x in inputs):
             raise ValueError(
                 f"inputs of shape {[tuple(x.shape) for x in inputs]} are empty; give at least one example and token"
+            )
+        if any(x.ndim < 2 for x in inputs):
+            raise ValueError(
+                f"inputs of shape {[tuple(x.shape) for x in inputs]} have no dimension but the batch; give (B, ...), "
+                "one example as inputs.unsqueeze(0)"
             )
         if any(len(x) != batch for x in inputs):
             raise ValueError(f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree")

@@ -118,6 +118,8 @@ class Explanation(Record, Sequence[TextExplanation]):
         if isinstance(index, slice):
             items = self.items[index]
             return replace(self, items=items, seconds=self.seconds * len(items) / max(len(self), 1))
+        if isinstance(index, str):
+            raise TypeError(f"index {index!r} is a str: give a text's number, counted from 0")
         try:
             return self.items[operator.index(index)]
         except IndexError:

@@ -338,7 +338,7 @@ def test_a_text_and_a_layer_give_its_row_or_its_rows() -> None:
         (lambda e: e[1], IndexError, "text 1 does not exist: the explanation has 1"),
         (lambda e: e[0, 4], KeyError, "layer 4 was not explained: choose from '3', 3"),
         (lambda e: e[0, 3, 1], TypeError, "has 3 parts"),
-        (lambda e: e["a"], TypeError, "str"),
+        (lambda e: e["a"], TypeError, "index 'a' is a str: give a text's number"),
         (lambda e: e[0].row("3"), KeyError, "no row at position None: choose from 0, 1"),
         (lambda e: e[0].row("3", 9), KeyError, "no row at position 9: choose from 0, 1"),
     ],
@@ -566,6 +566,14 @@ def test_a_file_that_is_no_explanation_is_refused(tmp_path: Path) -> None:
         Explanation.load(path)
     with pytest.raises(FileNotFoundError):
         Explanation.load(tmp_path / "b.parquet")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "no"
+    for write in (example().save, example().to_html):
+        with pytest.raises(FileNotFoundError) as caught:
+            write(folder / "a.file")
+        assert caught.value.filename == str(folder)
 
 
 @given(st.data())
