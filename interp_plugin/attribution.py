@@ -55,17 +55,17 @@ class _ModelRows:
 
 
 class InformationLoss(Attribution):
-    r"""How much of each input token is lost on the way to a state of the model, in nats.
+    """How much of each input token is lost on the way to a state of the model, in nats.
 
     Learns, for every token, the largest Gaussian noise that the state does not notice (Guan et al.,
     "Towards a Deep and Unified Understanding of Deep Neural Models in NLP", ICML 2019, eq. 7): with
-    n tokens it minimises
+    n tokens it minimises::
 
-    .. math:: D(\sigma) - \frac{\lambda}{n} \sum_i \log \sigma_i, \quad \sigma_i \le \sigma_{max}
+        D(sigma) - (rate / n) sum_i log sigma_i,  sigma_i <= max_sigma
 
-    where D is the mean over the state's elements of :math:`E[((\Phi(x + \sigma \epsilon) - s) / v)^2]`.
-    The score of a token of K elements is its entropy
-    :math:`H_i = K/2 \log(2 \pi e) + K \log \sigma_i`: high where the state does not need the token.
+    where D is the mean over the state's elements of ``E[((Phi(x + sigma eps) - s) / v)^2]``.
+    The score of a token of K elements is its entropy ``H_i = K/2 log(2 pi e) + K log sigma_i``: high where
+    the state does not need the token.
 
     The noise enters the inputs, which must be floating point tensors (embeddings, images, ...); for
     token ids use :class:`LayerInformationLoss`.
@@ -87,6 +87,11 @@ class InformationLoss(Attribution):
 
     def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
         super().__init__(forward_func)
+        if not isinstance(state_layer, (nn.Module, LayerCall, type(None))):
+            raise TypeError(
+                f"state_layer is {state_layer!r}, a {type(state_layer).__name__}; give the module whose output is the "
+                "state (model.get_submodule finds one by its dotted name), or None for the forward's output"
+            )
         self.state_layer = state_layer
 
     @log_usage(part_of_slo=True)
@@ -243,6 +248,11 @@ class InformationLoss(Attribution):
         if not batch or not all(x.numel() for x in inputs):
             raise ValueError(
                 f"inputs of shape {[tuple(x.shape) for x in inputs]} are empty; give at least one example and token"
+            )
+        if any(x.ndim < 2 for x in inputs):
+            raise ValueError(
+                f"inputs of shape {[tuple(x.shape) for x in inputs]} have no dimension but the batch; give (B, ...), "
+                "one example as inputs.unsqueeze(0)"
             )
         if any(len(x) != batch for x in inputs):
             raise ValueError(f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree")

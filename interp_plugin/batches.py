@@ -49,8 +49,8 @@ class State:
             return state[..., self.neurons]
         except IndexError as error:
             raise ValueError(
-                f"{self.neurons!r} does not exist in {self.label!r}, whose last dimension has {state.shape[-1]}; count "
-                "from 0"
+                f"neurons={self.neurons!r} does not exist in layer {self.label!r}, whose last dimension has "
+                f"{state.shape[-1]}; count from 0"
             ) from error
 
     @property

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from interp_plugin import rendering, storage
-from interp_plugin.rows import Layer, Record, Row, TextExplanation, listed
-from interp_plugin.scores import Kind, Scores
+from interp_plugin.rows import Layer, Record, Row, TextExplanation
+from interp_plugin.scores import Kind, Scores, listed
 from interp_plugin.units import Granularity
 
 if TYPE_CHECKING:
     import pandas as pd
-    from captum.attr.visualization import VisualizationDataRecord
+    from captum.attr._utils.visualization import VisualizationDataRecord
     from matplotlib.figure import Figure
     from rich.console import Console
 
@@ -118,6 +118,8 @@ class Explanation(Record, Sequence[TextExplanation]):
         if isinstance(index, slice):
             items = self.items[index]
             return replace(self, items=items, seconds=self.seconds * len(items) / max(len(self), 1))
+        if isinstance(index, str):
+            raise TypeError(f"index {index!r} is a str: give a text's number, counted from 0")
         try:
             return self.items[operator.index(index)]
         except IndexError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -105,8 +106,8 @@ def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:
         if bad.any():
             example = int(bad.nonzero()[0, 0])
             raise ValueError(
-                f"the {name} of example {example} has NaN or infinite values before any noise was added; "
-                "clean them first"
+                f"NaN or infinite values are in the {name} of example {example} before any noise was added; clean "
+                "them first"
             )
 
 
@@ -194,15 +195,29 @@ def cap_of_embedding(layer: nn.Module | None) -> float | None:
 
 
 def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
-    """Warn of modules whose output is not a function of their input alone, at the user's line."""
-    for module in modules:
-        if isinstance(module, nn.Module) and any(m.training and _is_noisy(m) for m in module.modules()):
+    """Warn of modules whose output is not a function of their input alone, at the user's line.
+
+    Of a plain function, the modules it calls by name are looked at.
+    """
+    for module in [found for given in modules for found in _modules_behind(given)]:
+        if any(m.training and _is_noisy(m) for m in module.modules()):
             warnings.warn(
                 "the model is in training mode and has dropout or batch normalisation, whose own draws or batch "
                 "statistics enter the result; call model.eval() before attributing",
                 stacklevel=stacklevel,
             )
             return
+
+
+def _modules_behind(given: Any) -> list[nn.Module]:
+    if not inspect.isfunction(given):
+        return [given] if isinstance(given, nn.Module) else []
+    named = inspect.getclosurevars(given)
+    return [
+        value
+        for value in (*named.nonlocals.values(), *named.globals.values())
+        if isinstance(value, nn.Module)
+    ]
 
 
 def _is_noisy(module: nn.Module) -> bool:

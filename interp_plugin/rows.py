@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from interp_plugin.scores import Kind, Known, Scores, check_kind, score
+from interp_plugin.scores import Kind, Known, Scores, check_kind, listed, score
 from interp_plugin.units import Granularity, Offset, group
 
 Layer = int | str
@@ -271,10 +270,6 @@ def _check_rows(item: TextExplanation) -> None:
                 f"layer {row.layer!r} has two rows at position {row.position!r}: keep one of them"
             )
         seen.add((row.layer, row.position))
-
-
-def listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(repr, values))
 
 
 def _same(a: Any, b: Any) -> bool:

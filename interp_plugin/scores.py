@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -38,6 +38,9 @@ class Scores:
         >>> scores = example()[0].scores("kept", "word")
         >>> scores.units, scores.values.shape
         (('[CLS]', 'a', 'film', '[SEP]'), torch.Size([2, 4]))
+        >>> film = scores.of("film").at("output")
+        >>> round(film.values.item(), 1), round(film.standard_error.item(), 1)
+        (7.6, 0.2)
     """
 
     kind: Kind
@@ -48,6 +51,68 @@ class Scores:
     values: Tensor
     standard_error: Tensor
     tied: Tensor
+
+    def of(self, name: str, *others: str) -> Scores:
+        """The scores of the units with these names, in the order of the text.
+
+        Every unit of a name is there, so a word that stands twice in the text has two columns.
+
+        Raises:
+            KeyError: no unit has one of the names; the message lists those that exist.
+
+        Example::
+
+            >>> from interp_plugin.explanation import example
+            >>> scores = example()[0].scores("kept", "word")
+            >>> scores.of("film").values.round().tolist()
+            [[15.0], [8.0]]
+            >>> scores.of("book")
+            Traceback (most recent call last):
+                ...
+            KeyError: "there is no word 'book': choose from '[CLS]', 'a', 'film', '[SEP]'"
+        """
+        names = (name, *others)
+        for each in names:
+            if each not in self.units:
+                raise KeyError(f"there is no {self.granularity} {each!r}: choose from {listed(self.units)}")
+        columns = [column for column, unit in enumerate(self.units) if unit in names]
+        return replace(
+            self,
+            units=tuple(self.units[column] for column in columns),
+            offsets=tuple(self.offsets[column] for column in columns),
+            values=self.values[:, columns],
+            standard_error=self.standard_error[:, columns],
+            tied=self.tied[:, columns],
+        )
+
+    def at(self, layer: int | str) -> Scores:
+        """The scores in the rows of a layer: one, or one for each position that was explained.
+
+        Raises:
+            KeyError: the layer was not explained; the message lists those that were.
+
+        Example::
+
+            >>> from interp_plugin.explanation import example
+            >>> example()[0].scores("kept", "word").at(1).values.round().tolist()
+            [[0.0, 7.0, 15.0, 0.0]]
+        """
+        places = [place for place, row in enumerate(self.rows) if row[0] == layer]
+        if not places:
+            layers = dict.fromkeys(row[0] for row in self.rows)
+            raise KeyError(f"layer {layer!r} was not explained: choose from {listed(layers)}")
+        return replace(
+            self,
+            rows=tuple(self.rows[place] for place in places),
+            values=self.values[places],
+            standard_error=self.standard_error[places],
+            tied=self.tied[places],
+        )
+
+
+def listed(names: Iterable[object]) -> str:
+    """For a message: what there is to choose from."""
+    return ", ".join(map(repr, names))
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,7 @@ class NoisyModel:
             with contextlib.suppress(_StateRead):
                 output = self.forward(inputs, rows)
                 read.update({index: output for index, site in enumerate(sites) if site is None})
-        return [read[index] for index in range(len(sites))]
+        return [checked(read[index], len(rows), "state of noisy inputs") for index in range(len(sites))]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -94,6 +95,8 @@ def read(
 def replace_file(path: str | os.PathLike[str], data: Any) -> None:
     """Write bytes so that a reader, also after a crash, finds either the old file or the whole new one."""
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")  # same folder, so same file system
     try:
         with open(draft, "xb") as file:

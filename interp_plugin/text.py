@@ -376,6 +376,8 @@ def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokeniz
         raise TypeError(
             f"model is {str(model)!r}, a name; give TextExplainer(*huggingface.load({str(model)!r}))"
         )
+    if isinstance(model, tuple):
+        raise TypeError("model is a tuple; give its parts: TextExplainer(*huggingface.load(...))")
     if tokenizer is None:
         raise ValueError(
             f"{type(model).__name__} comes without a tokenizer; give the model's, or a PlainModel for a model in plain "
@@ -403,7 +405,7 @@ def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
     """One text or pair, or a list of them, as (text, pair or None)."""
     if isinstance(texts, (str, tuple)):
         texts = [texts]
-    if not isinstance(texts, Sequence):
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
         raise TypeError(
             f"texts is a {type(texts).__name__}: it must be a str, a pair of str or a list of them"
         )

@@ -85,6 +85,10 @@ def test_an_empty_sequence_of_ids() -> None:
     refuses(ValueError, ["(2, 0)", "empty"], call, NET)
 
 
+def test_inputs_without_a_batch_dimension() -> None:
+    refuses(ValueError, ["(5,)", "(B, ...)", "unsqueeze(0)"], lambda: attribute(X[0]))
+
+
 def test_inputs_whose_batch_sizes_differ() -> None:
     refuses(ValueError, ["[4, 3]", "must agree"], lambda: attribute((X, X[:3]), lambda x, y: x))
 
@@ -99,7 +103,9 @@ def test_weights_that_are_not_finite(layer: str) -> None:
     model = seeded(Net)
     model.get_submodule(layer).weight.data[0, 0] = torch.nan
     method = LayerInformationLoss(model, model.embedding)
-    with pytest.raises(ValueError, match="state of example 0 has NaN or infinite values before any noise"):
+    with pytest.raises(
+        ValueError, match="NaN or infinite values are in the state of example 0 before any noise"
+    ):
         method.attribute(IDS, solver=FAST)
 
 
@@ -173,7 +179,17 @@ def test_a_layer_that_gives_no_tensor() -> None:
     refuses(TypeError, ["noise layer is a dict", "tensor"], lambda: method.attribute(X, solver=FAST), words)
 
 
+def test_a_state_layer_that_is_a_name() -> None:
+    refuses(TypeError, ["'hidden', a str", "get_submodule"], lambda: InformationLoss(NET, "hidden"), NET)
+
+
 # States
+
+
+@pytest.mark.parametrize("forward", [lambda x: x[:1], lambda x: x.mean(0, keepdim=True)])
+def test_a_model_that_does_not_keep_the_batch(forward: Any) -> None:
+    """With one example its output looks right, until many noisy ones are run together."""
+    refuses(ValueError, ["noisy inputs", "must be the batch"], lambda: attribute(X[:1], forward))
 
 
 def test_a_state_that_ignores_the_input_keeps_nothing_and_is_flagged() -> None:
@@ -418,6 +434,13 @@ def test_dropout_in_training_mode_warns_from_every_class() -> None:
     first, second = methods
     assert len(warnings_of(lambda: first.attribute(X, solver=FAST))) == 1
     assert len(warnings_of(lambda: second.attribute(X, 0, solver=FAST))) == 1
+
+
+def test_dropout_in_training_mode_warns_through_a_function() -> None:
+    model = with_dropout(0.1).train()
+    (message,) = warnings_of(lambda: attribute(forward=lambda x: model(x)))
+    assert "training mode" in message
+    assert not warnings_of(lambda: attribute(forward=lambda x: MLP(x)))
 
 
 def test_the_warning_points_at_the_users_line() -> None:

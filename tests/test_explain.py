@@ -14,7 +14,7 @@ import transformers
 from tiny_models import CASES, DEPTH, FAMILIES, LIMIT, SlowTokenizer, exists, model_of, tiny
 from torch import Tensor, nn
 
-from interp_plugin import batches, text
+from interp_plugin import batches, huggingface, text
 from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Row, TextExplanation
@@ -520,7 +520,7 @@ def test_a_position_that_one_of_the_texts_lacks_names_it(place: int) -> None:
         ({"heads": -1}, "head -1 does not exist"),
         ({"heads": []}, r"heads \[\] names none"),
         ({"neurons": []}, r"neurons \[\] names none"),
-        ({"neurons": [0, 16]}, "does not exist in 1, whose last dimension has 16"),
+        ({"neurons": [0, 16]}, r"neurons=\[0, 16\] does not exist in layer 1, whose last dimension has 16"),
         (
             {"layers": 0},
             "layer 0 does not exist: the model has 1, 2",
@@ -612,6 +612,17 @@ def test_a_text_that_cannot_be_read_is_named(words: str, message: str) -> None:
         explainer("bert", "BertModel").explain(["film", words], 1)
 
 
+def test_what_is_no_list_of_texts_is_named() -> None:
+    with pytest.raises(TypeError, match="texts is a bytes: it must be a str"):
+        explainer("bert", "BertModel").explain(b"film", 1)  # type: ignore[arg-type]
+
+
+def test_what_huggingface_load_gives_comes_in_as_two_arguments() -> None:
+    model, tokenizer = huggingface.load(huggingface.default_model_path())
+    with pytest.raises(TypeError, match=r"model is a tuple; give its parts: TextExplainer\(\*huggingface"):
+        TextExplainer((model, tokenizer))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("words", [3, b"film", ["film"], ("a", "b", "c"), ("a", 3), None])
 def test_what_is_no_text_is_named(words: Any) -> None:
     with pytest.raises(TypeError, match=r"text 1 is .*: it must be a str, or a tuple of two"):
@@ -665,7 +676,8 @@ def test_values_that_are_not_finite_name_the_text() -> None:
         model.model.embeddings.word_embeddings.weight[model.encode("funny").ids[1]] = torch.nan
     for positions in (None, 0):
         with pytest.raises(
-            ValueError, match="inputs of text 'A dull story , not good and not funny' has NaN"
+            ValueError,
+            match="NaN or infinite values are in the inputs of text 'A dull story , not good and not funny'",
         ):
             TextExplainer(model).explain(TEXTS, 1, positions=positions)
 

@@ -190,6 +190,30 @@ def test_a_unit_adds_nats_and_takes_the_geometric_mean_of_sigma() -> None:
     assert item.scores("kept", "word").offsets == ((0, 0, 2), (0, 3, 4))
 
 
+def test_scores_are_found_by_word_and_by_layer() -> None:
+    offsets: tuple[Offset | None, ...] = ((0, 0, 1), (0, 2, 3), (0, 4, 5), (0, 6, 7))
+    rows = [
+        a_row([0.1, 0.2, 0.3, 0.4], [0.01, 0.02, 0.03, 0.04], layer, position)
+        for layer, position in ((1, None), ("output", 0), ("output", 2))
+    ]
+    scores = a_text(*rows, text="a b a c", offsets=offsets).scores("sigma", "word")
+    twice = scores.of("a")
+    assert twice.units == ("a", "a") and twice.offsets == ((0, 0, 1), (0, 4, 5))
+    for found, all_of_them in (
+        (twice.values, scores.values),
+        (twice.standard_error, scores.standard_error),
+        (twice.tied, scores.tied),
+    ):
+        assert torch.equal(found, all_of_them[:, [0, 2]])
+    assert scores.of("c", "b").units == ("b", "c")  # in the order of the text
+    assert scores.at("output").rows == (("output", 0), ("output", 2))
+    assert scores.of("c").at(1).values.tolist() == [pytest.approx([0.4])]
+    with pytest.raises(KeyError, match=r"there is no word 'd': choose from 'a', 'b', 'a', 'c'"):
+        scores.of("a", "d")
+    with pytest.raises(KeyError, match=r"layer 2 was not explained: choose from 1, 'output'"):
+        scores.at(2)
+
+
 @pytest.mark.parametrize("kind", ["kept", "loss", "sigma"])
 @pytest.mark.parametrize("common", [0.0, 0.03, 0.08])
 def test_the_error_of_a_unit_is_that_of_the_whole_covariance_matrix(kind: Any, common: float) -> None:
@@ -314,7 +338,7 @@ def test_a_text_and_a_layer_give_its_row_or_its_rows() -> None:
         (lambda e: e[1], IndexError, "text 1 does not exist: the explanation has 1"),
         (lambda e: e[0, 4], KeyError, "layer 4 was not explained: choose from '3', 3"),
         (lambda e: e[0, 3, 1], TypeError, "has 3 parts"),
-        (lambda e: e["a"], TypeError, "str"),
+        (lambda e: e["a"], TypeError, "index 'a' is a str: give a text's number"),
         (lambda e: e[0].row("3"), KeyError, "no row at position None: choose from 0, 1"),
         (lambda e: e[0].row("3", 9), KeyError, "no row at position 9: choose from 0, 1"),
     ],
@@ -542,6 +566,14 @@ def test_a_file_that_is_no_explanation_is_refused(tmp_path: Path) -> None:
         Explanation.load(path)
     with pytest.raises(FileNotFoundError):
         Explanation.load(tmp_path / "b.parquet")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "no"
+    for write in (example().save, example().to_html):
+        with pytest.raises(FileNotFoundError) as caught:
+            write(folder / "a.file")
+        assert caught.value.filename == str(folder)
 
 
 @given(st.data())

@@ -316,7 +316,7 @@ def test_the_users_model_comes_back_as_it_was(default: TextExplainer) -> None:
         ({"layers": "output", "target": 3}, "3 is not a class"),
         ({"target": ["good"] * 2}, "lists 2 for 1"),
         ({"positions": 3}, "position 3 does not exist in layer 'lstm' of text 'the cat sat', which has 3"),
-        ({"neurons": 12}, "12 does not exist in 'lstm'"),
+        ({"neurons": 12}, "neurons=12 does not exist in layer 'lstm'"),
         ({"heads": 0}, "no attention heads"),
         ({"heads": 0, "neurons": 0}, "give one of them"),
         ({"rate": 0.0}, "rate is 0.0"),

@@ -43,17 +43,13 @@ explanation.show(granularity="word")
 # What is kept is how exactly the state still holds a word, not whether the word speaks for the class.
 
 # %%
-THIRD = 2  # the row of layer 3
-scores = explanation[0].scores("kept", "word")
-kept, error = (
-    {word: float(value) for word, value in zip(scores.units, values[THIRD])}
-    for values in (scores.values, scores.standard_error)
-)
+scores = explanation[0].scores("kept", "word").at(3)
 
 
 def clearly_more(one, other):
     """By more than two standard errors of the difference, as if the two errors were independent."""
-    return kept[one] - kept[other] > 2 * (error[one] ** 2 + error[other] ** 2) ** 0.5
+    one, other = scores.of(one), scores.of(other)
+    return one.values - other.values > 2 * one.standard_error.hypot(other.standard_error)
 
 
 for word in ("rare", "charm", "memorable"):
@@ -66,10 +62,10 @@ assert [len(tokenizer.tokenize(word)) for word in ("bird", "fox", "charm")] == [
 # "The" stands twice in the second text.  Every layer keeps less of the later one.
 
 # %%
-twice = explanation[1].scores("kept", "word")
-first, second = (place for place, word in enumerate(twice.units) if word.lower() == "the")
-print("nats of the two articles at layers 1 to 4:", twice.values[:, [first, second]].round().int().tolist())
-assert (twice.values[:, first] - twice.values[:, second] > 4 * twice.standard_error[:, first]).all()
+twice = explanation[1].scores("kept", "word").of("The", "the")
+print("nats of the two articles at layers 1 to 4:", twice.values.round().int().tolist())
+first, second = twice.values.T
+assert (first - second > 4 * twice.standard_error[:, 0]).all()
 
 # %% [markdown]
 # Deeper layers keep less.  The numbers above let each text be its own yardstick; to compare layers, give them a unit:
@@ -119,9 +115,10 @@ for item in alone:
 # layer 3 alone, but the same within standard errors.
 
 # %%
-away = (explanation[0].scores().values[THIRD] - alone[0].scores().values[0]).abs()
-allowed = explanation[0].scores().standard_error[THIRD].hypot(alone[0].scores().standard_error[0])
-print("differences in standard errors:", [f"{value:.1f}" for value in (away / allowed).tolist()])
+together, alone = explanation[0].scores().at(3), alone[0].scores()
+away = (together.values - alone.values).abs()
+allowed = together.standard_error.hypot(alone.standard_error)
+print("differences in standard errors:", [f"{value:.1f}" for value in (away / allowed)[0].tolist()])
 assert (away < 4 * allowed).all()
 
 # %% [markdown]
@@ -136,7 +133,7 @@ for record, item in zip(records, explanation):
     print(f"{record.pred_class} {record.pred_prob:.2f}, darkest: {darkest[1]}")
     assert len(record.raw_input_ids) == len(record.word_attributions)
     assert record.word_attributions.min() >= 0 and record.word_attributions.max() == 1
-    assert abs(record.attr_score - float(item.scores().values[THIRD].sum())) < 1e-3
+    assert abs(record.attr_score - float(item.scores().at(3).values.sum())) < 1e-3
 if find_spec("IPython"):  # Captum draws in notebooks
     visualization.visualize_text(records)
 

@@ -140,12 +140,11 @@ def shares(model, texts):
     """Share of the identity term in each text, (texts,)."""
     explainer = TextExplainer(model, tokenizer)
     explainer.calibrate(comments(60, seed=3, complaints_about_french=0.5)[0], show_progress=False)
+    explanation = explainer.explain(texts, layers="output", solver=Solver(tolerance=0.05))
     found = []
-    for scores in explainer.explain(texts, layers="output", solver=Solver(tolerance=0.05)).scores(
-        "kept", "word"
-    ):
-        values = scores.values[0] / scores.values[0].sum()
-        found.append(float(sum(v for v, word in zip(values, scores.units) if word in NATIONS)))
+    for scores in explanation.scores("kept", "word"):
+        [nation] = set(NATIONS) & set(scores.units)
+        found.append(scores.of(nation).values.item() / scores.values.sum().item())
     return np.array(found)
 
 

@@ -59,7 +59,7 @@ def closed_form(inputs: Inputs, target: int | None, state: State | None) -> Tens
 
 
 def gradient_norm(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    r"""The root of :math:`\|\partial (s / v) / \partial x_i\|_F^2 / M`, (T,), by automatic differentiation.
+    """The root of ``||d(s / v) / dx_i||_F^2 / M``, (T,), by automatic differentiation.
 
     The closed form ranks tokens in the same order: this is what is left of information kept where noise is small.
     A state of at most 32 elements is differentiated element by element; a larger one along 8 random sign vectors,

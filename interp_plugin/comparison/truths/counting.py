@@ -165,16 +165,16 @@ def counting(
     watched: Watched = "logit",
     seed: int = 1,
 ) -> Judgement:
-    r"""How far attributions are from the truth, as De Cao et al. (2020, section 4) measure it.
+    """How far attributions are from the truth, as De Cao et al. (2020, section 4) measure it.
 
     The truth is 1/n at each of the n places that hold a digit of the query.  An attribution is the scores'
     absolute values over their sum, of the sequence's places alone (all equal where all scores are 0); a place
-    with nothing gets a millionth.  ``KL`` is :math:`D(truth \| attribution)`, ``JS`` the Jensen-Shannon
+    with nothing gets a millionth.  ``KL`` is ``D(truth || attribution)``, ``JS`` the Jensen-Shannon
     divergence, both in nats.
 
     Published, on the hidden state and about the logit: Guan et al. 0.861 / 0.232, integrated gradients
     1.355 / 0.270, IBA 1.159 / 0.189, DiffMask 0.037 / 0.013.  They normalised 1 / sigma of Guan et al. and
-    \|sum of IG over dimensions\| (their notebook); :func:`inverse_sigma` makes the former of scores in nats.
+    |sum of IG over dimensions| (their notebook); :func:`inverse_sigma` makes the former of scores in nats.
 
     Data, model and training are theirs, by their code, with other random numbers; and those matter: over seeds 0
     to 15 of :func:`train` (50 texts) integrated gradients had a KL of 0.28 to 0.96, as their baseline, zeros, is no

@@ -69,10 +69,10 @@ class _Quadratic(nn.Module):
 
 
 def linear(tokens: int = 8, width: int = 32, elements: int = 6, seed: int = 0) -> Known:
-    r"""A state s = sum_i W_i x_i whose tokens differ in weight by up to a factor of ten.
+    """A state s = sum_i W_i x_i whose tokens differ in weight by up to a factor of ten.
 
-    D is quadratic, so :math:`\sigma_i^2 = \lambda / (2 n c_i)` with :math:`c_i = \|W_i / v\|_F^2 / M`
-    is the optimum (Guan et al., 2019, eq. 7), and the small-noise closed form is exact.
+    D is quadratic, so ``sigma_i^2 = rate / (2 n c_i)`` with ``c_i = ||W_i / v||_F^2 / M`` is the optimum
+    (Guan et al., 2019, eq. 7), and the small-noise closed form is exact.
 
     Args:
         tokens, width, elements: T, K and M.
@@ -94,11 +94,11 @@ def linear(tokens: int = 8, width: int = 32, elements: int = 6, seed: int = 0) -
 
 
 def quadratic(tokens: int = 8, width: int = 32, seed: int = 0) -> Known:
-    r"""A state s = sum_i q_i |x_i|^2, in which slope and importance part: small noise is not what it can bear.
+    """A state s = sum_i q_i |x_i|^2, in which slope and importance part: small noise is not what it can bear.
 
     With u_i = sigma_i^2 and S = K sum_j q_j u_j the distortion is
-    :math:`v^2 D = \sum_i q_i^2 (4 |x_i|^2 u_i + 2 K u_i^2) + S^2`.  Given S, its stationarity
-    :math:`2 u_i\, \partial D / \partial u_i = \lambda / n` is a quadratic equation for each u_i, and S is the
+    ``v^2 D = sum_i q_i^2 (4 |x_i|^2 u_i + 2 K u_i^2) + S^2``.  Given S, its stationarity
+    ``2 u_i dD / du_i = rate / n`` is a quadratic equation for each u_i, and S is the
     root of one equation that falls in S (SciPy's ``brentq``).  D is a sum of exponentials of log sigma with
     positive weights, thus convex there: the optimum is the only one.
 
