@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import configparser
+import doctest
 import graphlib
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -85,6 +87,15 @@ def test_the_study_and_corpus_examples_write_their_pages(
     (tmp_path / "reviews.txt").write_text("a funny film\nnot a bad film\n", encoding="utf-8")
     exec(block("corpus"), names)
     assert "layer" in (tmp_path / "corpus.html").read_text(encoding="utf-8")
+
+
+def test_what_is_said_of_the_numbers_is_so() -> None:
+    page = ROOT / "tutorials" / "how_to_read_the_numbers.md"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the page says that there is one
+        found = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert found.attempted > 10
+    assert not found.failed
 
 
 def test_the_readme_picture_is_there() -> None:

@@ -168,7 +168,9 @@ def main() -> None:
             if arguments.json:
                 arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
         needed = [mean([error_for(ranks, truth) for truth, _ in truths]) for ranks in (0.97, 0.99)]
-        print(f"{'':<20} ranks of 0.97 and 0.99 need errors of {', '.join(f'{100 * e:.2f} %' for e in needed)}")
+        print(
+            f"{'':<20} ranks of 0.97 and 0.99 need errors of {', '.join(f'{100 * e:.2f} %' for e in needed)}"
+        )
 
 
 if __name__ == "__main__":
