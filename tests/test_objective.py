@@ -59,6 +59,12 @@ def test_without_state_std_each_example_is_its_own_yardstick_over_what_counts():
     assert torch.allclose(weight[0, :, 0], torch.tensor([expected, expected, 0.0]))
 
 
+def test_a_double_state_is_measured_in_double_precision():
+    reference = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64)
+    weight = state_weight(reference, torch.full_like(reference, 0.7), torch.ones(1, 3, dtype=torch.bool))
+    assert weight[0, 0].item() == pytest.approx(1 / (0.7 * math.sqrt(3)), rel=1e-14)
+
+
 def test_state_elements_that_never_moved_do_not_count():
     weight = state_weight(
         torch.ones(1, 3), torch.tensor([[1.0, 0.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool)
