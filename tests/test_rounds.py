@@ -250,6 +250,17 @@ def test_a_token_at_the_cap_comes_back_only_if_the_distortion_pushes_it() -> Non
     torch.testing.assert_close(trace.residual, excess.clamp(min=0))
 
 
+def test_an_estimate_beyond_the_cap_is_averaged_as_the_cap() -> None:
+    cap = SIGMA.amax(1, keepdim=True).log()
+    trace = trace_of(objective_of(linear), (cap - 0.01).exp().expand(2, TOKENS))
+    active = torch.ones(2, TOKENS, dtype=torch.bool)
+    g = torch.full(
+        (4, 2, TOKENS), 0.5 * RATE / TOKENS
+    ).double()  # far too little: sigma would grow by a third
+    update(trace, told(g, g[0].sum(1) / 2), active, cap, RATE, 0)
+    torch.testing.assert_close(trace.mean, cap.expand(2, TOKENS))
+
+
 def noisy(scale: float, seed: int, count: int) -> Round:
     """Stationarities at the optimum, of relative standard deviation ``scale``."""
     excess = scale * normal(count, 2, TOKENS, seed=seed)
