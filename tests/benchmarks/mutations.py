@@ -466,9 +466,9 @@ MUTATIONS = (
     ),
     Mutation(
         "controls",
-        "(values.sum(0) - values) / (len(values) - 1)",
-        "values.sum(0) / (len(values) - 1)",
-        "controls: the mean over the other draws has its own",
+        "expected * _size(noise, groups)",
+        "stationarity.mean(0) * _size(noise, groups)",
+        "controls: the draws' own mean is what is expected of them",
     ),
     Mutation(
         "controls",
