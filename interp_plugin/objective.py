@@ -86,7 +86,7 @@ def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -
             f"the state of example {example} has no element to measure distortion by (all are zero, masked, or have "
             "zero state_std); pass a positive state_std"
         )
-    weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.sqrt()
+    weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.to(v.dtype).sqrt()
     return weight.reshape(reference.shape)
 
 

@@ -88,7 +88,9 @@ def evaluate_round(
     parts = [
         _mirrored(objective, trace, rows, half, curvature, scouted) for rows in pairs.split(few) if len(rows)
     ]
-    parts += [_apart(objective, trace, rows, noise, tilt) for rows in others.split(few) if len(rows)]
+    parts += [
+        _apart(objective, trace, rows, noise, curvature, tilt) for rows in others.split(few) if len(rows)
+    ]
     return _joined(parts, torch.cat([pairs, others]).argsort())
 
 
@@ -124,11 +126,11 @@ def _mirrored(
         (there.stationarity + back.stationarity) / 2,
         (there.pull - back.pull) / 2,
     )
-    rest = _controlled(objective, trace, rows, pair, noise)
+    rest = _controlled(objective, trace, rows, pair, noise, curvature)
     quiet = trace.quiet[rows]
     if quiet.any():
         exact = _less_quadratic(objective, examples[quiet], sigma[quiet], noise, pair.at(quiet), curvature)
-        exact = _controlled(objective, trace, rows[quiet], exact, noise)
+        exact = _controlled(objective, trace, rows[quiet], exact, noise, curvature)
         pays = 3 * _spread(exact) < 2 * _spread(rest)[quiet]
         rest.put(quiet.nonzero()[:, 0][pays], exact.at(pays))
         trace.quiet[rows[quiet]] = pays
@@ -139,12 +141,14 @@ def _mirrored(
     return _round(rest, pulls, (2 + quiet.long()) * len(noise))
 
 
-def _apart(objective: Objective, trace: Trace, rows: Tensor, noise: Tensor, tilt: Tilt | None) -> Round:
+def _apart(
+    objective: Objective, trace: Trace, rows: Tensor, noise: Tensor, curvature: Tensor, tilt: Tilt | None
+) -> Round:
     """Independent draws, two a unit, less what the others say of their quadratic part."""
     if tilt is not None:
         tilt = Tilt(tilt.direction[rows], tilt.shift[rows])
     seen = objective.evaluate(trace.example[rows], trace.theta[rows].exp(), noise, tilt)
-    rest = _controlled(objective, trace, rows, seen, noise)
+    rest = _controlled(objective, trace, rows, seen, noise, curvature)
     if tilt is not None:  # the controls have mean 0 under the noise itself only
         rest.put((tilt.shift > 0).nonzero()[:, 0], seen.at(tilt.shift > 0))
     units = Evaluation(*(value.unflatten(0, (-1, 2)).mean(1) for value in vars(rest).values()))
@@ -171,12 +175,14 @@ def _continued(
 
 
 def _controlled(
-    objective: Objective, trace: Trace, rows: Tensor, seen: Evaluation, noise: Tensor
+    objective: Objective, trace: Trace, rows: Tensor, seen: Evaluation, noise: Tensor, curvature: Tensor
 ) -> Evaluation:
     """Less the control variates; D's share is half its stationarity's, as for a quadratic D."""
     groups = objective.groups.at(trace.example[rows])
     teachers = trace.teachers[rows].transpose(0, 1)
-    removed = quadratic_controls(seen.stationarity, seen.pull, noise, groups, teachers)
+    # what these draws say themselves is no expectation: it would leave a bias
+    expected = curvature[trace.example[rows]] * (2 * trace.theta[rows]).exp() * groups.active
+    removed = quadratic_controls(seen.stationarity, seen.pull, noise, groups, teachers, expected)
     return replace(
         seen, distortion=seen.distortion - removed.sum(-1) / 2, stationarity=seen.stationarity - removed
     )

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from interp_plugin.noise import Draws, token_groups
+from interp_plugin.noise import Draws, Tilt, token_groups
 from interp_plugin.objective import (
     Objective,
     closed_form,
@@ -59,6 +60,12 @@ def test_without_state_std_each_example_is_its_own_yardstick_over_what_counts():
     assert torch.allclose(weight[0, :, 0], torch.tensor([expected, expected, 0.0]))
 
 
+def test_a_double_state_is_measured_in_double_precision():
+    reference = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64)
+    weight = state_weight(reference, torch.full_like(reference, 0.7), torch.ones(1, 3, dtype=torch.bool))
+    assert weight[0, 0].item() == pytest.approx(1 / (0.7 * math.sqrt(3)), rel=1e-14)
+
+
 def test_state_elements_that_never_moved_do_not_count():
     weight = state_weight(
         torch.ones(1, 3), torch.tensor([[1.0, 0.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool)
@@ -83,6 +90,46 @@ def test_stationarity_is_the_derivative_of_the_distortion_draw_by_draw(max_rows)
         slope = objective.evaluate(examples, up.exp(), draws).distortion
         slope = (slope - objective.evaluate(examples, down.exp(), draws).distortion) / (2 * step)
         assert torch.allclose(found.stationarity[..., token], slope, atol=1e-8)
+
+
+@pytest.mark.parametrize("max_rows", [None, 5])
+@pytest.mark.parametrize("shift", [None, 1.5])
+def test_every_draw_of_every_example_is_that_of_autograd_alone(max_rows, shift):
+    torch.manual_seed(0)
+    x, sigma = torch.randn(3, 4, 2, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64) + 0.1
+    objective = objective_of(smooth, x, torch.ones(3, 7, dtype=torch.float64), max_rows=max_rows)
+    draws, examples = Draws([(4, 2)]).round(0, 6).double(), torch.tensor([2, 0])
+    direction = torch.nn.functional.normalize(torch.randn(2, 8, dtype=torch.float64))
+    tilt = None if shift is None else Tilt(direction, torch.full((2,), shift, dtype=torch.float64))
+    found = objective.evaluate(examples, sigma, draws, tilt)
+    for i, example in enumerate(examples):
+        for s in range(6):
+            # every second draw is shifted; 2 p / (p + q) weighs normal densities around 0 and the shift
+            eps = draws[s] + (s % 2) * (shift or 0) * direction[i]
+            densities = [
+                stats.multivariate_normal(mean).pdf(eps)
+                for mean in (np.zeros(8), (shift or 0) * direction[i])
+            ]
+            weight = 2 * densities[0] / sum(densities)
+            eps.requires_grad_()
+            noise = sigma[i].repeat_interleave(2) * eps
+            moved = smooth(x[example] + noise.reshape(1, 4, 2)) - smooth(x[example][None])
+            value = weight * moved.square().mean()
+            (pull,) = torch.autograd.grad(value, eps)
+            stationarity = (pull * eps).detach().reshape(4, 2).sum(1)
+            assert torch.allclose(found.distortion[s, i], value.detach(), rtol=1e-10)
+            assert torch.allclose(found.stationarity[s, i], stationarity, rtol=1e-10)
+            assert torch.allclose(found.pull[s, i], pull, rtol=1e-10)
+
+
+def test_one_vector_of_signs_is_exact_where_no_two_state_elements_share_an_input():
+    """|J^T r|^2 = sum_k J_k^2 r_k^2 there, and r_k^2 = 1 for signs alone; where they share, vectors differ."""
+    x = torch.randn(1, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    apart, _ = curvatures([objective_of(lambda x: x.exp(), x)], 0, probes=3, exact_up_to=0)[0]
+    expected = x.exp().square().sum(2) / x.exp().square().sum()  # v^2 M = sum of s^2
+    assert torch.allclose(apart, expected.expand(3, 1, 6), rtol=1e-10)
+    shared, _ = curvatures([objective_of(lambda x: x.cumsum(1), x)], 0, probes=3, exact_up_to=0)[0]
+    assert len(shared[:, 0, 0].unique()) == 3
 
 
 def test_curvatures_are_squared_jacobian_norms_exactly_for_a_small_state_and_on_average_for_a_large_one():
