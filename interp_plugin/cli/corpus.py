@@ -71,10 +71,13 @@ def corpus(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder of them, or the name of a data set.",
+            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder of them, the URI of either (s3://...), or "
+            "the name of a data set.",
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the results, written as they come.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder on this machine for the results, written as they come.")
+    ],
     model: ModelName = None,
     tokenizer: TokenizerName = None,
     layers: Annotated[str, typer.Option(help="all, or numbers, ranges and names: 1,3-4,output.")] = "all",
