@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -122,6 +123,9 @@ def address() -> Iterator[str]:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += ["--num-cpus=4", "--num-gpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    # apart from Ray's usual folder, where the next ray.init() would look for it; the names of sockets must be short
+    place = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    command.append(f"--temp-dir={place}")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     try:
@@ -133,6 +137,7 @@ def address() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(120)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_each_worker_of_a_cluster_that_is_there_has_a_gpu_of_its_own(

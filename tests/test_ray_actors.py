@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from interp_plugin import CorpusResult
 from interp_plugin.corpus.drafts import About, Draft
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.ray_actors import CAREFUL, KILLS, TRIES, Feeder, Worker
-from interp_plugin.corpus.ray_engine import _share
+from interp_plugin.corpus.ray_engine import _check_reachable, _share
 from interp_plugin.corpus.run import Run
 from interp_plugin.corpus.stream import Reader, Window, windows
 
@@ -213,3 +214,12 @@ def test_a_cluster_without_room_is_said_to_be(
 ) -> None:
     with pytest.raises(ValueError, match="GPUs each; give it more, or ask for fewer workers"):
         _share(nodes, workers, gpus)
+
+
+def test_an_address_where_nothing_answers_is_said_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(ValueError, match="no Ray cluster answers at '127"):
+            _check_reachable(f"127.0.0.1:{free.getsockname()[1]}")
+    _check_reachable(None)
+    _check_reachable("auto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from interp_plugin.corpus.study import CorpusStudy
 
 LEFT_FREE = 1.0  # CPUs that Ray Data's own tasks need: actors that take them all would wait for them for ever
 FEEDERS = 2  # that may be lost and replaced
+ANSWER = 10.0  # seconds that the head of a cluster has to answer
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ def run_on_ray(
         ImportError: Ray is missing.
         RuntimeError: a worker fails; workers die again and again, and not of single texts.
         ValueError: as of :meth:`CorpusStudy.run`; a cluster that has no room for the workers; a worker with another
-            model, or other versions of the packages.
+            model, or other versions of the packages; no cluster at the address.
     """
     ray, cluster = _ray(), cluster or Cluster()
+    _check_reachable(cluster.address or os.environ.get("RAY_ADDRESS"))
     study = study or make_study()
     run = Run(Folder(output_dir), study.settings(window), study.scorer(), max_errors)
     make_windows = partial(_windows, make_texts, window, dict(columns or {}))
@@ -116,9 +119,8 @@ def _drafts(
         feeder = _feeder(ray, make_windows, list(todo))
         ray.data.DataContext.get_current().enable_progress_bars = False
         numbers = [{"window": number} for number in todo]
-        data = ray.data.from_items(
-            numbers, override_num_blocks=len(numbers)
-        ).map_batches(
+        # Ray Data has workers that die started again, and their tasks tried again, for ever; the feeder ends that
+        data = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             Worker,
             fn_constructor_args=(make_study, size, partial(_ask, feeder)),
             batch_size=1,
@@ -128,7 +130,7 @@ def _drafts(
             ),
             num_cpus=cpus,
             num_gpus=cluster.gpus,
-        )  # Ray Data has them restarted and their tasks tried again for ever; the feeder sees to it that that ends
+        )
         for row in data.iter_rows():
             yield Draft(About(**json.loads(row["about"])), dict(zip(row["names"], row["contents"])))
     except ray.exceptions.RayError as error:
@@ -136,6 +138,22 @@ def _drafts(
     finally:
         if mine:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself tries for many minutes, and does not say so.
+
+    Raises:
+        ValueError: nothing answers there.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "://" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+        except OSError as error:
+            raise ValueError(
+                f"no Ray cluster answers at {address!r} ({error}); give the address that ray start --head prints"
+            ) from error
 
 
 def _feeder(ray: Any, make_windows: Callable[[], Iterator[Window]], todo: Sequence[int]) -> Any:
