@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 from tiny_bert import save_classifier
+from typer.testing import CliRunner
 
 pytest.importorskip("ray")
 
 from interp_plugin import CorpusResult, CorpusStudy, huggingface
+from interp_plugin.cli import app
 from interp_plugin.corpus.ray_engine import Cluster, run_on_ray
 
 WORDS = ("a", "good", "bad", "film", "not", "bold")
@@ -75,6 +77,7 @@ def path_of_workers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home folder
         yield
 
 
@@ -113,6 +116,13 @@ def test_a_worker_that_is_killed_is_replaced_and_a_text_that_kills_each_is_recor
     rest = [row not in range(15, 18) for row, _ in theirs.index]  # all but the texts that were scored alone
     assert ours[rest].equals(theirs[rest])
     assert (ours["kept"] / theirs["kept"] - 1).abs().max() < 1e-4
+
+
+def test_a_worker_on_a_gpu_must_be_given_one(folder: str, tmp_path: Path) -> None:
+    arguments = ["corpus", __file__, "--output", str(tmp_path), "--model", folder, "--engine", "ray"]
+    refused = CliRunner().invoke(app, [*arguments, "--device", "cuda"])
+    assert refused.exit_code == 2
+    assert "shows a worker only the GPUs it is given; give --gpus 1" in refused.stderr
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def _drafts(
     """The parts of these windows, as the workers are done with them."""
     mine = not ray.is_initialized()
     if mine:
-        ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        _join(ray, cluster.address)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = _share(nodes, cluster.workers, cluster.gpus)
@@ -154,6 +154,21 @@ def _check_reachable(address: str | None) -> None:
             raise ValueError(
                 f"no Ray cluster answers at {address!r} ({error}); give the address that ray start --head prints"
             ) from error
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Join a cluster, or start one.
+
+    Raises:
+        ValueError: there is none, or it does not let us in.
+    """
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except ConnectionError as error:
+        raise ValueError(
+            f"the Ray cluster {address or 'of this machine'} cannot be joined ({error}); see that it runs, and set "
+            "RAY_AUTH_MODE=token if it wants a token"
+        ) from error
 
 
 def _feeder(ray: Any, make_windows: Callable[[], Iterator[Window]], todo: Sequence[int]) -> Any:
