@@ -62,6 +62,10 @@ def with_a_gpu(folder: str, mark: Path) -> CorpusStudy:
     return make_study(folder)
 
 
+def without_model() -> CorpusStudy:
+    raise ValueError("there is no model")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_classifier(tmp_path_factory.mktemp("model")))
@@ -168,6 +172,14 @@ def test_a_cluster_without_room_is_said_to_be(folder: str, tmp_path: Path, addre
         run_on_ray(
             partial(make_study, folder), partial(list, TEXTS), tmp_path / "out", show_progress=False,
             cluster=Cluster(address, workers=3, gpus=1),
+        )  # fmt: skip
+
+
+def test_what_stops_a_worker_is_raised_in_its_own_words(folder: str, tmp_path: Path, address: str) -> None:
+    with pytest.raises(RuntimeError, match="a worker of Ray failed: ValueError: there is no model"):
+        run_on_ray(
+            without_model, partial(list, TEXTS), tmp_path, show_progress=False,
+            cluster=Cluster(address), study=make_study(folder),
         )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,8 @@ import pytest
 from tiny_corpus import TEXTS, WINDOW, study, texts
 
 from interp_plugin import CorpusResult
-from interp_plugin.corpus.drafts import About, Draft
 from interp_plugin.corpus.parts import Folder
-from interp_plugin.corpus.ray_actors import CAREFUL, KILLS, TRIES, Feeder, Worker
+from interp_plugin.corpus.ray_actors import CAREFUL, KILLS, TRIES, Feeder, Worker, unpacked
 from interp_plugin.corpus.ray_engine import _check_reachable, _share
 from interp_plugin.corpus.run import Run
 from interp_plugin.corpus.stream import Reader, Window, windows
@@ -43,13 +41,6 @@ def ask(feeder: Feeder) -> Any:
     return lambda name, *arguments: getattr(feeder, name)(*arguments)
 
 
-def drafts_of(table: Any) -> list[Draft]:
-    return [
-        Draft(About(**json.loads(row["about"])), dict(zip(row["names"], row["contents"])))
-        for row in table.to_pylist()
-    ]
-
-
 def run(folder: Path, make_study: Any = study) -> tuple[CorpusResult, Feeder]:
     """The whole corpus by workers of which one takes the place of another that died."""
     import pyarrow
@@ -64,8 +55,8 @@ def run(folder: Path, make_study: Any = study) -> tuple[CorpusResult, Feeder]:
                 break
             except Died:
                 continue
-        for draft in drafts_of(table):
-            run.take(draft, window.digest)
+        for row in table.to_pylist():
+            run.take(unpacked(row), window.digest)
     return CorpusResult.load(folder), feeder
 
 
@@ -176,7 +167,7 @@ def test_parts_of_other_texts_and_other_models_are_refused(tmp_path: Path) -> No
     import pyarrow
 
     table = Worker(study, WINDOW, ask(Feeder(Watched(), [0])))(pyarrow.table({"window": [0]}))
-    [draft] = drafts_of(table)
+    draft = unpacked(table.to_pylist()[0])
     run = Run(Folder(tmp_path), study().settings(WINDOW), study().scorer())
     with pytest.raises(ValueError, match="rows 0 to 3 were others when the corpus was read again"):
         run.take(draft, "another")
@@ -184,6 +175,20 @@ def test_parts_of_other_texts_and_other_models_are_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"a worker has other settings: rate is 0\.2 now and 0\.1 there"):
         run.take(draft, draft.about.digest)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_stops_a_worker_is_raised_in_its_own_words() -> None:
+    import pyarrow
+
+    def make() -> Any:
+        raise ValueError("device 'cuda' cannot be used")
+
+    table = Worker(make, WINDOW, ask(Feeder(Watched(), [0])))(pyarrow.table({"window": [0]}))
+    with pytest.raises(
+        RuntimeError, match="a worker of Ray failed: ValueError: device 'cuda' cannot"
+    ) as told:
+        unpacked(table.to_pylist()[0])
+    assert "in make" in str(told.value.__cause__)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.corpus.drafts import Draft
+from interp_plugin.corpus.drafts import About, Draft
 from interp_plugin.corpus.run import drafted
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Window
@@ -132,8 +134,19 @@ class Worker:
         self.study: CorpusStudy | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """The parts of the windows of these numbers."""
-        return packed([self._draft(number) for number in batch["window"].to_pylist()])
+        """The parts of the windows of these numbers, packed."""
+        arrow, _ = load_pyarrow("a corpus study")
+        rows = [self._row(number) for number in batch["window"].to_pylist()]
+        return arrow.Table.from_pylist(rows, schema=_schema(arrow))
+
+    def _row(self, number: int) -> dict[str, Any]:
+        """A part, or why there is none: Ray would bury that under its own words."""
+        try:
+            made = self._draft(number)
+        except Exception as error:  # whatever stops a worker is told to the driver, which raises it
+            return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        about, files = json.dumps(asdict(made.about)), made.files
+        return {"about": about, "names": list(files), "contents": list(files.values())}
 
     def _draft(self, number: int) -> Draft:
         order: Order = self.ask("take", number)
@@ -162,22 +175,25 @@ class Worker:
         return scored, failed
 
 
-def packed(drafts: list[Draft]) -> pa.Table:
-    """Parts as rows that Ray Data can carry."""
-    arrow, _ = load_pyarrow("a corpus study")
-    schema = arrow.schema(
+def unpacked(row: Mapping[str, Any]) -> Draft:
+    """A part that a worker sent.
+
+    Raises:
+        RuntimeError: it sent what stopped it instead.
+    """
+    if row["error"] is not None:
+        raise RuntimeError(f"a worker of Ray failed: {row['error']}") from RuntimeError(row["trace"])
+    return Draft(About(**json.loads(row["about"])), dict(zip(row["names"], row["contents"])))
+
+
+def _schema(arrow: ModuleType) -> pa.Schema:
+    """Of what a worker sends."""
+    return arrow.schema(
         {
             "about": arrow.string(),
             "names": arrow.list_(arrow.string()),
             "contents": arrow.list_(arrow.binary()),
+            "error": arrow.string(),
+            "trace": arrow.string(),
         }
     )
-    rows = [
-        {
-            "about": json.dumps(asdict(each.about)),
-            "names": list(each.files),
-            "contents": [*each.files.values()],
-        }
-        for each in drafts
-    ]
-    return arrow.Table.from_pylist(rows, schema=schema)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from interp_plugin.corpus.drafts import About, Draft
+from interp_plugin.corpus.drafts import Draft
 from interp_plugin.corpus.parts import Folder
-from interp_plugin.corpus.ray_actors import Feeder, Worker
+from interp_plugin.corpus.ray_actors import Feeder, Worker, unpacked
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.run import Run
 from interp_plugin.corpus.stream import Reader, Source, Window, windows
@@ -132,9 +131,9 @@ def _drafts(
             num_gpus=cluster.gpus,
         )
         for row in data.iter_rows():
-            yield Draft(About(**json.loads(row["about"])), dict(zip(row["names"], row["contents"])))
+            yield unpacked(row)
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"a worker of Ray failed: {str(error).strip().splitlines()[-1]}") from error
+        raise RuntimeError(f"Ray failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
         if mine:
             ray.shutdown()
@@ -181,8 +180,12 @@ def _feeder(ray: Any, make_windows: Callable[[], Iterator[Window]], todo: Sequen
 
 
 def _ask(feeder: Any, name: str, *arguments: Any) -> Any:
-    """What a method of the feeder gives; called by workers."""
-    return _ray().get(getattr(feeder, name).remote(*arguments))
+    """What a method of the feeder gives, or raises; called by workers."""
+    ray = _ray()
+    try:
+        return ray.get(getattr(feeder, name).remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def _share(nodes: Sequence[Mapping[str, float]], workers: int, gpus: float) -> float:
