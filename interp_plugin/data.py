@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from interp_plugin.files import File, is_remote, listed
 from interp_plugin.tokens import shown
 
 Column = str | int
@@ -85,14 +86,15 @@ def records(source: str | PathLike[str], split: str | None = None, header: bool 
 
     Args:
         source: a .txt (a text a line, in column "text"), .jsonl, .csv, .tsv (no quoting) or .parquet file,
-            UTF-8; a folder of such files, read in the order of their names; or the name of a data set
-            ("imdb", "glue:sst2" where it has a configuration), for ``datasets.load_dataset``.
+            UTF-8; a folder of such files, read in the order of their names; the URI of one or the other in an
+            object store that pyarrow or fsspec reads ("s3://bucket/reviews"); or the name of a data set ("imdb",
+            "glue:sst2" where it has a configuration), for ``datasets.load_dataset``.
         split: of a data set; a folder with a split is read by ``load_dataset`` too.
         header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.
 
     Raises:
         ValueError: nothing is there, or it is of another kind.
-        ImportError: ``pyarrow`` or ``datasets`` is needed and not installed.
+        ImportError: ``pyarrow`` (Parquet, object stores) or ``datasets`` is needed and not installed.
 
     Examples::
         >>> import tempfile
@@ -103,13 +105,17 @@ def records(source: str | PathLike[str], split: str | None = None, header: bool 
         [{'sentence': 'a good film', 'label': '1'}]
     """
     path = Path(source)
-    if split is not None or not path.exists():
+    if is_remote(source) and split is not None:
+        raise ValueError(
+            f"split is {split!r} and {str(source)!r} a file or folder; only a data set has splits"
+        )
+    if not is_remote(source) and (split is not None or not path.exists()):
         if not path.exists() and (path.suffix in SUFFIXES or isinstance(source, PathLike)):
             raise ValueError(
                 f"there is no file {str(source)!r}; give one that is there, or the name of a data set"
             )
         return _of_datasets(str(source), split)
-    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+    files = listed(source, SUFFIXES)
     if not files or any(file.suffix not in SUFFIXES for file in files):
         raise ValueError(
             f"{str(source)!r} is nothing that can be read; give a file, or a folder of files, of {SUFFIXES}"
@@ -211,21 +217,21 @@ def _names(values: Mapping[Column, Any]) -> str:
     return "columns " + ", ".join(shown(name) if isinstance(name, str) else str(name) for name in values)
 
 
-def _of_file(path: Path, header: bool) -> Iterator[Record]:
-    read = {".txt": _plain, ".jsonl": _json, ".parquet": _parquet}.get(path.suffix)
+def _of_file(file: File, header: bool) -> Iterator[Record]:
+    read = {".txt": _plain, ".jsonl": _json, ".parquet": _parquet}.get(file.suffix)
     if read is None:
         read = partial(_table, header=header)
-    with path.open("rb") as file:
-        yield from read(file, path)
+    with file.open() as opened:
+        yield from read(opened, file)
 
 
-def _plain(file: BinaryIO, path: Path) -> Iterator[Record]:
-    for where, line in _lines(file, path):
+def _plain(opened: BinaryIO, file: File) -> Iterator[Record]:
+    for where, line in _lines(opened, file):
         yield line if isinstance(line, Record) else Record(where, {"text": line})
 
 
-def _json(file: BinaryIO, path: Path) -> Iterator[Record]:
-    for where, line in _lines(file, path):
+def _json(opened: BinaryIO, file: File) -> Iterator[Record]:
+    for where, line in _lines(opened, file):
         if isinstance(line, Record):
             yield line
             continue
@@ -237,11 +243,11 @@ def _json(file: BinaryIO, path: Path) -> Iterator[Record]:
         yield Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
 
 
-def _table(file: BinaryIO, path: Path, header: bool) -> Iterator[Record]:
+def _table(opened: BinaryIO, file: File, header: bool) -> Iterator[Record]:
     """CSV, where a quoted cell may hold line breaks, and TSV, where quotes are quotes."""
-    lines = (line.decode("utf-8", "surrogateescape") for line in _without_mark(file))
+    lines = (line.decode("utf-8", "surrogateescape") for line in _without_mark(opened))
     rows = (
-        csv.reader(lines) if path.suffix == ".csv" else csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE)
+        csv.reader(lines) if file.suffix == ".csv" else csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE)
     )
     names: list[Column] | None = None
     while True:
@@ -250,9 +256,9 @@ def _table(file: BinaryIO, path: Path, header: bool) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Record(f"{path.name}, line {rows.line_num}", {}, f"not a row of a table ({error})")
+            yield Record(f"{file.name}, line {rows.line_num}", {}, f"not a row of a table ({error})")
             continue
-        where = f"{path.name}, line {rows.line_num}"
+        where = f"{file.name}, line {rows.line_num}"
         if not row:
             yield Record(where, {}, EMPTY)
         elif any(_undecoded(cell) for cell in row):
@@ -265,14 +271,14 @@ def _table(file: BinaryIO, path: Path, header: bool) -> Iterator[Record]:
             yield Record(where, dict(zip(names or range(len(row)), row)))
 
 
-def _parquet(file: BinaryIO, path: Path) -> Iterator[Record]:
+def _parquet(opened: BinaryIO, file: File) -> Iterator[Record]:
     from pyarrow import parquet
 
     number = 0
-    for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
+    for batch in parquet.ParquetFile(opened).iter_batches(batch_size=1024):
         for row in batch.to_pylist():
             number += 1
-            yield Record(f"{path.name}, row {number}", row)
+            yield Record(f"{file.name}, row {number}", row)
 
 
 def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
@@ -298,10 +304,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, str | Record]]:
+def _lines(opened: BinaryIO, file: File) -> Iterator[tuple[str, str | Record]]:
     """Where and what each line is; a record of it where it holds nothing to read."""
-    for number, raw in enumerate(_without_mark(file), 1):
-        where = f"{path.name}, line {number}"
+    for number, raw in enumerate(_without_mark(opened), 1):
+        where = f"{file.name}, line {number}"
         try:
             line = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
@@ -310,9 +316,9 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, str | Record]]:
         yield where, line if line.strip() else Record(where, {}, EMPTY)
 
 
-def _without_mark(file: BinaryIO) -> Iterator[bytes]:
+def _without_mark(opened: BinaryIO) -> Iterator[bytes]:
     """Lines without the byte order mark that some programs put at the beginning."""
-    for number, line in enumerate(file):
+    for number, line in enumerate(opened):
         yield line.removeprefix(b"\xef\xbb\xbf") if not number else line
 
 

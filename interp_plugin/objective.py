@@ -95,13 +95,20 @@ def rows_of(values: Tensor, rows: Tensor) -> Tensor:
     return values if len(values) == 1 else values[rows]
 
 
-def regime_index(rate: float, distortion_at_optimum: Tensor) -> Tensor:
-    """E = rate / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
+def regime_index(slope: Tensor, distortion_at_optimum: Tensor) -> Tensor:
+    """E = slope / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
 
-    Where the state does not move at all E is infinite in theory and reported as the largest float.
+    By Euler's theorem the slope of a quadratic D is 2 D, wherever the cap is.  Where the state does not move at all E
+    is infinite in theory and reported as the largest float.
+
+    Args:
+        slope: sum over tokens of sigma_i dD/dsigma_i, (B,): lambda, less what tokens at the cap lack of their rate / n.
+        distortion_at_optimum: D, (B,).
     """
-    tiny = torch.finfo(torch.float32).tiny
-    return (rate / (2 * distortion_at_optimum.clamp(min=tiny))).clamp(max=torch.finfo(torch.float32).max)
+    largest = torch.finfo(torch.float32).max
+    return torch.where(distortion_at_optimum > 0, slope / (2 * distortion_at_optimum), largest).clamp(
+        max=largest
+    )
 
 
 def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def update(trace: Trace, found: Round, active: Tensor, cap: Tensor, rate: float,
     trace.common_variance = trace.common_variance.lerp(step.common_variance, weight)
     trace.distortion = trace.distortion.lerp(step.distortion, weight)
     trace.place = trace.place.lerp(trace.theta, weight.unsqueeze(1))
-    trace.residual = step.residual * free
+    trace.residual = step.residual
     _combine(trace, free, cap)
     if index == 0:  # draws at a closed form that turns out wrong are in the wrong place, often a wilder one
         misplaced = ~trace.trust & (far | (noise > LONG_STEP**2))

@@ -92,7 +92,8 @@ class NoiseFit:
         common_error: of the mean of log sigma over an example's tokens below the cap, (B,): their errors are
             correlated, so it is not what independent ones would give.
         distortion: D at sigma, (B,), dimensionless.
-        regime_index: E = rate / (2 D), (B,); 1 where the closed form is exact.
+        regime_index: E = slope / (2 D), (B,), where the slope is lambda, less what tokens at the cap lack of their
+            share rate / n; 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last round's draws at
             the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
         converged: (B,), whether the standard error met the tolerance.
@@ -259,6 +260,10 @@ def _fit(
     at_sigma = torch.where(
         whole.distortion > 0, (whole.distortion + moved).maximum(whole.distortion / 2), 0.0
     )
+    # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
+    share = torch.where(free, 1.0, (1 + whole.residual).clamp(0, 1)) * groups.active
+    slope = share.sum(1) * rate / groups.counts
+    slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
     if (whole.distortion == 0).any():
         example = int((whole.distortion == 0).nonzero()[0, 0])
         warnings.warn(
@@ -271,8 +276,8 @@ def _fit(
         standard_error=error.float(),
         common_error=torch.where(free.any(1), common_variance_of(whole).sqrt(), 0.0).float(),
         distortion=at_sigma.float(),
-        regime_index=regime_index(rate, at_sigma).float(),
-        residual=whole.residual.float(),
+        regime_index=regime_index(slope, at_sigma).float(),
+        residual=(whole.residual * free).float(),
         converged=converged,
         n_forward=passes + 1,  # and the clean one
         n_backward=passes,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def refused(*arguments: object) -> str:
 
 
 def test_the_numbers_are_those_of_the_study(folder: str, films: Path, tmp_path: Path) -> None:
-    printed = found(films, "--output", tmp_path / "out", "--model", folder, "--layers", "1,2", "--window", 2)
+    arguments = ("--output", tmp_path / "out", "--model", folder, "--layers", "1,2", "--window", 2)
+    printed = found(films.as_uri(), *arguments)
     study = CorpusStudy(*huggingface.load(folder), layers=[1, 2])
     expected = study.run(SENTENCES, tmp_path / "api", show_progress=False).layers()
     assert printed["texts"] == len(SENTENCES)
@@ -76,6 +78,26 @@ def test_a_model_less_itself_is_nothing(folder: str, films: Path, tmp_path: Path
     differences = found(*arguments)["differences"]
     assert {line["difference"] for line in differences} == {0.0}
     assert "paired by text" in run(*arguments).stdout
+
+
+def test_one_model_is_in_memory_at_a_time(
+    folder: str, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    load = huggingface.load
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        assert not [model for model in loaded if model() is not None]
+        model, tokenizer = load(*arguments, **options)
+        loaded.append(weakref.ref(model))
+        return model, tokenizer
+
+    monkeypatch.setattr(huggingface, "load", watched)
+    sample = tmp_path / "sample.txt"
+    sample.write_text("a film\nnot a good film\n", encoding="utf-8")
+    common = (films, "--output", tmp_path / "out", "--model", folder, "--layers", "1", "--compare", folder)
+    found(*common, "--calibrate", sample)
+    assert len(loaded) == 4, "each once for its calibration, and once to be studied"
 
 
 def test_rows_that_cannot_be_read_are_recorded_and_the_rest_is_done(folder: str, tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,66 +164,11 @@ def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(
     assert {path.name[:5] for path in tmp_path.iterdir()} == {"part-"}
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_stop_at_each_step_of_writing_leaves_whole_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
-    some = [*texts(5), "", *texts(4)]
-    undisturbed = rows(run(tmp_path / "undisturbed", some, window=4))
-    original: Callable[..., Any] = getattr(os, function)
-    for step in range(1, 7):
-        calls = iter(range(1, 1000))
-
-        def stopped(*arguments: Any, calls: Iterator[int] = calls, last: int = step) -> Any:
-            if next(calls) == last:
-                raise KeyboardInterrupt
-            return original(*arguments)
-
-        folder = tmp_path / str(step)
-        monkeypatch.setattr(os, function, stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, some, window=4)
-            raise KeyboardInterrupt  # fewer steps than this one
-        monkeypatch.setattr(os, function, original)
-        assert rows(run(folder, some, window=4)).equals(undisturbed)
-
-
 def test_a_finished_study_is_not_scored_again(
     undisturbed: CorpusResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interp_plugin.corpus.scorer.score", None)
     assert run(undisturbed.path).texts == TEXTS
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("spoil", [truncated, flipped, emptied, Path.unlink])
-@pytest.mark.parametrize("kind", ["part", "errors"])
-def test_a_damaged_file_is_told_and_computed_again(
-    tmp_path: Path, spoil: Callable[[Path], None], kind: str
-) -> None:
-    some = [*texts(5), "", *texts(5)]
-    before = rows(run(tmp_path, some, window=4))
-    spoil(next(tmp_path.glob(f"{kind}-00000001-*")))
-    with pytest.raises(ValueError, match=r"parts \[1\] are missing or damaged; run it again"):
-        CorpusResult.load(tmp_path)
-    assert CorpusResult.load(tmp_path, partial=True).texts == 7
-    again = run(tmp_path, some, window=4)
-    assert rows(again).equals(before)
-    assert [failure.row for failure in again.failures()] == [5]
-    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_study_that_lacks_its_end_is_not_whole(tmp_path: Path) -> None:
@@ -392,36 +336,6 @@ def test_a_study_of_nothing_but_failures_has_no_numbers(tmp_path: Path) -> None:
     for ask in (result.layers, result.word_classes, result.knowledge):
         with pytest.raises(ValueError, match="every text of its corpus failed"):
             ask()
-
-
-# -- disks
-
-
-def test_a_full_disk_is_a_clear_error_and_nothing_half_written_counts(
-    tmp_path: Path, undisturbed: CorpusResult
-) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(OSError, match=r"cannot write to .*make room and run again"):
-            run(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
-    assert rows(run(tmp_path)).equals(rows(undisturbed))
-
-
-def test_a_folder_that_cannot_be_written_to_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write to .*give a folder that can be written to"):
-        run(tmp_path / "file" / "out")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_a_clear_error(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    with pytest.raises(OSError, match="give a folder that can be written to"):
-        run(tmp_path)
 
 
 # -- several processes

@@ -128,7 +128,7 @@ def test_numbers_do_not_depend_on_how_much_is_read_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = result_of(tmp_path / "whole", drawn(30), window=30)
-    monkeypatch.setattr("interp_plugin.corpus.parts.GROUP", 7)
+    monkeypatch.setattr("interp_plugin.corpus.drafts.GROUP", 7)
     monkeypatch.setattr("interp_plugin.corpus.quantities.BATCH", 10)
     pieces = result_of(tmp_path / "pieces", drawn(30), window=30)
     for name in ("layers", "table", "monotonicity", "word_classes"):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -31,6 +32,48 @@ def written(path: Path) -> Path:
 def of(path: Path, content: bytes, **settings: Any) -> list[Record]:
     path.write_bytes(content)
     return list(records(path, **settings))
+
+
+def stored(scheme: str, folder: Path) -> str:
+    """The URI of a folder's copy in an object store; "memory" stands for those that only fsspec reads."""
+    if scheme == "file":
+        return folder.as_uri()
+    store = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        store.pipe(f"/{folder.name}/{path.name}", path.read_bytes())
+    return f"memory://{folder.name}"
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_file_in_an_object_store_is_read_as_one_on_a_disk(tmp_path: Path, suffix: str, scheme: str) -> None:
+    path = written(tmp_path / f"films{suffix}")
+    assert list(records(f"{stored(scheme, tmp_path)}/{path.name}")) == list(records(path))
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_a_folder_in_an_object_store_is_read_in_the_order_of_its_names(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "b.txt").write_bytes(b"two\n\xff\n\nthree\n")
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "notes.md").write_text("none of it\n")
+    found = list(records(stored(scheme, tmp_path)))
+    assert found == list(records(tmp_path))
+    assert [record.values.get("text") for record in found] == ["one", "two", None, None, "three"]
+
+
+def test_a_uri_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe("/elsewhere/films.pdf", b"")
+    for uri, reason in [
+        (f"{tmp_path.as_uri()}/none.txt", "there is no file 'file:"),
+        ("memory://nowhere/none.txt", "there is no file 'memory:"),
+        ("memory://elsewhere/films.pdf", "nothing that can be read"),
+        ("memory://elsewhere", "nothing that can be read"),
+        ("nothing-like-it://films.txt", r"cannot be reached \(Protocol not known"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            records(uri)
+    with pytest.raises(ValueError, match="only a data set has splits"):
+        records("memory://elsewhere", split="train")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

@@ -46,6 +46,25 @@ def test_sigma_is_inverse_to_weight_for_a_linear_state():
     assert fit.converged.all()
 
 
+@pytest.mark.parametrize("iterations", [None, 0])
+@pytest.mark.parametrize("faint", [0.0, 0.15])
+def test_the_regime_index_of_a_linear_state_is_one_wherever_the_cap_is(faint, iterations):
+    """Nine of ten tokens at the cap: such that the state does not see at all, or sees a little of."""
+    weights = torch.tensor([3.0] + [faint] * 9).double()
+    phi = lambda x: (x * weights[:, None]).sum(1)  # noqa: E731
+    fit = InformationLoss(phi).fit(
+        normal(2, 10, 64),
+        max_sigma=0.3,
+        state_std=torch.ones(64).double(),
+        solver=Solver(iterations=iterations),
+    )
+    assert fit.at_cap.sum(1).tolist() == [9, 9]
+    # D = sum of w_i^2 sigma_i^2, of which the first token's is rate / 2 n
+    distortion = RATE / 20 + 9 * faint**2 * 0.3**2
+    assert fit.distortion.tolist() == pytest.approx([distortion] * 2, rel=0.02)
+    assert fit.regime_index.tolist() == pytest.approx([1, 1], rel=0.02)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_general_linear_state_of_few_elements_is_exact(seed):
     matrix = normal(4 * 8, 20, seed=seed)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from tiny_plain import WORDS, cnn
 
-from interp_plugin.corpus.parts import About, Folder
+from interp_plugin.corpus.drafts import About, draft
+from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Item
@@ -88,7 +89,7 @@ def made_up(
             first // window, first, len(some) + len(failed), some[-1] + 1 == len(sentences),
             "digest", "ids", len(scored), len(failed), known, 0.5,
         )  # fmt: skip
-        parts.write(about, scored, failed)
+        parts.write(draft(about, scored, failed))
     return CorpusResult.load(folder)
 
 

@@ -71,10 +71,13 @@ def corpus(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder of them, or the name of a data set.",
+            help="A .txt, .jsonl, .csv, .tsv or .parquet file, a folder of them, the URI of either (s3://...), or "
+            "the name of a data set.",
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the results, written as they come.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder on this machine for the results, written as they come.")
+    ],
     model: ModelName = None,
     tokenizer: TokenizerName = None,
     layers: Annotated[str, typer.Option(help="all, or numbers, ranges and names: 1,3-4,output.")] = "all",
@@ -126,7 +129,7 @@ def corpus(
     """Score a whole corpus, and print what each layer keeps of it."""
     rank, world_size = _place()
     with one_sentence(), _gathering(world_size):
-        _check(output, html, engine, world_size)
+        _check(output, html, engine, world_size, device, gpus)
         columns: dict[str, Any] = {
             "text_column": column(source, text_column),
             "pair_column": column(source, pair_column),
@@ -143,24 +146,24 @@ def corpus(
         rows = partial(_rows, _absolute(source), split, header, limit)
         makers = []  # all before the first runs: a model that cannot be loaded is said now
         for name in [model] if compare is None else [model, compare]:
-            load = partial(load_explainer, name, tokenizer, _device(device), dtype)
-            unit = calibration(load(), calibrate, unit_texts, progress)
-            makers.append(
-                partial(
-                    _study, load, layers=labels, rate=rate, distortion=distortion, calibration=unit,
-                    solver=Solver(seed=seed), batch_size=batch_size, truncation=truncation,
-                )
+            load = partial(load_explainer, name, tokenizer, dtype=dtype)
+            # with Ray the GPUs are the workers'
+            here = partial(load, device="cpu" if engine == "ray" else _device(device))
+            make = partial(
+                _study, layers=labels, rate=rate, distortion=distortion,
+                calibration=calibration(here(), calibrate, unit_texts, progress),
+                solver=Solver(seed=seed), batch_size=batch_size, truncation=truncation,
             )  # fmt: skip
+            makers.append((partial(make, here), partial(make, partial(load, device=device))))
         folders = [output, output / COMPARED][: len(makers)]
-        for make, folder in zip(makers, folders, strict=True):
+        for (make, make_there), folder in zip(makers, folders, strict=True):
             common = (folder.absolute(), max_errors, window, progress)
             with _sentences():
                 if engine == "ray":
-                    from interp_plugin.corpus.ray_engine import run_on_ray
+                    from interp_plugin.corpus.ray_engine import Cluster, run_on_ray
 
-                    run_on_ray(
-                        make, rows, *common, workers=workers, gpus=gpus, address=address, columns=columns
-                    )
+                    cluster = Cluster(address, workers, gpus)
+                    run_on_ray(make_there, rows, *common, cluster=cluster, study=make(), columns=columns)
                 else:
                     make().run(rows(), *common, rank, world_size, **columns)
         _wait(world_size)
@@ -191,7 +194,7 @@ def _rows(source: str, split: str | None, header: bool, limit: int | None) -> It
 
 
 def _absolute(source: str) -> str:
-    """Of a file: a worker may have another working directory."""
+    """Of a file: the actor that reads it may have another working directory."""
     return str(Path(source).absolute()) if Path(source).exists() else source
 
 
@@ -204,7 +207,9 @@ def _sentences() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def _check(output: Path, html: Path | None, engine: Engine, world_size: int) -> None:
+def _check(
+    output: Path, html: Path | None, engine: Engine, world_size: int, device: str, gpus: float
+) -> None:
     """What can be refused before anything is read."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {str(output)!r} is a file; give a folder, which need not be there")
@@ -218,6 +223,11 @@ def _check(output: Path, html: Path | None, engine: Engine, world_size: int) -> 
         if world_size > 1:
             raise ValueError(
                 f"--engine ray has its own workers, and there are {world_size} processes; start one"
+            )
+        if device.startswith("cuda") and not gpus:
+            raise ValueError(
+                f"--device is {device} and --gpus 0, and Ray shows a worker only the GPUs it is given; give --gpus 1, "
+                "or a share of one"
             )
 
 

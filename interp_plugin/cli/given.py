@@ -160,10 +160,12 @@ def column(source: str, name: str | None) -> str | int | None:
 
     Example::
 
-        >>> column("dev.tsv", "0"), column("dev.jsonl", "0")
-        (0, '0')
+        >>> column("dev.tsv", "0"), column("dev.jsonl", "0"), column("s3://bucket/reviews", "0")
+        (0, '0', 0)
     """
-    numbered = Path(source).suffix in (".csv", ".tsv") or Path(source).is_dir()
+    path = Path(source)
+    folder = path.is_dir() or ("://" in source and not path.suffix)
+    numbered = path.suffix in (".csv", ".tsv") or folder
     return int(name) if numbered and name is not None and name.isdecimal() else name
 
 

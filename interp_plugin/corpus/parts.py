@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from interp_plugin.corpus.scorer import Scored
-from interp_plugin.corpus.stream import Failure, Item
-from interp_plugin.explanation import TextExplanation
-from interp_plugin.storage import fit_columns, load_pyarrow, replace_file, text_columns
-from interp_plugin.units import Unit, group
+from interp_plugin.corpus.drafts import FORMAT, KEY, About, Draft, digest_of
+from interp_plugin.corpus.stream import Failure
+from interp_plugin.storage import load_pyarrow, replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
-FORMAT = 1  # raise it when a reader of the old format would go wrong
-_KEY = b"interp_plugin_corpus"  # of the files' metadata
 _NAME = re.compile(r"(part|errors)-(\d{8,})-([0-9a-f]{16})\.parquet")
-_FLOATS = ("sigma", "standard_error")
-
-
-@dataclass(frozen=True)
-class About:
-    """What a part says of itself.
-
-    Attributes:
-        window: its number, from 0.
-        first_row, rows: the rows of the corpus that it is of, and how many.
-        last: whether the corpus ends with it.
-        digest: of the texts.
-        ids: of the first text's tokens: another tokenizer gives others.
-        texts, failures: how many rows have numbers, and how many have none.
-        settings: what its numbers depend on.
-        seconds: that scoring it took.
-        errors: the name of the file with the failures; None: there are none.
-    """
-
-    window: int
-    first_row: int
-    rows: int
-    last: bool
-    digest: str
-    ids: str
-    texts: int
-    failures: int
-    settings: Mapping[str, Any]
-    seconds: float
-    errors: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,53 +95,21 @@ class Folder:
                 return Part(path, about)
         return None
 
-    def write(self, about: About, scored: Sequence[Scored], failures: Sequence[Failure]) -> Part:
-        """Write the part of a window, its failures first: without the part they count for nothing.
+    def write(self, draft: Draft) -> None:
+        """Write the part of a window, in place of what is there of it.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to; nothing half-written counts.
         """
-        arrow, _ = load_pyarrow("a corpus study")
-        errors = None
-        if failures:
-            lines = [asdict(failure) for failure in failures]
-            table = arrow.Table.from_pylist(lines, schema=_error_schema(arrow))
-            errors = self._save("errors", about.window, table, {})
-        about = replace(about, errors=errors)
-        rows = [line for text in scored for line in _lines(text)]
-        table = arrow.Table.from_pylist(rows, schema=_schema(arrow))
-        each = len(scored[0].rates) if scored else 1
-        group_size = max(1, GROUP // each) * each  # of whole texts
-        header = {**asdict(about), "lines": len(rows)}
-        name = self._save("part", about.window, table, header, group_size)
-        new = [self.path / file for file in (name, errors) if file is not None]
-        for path in self._files.get(about.window, []):
+        window = draft.about.window
+        with _explained(self.path):
+            for name, content in draft.files.items():
+                replace_file(self.path / name, content)
+        new = [self.path / name for name in draft.files]
+        for path in self._files.get(window, []):
             if path not in new:
                 path.unlink(missing_ok=True)
-        self._files[about.window] = new
-        return Part(self.path / name, about)
-
-    def _save(
-        self, kind: str, window: int, table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP
-    ) -> str:
-        arrow, parquet = load_pyarrow("a corpus study")
-        sink = arrow.BufferOutputStream()
-        with parquet.ParquetWriter(
-            sink,
-            table.schema,
-            compression="zstd",
-            store_schema=False,
-            use_dictionary=["layer", "words.list.element", "tokens.list.element"],
-            use_byte_stream_split=[f"{name}.list.element" for name in _FLOATS],
-        ) as writer:
-            writer.write_table(table, row_group_size=group_size)
-            writer.add_key_value_metadata({_KEY: json.dumps({"format": FORMAT, **header})})
-        content = sink.getvalue()
-        digest = hashlib.sha256(memoryview(content)).hexdigest()[:16]
-        name = f"{kind}-{window:08}-{digest}.parquet"
-        with _explained(self.path):
-            replace_file(self.path / name, content)
-        return name
+        self._files[window] = new
 
     def _has_errors(self, about: About) -> bool:
         if about.errors is None:
@@ -201,46 +131,6 @@ def lines(part: Part, columns: Sequence[str], size: int) -> Iterator[pa.RecordBa
         yield from file.iter_batches(batch_size=size, columns=list(columns))
 
 
-def _lines(scored: Scored) -> Iterator[dict[str, Any]]:
-    """A line for each row of a text."""
-    text = scored.found
-    units = [unit for unit in _words(text) if unit.offset is not None]
-    word_of: list[int | None] = [None] * len(text.tokens)
-    for number, unit in enumerate(units):
-        for token in unit.tokens:
-            word_of[token] = number
-    shared = {
-        "row": scored.item.row,
-        "text": text.text,
-        "pair": text.pair,
-        "tokens": text.tokens,
-        "offsets": text.offsets,
-        "size": text.size,
-        "predicted": text.predicted,
-        "probability": text.probability,
-        "target": text.target,
-        "words": [unit.name for unit in units],
-        "word_of": word_of,
-        "tags": _tags(scored.item, units),
-    }
-    for row, rate in zip(text.rows, scored.rates):
-        arrays = {name: getattr(row, name).numpy() for name in _FLOATS}
-        yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
-
-
-def _words(text: TextExplanation) -> tuple[Unit, ...]:
-    return group((text.text, text.pair), text.tokens, text.offsets, "word")
-
-
-def _tags(item: Item, units: Sequence[Unit]) -> list[str] | None:
-    """A tag for each word: that of what stands between the spaces around it, or of the whole text."""
-    if item.tags is None or isinstance(item.tags, str):
-        return None if item.tags is None else [item.tags] * len(units)
-    ends = [chunk.end() for chunk in re.finditer(r"\S+", item.text)]
-    places = [(unit.offset[0], bisect_right(ends, unit.offset[1])) for unit in units if unit.offset]
-    return ["" if segment or place >= len(ends) else item.tags[place] for segment, place in places]
-
-
 def _about(path: Path) -> About | None:
     """What a part says of itself; None: it is not whole."""
     arrow, parquet = load_pyarrow("a corpus study")
@@ -248,7 +138,7 @@ def _about(path: Path) -> About | None:
         return None
     try:
         metadata = parquet.read_metadata(path)
-        header = json.loads((metadata.metadata or {})[_KEY])
+        header = json.loads((metadata.metadata or {})[KEY])
         if header.pop("format") > FORMAT:
             raise ValueError(
                 f"{str(path)!r} comes from a newer version of this package: pip install --upgrade interp-plugin"
@@ -260,11 +150,8 @@ def _about(path: Path) -> About | None:
 
 def _is_whole(path: Path) -> bool:
     match = _NAME.fullmatch(path.name)
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for chunk in iter(partial(file.read, 1 << 20), b""):
-            digest.update(chunk)
-    return match is not None and digest.hexdigest()[:16] == match[3]
+        return match is not None and digest_of(iter(partial(file.read, 1 << 20), b"")) == match[3]
 
 
 def _is_part(path: Path) -> bool:
@@ -290,23 +177,3 @@ def _explained(path: Path) -> Iterator[None]:
             f"cannot write to {str(path)!r} ({error.strerror}): {way_out} and run again; "
             "the parts that are finished stay",
         ) from error
-
-
-def _schema(arrow: ModuleType) -> pa.Schema:
-    return arrow.schema(
-        {
-            "row": arrow.int64(),
-            "layer": arrow.string(),
-            **text_columns(arrow),
-            "words": arrow.list_(arrow.string()),
-            "word_of": arrow.list_(arrow.int32()),  # of each token; null for a special one
-            "tags": arrow.list_(arrow.string()),  # of each word
-            "position": arrow.int64(),
-            "rate": arrow.float64(),
-            **fit_columns(arrow),
-        }
-    )
-
-
-def _error_schema(arrow: ModuleType) -> pa.Schema:
-    return arrow.schema({"row": arrow.int64(), "reason": arrow.string(), "beginning": arrow.string()})

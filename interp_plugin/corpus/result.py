@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 
-from interp_plugin.corpus import quantities
+from interp_plugin.corpus import quantities, views
 from interp_plugin.corpus.estimates import RESAMPLES
 from interp_plugin.corpus.knowledge import knowledge
-from interp_plugin.corpus.parts import Folder, Part, lines
+from interp_plugin.corpus.parts import Folder, Part
 from interp_plugin.corpus.quantities import Sentences
 from interp_plugin.corpus.stream import Failure
+from interp_plugin.corpus.texts import explanations
+from interp_plugin.corpus.views import Per, Quantity
 from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
 from interp_plugin.corpus.word_classes import table as table_of_classes
-from interp_plugin.explanation import Explanation, Row, Settings, TextExplanation
+from interp_plugin.explanation import Explanation, Settings
 from interp_plugin.rendering import corpus as drawings
 from interp_plugin.rendering import corpus_terminal as terminal
 from interp_plugin.storage import replace_file
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Kind = Literal["curve", "classes", "regime"]
-Per = Literal["sentence", "token", "token of a sentence", "dimension"]
-Quantity = Literal["kept", "loss"]
 
 # what two studies must share for their numbers to be paired
 DRAWS = ("seed", "tolerance", "draws", "iterations", "rate", "distortion", "truncation")
@@ -265,7 +264,7 @@ class CorpusResult:
         Raises:
             ValueError: a row that is not there, or has no numbers.
         """
-        found = dict(self._explained(None if rows is None else set(rows)))
+        found = dict(explanations(self.parts, self.layer_labels, None if rows is None else set(rows)))
         if rows is not None:
             missing = sorted(set(rows) - set(found))
             if missing:
@@ -308,20 +307,14 @@ class CorpusResult:
                 f"{'information kept' if quantity == 'kept' else 'H(X|S)'}, nats per {per}",
             )
         if kind == "classes":
-            return drawings.plot_classes(self._classes(**classes))
+            return drawings.plot_classes(views.classes(self.word_classes(**classes)))
         if kind == "regime":
-            return drawings.plot_regime(self._regime())
+            return drawings.plot_regime(views.regime(self))
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
 
     def curve(self, name: str, per: Per = "token", quantity: Quantity = "kept") -> drawings.Curve:
         """A line of the plot of layers."""
-        table = self.layers()
-        some = table[(table["per"] == per) & (table["quantity"] == quantity)]
-        if not len(some):
-            raise ValueError(
-                f"per is {per!r} and quantity {quantity!r}: choose from {get_args(Per)} and {get_args(Quantity)}"
-            )
-        return drawings.Curve(name, list(some["layer"]), *(list(some[c]) for c in ("mean", "low", "high")))
+        return views.curve(self.layers(), name, per, quantity)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str | Path:
         """A page with curves, tables and settings: the string, or the path of the file it was written to.
@@ -330,7 +323,7 @@ class CorpusResult:
             ImportError: matplotlib is missing.
             OSError: the file cannot be written; one that was there before stays as it was.
         """
-        page = drawings.to_html(self._page())
+        page = drawings.to_html(views.page(self))
         if path is None:
             return page
         replace_file(path, page.encode())
@@ -356,75 +349,6 @@ class CorpusResult:
             console,
         )
 
-    def _page(self) -> drawings.Page:
-        failed = self.failures()
-        return drawings.Page(
-            model=str(self.settings["model"]),
-            texts=self.texts,
-            failed=len(failed),
-            seconds=self.seconds,
-            layers=self.layers().to_dict("records"),
-            growth=self.monotonicity().to_dict("records"),
-            classes=self._classes(),
-            knowledge=self.knowledge().to_dict("records"),
-            regime=self._regime(),
-            failures=[(f.row, f.reason, f.beginning) for f in failed[:100]],
-            settings=dict(self.settings),
-        )
-
-    def _classes(self, **arguments: Any) -> drawings.Classes:
-        table = self.word_classes(**arguments)
-        names = list(dict.fromkeys(table["class"]))
-        shaped = {c: table[c].to_numpy().reshape(-1, len(names)).tolist() for c in ("kept", "standard_error")}
-        tokens = [int(n) for n in table["tokens"][: len(names)]]
-        return drawings.Classes(
-            list(self.layer_labels), names, tokens, shaped["kept"], shaped["standard_error"]
-        )
-
-    def _regime(self) -> drawings.Regime:
-        values = self.sentences.facts["regime_index"]
-        quantiles = np.nanquantile(
-            np.where(np.isfinite(values), values, np.nan), (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
-        )
-        return drawings.Regime(list(self.layer_labels), quantiles.T.tolist())
-
-    def _explained(self, rows: set[int] | None) -> Iterator[tuple[int, TextExplanation]]:
-        labels = {str(label): label for label in self.layer_labels}
-        for part in self.parts:
-            first, count = part.about.first_row, part.about.rows
-            if rows is not None and not any(first <= row < first + count for row in rows):
-                continue
-            step = max(1, quantities.BATCH // len(labels)) * len(labels)
-            for batch in lines(part, _TEXT + _ROW + ("row", "layer"), step):
-                table = batch.to_pylist()
-                for place in range(0, len(table), len(labels)):
-                    some = table[place : place + len(labels)]
-                    if rows is None or some[0]["row"] in rows:
-                        yield some[0]["row"], _restored(some, labels)
-
     def _check_any(self) -> None:
         if not self.texts:
             raise ValueError("the study has no numbers: every text of its corpus failed; failures() says why")
-
-
-_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name != "rows")
-_ROW = tuple(field.name for field in fields(Row) if field.name != "layer")
-
-
-def _restored(some: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) -> TextExplanation:
-    """The explanation of a text from its lines."""
-    rows = [
-        Row(
-            **{
-                **{name: line[name] for name in _ROW},
-                "layer": labels[line["layer"]],
-                "sigma": torch.tensor(line["sigma"]),
-                "standard_error": torch.tensor(line["standard_error"]),
-            }
-        )
-        for line in some
-    ]
-    known = {name: some[0][name] for name in _TEXT}
-    known["tokens"] = tuple(known["tokens"])
-    known["offsets"] = tuple(None if offset is None else tuple(offset) for offset in known["offsets"])
-    return TextExplanation(**known, rows=tuple(rows))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.corpus.parts import About, Folder, Part
+from interp_plugin.corpus.drafts import About, Draft, draft
+from interp_plugin.corpus.parts import Folder, Part
 from interp_plugin.corpus.scorer import Scored, Scorer
 from interp_plugin.corpus.stream import Failure, Window
 from interp_plugin.fingerprint import differences
@@ -43,7 +44,7 @@ class Run:
         folder.prepare()
         first = next((part for number in folder.windows() if (part := folder.part(number))), None)
         if first is not None:
-            self._check_settings(first)
+            self._check_settings(first.about)
 
     def visit(self, window: Window, mine: bool, bar: tqdm[Any]) -> None:
         """Score a window unless that is done, or another's to do.
@@ -53,14 +54,7 @@ class Run:
             OSError: the part cannot be written.
             RuntimeError: as of :class:`Scorer`.
         """
-        self.windows += 1
-        part = self.folder.part(window.number) if mine else None
-        if part is not None:
-            self._check_settings(part)
-            self._check_texts(part, window)
-            self._count(part.failures)
-            self.scorer.trusted |= part.about.texts > 0
-        if part is not None or not mine:
+        if self.is_done(window, mine) or not mine:
             # or the rate would count what cost nothing; a bar that is switched off has no beginning
             bar.initial = getattr(bar, "initial", 0) + len(window.entries)
             bar.update(len(window.entries))
@@ -74,23 +68,55 @@ class Run:
 
         start = time.perf_counter()
         scored, failed = self.scorer(window.items, done)
-        seconds = time.perf_counter() - start
-        failures = sorted([*window.failures, *failed], key=lambda failure: failure.row)
-        self.folder.write(self._about(window, len(scored), len(failures), seconds), scored, failures)
+        self.folder.write(drafted(window, scored, failed, self.scorer, self.settings, start))
         self._warn(scored)
 
-    def failed(self, count: int, which: str = "") -> None:
-        """Count texts that failed.
+    def is_done(self, window: Window, mine: bool = True) -> bool:
+        """Whether a window that is ours has a part; counts the window, and the failures of its part.
 
         Raises:
-            ValueError: they are too many.
+            ValueError: the part is of other texts or settings; too many texts failed.
         """
-        self.failures += count
-        if self.max_errors is not None and self.failures > self.max_errors:
+        self.windows += 1
+        part = self.folder.part(window.number) if mine else None
+        if part is None:
+            return False
+        self._check_settings(part.about)
+        self._check_texts(part, window)
+        self._count(part.failures)
+        self.scorer.trusted |= part.about.texts > 0
+        return True
+
+    def take(self, draft: Draft, digest: str) -> None:
+        """Write what another process made of a window.
+
+        Args:
+            draft: the part.
+            digest: of the window's texts, as they were read here.
+
+        Raises:
+            ValueError: it is of other texts or settings; too many texts failed.
+            OSError: the part cannot be written.
+        """
+        about = draft.about
+        found = self._other_settings(about)
+        if found:
             raise ValueError(
-                f"{self.failures} texts failed and max_errors is {self.max_errors}{which}; mend the texts, or allow "
-                "more"
+                f"a worker has other settings: {found}; give all workers the same model and packages"
             )
+        if about.digest != digest:
+            raise ValueError(
+                f"rows {about.first_row} to {about.first_row + about.rows - 1} were others when the corpus was read "
+                "again; give texts that are the same, in the same order, at every reading"
+            )
+        self.folder.write(draft)
+        part = self.folder.part(about.window)
+        if part is None:
+            raise ValueError(
+                f"the part of window {about.window} in {str(self.folder.path)!r} was damaged while it was written; "
+                "look at the disk and run again"
+            )
+        self._count(part.failures)
 
     def finish(self) -> None:
         """Check that the corpus had any rows, and no fewer than before."""
@@ -104,37 +130,19 @@ class Run:
                 "before: it holds a study of other texts; give another folder"
             )
 
-    def _about(self, window: Window, texts: int, failures: int, seconds: float) -> About:
-        return About(
-            window=window.number,
-            first_row=window.number * self.settings["window"],
-            rows=len(window.entries),
-            last=window.last,
-            digest=window.digest,
-            ids=self._ids(window),
-            texts=texts,
-            failures=failures,
-            settings=self.settings,
-            seconds=seconds,
-        )
-
-    def _ids(self, window: Window) -> str:
-        """A name for the tokens of the first text that has any."""
-        for item in window.items:
-            for encoding in self.scorer.encoded([item])[0].values():
-                return hashlib.sha256(json.dumps(encoding.ids).encode()).hexdigest()[:16]
-        return ""
-
-    def _check_settings(self, part: Part) -> None:
-        found = [
-            f"{name} is {ours!r} now and {theirs!r} there"
-            for name, ours, theirs in differences(self.settings, part.about.settings)
-        ]
+    def _check_settings(self, about: About) -> None:
+        found = self._other_settings(about)
         if found:
             raise ValueError(
-                f"{str(self.folder.path)!r} holds a study with other settings: {', '.join(found)}; give the same "
+                f"{str(self.folder.path)!r} holds a study with other settings: {found}; give the same "
                 "settings, or another folder"
             )
+
+    def _other_settings(self, about: About) -> str:
+        return ", ".join(
+            f"{name} is {ours!r} now and {theirs!r} there"
+            for name, ours, theirs in differences(self.settings, about.settings)
+        )
 
     def _check_texts(self, part: Part, window: Window) -> None:
         about = part.about
@@ -149,18 +157,63 @@ class Run:
                 f"{str(self.folder.path)!r} holds a study of other texts: its corpus "
                 f"{'ends' if about.last else 'goes on'} after {rows}; give the same texts, or another folder"
             )
-        if about.ids != self._ids(window):
+        if about.ids != _ids(window, self.scorer):
             raise ValueError(
                 f"{str(self.folder.path)!r} holds a study with another tokenizer: {rows} have other tokens; give the "
                 "same tokenizer, or another folder"
             )
 
-    def _count(self, failures: list[Failure]) -> None:
-        last = [f"row {one.row}, {shown(one.beginning)}: {one.reason}" for one in failures[-1:]]
-        self.failed(len(failures), "".join(f"; the last is {one}" for one in last))
+    def _count(self, failures: Sequence[Failure]) -> None:
+        self.failures += len(failures)
+        if self.max_errors is not None and self.failures > self.max_errors:
+            last = [f"row {one.row}, {shown(one.beginning)}: {one.reason}" for one in failures[-1:]]
+            raise ValueError(
+                f"{self.failures} texts failed and max_errors is {self.max_errors}"
+                f"{''.join(f'; the last is {one}' for one in last)}; mend the texts, or allow more"
+            )
 
     def _warn(self, scored: list[Scored]) -> None:
         deaf = [each.found for each in scored if any(row.distortion == 0 for row in each.found.rows)]
         if deaf and not self.warned:
             self.warned = True
             warn_of_deaf_states(deaf)
+
+
+def drafted(
+    window: Window,
+    scored: Sequence[Scored],
+    failed: Sequence[Failure],
+    scorer: Scorer,
+    settings: Mapping[str, Any],
+    start: float,
+) -> Draft:
+    """The part of a window that is scored.
+
+    Args:
+        window: of the corpus.
+        scored, failed: what the scorer made of its texts.
+        scorer, settings: as of :class:`Run`.
+        start: when that began, by ``time.perf_counter``.
+    """
+    failures = sorted([*window.failures, *failed], key=lambda failure: failure.row)
+    about = About(
+        window=window.number,
+        first_row=window.number * settings["window"],
+        rows=len(window.entries),
+        last=window.last,
+        digest=window.digest,
+        ids=_ids(window, scorer),
+        texts=len(scored),
+        failures=len(failures),
+        settings=settings,
+        seconds=time.perf_counter() - start,
+    )
+    return draft(about, scored, failures)
+
+
+def _ids(window: Window, scorer: Scorer) -> str:
+    """A name for the tokens of the first text that has any."""
+    for item in window.items:
+        for encoding in scorer.encoded([item])[0].values():
+            return hashlib.sha256(json.dumps(encoding.ids).encode()).hexdigest()[:16]
+    return ""

@@ -1,0 +1,179 @@
+"""Drafts: the files of a part, made where its texts are scored and written where its folder is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from interp_plugin.corpus.scorer import Scored
+from interp_plugin.corpus.stream import Failure, Item
+from interp_plugin.explanation import TextExplanation
+from interp_plugin.storage import fit_columns, load_pyarrow, text_columns
+from interp_plugin.units import Unit, group
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
+FORMAT = 1  # raise it when a reader of the old format would go wrong
+KEY = b"interp_plugin_corpus"  # of the files' metadata
+_FLOATS = ("sigma", "standard_error")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a part says of itself.
+
+    Attributes:
+        window: its number, from 0.
+        first_row, rows: the rows of the corpus that it is of, and how many.
+        last: whether the corpus ends with it.
+        digest: of the texts.
+        ids: of the first text's tokens: another tokenizer gives others.
+        texts, failures: how many rows have numbers, and how many have none.
+        settings: what its numbers depend on.
+        seconds: that scoring it took.
+        errors: the name of the file with the failures; None: there are none.
+    """
+
+    window: int
+    first_row: int
+    rows: int
+    last: bool
+    digest: str
+    ids: str
+    texts: int
+    failures: int
+    settings: Mapping[str, Any]
+    seconds: float
+    errors: str | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The files of a part that are on no disk yet.
+
+    Attributes:
+        about: what the part says of itself.
+        files: content by name, in the order to write them: failures first, for without the part they count for
+            nothing.  A name holds the window and a digest of the content.
+    """
+
+    about: About
+    files: Mapping[str, bytes]
+
+
+def draft(about: About, scored: Sequence[Scored], failures: Sequence[Failure]) -> Draft:
+    """The part of a window, and the file of its failures where there are any."""
+    arrow, _ = load_pyarrow("a corpus study")
+    files: dict[str, bytes] = {}
+    if failures:
+        listed = [asdict(failure) for failure in failures]
+        content = _encoded(arrow.Table.from_pylist(listed, schema=_error_schema(arrow)), {})
+        about = replace(about, errors=_name("errors", about.window, content))
+        files[str(about.errors)] = content
+    rows = [line for text in scored for line in _lines(text)]
+    each = len(scored[0].rates) if scored else 1
+    content = _encoded(
+        arrow.Table.from_pylist(rows, schema=_schema(arrow)),
+        {**asdict(about), "lines": len(rows)},
+        max(1, GROUP // each) * each,  # of whole texts
+    )
+    files[_name("part", about.window, content)] = content
+    return Draft(about, files)
+
+
+def digest_of(chunks: Iterator[bytes]) -> str:
+    """What a file's name holds of its content."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _name(kind: str, window: int, content: bytes) -> str:
+    return f"{kind}-{window:08}-{digest_of(iter([content]))}.parquet"
+
+
+def _encoded(table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP) -> bytes:
+    """The bytes of a Parquet file."""
+    arrow, parquet = load_pyarrow("a corpus study")
+    sink = arrow.BufferOutputStream()
+    with parquet.ParquetWriter(
+        sink,
+        table.schema,
+        compression="zstd",
+        store_schema=False,
+        use_dictionary=["layer", "words.list.element", "tokens.list.element"],
+        use_byte_stream_split=[f"{name}.list.element" for name in _FLOATS],
+    ) as writer:
+        writer.write_table(table, row_group_size=group_size)
+        writer.add_key_value_metadata({KEY: json.dumps({"format": FORMAT, **header})})
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _lines(scored: Scored) -> Iterator[dict[str, Any]]:
+    """A line for each row of a text."""
+    text = scored.found
+    units = [unit for unit in _words(text) if unit.offset is not None]
+    word_of: list[int | None] = [None] * len(text.tokens)
+    for number, unit in enumerate(units):
+        for token in unit.tokens:
+            word_of[token] = number
+    shared = {
+        "row": scored.item.row,
+        "text": text.text,
+        "pair": text.pair,
+        "tokens": text.tokens,
+        "offsets": text.offsets,
+        "size": text.size,
+        "predicted": text.predicted,
+        "probability": text.probability,
+        "target": text.target,
+        "words": [unit.name for unit in units],
+        "word_of": word_of,
+        "tags": _tags(scored.item, units),
+    }
+    for row, rate in zip(text.rows, scored.rates):
+        arrays = {name: getattr(row, name).numpy() for name in _FLOATS}
+        yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
+
+
+def _words(text: TextExplanation) -> tuple[Unit, ...]:
+    return group((text.text, text.pair), text.tokens, text.offsets, "word")
+
+
+def _tags(item: Item, units: Sequence[Unit]) -> list[str] | None:
+    """A tag for each word: that of what stands between the spaces around it, or of the whole text."""
+    if item.tags is None or isinstance(item.tags, str):
+        return None if item.tags is None else [item.tags] * len(units)
+    ends = [chunk.end() for chunk in re.finditer(r"\S+", item.text)]
+    places = [(unit.offset[0], bisect_right(ends, unit.offset[1])) for unit in units if unit.offset]
+    return ["" if segment or place >= len(ends) else item.tags[place] for segment, place in places]
+
+
+def _schema(arrow: ModuleType) -> pa.Schema:
+    return arrow.schema(
+        {
+            "row": arrow.int64(),
+            "layer": arrow.string(),
+            **text_columns(arrow),
+            "words": arrow.list_(arrow.string()),
+            "word_of": arrow.list_(arrow.int32()),  # of each token; null for a special one
+            "tags": arrow.list_(arrow.string()),  # of each word
+            "position": arrow.int64(),
+            "rate": arrow.float64(),
+            **fit_columns(arrow),
+        }
+    )
+
+
+def _error_schema(arrow: ModuleType) -> pa.Schema:
+    return arrow.schema({"row": arrow.int64(), "reason": arrow.string(), "beginning": arrow.string()})

@@ -1,0 +1,73 @@
+"""What pictures and pages show of a study: plain values for :mod:`interp_plugin.rendering.corpus`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from interp_plugin.rendering.corpus import Classes, Curve, Page, Regime
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp_plugin.corpus.result import CorpusResult
+
+Per = Literal["sentence", "token", "token of a sentence", "dimension"]
+Quantity = Literal["kept", "loss"]
+
+SHOWN_FAILURES = 100  # on a page
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def curve(layers: pd.DataFrame, name: str, per: Per, quantity: Quantity) -> Curve:
+    """A line of the plot of layers.
+
+    Args:
+        layers: as :meth:`CorpusResult.layers` gives it.
+        name: of the line.
+        per, quantity: which of the means.
+
+    Raises:
+        ValueError: there are no such means.
+    """
+    some = layers[(layers["per"] == per) & (layers["quantity"] == quantity)]
+    if not len(some):
+        raise ValueError(
+            f"per is {per!r} and quantity {quantity!r}: choose from {get_args(Per)} and {get_args(Quantity)}"
+        )
+    return Curve(name, list(some["layer"]), *(list(some[c]) for c in ("mean", "low", "high")))
+
+
+def classes(table: pd.DataFrame) -> Classes:
+    """The map of word classes by layer, of what :meth:`CorpusResult.word_classes` gives."""
+    names = list(dict.fromkeys(table["class"]))
+    shaped = {c: table[c].to_numpy().reshape(-1, len(names)).tolist() for c in ("kept", "standard_error")}
+    tokens = [int(n) for n in table["tokens"][: len(names)]]
+    labels = list(dict.fromkeys(table["layer"]))
+    return Classes(labels, names, tokens, shaped["kept"], shaped["standard_error"])
+
+
+def regime(result: CorpusResult) -> Regime:
+    """Quantiles of E over the sentences, by layer; where the state does not move at all E does not count."""
+    facts = result.sentences.facts
+    known = np.where(facts["distortion"] > 0, facts["regime_index"], np.nan)
+    return Regime(list(result.layer_labels), np.nanquantile(known, _QUANTILES, axis=0).T.tolist())
+
+
+def page(result: CorpusResult) -> Page:
+    """All of it on one page."""
+    failed = result.failures()
+    return Page(
+        model=str(result.settings["model"]),
+        texts=result.texts,
+        failed=len(failed),
+        seconds=result.seconds,
+        layers=result.layers().to_dict("records"),
+        growth=result.monotonicity().to_dict("records"),
+        classes=classes(result.word_classes()),
+        knowledge=result.knowledge().to_dict("records"),
+        regime=regime(result),
+        failures=[(f.row, f.reason, f.beginning) for f in failed[:SHOWN_FAILURES]],
+        settings=dict(result.settings),
+    )
