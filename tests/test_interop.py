@@ -29,6 +29,7 @@ from interp_plugin.interop import quantus_explain_func, register_inseq, to_inter
 from interp_plugin.problem import cap_of_embedding
 
 TEXTS = ["not a bad film", "it isn't funny, <b>it's</b> dull", "a charming story"]
+QUICK = Solver(tolerance=0.3)
 
 
 @cache
@@ -38,7 +39,7 @@ def classifier() -> tuple[Any, Any]:
 
 @cache
 def explained() -> Explanation:
-    return TextExplainer(*classifier()).explain(TEXTS, layers=[1, 2, "output"])
+    return TextExplainer(*classifier()).explain(TEXTS, layers=[1, 2], solver=QUICK)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_the_text_plot_of_shap_shows_the_words_and_nats() -> None:
 def test_several_texts_are_rows_of_one_shap_explanation_also_when_they_are_equally_long() -> None:
     shap = pytest.importorskip("shap")
     for texts in (explained(), Explanation.merge(explained()[:1], explained()[:1])):
-        values = to_shap(texts, layer="output", granularity="word")
+        values = to_shap(texts, layer=2, granularity="word")
         assert len(values) == len(texts)
         for number, item in enumerate(texts):
             scores = item.scores("kept", "word")
@@ -169,14 +170,16 @@ def kept_of_embedded() -> np.ndarray:
     """The same texts the other way: token ids in, noise at the embedding layer; (B, T)."""
     wrapped, ids, _, classes, _ = embedded()
     method = LayerInformationLoss(lambda ids: wrapped.model(ids).logits, wrapped.model.get_input_embeddings())
-    kept = method.attribute(ids, target=torch.tensor(classes), score="kept", return_input_shape=False)
+    kept = method.attribute(
+        ids, target=torch.tensor(classes), score="kept", return_input_shape=False, solver=QUICK
+    )
     assert isinstance(kept, Tensor)
     return kept.numpy()
 
 
 def test_quantus_gets_what_is_kept_of_each_token() -> None:
     wrapped, _, embeddings, classes, cap = embedded()
-    given = quantus_explain_func(wrapped, embeddings, classes, max_sigma=cap)
+    given = quantus_explain_func(wrapped, embeddings, classes, max_sigma=cap, solver=QUICK)
     assert given.shape == (*embeddings.shape[:2], 1)
     assert given[..., 0] == pytest.approx(kept_of_embedded(), rel=1e-3, abs=0.05)
 
@@ -231,7 +234,7 @@ def called(metric: Any, **settings: Any) -> Any:
         channel_first=True,
         softmax=False,
         explain_func=quantus_explain_func,
-        explain_func_kwargs={"max_sigma": cap, **settings},
+        explain_func_kwargs={"max_sigma": cap, "solver": QUICK, **settings},
     )
 
 
@@ -268,7 +271,7 @@ def test_metrics_of_quantus_that_perturb_inputs_give_finite_numbers(
 ) -> None:
     quantus = pytest.importorskip("quantus")
     np.random.seed(0)
-    found = called(getattr(quantus, name)(disable_warnings=True, **settings), solver=Solver(tolerance=0.2))
+    found = called(getattr(quantus, name)(disable_warnings=True, **settings))
     assert np.size(found)
     assert np.isfinite(found).all()
 
@@ -409,7 +412,7 @@ def test_deletion_and_insertion_of_interpreto_go_from_the_token_that_is_kept_mos
     pytest.importorskip("interpreto")
     metrics = pytest.importorskip("interpreto.attributions.metrics")
     model, tokenizer = classifier()
-    outputs = to_interpreto(explained(), model, tokenizer, layer="output", granularity="token")
+    outputs = to_interpreto(explained(), model, tokenizer, layer=2, granularity="token")
     for metric, first in ((metrics.Deletion, False), (metrics.Insertion, True)):
         area, curves = metric(model, tokenizer).evaluate(outputs)
         assert 0 < area < 1
