@@ -1,0 +1,354 @@
+"""Interoperability: our scores in the forms that shap, Quantus, inseq and interpreto read.
+
+Each of them takes a high score for an important token, so all are given information kept, never the loss.
+None of them is needed by anything else here, and none is installed with the package:
+``pip install "interp-plugin[interop]"`` brings in all four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from interp_plugin.attribution import InformationLoss
+from interp_plugin.explanation import Explanation, TextExplanation
+from interp_plugin.problem import cap_of_embedding
+from interp_plugin.rows import Layer
+from interp_plugin.units import Granularity, Offset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from interp_plugin.huggingface import HuggingFaceModel
+
+Choice = Layer | tuple[Layer, int] | None
+"""A layer, a layer and one of its positions, or None for the last row of each text."""
+Important = Literal["kept", "signed"]
+"""The scores that are high where a token matters."""
+
+
+def to_shap(
+    explanation: Explanation | TextExplanation, layer: Choice = None, granularity: Granularity = "token"
+) -> Any:
+    """Information kept as a ``shap.Explanation``, for ``shap.plots.text`` and its other plots.
+
+    A base value of 0 makes shap's sum, base value + values = f(x), the nats that the state keeps of the whole
+    text. ``data`` are the pieces of the text, with the blanks between them, and ``error_std`` the standard errors.
+
+    Args:
+        explanation: texts, or one of them.
+        layer: a label, or (label, position); None: the last row of each text.
+        granularity: "token", "word" or "sentence".
+
+    Returns:
+        Of one text, values (U,); of several, an array of such arrays, as shap's own text explainers give them.
+
+    Raises:
+        ImportError: shap is missing.
+        KeyError: the layer was not explained.
+
+    Example::
+
+        >>> import pytest
+        >>> shap = pytest.importorskip("shap")
+        >>> from interp_plugin.explanation import example
+        >>> values = to_shap(example()[0], layer=1)
+        >>> values.data.tolist(), values.values.round().tolist()
+        (['[CLS] ', 'a ', 'film ', '[SEP] '], [0.0, 7.0, 15.0, 0.0])
+        >>> "film" in shap.plots.text(values, display=False)
+        True
+    """
+    shap = _peer("shap", "to_shap")
+    if isinstance(explanation, TextExplanation):
+        values, errors, pieces = _kept(explanation, layer, granularity)
+        return shap.Explanation(values, 0.0, pieces, feature_names=pieces.tolist(), error_std=errors)
+    if not len(explanation):
+        raise ValueError("the explanation has 0 texts, and shap shows at least one; explain some first")
+    values, errors, pieces = (
+        _ragged(part) for part in zip(*(_kept(item, layer, granularity) for item in explanation))
+    )
+    names = [row.tolist() for row in pieces]
+    return shap.Explanation(values, np.zeros(len(values)), pieces, feature_names=names, error_std=errors)
+
+
+def quantus_explain_func(
+    model: nn.Module,
+    inputs: NDArray[Any],
+    targets: NDArray[Any] | None,
+    *,
+    state_layer: str | None = None,
+    axis: int = -1,
+    score: Important = "kept",
+    device: Any = None,
+    **settings: Any,
+) -> NDArray[Any]:
+    """The ``explain_func`` of Quantus' metrics, which are called directly, with ``channel_first=True``.
+
+    Text comes in as embeddings (B, T, K), to a module that takes them and returns class scores (B, C). Quantus
+    then has one score a token, (B, T, 1), spreads it over the K elements, and a step of K features
+    perturbs one whole token. Needs no package; but Quantus 0.6 takes areas under curves with a function that
+    numpy 2.4 removed: keep numpy below that beside it.
+
+    Args:
+        model: in evaluation mode.
+        inputs: (B, ...).
+        targets: a class for each example, (B,): its score is the state. None, or a state layer: not looked at.
+        state_layer: dotted name, in ``model``, of the module whose output is the state; a name, since
+            Quantus' randomisation metrics hand over copies.
+        axis: summed over, and kept with length 1, in inputs of three and more dimensions: the elements of a
+            token. Of images (B, C, H, W) it is 1, with a ``feature_mask`` that makes each pixel one token.
+        score: "kept", or "signed" (with a target).
+        device: where to run; None: where the model is.
+        **settings: of :meth:`InformationLoss.attribute`, given to a metric in its ``explain_func_kwargs``; a
+            number for ``max_sigma`` makes the scores of different examples comparable.
+
+    Returns:
+        float32; of the inputs' shape but for ``axis``.
+
+    Raises:
+        ValueError: another score.
+
+    Example::
+
+        >>> import pytest
+        >>> quantus = pytest.importorskip("quantus")
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(5 * 16, 2)).eval()
+        >>> embeddings, classes = torch.randn(3, 5, 16).numpy(), np.array([0, 1, 1])
+        >>> quantus_explain_func(model, embeddings, classes).shape
+        (3, 5, 1)
+        >>> metric = quantus.PixelFlipping(features_in_step=16, disable_warnings=True)
+        >>> curves = metric(
+        ...     model, embeddings, classes, None, channel_first=True, explain_func=quantus_explain_func
+        ... )
+        >>> np.shape(curves)
+        (3, 5)
+    """
+    _check_important(score)
+    like = next(model.parameters(), torch.empty(0))
+    x = torch.as_tensor(inputs, dtype=like.dtype, device=like.device if device is None else device)
+    layer = None if state_layer is None else model.get_submodule(state_layer)
+    target = (
+        None if targets is None or layer is not None else torch.as_tensor(targets, device=x.device).long()
+    )
+    shares = cast(Tensor, InformationLoss(model, layer).attribute(x, target=target, score=score, **settings))
+    return (shares.sum(axis, keepdim=True) if x.ndim > 2 else shares).cpu().numpy()
+
+
+@cache
+def register_inseq() -> type[Any]:
+    """Make "information_loss" an attribution method of inseq, and return its class.
+
+    ``inseq.load_model(model, "information_loss", tokenizer=...)`` then explains each generated token: noise enters
+    the embeddings of what was there before it (of an encoder-decoder, of the source, and of the decoder's
+    tokens with ``attribute_target=True``); the state is what inseq's ``attributed_fn`` computes (by default the
+    probability of the token), or a layer, ``load_model(..., state_layer="transformer.h.1")``. Settings of
+    :meth:`InformationLoss.attribute` (``rate``, ``solver``, ``score="signed"``, which integrates from zeros here)
+    are keyword arguments of inseq's ``attribute``. The cap on sigma is that of the embedding table, as in
+    :class:`LayerInformationLoss`.
+
+    Scores are nats of each token, (T, generated), not normalised. Padding bears no noise; inseq puts it on
+    the left, where it moves the noise draws, so that a text in a batch differs from the same one alone within its
+    standard errors.
+
+    Raises:
+        ImportError: inseq is missing.
+
+    Example::
+
+        >>> import pytest
+        >>> inseq = pytest.importorskip("inseq")
+        >>> register_inseq().method_name in inseq.list_feature_attribution_methods()
+        True
+    """
+    _peer("inseq", "register_inseq")
+    methods, data = import_module("inseq.attr.feat"), import_module("inseq.data")
+
+    class InformationLossAttribution(methods.GradientAttributionRegistry):  # type: ignore[misc, name-defined]
+        """Information kept of each token (Guan et al., ICML 2019), in nats."""
+
+        method_name = "information_loss"
+
+        def __init__(self, attribution_model: Any, state_layer: str | None = None, **kwargs: Any) -> None:
+            super().__init__(attribution_model, **kwargs)
+            layer = None if state_layer is None else attribution_model.model.get_submodule(state_layer)
+            self.method = InformationLoss(attribution_model, layer)
+
+        def attribute_step(
+            self, attribute_fn_main_args: dict[str, Any], attribution_args: dict[str, Any] | None = None
+        ) -> Any:
+            """One generated token: scores (B, T) of the source, of the prefix, or of both."""
+            settings = {"score": "kept", **(attribution_args or {})}
+            _check_important(settings["score"])
+            model = self.attribution_model
+            cap = cap_of_embedding(model.get_embedding_layer())
+            if cap is not None:
+                settings.setdefault("max_sigma", cap * float(model.embed_scale))
+            settings.setdefault("token_mask", _inseq_mask(**attribute_fn_main_args))
+            shares = self.method.attribute(**attribute_fn_main_args, **settings)
+            scores = tuple(share.sum(-1) for share in shares)  # (B, T) each
+            source, prefix = (*scores, None)[:2] if model.is_encoder_decoder else (None, scores[0])
+            return data.CoarseFeatureAttributionStepOutput(
+                source_attributions=source, target_attributions=prefix, step_scores={}
+            )
+
+    return InformationLossAttribution
+
+
+def to_interpreto(
+    explanation: Explanation | TextExplanation,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layer: Choice = None,
+    granularity: str = "all_tokens",
+    targets: int | str | None = None,
+) -> list[Any]:
+    """Information kept as ``AttributionOutput`` of interpreto, for its Insertion, Deletion and ``plot_attributions``.
+
+    Of classifiers of sequences. What a language model generates is explained token by token: `register_inseq`.
+
+    Args:
+        explanation: texts, or one of them, of this model and tokenizer.
+        model, tokenizer: as interpreto's own classes take them.
+        layer: a label, or (label, position); None: the last row of each text.
+        granularity: of interpreto: "all_tokens", "token" (without special ones), "word" (as the tokenizer
+            sees them), "part_sentence" or "sentence". The nats of a unit are the sum over its tokens.
+        targets: the class whose probability the metrics watch; None: the one that the explanation asked
+            for, or else the predicted one.
+
+    Returns:
+        One for each text, attributions (1, U).
+
+    Raises:
+        ImportError: interpreto is missing.
+        KeyError: the layer was not explained.
+        ValueError: another granularity, no class, or tokens that are not those of the explanation.
+
+    Example::
+
+        >>> import pytest
+        >>> _ = pytest.importorskip("interpreto")
+        >>> from interp_plugin import TextExplainer, huggingface
+        >>> model, tokenizer = huggingface.load(huggingface.default_model_path())
+        >>> explanation = TextExplainer(model, tokenizer).explain("a funny film", layers=1)
+        >>> [output] = to_interpreto(explanation, model, tokenizer, granularity="word")
+        >>> output.elements, output.attributions.shape
+        (['a', 'funny', 'film'], torch.Size([1, 3]))
+    """
+    _peer("interpreto", "to_interpreto")
+    from interp_plugin.huggingface import HuggingFaceModel
+
+    text_model = HuggingFaceModel(model, tokenizer)
+    if text_model.task != "sequence classes":
+        raise ValueError(
+            f"{text_model.name} gives {text_model.task}, and to_interpreto takes classifiers of sequences; for what a "
+            "language model generates use register_inseq"
+        )
+    base = import_module("interpreto.attributions.base")
+    known = [each.value for each in base.Granularity]
+    if granularity not in known:
+        raise ValueError(f"granularity is {granularity!r}: choose from {', '.join(known)}")
+    items = [explanation] if isinstance(explanation, TextExplanation) else explanation
+    return [
+        _interpreto_output(item, layer, text_model, base, base.Granularity(granularity), targets)
+        for item in items
+    ]
+
+
+def _interpreto_output(
+    item: TextExplanation, layer: Choice, model: HuggingFaceModel, base: Any, granularity: Any, target: Any
+) -> Any:
+    """The nats of one text as ``AttributionOutput``; ``base`` is the module of that class."""
+    tokenizer = model.tokenizer
+    encoding = model.encode(item.text, item.pair, truncation=True)
+    inputs = tokenizer(
+        item.text, item.pair, return_tensors="pt", return_offsets_mapping=tokenizer.is_fast, truncation=True
+    )
+    if encoding.tokens != item.tokens or list(encoding.ids) != inputs["input_ids"][0].tolist():
+        raise ValueError(
+            f"text {item.text!r} has tokens {list(item.tokens)}, and this tokenizer makes {list(encoding.tokens)} of "
+            "it; give the model and tokenizer that were explained"
+        )
+    name = next((each for each in (target, item.target, item.predicted) if each is not None), None)
+    if name is None:
+        raise ValueError(f"text {item.text!r} has no predicted class; name the one to watch in targets")
+    kept, _, _ = _kept(item, layer, "token")
+    units = granularity.get_indices(inputs, tokenizer)[0]
+    return base.AttributionOutput(
+        attributions=torch.tensor([[kept[unit].sum() for unit in units]], dtype=torch.float32),  # (1, U)
+        elements=granularity.get_decomposition(inputs, tokenizer, return_text=True)[0],
+        model_inputs_to_explain=inputs,
+        targets=torch.tensor([model.class_index(name)]),
+        model_task=base.ModelTask.CLASSIFICATION,
+        granularity=granularity,
+        granularity_aggregation_strategy=base.GranularityAggregationStrategy.SUM,
+    )
+
+
+def _peer(package: str, name: str) -> Any:
+    """A package that is not ours."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{name} needs {package}, which cannot be imported ({error}): pip install {package}"
+        ) from error
+
+
+def _check_important(score: str) -> None:
+    if score not in ("kept", "signed"):
+        raise ValueError(
+            f"score is {score!r}, but a high score must mean an important token here: choose 'kept' or 'signed'"
+        )
+
+
+def _kept(
+    item: TextExplanation, layer: Choice, granularity: Granularity
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Information kept of one row, its standard errors and the pieces of the text, (U,) each."""
+    if layer is None:
+        row = item.rows[-1]
+    else:
+        row = item.row(*layer) if isinstance(layer, tuple) else item.row(layer)
+    number = next(i for i, each in enumerate(item.rows) if each is row)
+    scores = item.scores("kept", granularity)
+    pieces = np.array(_pieces(item, scores.units, scores.offsets))
+    return scores.values[number].numpy(), scores.standard_error[number].numpy(), pieces
+
+
+def _pieces(item: TextExplanation, units: Sequence[str], offsets: Sequence[Offset | None]) -> list[str]:
+    """What the text says from each unit to the next one, so that shap, which joins them, shows the text."""
+    texts, pieces = (item.text, item.pair or ""), []
+    for unit, offset, following in zip(units, offsets, [*offsets[1:], None]):
+        piece = ""
+        if offset is not None:
+            segment, start, stop = offset
+            if following is not None and following[0] == segment:
+                piece = texts[segment][start : max(stop, following[1])]
+            else:
+                piece = f"{texts[segment][start:].rstrip()} "
+        pieces.append(piece if piece.strip() else f"{unit} ")  # special, or "[UNK]" of nothing that shows
+    return pieces
+
+
+def _ragged(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """An array of arrays, also where all have one length."""
+    array = np.empty(len(rows), dtype=object)
+    for number, row in enumerate(rows):
+        array[number] = row
+    return array
+
+
+def _inseq_mask(inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...], **_: Any) -> Tensor:
+    """Which tokens of the inputs are no padding, (B, T): inseq's masks follow the attributed function."""
+    place = next(i for i, each in enumerate(additional_forward_args) if callable(each))
+    masks = takewhile(lambda each: isinstance(each, Tensor), additional_forward_args[place + 1 :])
+    return torch.cat([mask.bool() for mask, _ in zip(masks, inputs)], dim=1)
