@@ -53,8 +53,8 @@ class Found:
         return self.result.layer_labels
 
 
-def sentiment_words(texts: list[str], labels: torch.Tensor, least: float = 2.576) -> set[str]:
-    """Words whose odds differ between the classes of the training sentences, by a z of 99 %."""
+def sentiment_words(texts: list[str], labels: torch.Tensor, least: float = 1.96) -> set[str]:
+    """Words whose odds differ between the classes of the training sentences, by a z of 95 %."""
     counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for text, label in zip(texts, labels.tolist()):
         counts[label].update(set(text.split()))
@@ -172,7 +172,7 @@ def lead(each: Found, kind: str, place: int) -> np.ndarray:
 def depths(layers: tuple[int | str, ...]) -> list[float]:
     """From 0, where the noise enters, to 1, the last layer; the output stands apart."""
     count = sum(label != "output" for label in layers)
-    return [1.15 if label == "output" else number / count for number, label in enumerate(layers, 1)]
+    return [1.2 if label == "output" else number / count for number, label in enumerate(layers, 1)]
 
 
 def of_layers(found: dict[str, Found]) -> Figure:
@@ -189,9 +189,9 @@ def of_layers(found: dict[str, Found]) -> Figure:
             axes.plot(x, mean, "o-", color=colour, markersize=3, label=name)
             axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
         axes.legend(fontsize=8)
-    left.set(xlabel="layer", ylabel="nats kept of a token, per dimension")
+    left.set(xlabel="layer", ylabel="nats kept of a token, per dimension", xticks=found[BEFORE].layers)
     right.set(xlabel="depth")
-    right.set_xticks([0, 0.5, 1, 1.15], ["words", "half", "last\nlayer", " class\nscores"], fontsize=8)
+    right.set_xticks([0, 0.5, 1, 1.2], ["words", "half", "last\nlayer", "class\nscores"], fontsize=8)
     return figure
 
 
