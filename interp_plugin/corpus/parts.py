@@ -31,6 +31,8 @@ FORMAT = 1  # raise it when a reader of the old format would go wrong
 _KEY = b"interp_plugin_corpus"  # of the files' metadata
 _NAME = re.compile(r"(part|errors)-(\d{8,})-([0-9a-f]{16})\.parquet")
 _FLOATS = ("sigma", "standard_error")
+SOLVED = ("solved_sigma", "solved_error")
+"""Columns of a part whose numbers were predicted: what the solver says of the texts that it checked."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ class Folder:
             errors = self._save("errors", about.window, table, {})
         about = replace(about, errors=errors)
         rows = [line for text in scored for line in _lines(text)]
-        table = arrow.Table.from_pylist(rows, schema=_schema(arrow))
+        predicted = about.settings.get("amortised") is not None
+        table = arrow.Table.from_pylist(rows, schema=_schema(arrow, predicted))
         each = len(scored[0].rates) if scored else 1
         group_size = max(1, GROUP // each) * each  # of whole texts
         header = {**asdict(about), "lines": len(rows)}
@@ -223,8 +226,11 @@ def _lines(scored: Scored) -> Iterator[dict[str, Any]]:
         "word_of": word_of,
         "tags": _tags(scored.item, units),
     }
-    for row, rate in zip(text.rows, scored.rates):
+    checks = (None,) * len(text.rows) if scored.solved is None else scored.solved.rows
+    for row, rate, check in zip(text.rows, scored.rates, checks):
         arrays = {name: getattr(row, name).numpy() for name in _FLOATS}
+        if check is not None:
+            arrays |= {name: getattr(check, of).numpy() for name, of in zip(SOLVED, _FLOATS)}
         yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
 
 
@@ -292,7 +298,8 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _schema(arrow: ModuleType) -> pa.Schema:
+def _schema(arrow: ModuleType, predicted: bool) -> pa.Schema:
+    floats = arrow.list_(arrow.float32())
     return arrow.schema(
         {
             "row": arrow.int64(),
@@ -304,6 +311,7 @@ def _schema(arrow: ModuleType) -> pa.Schema:
             "position": arrow.int64(),
             "rate": arrow.float64(),
             **fit_columns(arrow),
+            **(dict.fromkeys(SOLVED, floats) if predicted else {}),  # null where the solver did not check
         }
     )
 

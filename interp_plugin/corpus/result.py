@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from interp_plugin.corpus import quantities
+from interp_plugin.corpus import check, quantities
 from interp_plugin.corpus.estimates import RESAMPLES
 from interp_plugin.corpus.knowledge import knowledge
 from interp_plugin.corpus.parts import Folder, Part, lines
@@ -21,6 +21,7 @@ from interp_plugin.corpus.stream import Failure
 from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
 from interp_plugin.corpus.word_classes import table as table_of_classes
 from interp_plugin.explanation import Explanation, Row, Settings, TextExplanation
+from interp_plugin.fingerprint import differences
 from interp_plugin.rendering import corpus as drawings
 from interp_plugin.rendering import corpus_terminal as terminal
 from interp_plugin.storage import replace_file
@@ -72,7 +73,7 @@ class CorpusResult:
         if not numbers or (partial and not found):
             raise ValueError(f"{str(path)!r} holds no study; give the folder that CorpusStudy.run wrote to")
         settings = [part.about.settings for part in found.values()]
-        if any(other != settings[0] for other in settings[1:]):
+        if any(differences(other, settings[0]) for other in settings[1:]):
             raise ValueError(f"{str(path)!r} holds parts with different settings; keep those of one study")
         last = max((n for n, part in found.items() if part.about.last), default=None)
         expected = range((max(numbers) if last is None else last) + 1)
@@ -178,6 +179,24 @@ class CorpusResult:
                 )
         return quantities.differences(self.sentences, other.sentences, resamples, seed)
 
+    def check(self) -> pd.DataFrame:
+        """How far the predictions of an amortised study are from the solver, on the texts that it looked at too.
+
+        Returns:
+            Columns layer; texts (that were checked); held_out and error: r.m.s. of predicted less solved log sigma
+            where the head was trained, and here; noise (r.m.s. standard error of the solver here, a part of error);
+            spearman (over a text's tokens, mean over texts); covered (share of tokens within two standard errors);
+            shift (nats kept of a token, predicted less solved, mean over texts) and shift_error (its standard error);
+            p (one-sided Welch test on the logarithms of texts' mean squares that errors are more than a tenth larger
+            here), p_holm (corrected for the layers), drift (p_holm below 0.01).
+
+        Raises:
+            ValueError: the solver found the numbers, so that there is nothing to check.
+        """
+        if self.settings.get("amortised") is None:
+            raise ValueError(f"the solver found all the numbers of {str(self.path)!r}: nothing was predicted")
+        return check.table(self.parts, self.layer_labels, self.settings["held_out"])
+
     def word_classes(
         self,
         by: By = "kind",
@@ -270,7 +289,7 @@ class CorpusResult:
             missing = sorted(set(rows) - set(found))
             if missing:
                 raise ValueError(f"rows {missing[:5]} have no numbers in this study; failures() may say why")
-        known = {f.name: self.settings[f.name] for f in fields(Settings)}
+        known = {f.name: self.settings[f.name] for f in fields(Settings) if f.name in self.settings}
         known["rate"] = float("nan") if known["rate"] is None else known["rate"]
         order = sorted(found) if rows is None else rows
         return Explanation(tuple(found[row] for row in order), Settings(**known), self.seconds)
@@ -383,10 +402,12 @@ class CorpusResult:
 
     def _regime(self) -> drawings.Regime:
         values = self.sentences.facts["regime_index"]
-        quantiles = np.nanquantile(
-            np.where(np.isfinite(values), values, np.nan), (0.05, 0.25, 0.5, 0.75, 0.95), axis=0
-        )
-        return drawings.Regime(list(self.layer_labels), quantiles.T.tolist())
+        finite = [column[np.isfinite(column)] for column in values.T]
+        quantiles = [
+            np.quantile(column if len(column) else [np.nan], (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+            for column in finite
+        ]
+        return drawings.Regime(list(self.layer_labels), quantiles)
 
     def _explained(self, rows: set[int] | None) -> Iterator[tuple[int, TextExplanation]]:
         labels = {str(label): label for label in self.layer_labels}
