@@ -92,6 +92,11 @@ class CorpusResult:
         return self.parts[0].about.settings
 
     @property
+    def is_amortised(self) -> bool:
+        """Whether a head predicted the numbers."""
+        return self.settings.get("amortised") is not None
+
+    @property
     def layer_labels(self) -> tuple[Label, ...]:
         """The layers, in forward order."""
         return tuple(self.settings["layers"])
@@ -193,7 +198,7 @@ class CorpusResult:
         Raises:
             ValueError: the solver found the numbers, so that there is nothing to check.
         """
-        if self.settings.get("amortised") is None:
+        if not self.is_amortised:
             raise ValueError(f"the solver found all the numbers of {str(self.path)!r}: nothing was predicted")
         return check.table(self.parts, self.layer_labels, self.settings["held_out"])
 
@@ -328,6 +333,8 @@ class CorpusResult:
             )
         if kind == "classes":
             return drawings.plot_classes(self._classes(**classes))
+        if kind == "regime" and self.is_amortised:
+            raise ValueError("a head predicted these numbers, and E is known only of what the solver found")
         if kind == "regime":
             return drawings.plot_regime(self._regime())
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
@@ -373,6 +380,7 @@ class CorpusResult:
             None if other is None else self.compare(other).to_dict("records"),
             "" if other is None else str(other.settings["model"]),
             console,
+            self._checks(),
         )
 
     def _page(self) -> drawings.Page:
@@ -386,10 +394,14 @@ class CorpusResult:
             growth=self.monotonicity().to_dict("records"),
             classes=self._classes(),
             knowledge=self.knowledge().to_dict("records"),
-            regime=self._regime(),
+            regime=None if self.is_amortised else self._regime(),
+            checks=self._checks(),
             failures=[(f.row, f.reason, f.beginning) for f in failed[:100]],
             settings=dict(self.settings),
         )
+
+    def _checks(self) -> list[dict[str, Any]]:
+        return self.check().to_dict("records") if self.is_amortised else []
 
     def _classes(self, **arguments: Any) -> drawings.Classes:
         table = self.word_classes(**arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,7 @@ from interp_plugin.scoring import Find, Plan, score
 from interp_plugin.tokens import Encoding, TextModel
 
 SHARE = 0.01  # of predicted texts that the solver checks
+OTHER_DRAWS = 1_000_003  # added to the seed: a head may have learned from the study's own draws
 EARLY = 4  # so many texts more with every e-fold of the rows, until the share takes over
 HOPELESS = 32  # texts that the model fails on before any other: then it is not the texts
 
@@ -142,7 +143,9 @@ class Scorer:
     def _solved(self, items: Sequence[Item], encodings: Sequence[Encoding]) -> dict[Item, TextExplanation]:
         """What the solver says of those that it checks."""
         some = {item: encoding for item, encoding in zip(items, encodings) if is_checked(item.row)}
-        return dict(zip(some, score(self.model, list(some.values()), self.plan))) if some else {}
+        solver = replace(self.plan.solver, seed=self.plan.solver.seed + OTHER_DRAWS)
+        plan = replace(self.plan, solver=solver)
+        return dict(zip(some, score(self.model, list(some.values()), plan))) if some else {}
 
     @staticmethod
     def _report(
