@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp_plugin import huggingface
+    from interp_plugin.amortised.estimator import AmortisedEstimator
     from interp_plugin.attribution import (
         InformationLoss,
         InformationLossLLMAttribution,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortisedEstimator",
     "Calibration",
     "CorpusResult",
     "CorpusStudy",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "amortised.estimator": ("AmortisedEstimator",),
     "attribution": (
         "InformationLoss",
         "InformationLossLLMAttribution",

@@ -140,6 +140,11 @@ class Batch:
         part._noisy.origin = tuple(origin)
         return part
 
+    @property
+    def origin(self) -> Tensor:
+        """What noise is added to, without it, (B, T, K)."""
+        return self._noisy.origin[0]
+
     def whole(self, site: Site | None) -> Tensor:
         """What passes at a site without noise, (B, ...)."""
         return self._wholes[self._sites.index(site)]

@@ -44,6 +44,9 @@ class Settings:
         state_std: whether the state is measured in its standard deviations over a corpus; false: each text is
             its own yardstick.
         versions: of the packages at work.
+        calibration: digest of those standard deviations.
+        part: of the states that is watched, where it is not the whole.
+        amortised: digest of the head that predicted the numbers; None: the solver found them.
 
     Example::
 
@@ -62,6 +65,7 @@ class Settings:
     versions: Mapping[str, str]
     calibration: str | None = None
     part: str | None = None
+    amortised: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

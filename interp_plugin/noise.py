@@ -126,7 +126,7 @@ class TokenGroups:
     def collect(self, values: Tensor) -> Tensor:
         """Sum the elements of every token: (B, N) -> (B, T)."""
         if self.width:
-            return values.unflatten(1, (self.n_tokens, self.width)).sum(-1)
+            return values.reshape(len(values), self.n_tokens, self.width).sum(-1)
         totals = values.new_zeros(len(values), self.n_tokens)
         return totals.scatter_add_(1, self.index.expand(len(values), -1), values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -45,8 +45,21 @@ class Plan:
     max_rows: int | None = None
 
 
-def score(model: TextModel, encodings: Sequence[Encoding], plan: Plan) -> list[TextExplanation]:
-    """The explanation of every text of one batch."""
+Find = Callable[[TextModel, Batch, Plan, Sequence[bool]], list[tuple[Row, ...]]]
+"""Finds the rows of every text of a batch, as :func:`solved` does."""
+
+
+def score(
+    model: TextModel, encodings: Sequence[Encoding], plan: Plan, find: Find | None = None
+) -> list[TextExplanation]:
+    """The explanation of every text of one batch.
+
+    Args:
+        model: what reads the texts.
+        encodings: of the texts.
+        plan: what to find out of each.
+        find: what finds the rows of every text; None: the solver.
+    """
     given = [bool(e.target) for e in encodings]
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
     if model.task == "next token" and any(s.label == OUTPUT for s in plan.states) and not all(given):
@@ -57,7 +70,7 @@ def score(model: TextModel, encodings: Sequence[Encoding], plan: Plan) -> list[T
     batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
-    rows = _rows(model, batch, plan, given)
+    rows = (solved if find is None else find)(model, batch, plan, given)
     return [
         TextExplanation(
             text=encoding.text,
@@ -74,8 +87,14 @@ def score(model: TextModel, encodings: Sequence[Encoding], plan: Plan) -> list[T
     ]
 
 
-def _rows(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
-    """The rows of every text, in the plan's order, positions of a state one after another."""
+def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+    """The rows of every text by the solver, in the plan's order, positions of a state one after another.
+
+    Args:
+        model, plan: as of :func:`score`.
+        batch: of the texts.
+        given: which of them were given a target.
+    """
     found: list[list[tuple[int, Row]]] = [[] for _ in given]
     for part in _parts(model, batch, plan, given):
         some = batch if len(part.examples) == len(given) else batch.at(part.examples)

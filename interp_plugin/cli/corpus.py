@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -37,6 +37,7 @@ from interp_plugin.cli.given import (
 )
 
 if TYPE_CHECKING:
+    from interp_plugin.corpus.check import HeldOut
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
     from interp_plugin.text import TextExplainer
@@ -50,6 +51,10 @@ EXAMPLES = """Examples:
     interp-plugin corpus dev.tsv --text-column 0 --layers 1,3-4 --output corpus --html corpus.html
 
     interp-plugin corpus reviews.jsonl --model tuned --compare pretrained --calibrate sample.txt --output corpus
+
+    interp-plugin corpus sample.txt --output sample --tolerance 0.1 --train-amortised head.safetensors
+
+    interp-plugin corpus web.jsonl --output web --amortised head.safetensors
 
     torchrun --nproc-per-node 2 --no-python interp-plugin corpus reviews.txt --output corpus
 
@@ -113,6 +118,23 @@ def corpus(
     truncation: Truncation = False,
     html: Page = None,
     as_json: AsJson = False,
+    amortised: Annotated[
+        Path | None,
+        typer.Option(
+            help="A head, .safetensors: it predicts the numbers from one forward a text, and the solver checks some.",
+            show_default="the solver finds all",
+        ),
+    ] = None,
+    train_amortised: Annotated[
+        Path | None,
+        typer.Option(help="Train a head on what the solver found, and write it here.", show_default=False),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard error of log sigma to reach; 0.1 will do for a head.", show_default="the solver's"
+        ),
+    ] = None,
     engine: Annotated[
         Engine, typer.Option(help="Who scores: this process, or actors of Ray Data.")
     ] = "local",
@@ -130,6 +152,7 @@ def corpus(
     rank, world_size = _place()
     with one_sentence(), _gathering(world_size):
         _check(output, html, engine, world_size, device, gpus)
+        _check_heads(amortised, train_amortised, compare)
         columns: dict[str, Any] = {
             "text_column": column(source, text_column),
             "pair_column": column(source, pair_column),
@@ -142,17 +165,20 @@ def corpus(
         from interp_plugin.corpus.result import CorpusResult
         from interp_plugin.solver import Solver
 
+        head = None if amortised is None else amortised.absolute()
+        solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
         progress = sys.stderr.isatty()
         rows = partial(_rows, _absolute(source), split, header, limit)
-        makers = []  # all before the first runs: a model that cannot be loaded is said now
+        makers, units = [], []  # all before the first runs: a model that cannot be loaded is said now
         for name in [model] if compare is None else [model, compare]:
             load = partial(load_explainer, name, tokenizer, dtype=dtype)
             # with Ray the GPUs are the workers'
             here = partial(load, device="cpu" if engine == "ray" else _device(device))
+            unit = calibration(here(), calibrate, unit_texts, progress)
+            units.append(unit)
             make = partial(
-                _study, layers=labels, rate=rate, distortion=distortion,
-                calibration=calibration(here(), calibrate, unit_texts, progress),
-                solver=Solver(seed=seed), batch_size=batch_size, truncation=truncation,
+                _study, head=head, layers=labels, rate=rate, distortion=distortion, calibration=unit,
+                solver=solver, batch_size=batch_size, truncation=truncation,
             )  # fmt: skip
             makers.append((partial(make, here), partial(make, partial(load, device=device))))
         folders = [output, output / COMPARED][: len(makers)]
@@ -175,16 +201,35 @@ def corpus(
                 raise ValueError(
                     f"{len(result.failures())} texts failed and max_errors is {max_errors}; mend the texts"
                 )
-        written = None if html is None else results[0].to_html(html)
+        written = [] if html is None else [results[0].to_html(html)]
+        if train_amortised is not None:
+            from interp_plugin.amortised import AmortisedEstimator
+
+            model_again = load_explainer(model, tokenizer, _device(device), dtype).model
+            trained = AmortisedEstimator.train(
+                model_again, None, results[0], units[0], show_progress=progress
+            )
+            trained.save(train_amortised)
+            written.append(train_amortised)
+            _report_head(trained.held_out, trained.layers)
     _report(results, as_json)
-    if written is not None:
-        typer.echo(f"wrote {written}", err=True)
+    for path in written:
+        typer.echo(f"wrote {path}", err=True)
 
 
-def _study(load: Callable[[], TextExplainer], **options: Any) -> CorpusStudy:
+def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any) -> CorpusStudy:
+    """The study; with a head its layers and its calibration are the head's, unless others are asked for."""
     from interp_plugin.corpus.study import CorpusStudy
 
-    return CorpusStudy(load().model, None, **options)
+    model = load().model
+    if head is not None:
+        from interp_plugin.amortised import AmortisedEstimator
+
+        found = AmortisedEstimator.load(head, model)
+        options["amortised"] = found
+        options["calibration"] = options["calibration"] or found.calibration
+        options["layers"] = list(found.layers) if options["layers"] == "all" else options["layers"]
+    return CorpusStudy(model, None, **options)
 
 
 def _rows(source: str, split: str | None, header: bool, limit: int | None) -> Iterator[Any]:
@@ -229,6 +274,18 @@ def _check(
                 f"--device is {device} and --gpus 0, and Ray shows a worker only the GPUs it is given; give --gpus 1, "
                 "or a share of one"
             )
+
+
+def _check_heads(amortised: Path | None, train_amortised: Path | None, compare: str | None) -> None:
+    check_outputs(train_amortised)
+    if amortised is not None and not amortised.is_file():
+        raise ValueError(f"--amortised {str(amortised)!r} is no file; give what --train-amortised wrote")
+    if amortised is not None and train_amortised is not None:
+        raise ValueError("--train-amortised learns from what the solver finds; leave --amortised out")
+    if amortised is not None and compare is not None:
+        raise ValueError(
+            f"--amortised is a head for one model, and --compare {compare!r} is another; leave one of the two out"
+        )
 
 
 def _place() -> tuple[int, int]:
@@ -278,9 +335,21 @@ def _report(results: list[CorpusResult], as_json: bool) -> None:
         typer.echo(f"and {len(failures) - SHOWN_FAILURES} more rows left out", err=True)
 
 
+def _report_head(held_out: HeldOut, layers: Sequence[int | str]) -> None:
+    """How good the head is, on standard error: the tables may be JSON."""
+    for layer, error, spearman in zip(layers, held_out.error, held_out.spearman):
+        typer.echo(
+            f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, ranks of a text's "
+            f"tokens (Spearman) {spearman:.3f}",
+            err=True,
+        )
+
+
 def _plain(first: CorpusResult, other: CorpusResult | None) -> dict[str, Any]:
     """The tables and what they depend on, for JSON."""
     tables = {"layers": first.layers(), "monotonicity": first.monotonicity()}
+    if first.is_amortised:
+        tables["check"] = first.check()
     if other is not None:
         tables["differences"] = first.compare(other)
     return {

@@ -24,6 +24,8 @@ GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 KEY = b"interp_plugin_corpus"  # of the files' metadata
 _FLOATS = ("sigma", "standard_error")
+SOLVED = ("solved_sigma", "solved_error")
+"""Columns of a part whose numbers were predicted: what the solver says of the texts that it checked."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def draft(about: About, scored: Sequence[Scored], failures: Sequence[Failure]) -
     rows = [line for text in scored for line in _lines(text)]
     each = len(scored[0].rates) if scored else 1
     content = _encoded(
-        arrow.Table.from_pylist(rows, schema=_schema(arrow)),
+        arrow.Table.from_pylist(rows, schema=_schema(arrow, about.settings.get("amortised") is not None)),
         {**asdict(about), "lines": len(rows)},
         max(1, GROUP // each) * each,  # of whole texts
     )
@@ -141,8 +143,11 @@ def _lines(scored: Scored) -> Iterator[dict[str, Any]]:
         "word_of": word_of,
         "tags": _tags(scored.item, units),
     }
-    for row, rate in zip(text.rows, scored.rates):
+    checks = (None,) * len(text.rows) if scored.solved is None else scored.solved.rows
+    for row, rate, check in zip(text.rows, scored.rates, checks):
         arrays = {name: getattr(row, name).numpy() for name in _FLOATS}
+        if check is not None:
+            arrays |= {name: getattr(check, of).numpy() for name, of in zip(SOLVED, _FLOATS)}
         yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
 
 
@@ -159,7 +164,8 @@ def _tags(item: Item, units: Sequence[Unit]) -> list[str] | None:
     return ["" if segment or place >= len(ends) else item.tags[place] for segment, place in places]
 
 
-def _schema(arrow: ModuleType) -> pa.Schema:
+def _schema(arrow: ModuleType, predicted: bool) -> pa.Schema:
+    floats = arrow.list_(arrow.float32())
     return arrow.schema(
         {
             "row": arrow.int64(),
@@ -171,6 +177,7 @@ def _schema(arrow: ModuleType) -> pa.Schema:
             "position": arrow.int64(),
             "rate": arrow.float64(),
             **fit_columns(arrow),
+            **(dict.fromkeys(SOLVED, floats) if predicted else {}),  # null where the solver did not check
         }
     )
 

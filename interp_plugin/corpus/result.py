@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_plugin.corpus import quantities, views
+from interp_plugin.corpus import check, quantities, views
 from interp_plugin.corpus.estimates import RESAMPLES
 from interp_plugin.corpus.knowledge import knowledge
 from interp_plugin.corpus.parts import Folder, Part
@@ -22,6 +22,7 @@ from interp_plugin.corpus.views import Per, Quantity
 from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
 from interp_plugin.corpus.word_classes import table as table_of_classes
 from interp_plugin.explanation import Explanation, Settings
+from interp_plugin.fingerprint import differences
 from interp_plugin.rendering import corpus as drawings
 from interp_plugin.rendering import corpus_terminal as terminal
 from interp_plugin.storage import replace_file
@@ -71,7 +72,7 @@ class CorpusResult:
         if not numbers or (partial and not found):
             raise ValueError(f"{str(path)!r} holds no study; give the folder that CorpusStudy.run wrote to")
         settings = [part.about.settings for part in found.values()]
-        if any(other != settings[0] for other in settings[1:]):
+        if any(differences(other, settings[0]) for other in settings[1:]):
             raise ValueError(f"{str(path)!r} holds parts with different settings; keep those of one study")
         last = max((n for n, part in found.items() if part.about.last), default=None)
         expected = range((max(numbers) if last is None else last) + 1)
@@ -88,6 +89,11 @@ class CorpusResult:
     def settings(self) -> Mapping[str, Any]:
         """What the numbers depend on."""
         return self.parts[0].about.settings
+
+    @property
+    def is_amortised(self) -> bool:
+        """Whether a head predicted the numbers."""
+        return self.settings.get("amortised") is not None
 
     @property
     def layer_labels(self) -> tuple[Label, ...]:
@@ -176,6 +182,24 @@ class CorpusResult:
                     "run both with the same"
                 )
         return quantities.differences(self.sentences, other.sentences, resamples, seed)
+
+    def check(self) -> pd.DataFrame:
+        """How far the predictions of an amortised study are from the solver, on the texts that it looked at too.
+
+        Returns:
+            Columns layer; texts (that were checked); held_out and error: r.m.s. of predicted less solved log sigma
+            where the head was trained, and here; noise (r.m.s. standard error of the solver here, a part of error);
+            spearman (over a text's tokens, mean over texts); covered (share of tokens within two standard errors);
+            shift (nats kept of a token, predicted less solved, mean over texts) and shift_error (its standard error);
+            p (one-sided Welch test on the logarithms of texts' mean squares that errors are more than a tenth larger
+            here), p_holm (corrected for the layers), drift (p_holm below 0.01).
+
+        Raises:
+            ValueError: the solver found the numbers, so that there is nothing to check.
+        """
+        if not self.is_amortised:
+            raise ValueError(f"the solver found all the numbers of {str(self.path)!r}: nothing was predicted")
+        return check.table(self.parts, self.layer_labels, self.settings["held_out"])
 
     def word_classes(
         self,
@@ -269,7 +293,7 @@ class CorpusResult:
             missing = sorted(set(rows) - set(found))
             if missing:
                 raise ValueError(f"rows {missing[:5]} have no numbers in this study; failures() may say why")
-        known = {f.name: self.settings[f.name] for f in fields(Settings)}
+        known = {f.name: self.settings[f.name] for f in fields(Settings) if f.name in self.settings}
         known["rate"] = float("nan") if known["rate"] is None else known["rate"]
         order = sorted(found) if rows is None else rows
         return Explanation(tuple(found[row] for row in order), Settings(**known), self.seconds)
@@ -308,6 +332,8 @@ class CorpusResult:
             )
         if kind == "classes":
             return drawings.plot_classes(views.classes(self.word_classes(**classes)))
+        if kind == "regime" and self.is_amortised:
+            raise ValueError("a head predicted these numbers, and E is known only of what the solver found")
         if kind == "regime":
             return drawings.plot_regime(views.regime(self))
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
@@ -347,6 +373,7 @@ class CorpusResult:
             None if other is None else self.compare(other).to_dict("records"),
             "" if other is None else str(other.settings["model"]),
             console,
+            views.checks(self),
         )
 
     def _check_any(self) -> None:

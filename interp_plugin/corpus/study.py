@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
 from interp_plugin import data
+from interp_plugin.batches import Batch
 from interp_plugin.calibration import Calibration
+from interp_plugin.corpus.check import HeldOut, warn_of_drift
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.run import Run
 from interp_plugin.corpus.scorer import Scorer
 from interp_plugin.corpus.stream import Reader, Source, windows
+from interp_plugin.explanation import Row
 from interp_plugin.fingerprint import weights_digest
 from interp_plugin.problem import warn_of_training
+from interp_plugin.scoring import Plan
 from interp_plugin.solver import Solver
 from interp_plugin.state import Site
 from interp_plugin.text import Layers, TextExplainer
@@ -27,6 +31,25 @@ from interp_plugin.tokens import OUTPUT, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Estimator(Protocol):
+    """What predicts the solver's rows: an :class:`~interp_plugin.AmortisedEstimator`."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def held_out(self) -> HeldOut: ...
+
+    def check(self, model: TextModel, settings: Mapping[str, Any]) -> None:
+        """Refuse to work for a model or settings that it was not trained for."""
+        ...
+
+    def rows(
+        self, model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]
+    ) -> list[tuple[Row, ...]]:
+        """The rows of every text of a batch, as :func:`scoring.solved` finds them."""
+        ...
 
 
 class CorpusStudy:
@@ -47,9 +70,13 @@ class CorpusStudy:
         solver, max_sigma: as of :meth:`~interp_plugin.TextExplainer.explain`.
         batch_size: texts at most in a batch.
         truncation: cut off what the model cannot take; otherwise too long a text is recorded as failed.
+        amortised: an :class:`~interp_plugin.AmortisedEstimator` that predicts the numbers; the solver then looks only
+            at one text in a hundred (more near the beginning), and :meth:`CorpusResult.check` says how far the two
+            are apart.
 
     Raises:
-        ValueError: as of :class:`~interp_plugin.TextExplainer`; a distortion that is not positive.
+        ValueError: as of :class:`~interp_plugin.TextExplainer`; a distortion that is not positive; an estimator that
+            was trained for another model or other settings.
 
     Examples::
         >>> import tempfile
@@ -74,7 +101,12 @@ class CorpusStudy:
         max_sigma: float | None = None,
         batch_size: int = 16,
         truncation: bool = False,
+        amortised: Estimator | None = None,
     ) -> None:
+        if distortion is not None and amortised is not None:
+            raise ValueError(
+                f"distortion is {distortion}, and an estimator knows one rate alone; leave one of the two out"
+            )
         if distortion is not None and not (math.isfinite(distortion) and distortion > 0):
             raise ValueError(
                 f"distortion is {distortion}; give a positive number, such as 0.05 (half of the usual rate), or None"
@@ -89,7 +121,10 @@ class CorpusStudy:
         states = sorted(plan.states, key=lambda state: order.index(state.label))
         self.plan = replace(plan, states=tuple(states))
         self.distortion, self.batch_size, self.truncation = distortion, batch_size, truncation
+        self.amortised = amortised
         self._settings = asdict(explainer.settings(plan))
+        if amortised is not None:
+            amortised.check(self.model, self.settings(1))
 
     def run(
         self,
@@ -141,7 +176,10 @@ class CorpusStudy:
             for each in windows(texts, window, reader):
                 run.visit(each, each.number % world_size == rank, bar)
         run.finish()
-        return CorpusResult.load(output_dir, partial=world_size > 1)
+        result = CorpusResult.load(output_dir, partial=world_size > 1)
+        if self.amortised is not None and world_size == 1:
+            warn_of_drift(result.check())
+        return result
 
     def settings(self, window: int) -> dict[str, Any]:
         """What the numbers of a part depend on, as JSON has it."""
@@ -157,12 +195,15 @@ class CorpusStudy:
             "revision": getattr(config, "_commit_hash", None),
             "weights": weights_digest(self.model.module),
         }
+        if self.amortised is not None:
+            settings |= {"amortised": self.amortised.digest, "held_out": asdict(self.amortised.held_out)}
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
     def scorer(self) -> Scorer:
         """What scores the texts of a window."""
-        return Scorer(self.model, self.plan, self.distortion, self.batch_size, self.truncation)
+        predict = None if self.amortised is None else self.amortised.rows
+        return Scorer(self.model, self.plan, self.distortion, self.batch_size, self.truncation, predict)
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -52,7 +52,15 @@ def regime(result: CorpusResult) -> Regime:
     """Quantiles of E over the sentences, by layer; where the state does not move at all E does not count."""
     facts = result.sentences.facts
     known = np.where(facts["distortion"] > 0, facts["regime_index"], np.nan)
-    return Regime(list(result.layer_labels), np.nanquantile(known, _QUANTILES, axis=0).T.tolist())
+    finite = [column[np.isfinite(column)] for column in known.T]
+    quantiles = [np.quantile(column if len(column) else [np.nan], _QUANTILES).tolist() for column in finite]
+    return Regime(list(result.layer_labels), quantiles)
+
+
+def checks(result: CorpusResult) -> list[dict[str, Any]]:
+    """What the solver says of the predictions; nothing where it found all the numbers."""
+    found: list[dict[str, Any]] = result.check().to_dict("records") if result.is_amortised else []
+    return found
 
 
 def page(result: CorpusResult) -> Page:
@@ -67,7 +75,8 @@ def page(result: CorpusResult) -> Page:
         growth=result.monotonicity().to_dict("records"),
         classes=classes(result.word_classes()),
         knowledge=result.knowledge().to_dict("records"),
-        regime=regime(result),
+        regime=None if result.is_amortised else regime(result),
+        checks=checks(result),
         failures=[(f.row, f.reason, f.beginning) for f in failed[:SHOWN_FAILURES]],
         settings=dict(result.settings),
     )

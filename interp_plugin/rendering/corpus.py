@@ -78,9 +78,10 @@ class Page:
         texts, failed: how many have numbers, and how many have none.
         seconds: that scoring took.
         layers, growth, knowledge: lines of the tables of the same names.
-        classes, regime: what is drawn.
+        classes, regime: what is drawn; regime None: it is not known.
         failures: row, reason and beginning of the first that failed.
         settings: by name.
+        checks: lines of ``CorpusResult.check``, where numbers were predicted.
     """
 
     model: str
@@ -91,9 +92,10 @@ class Page:
     growth: Sequence[Mapping[str, Any]]
     classes: Classes
     knowledge: Sequence[Mapping[str, Any]]
-    regime: Regime
+    regime: Regime | None
     failures: Sequence[tuple[int, str, str]]
     settings: Mapping[str, Any]
+    checks: Sequence[Mapping[str, Any]] = ()
 
 
 def plot_curves(curves: Sequence[Curve], unit: str) -> Figure:
@@ -198,6 +200,7 @@ def to_html(study: Page) -> str:
     layers, of = curves_of(study.layers)
     settings = dict(study.settings)
     versions = settings.pop("versions", {})
+    settings.pop("held_out", None)  # the table of checks has it
     calibrated = settings.get("state_std")
     return templates.template("page.corpus.html").render(
         title=printable(f"{study.model}: information kept, layer by layer, of {study.texts} texts"),
@@ -209,7 +212,10 @@ def to_html(study: Page) -> str:
         ],
         yardstick=None if calibrated else labels.yardstick({"settings": {"state_std": False}}),
         curve=_image(plot_curves([_curve(study.model, layers, of)], "information kept, nats per token")),
-        regime=_image(plot_regime(study.regime)),
+        regime=None if study.regime is None else _image(plot_regime(study.regime)),
+        checks=[check_cells(line) for line in study.checks],
+        checked=study.checks[0]["texts"] if study.checks else 0,
+        check_names=CHECKS,
         layers=[layer_cells(layer, of) for layer in layers],
         growth=[_growth_cells(line) for line in study.growth],
         violations=sum(bool(line["violation"]) for line in study.growth),
@@ -256,6 +262,30 @@ def layer_cells(layer: Layer, of: Mapping[Any, Mapping[str, Any]]) -> list[str]:
         number(of["regime_index", "sentence", layer]["mean"], 3),
         f"{100 * of['converged', 'sentence', layer]['mean']:.0f} %",
         f"{passes[0]:.0f} + {passes[1]:.0f}",
+    ]
+
+
+CHECKS = (
+    "layer",
+    "error of log sigma",
+    "when trained",
+    "ranks (Spearman)",
+    "within 2 s.e.",
+    "shift, nats a token",
+    "drift",
+)
+
+
+def check_cells(line: Mapping[str, Any]) -> list[str]:
+    """What a table says of predictions at a layer, in the order of ``CHECKS``."""
+    return [
+        printable(label(line["layer"])),
+        number(line["error"], 3),
+        number(line["held_out"], 3),
+        number(line["spearman"], 3),
+        "-" if math.isnan(line["covered"]) else f"{100 * line['covered']:.0f} %",
+        f"{number(line['shift'], 3)} ±{number(line['shift_error'], 2)}",
+        f"yes (p {number(line['p_holm'], 2)})" if line["drift"] else "no",
     ]
 
 

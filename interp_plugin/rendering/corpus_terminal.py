@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.rendering.corpus import curves_of, label, layer_cells, number
+from interp_plugin.rendering.corpus import CHECKS, check_cells, curves_of, label, layer_cells, number
 from interp_plugin.rendering.labels import printable
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ def show(
     differences: Sequence[Mapping[str, Any]] | None = None,
     other: str = "",
     console: Console | None = None,
+    checks: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Print what each layer keeps and, of two studies, the paired differences.
+    """Print what each layer keeps and, of two studies, the paired differences; of predictions how far off they are.
 
     Args:
         heading: of the first table.
@@ -41,6 +42,7 @@ def show(
         differences: lines of ``CorpusResult.compare``; None: there is no other study.
         other: the name of the model that was taken from this one.
         console: default a new one on stdout.
+        checks: lines of ``CorpusResult.check``.
     """
     from rich.console import Console
     from rich.text import Text
@@ -50,6 +52,9 @@ def show(
     names, of = curves_of(layers)
     console.print(_table(LAYERS, [layer_cells(name, of) for name in names]))
     console.print("I: information kept, H: lost, in nats, with 95 % bootstrap intervals over the texts.")
+    if checks:
+        console.print(f"Predicted from one forward a text; the solver checked {checks[0]['texts']}:")
+        console.print(_table(CHECKS, [check_cells(line) for line in checks]))
     for line in filter(itemgetter("violation"), growth):
         console.print(
             f"{label(line['layer'])} seems to keep more than {label(line['after'])}, which it is computed from "

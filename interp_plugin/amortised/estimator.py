@@ -1,0 +1,290 @@
+"""AmortisedEstimator: a head, the one model and settings that it was trained for, and how far off it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp_plugin.amortised.features import numbers, vectors
+from interp_plugin.amortised.head import Head
+from interp_plugin.amortised.origin import (
+    SOLVER,
+    About,
+    check_settings,
+    check_words,
+    common_settings,
+    explainer_of,
+)
+from interp_plugin.amortised.training import examples, solved_texts, train
+from interp_plugin.batches import Batch, batches
+from interp_plugin.calibration import Calibration
+from interp_plugin.corpus.check import HeldOut
+from interp_plugin.corpus.result import CorpusResult
+from interp_plugin.explanation import Explanation, Row, TextExplanation
+from interp_plugin.fingerprint import weights_digest
+from interp_plugin.scoring import Plan, score
+from interp_plugin.solver import Solver
+from interp_plugin.storage import replace_file
+from interp_plugin.text import Text, TextExplainer
+from interp_plugin.tokens import TextModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMAT = "interp_plugin amortised head 1"
+EPOCHS = 60
+WORDS = 3  # texts of the training whose tokens tell one tokenizer from another
+
+
+class AmortisedEstimator:
+    """Predicts what the solver would find, for every token and layer, from one forward without noise.
+
+    A head learned it from studies of the solver.  It is good for one model, its tokenizer, layers, rate, cap and unit
+    of distortion: with any other it refuses to work.  :class:`~interp_plugin.CorpusStudy` takes one as ``amortised``.
+
+    Attributes:
+        model: what reads the texts.
+        calibration: the unit of distortion; give it to the studies that use the head.
+        about: what it was trained for, and its error on texts that were held out.
+
+    Examples::
+        >>> import tempfile
+        >>> from interp_plugin import AmortisedEstimator, CorpusStudy, Solver, huggingface
+        >>> model, tokenizer = huggingface.load(huggingface.default_model_path())
+        >>> texts = [f"a {how} {what}" for how in ("good", "bad", "dull", "funny", "long") for what in (
+        ...     "film", "story", "end", "plot", "cast")]
+        >>> study = CorpusStudy(model, tokenizer, layers=[1, 2], solver=Solver(tolerance=0.1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = study.run(texts, folder, show_progress=False)
+        ...     head = AmortisedEstimator.train(model, tokenizer, result, held_out=0.2, show_progress=False)
+        >>> predicted = head.predict("a funny film")
+        >>> predicted[0].layers, predicted[0].rows[0].n_forward, predicted[0].rows[0].n_backward
+        ((1, 2), 1, 0)
+    """
+
+    def __init__(self, explainer: TextExplainer, head: Head, about: About) -> None:
+        self.model, self.calibration, self.about = explainer.model, explainer.calibration, about
+        self._explainer, self._head = explainer, head
+        known = about.settings
+        solver = Solver(**{name: known[name] for name in SOLVER})
+        self._plan = explainer.plan(
+            known["layers"], rate=known["rate"], max_sigma=known["max_sigma"], solver=solver
+        )
+
+    @classmethod
+    def train(
+        cls,
+        model: PreTrainedModel | TextModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        studies: CorpusResult | str | os.PathLike[str] | Sequence[CorpusResult | str | os.PathLike[str]],
+        calibration: Calibration | None = None,
+        *,
+        held_out: float = 0.1,
+        epochs: int = EPOCHS,
+        seed: int = 0,
+        batch_size: int = 16,
+        show_progress: bool = True,
+    ) -> AmortisedEstimator:
+        """Learn from what the solver found.
+
+        The states of all the texts are held in memory, two bytes a number.
+
+        Args:
+            model, tokenizer: those of the studies.
+            studies: one or more, or their folders; hundreds of texts at least.  Their solvers may differ in seed and
+                budget: several seeds are better than one, as the draws at a position are the same in all texts.
+            calibration: that of the studies.
+            held_out: share of the texts that are not learned from, but used to measure the error.
+            epochs: how often each text is looked at.
+            seed: of what is held out, and of the training.
+            batch_size: texts at most in a forward of the model.
+            show_progress: progress bars.
+
+        Raises:
+            ValueError: studies of another model, tokenizer or calibration, or that differ in what a head is good for;
+                too few texts; a study at equal distortion, of predictions, of a language model's output, or whose
+                cap is each text's own.
+        """
+        several = [studies] if isinstance(studies, (CorpusResult, str, os.PathLike)) else studies
+        results = [each if isinstance(each, CorpusResult) else CorpusResult.load(each) for each in several]
+        known = common_settings(results)
+        explainer = explainer_of(model, tokenizer, known, calibration, "the study")
+        texts = solved_texts(explainer.model, results)
+        plan = explainer.plan(known["layers"], rate=known["rate"], max_sigma=known["max_sigma"])
+        given = examples(explainer.model, plan, texts, batch_size, show_progress)
+        found = [text for text, _ in texts]
+        head, error = train(found, given, held_out, epochs, seed, show_progress)
+        shortest = sorted(texts, key=lambda pair: len(pair[1].ids))[:WORDS]
+        words = [(text.text, text.pair, list(encoding.ids)) for text, encoding in shortest]
+        return cls(explainer, head, About(known, len(texts) - error.texts, error, words))
+
+    @property
+    def digest(self) -> str:
+        """A name for this very head: equal for equal numbers and origin."""
+        found = hashlib.sha256(json.dumps(self._plain(), sort_keys=True).encode())
+        found.update(weights_digest(self._head).encode())
+        return found.hexdigest()[:16]
+
+    @property
+    def held_out(self) -> HeldOut:
+        """How far it is off on texts that it did not learn from."""
+        return self.about.held_out
+
+    @property
+    def layers(self) -> tuple[int | str, ...]:
+        """Labels of the layers, in forward order."""
+        return tuple(self.about.settings["layers"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a safetensors file, whole or not at all; it holds the calibration too, and a few short texts."""
+        from safetensors.torch import save
+
+        tensors = {
+            f"head.{name}": value.contiguous().cpu() for name, value in self._head.state_dict().items()
+        }
+        about = self._plain()
+        if self.calibration is not None:
+            about["calibration"] = {"model": self.calibration.model, "texts": self.calibration.texts}
+            tensors |= {f"calibration.{key}": v.contiguous() for key, v in self.calibration.state_std.items()}
+        replace_file(path, save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: PreTrainedModel | TextModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> AmortisedEstimator:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: of the file.
+            model, tokenizer: those that the head was trained for.
+
+        Raises:
+            ValueError: the file is no head; it was trained for another model or tokenizer.
+        """
+        about, tensors = _read(path)
+        unit = about.pop("calibration", None)
+        if unit is not None:
+            unit = Calibration(**unit, state_std=_part("calibration", tensors))
+        known = About(**{**about, "held_out": HeldOut(**about["held_out"])})
+        explainer = explainer_of(model, tokenizer, known.settings, unit, f"the head in {str(path)!r}")
+        check_words(explainer.model, known)
+        return cls(explainer, Head.of(_part("head", tensors)), known)
+
+    def predict(
+        self,
+        texts: Text | Sequence[Text],
+        batch_size: int = 16,
+        truncation: bool = False,
+        show_progress: bool = False,
+    ) -> Explanation:
+        """What :meth:`TextExplainer.explain` would find, within the error on held-out texts.
+
+        A row's standard errors are that error; its E and D are not known (NaN).
+
+        Args:
+            texts: one text, one pair of sentences, or a list of either.
+            batch_size: texts at most in a forward.
+            truncation: cut off what the model cannot take.
+            show_progress: a progress bar.
+
+        Raises:
+            ValueError, TypeError: as of :meth:`TextExplainer.encode`.
+        """
+        start = time.perf_counter()
+        encodings = self._explainer.encode(texts, truncation)
+        found: dict[int, TextExplanation] = {}
+        with tqdm(total=len(encodings), desc="texts", disable=not show_progress) as bar:
+            for some in batches(encodings, batch_size, self.model.pads):
+                scored = score(self.model, [encodings[i] for i in some], self._plan, self.rows)
+                found.update(zip(some, scored))
+                bar.update(len(some))
+        items = tuple(found[index] for index in range(len(encodings)))
+        settings = replace(self._explainer.settings(self._plan), amortised=self.digest)
+        return Explanation(items, settings, time.perf_counter() - start)
+
+    @torch.no_grad()
+    def rows(
+        self, model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool] = ()
+    ) -> list[tuple[Row, ...]]:
+        """The rows of every text of a batch, in the solver's place: a :data:`scoring.Find`."""
+        states = vectors(model, batch, plan.states)
+        head = self._head.to(states[0].device)
+        log_sigma = head(torch.cat(states, -1), numbers(states, batch.token_mask), batch.token_mask).cpu()
+        return [
+            tuple(self._row(number, plan, values[mask, number]) for number in range(len(plan.states)))
+            for values, mask in zip(log_sigma, batch.token_mask.cpu())
+        ]
+
+    def check(self, model: TextModel, settings: Mapping[str, Any]) -> None:
+        """See that a study asks what the head was trained for.
+
+        Args:
+            model: of the study.
+            settings: of the study.
+
+        Raises:
+            ValueError: something differs.
+        """
+        check_settings(settings, self.about.settings, "the head")
+        check_words(model, self.about)
+
+    def _row(self, number: int, plan: Plan, log_sigma: Tensor) -> Row:
+        cap = float(self.about.settings["max_sigma"])
+        error, mean_error = (getattr(self.held_out, name)[number] for name in ("error", "mean_error"))
+        sigma = log_sigma.exp().clamp(max=cap)
+        below = sigma < cap
+        return Row(
+            layer=plan.states[number].label,
+            position=None,
+            sigma=sigma,
+            standard_error=error * below,
+            common_error=mean_error * float(below.float().mean()),
+            max_sigma=cap,
+            regime_index=math.nan,
+            distortion=math.nan,
+            converged=error <= plan.solver.tolerance,
+            n_forward=1,
+            n_backward=0,
+        )
+
+    def _plain(self) -> dict[str, Any]:
+        """What is known of the head, ready for JSON."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.about)))
+        return plain
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is not a safetensors file; give what a head was saved to") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{str(path)!r} is of format {metadata.get('format')!r}, and {FORMAT!r} is needed; give what a head was "
+            "saved to, or train one again"
+        )
+    return json.loads(metadata["about"]), tensors
+
+
+def _part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one of the things in a file, by their own names."""
+    return {
+        key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
+    }

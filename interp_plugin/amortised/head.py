@@ -1,0 +1,152 @@
+"""Head: a small network from what one forward says of the tokens of a text to log sigma of every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from interp_plugin.state import no_fastpath
+
+SIZE = 96  # of the head's own vectors
+HEADS = 4
+DROPOUT = 0.1  # of training
+BATCH = 16  # texts in a step of training
+RATE = 2e-3  # of Adam, falling to 0 by a cosine
+DECAY = 0.02
+SMALLEST = 1e-3  # spread of what comes in or goes out: less is no spread
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text to learn from: T tokens, L layers.
+
+    Attributes:
+        vectors: of :func:`features.vectors`, joined, (T, W) float16.
+        numbers: of :func:`features.numbers`, (T, F).
+        target: log sigma, (T, L).
+        capped: where sigma is the cap, so that it would be larger, (T, L).
+        variance: mean over the tokens of the squared standard error of the target, (L,).
+    """
+
+    vectors: Tensor
+    numbers: Tensor
+    target: Tensor
+    capped: Tensor
+    variance: Tensor
+
+
+class Scale(nn.Module):
+    """The mean and the spread of C columns; what passes is put in units of them.
+
+    Args:
+        size: C.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+
+    def settle(self, rows: Tensor) -> None:
+        """Take them from rows, (N, C)."""
+        self.centre.copy_(rows.mean(0))
+        self.spread.copy_(rows.std(0, unbiased=False).clamp(min=SMALLEST))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.centre) / self.spread
+
+
+class Head(nn.Module):
+    """A projection, one block of attention over the text's tokens, and a number for each layer.
+
+    Args:
+        width: W, of the vectors.
+        few: F, how many numbers.
+        layers: L.
+    """
+
+    def __init__(self, width: int, few: int, layers: int) -> None:
+        super().__init__()
+        self.vectors, self.numbers, self.target = Scale(width), Scale(few), Scale(layers)
+        self.project = nn.Linear(width + few, SIZE)
+        self.block = nn.TransformerEncoderLayer(
+            SIZE, HEADS, 2 * SIZE, DROPOUT, "gelu", batch_first=True, norm_first=True
+        )
+        self.out = nn.Linear(SIZE, layers)
+        self.direct = nn.Linear(few, layers)
+        nn.init.zeros_(self.direct.weight)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Head:
+        """The head with this state, ready for use."""
+        head = cls(*(len(state[f"{name}.centre"]) for name in ("vectors", "numbers", "target")))
+        head.load_state_dict(dict(state))
+        return head.eval().requires_grad_(False)
+
+    def forward(self, vectors: Tensor, numbers: Tensor, mask: Tensor) -> Tensor:
+        """log sigma, (B, T, L), from (B, T, W), (B, T, F) and which tokens are real, (B, T)."""
+        few = self.numbers(numbers)
+        joined = torch.cat([self.vectors(vectors), few], -1)
+        with no_fastpath():  # it would make padding count
+            found = self.block(self.project(self.dropout(joined)), src_key_padding_mask=~mask)
+        units: Tensor = self.out(found) + self.direct(few)
+        return units * self.target.spread + self.target.centre
+
+
+def learn(examples: Sequence[Example], epochs: int, seed: int, show_progress: bool = False) -> Head:
+    """A head that fits the examples: least squares of log sigma, each text and layer by how well its target is known.
+
+    A target at the cap says only that sigma is no smaller, so a larger prediction costs nothing.
+    """
+    with torch.random.fork_rng(devices=[]):  # torch draws weights and dropout from the global generator
+        torch.manual_seed(seed)
+        first = examples[0]
+        head = Head(first.vectors.shape[1], first.numbers.shape[1], first.target.shape[1])
+        for scale, name in ((head.vectors, "vectors"), (head.numbers, "numbers"), (head.target, "target")):
+            scale.settle(torch.cat([getattr(example, name) for example in examples]).float())
+        _descend(head, examples, epochs, show_progress)
+    return head.eval().requires_grad_(False)
+
+
+def _descend(head: Head, examples: Sequence[Example], epochs: int, show_progress: bool) -> None:
+    steps = epochs * math.ceil(len(examples) / BATCH)
+    optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps, pct_start=0.1)
+    left = head.target.spread.square() / 100  # of variance that is no noise of the targets, (L,)
+    with tqdm(total=steps, desc="train the head", disable=not show_progress) as bar:
+        for _ in range(epochs):
+            for some in _batches(examples):
+                vectors, numbers, target, capped, variance, mask = some
+                off = head(vectors, numbers, mask) - target
+                off = torch.where(capped, off.clamp(max=0), off) * mask.unsqueeze(-1)
+                weight = 1 / (variance + left)  # (B, L)
+                per_text = off.square().sum(1) / mask.sum(1, keepdim=True)
+                loss = (per_text * weight).sum() / weight.sum()
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+                optimiser.step()
+                schedule.step()
+                bar.update()
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[tuple[Tensor, ...]]:
+    """The examples in a new order, so many at a time and padded: vectors, numbers, target, capped, variance, mask."""
+    for places in torch.randperm(len(examples)).split(BATCH):
+        some = [examples[i] for i in places.tolist()]
+        lengths = torch.tensor([len(example.target) for example in some])
+        mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+        padded = [
+            nn.utils.rnn.pad_sequence([getattr(example, name) for example in some], batch_first=True)
+            for name in ("vectors", "numbers", "target", "capped")
+        ]
+        yield padded[0].float(), *padded[1:], torch.stack([example.variance for example in some]), mask
