@@ -178,7 +178,8 @@ class AmortisedEstimator:
         unit = about.pop("calibration", None)
         if unit is not None:
             unit = Calibration(**unit, state_std=_part("calibration", tensors))
-        known = About(**{**about, "held_out": HeldOut(**about["held_out"])})
+        figures = {name: tuple(v) if isinstance(v, list) else v for name, v in about["held_out"].items()}
+        known = About(**{**about, "held_out": HeldOut(**figures)})
         explainer = explainer_of(model, tokenizer, known.settings, unit, f"the head in {str(path)!r}")
         check_words(explainer.model, known)
         return cls(explainer, Head.of(_part("head", tensors)), known)

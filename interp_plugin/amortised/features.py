@@ -10,6 +10,7 @@ from torch import Tensor
 from interp_plugin.batches import Batch, State
 from interp_plugin.tokens import TextModel
 
+ROUNDING = 1e-3  # of a vector, below which a difference says nothing: its logarithm would hang on the batch
 TINY = 1e-6
 
 
@@ -52,8 +53,9 @@ def numbers(given: Sequence[Tensor], mask: Tensor) -> Tensor:
     found = [n.log(), place.log(), (n - place + 1).clamp(min=1).log()]
     for each in given:
         middle = torch.einsum("bt,btw->bw", share, each).unsqueeze(1)
+        least = ROUNDING * each.norm(dim=-1) + TINY
         found += [
-            (part.norm(dim=-1) + TINY).log()
+            (part.norm(dim=-1) + least).log()
             for part in (each, each - each.mean(-1, keepdim=True), each - middle)
         ]
     return torch.stack(found, -1)

@@ -15,6 +15,7 @@ from interp_plugin.batches import Batch, batches
 from interp_plugin.corpus.check import Agreement, HeldOut
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.explanation import TextExplanation
+from interp_plugin.fingerprint import ids_digest
 from interp_plugin.scoring import Plan
 from interp_plugin.tokens import Encoding, TextModel, shown
 
@@ -32,6 +33,7 @@ def solved_texts(model: TextModel, studies: Sequence[CorpusResult]) -> list[tupl
     """
     found = []
     for study in studies:
+        seen = set()
         for text in study.explanation():
             encoding = model.encode(text.text, text.pair, truncation=study.settings["truncation"])
             if encoding.tokens != text.tokens:
@@ -39,7 +41,13 @@ def solved_texts(model: TextModel, studies: Sequence[CorpusResult]) -> list[tupl
                     f"the tokenizer makes {len(encoding.tokens)} tokens of text {shown(text.text)}, and the study has "
                     f"{len(text.tokens)}, or others; give the tokenizer that the study was made with"
                 )
+            seen.add(ids_digest(encoding.ids))
             found.append((text, encoding))
+        if not seen.issuperset(part.about.ids for part in study.parts if part.about.texts):
+            raise ValueError(
+                f"the tokenizer makes other tokens of the texts of {str(study.path)!r}, under the same names; give the "
+                "tokenizer that the study was made with"
+            )
     if len(found) < FEWEST:
         raise ValueError(
             f"the studies hold {len(found)} texts, and a head needs at least {FEWEST}, better hundreds; score more"

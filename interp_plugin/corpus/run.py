@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from interp_plugin.corpus.drafts import About, Draft, draft
 from interp_plugin.corpus.parts import Folder, Part
 from interp_plugin.corpus.scorer import Scored, Scorer
 from interp_plugin.corpus.stream import Failure, Window
-from interp_plugin.fingerprint import differences
+from interp_plugin.fingerprint import differences, ids_digest
 from interp_plugin.scoring import warn_of_deaf_states
 from interp_plugin.tokens import shown
 
@@ -215,5 +213,5 @@ def _ids(window: Window, scorer: Scorer) -> str:
     """A name for the tokens of the first text that has any."""
     for item in window.items:
         for encoding in scorer.encoded([item])[0].values():
-            return hashlib.sha256(json.dumps(encoding.ids).encode()).hexdigest()[:16]
+            return ids_digest(encoding.ids)
     return ""

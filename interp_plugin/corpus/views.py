@@ -66,6 +66,8 @@ def checks(result: CorpusResult) -> list[dict[str, Any]]:
 def page(result: CorpusResult) -> Page:
     """All of it on one page."""
     failed = result.failures()
+    words = result.word_classes()
+    mixed = words["class"].nunique() > 1  # without a background there are no knowledge points
     return Page(
         model=str(result.settings["model"]),
         texts=result.texts,
@@ -73,8 +75,8 @@ def page(result: CorpusResult) -> Page:
         seconds=result.seconds,
         layers=result.layers().to_dict("records"),
         growth=result.monotonicity().to_dict("records"),
-        classes=classes(result.word_classes()),
-        knowledge=result.knowledge().to_dict("records"),
+        classes=classes(words),
+        knowledge=result.knowledge().to_dict("records") if mixed else [],
         regime=None if result.is_amortised else regime(result),
         checks=checks(result),
         failures=[(f.row, f.reason, f.beginning) for f in failed[:SHOWN_FAILURES]],
