@@ -114,6 +114,7 @@ class Batch:
         self.targets = (
             _Targets.of(encodings, self.token_mask.device) if any(e.target for e in encodings) else None
         )
+        self._decoder_mask = _decoder_mask(encodings).to(self.token_mask.device)
         self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer, max_rows=max_rows)
         self._sites = list(sites)
         self._wholes = self._noisy.read(sites)
@@ -131,6 +132,7 @@ class Batch:
         rows = torch.tensor(examples, device=self.token_mask.device)
         part.encodings = [self.encodings[i] for i in examples]
         part.token_mask = self.token_mask[rows]
+        part._decoder_mask = self._decoder_mask[rows]
         part.targets = self.targets and self.targets.at(rows)
         part._wholes = [whole[rows.to(whole.device)] for whole in self._wholes]
         inputs, origin = (
@@ -155,7 +157,7 @@ class Batch:
         if self.targets is not None and state.site is None:
             return self.targets.real
         on_decoder = self._model.axis[state.label] == "decoder"
-        mask = self._decoder_mask() if on_decoder else self.token_mask
+        mask = self._decoder_mask if on_decoder else self.token_mask
         return mask if whole.ndim > 2 and whole.shape[1] == mask.shape[1] else None
 
     def predicting(self, state: State, real: Tensor, given: Sequence[bool]) -> Tensor:
@@ -174,7 +176,7 @@ class Batch:
         rows = default_rows(self._noisy.origin[0][0].numel())
         if self.targets is not None and None in self._sites:
             in_decoder = self._model.axis[OUTPUT] == "decoder"
-            places = (self._decoder_mask() if in_decoder else self.token_mask).shape[1]
+            places = (self._decoder_mask if in_decoder else self.token_mask).shape[1]
             rows = min(rows, MAX_SCORES // (places * self._model.vocabulary))
         return max(1, rows)
 
@@ -210,10 +212,11 @@ class Batch:
         own = Terms(terms.rate, terms.max_sigma, state.selected_std)
         return pose(noisy, own, None, self.token_mask, counted, whole)
 
-    def _decoder_mask(self) -> Tensor:
-        lengths = torch.tensor([len(e.extra["decoder_input_ids"]) for e in self.encodings])
-        places = torch.arange(int(lengths.max()))
-        return (places < lengths.unsqueeze(1)).to(self.token_mask.device)
+
+def _decoder_mask(encodings: Sequence[Encoding]) -> Tensor:
+    """Which places of the decoders' own sequences are real, (B, places)."""
+    lengths = torch.tensor([len(e.extra.get("decoder_input_ids", ())) for e in encodings])
+    return torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
 
 
 @contextmanager

@@ -18,6 +18,12 @@ def test_the_noise_of_a_position_does_not_depend_on_padding(length, extra, seed,
     assert torch.equal(short, long[:, : length * 3])
 
 
+def test_the_noise_of_a_series_of_numbers_does_not_depend_on_its_length():
+    short, long = (Draws([(length,)], 3).round(1, 6) for length in (4, 9))
+    assert torch.equal(short, long[:, :4])
+    assert len(long.unique()) == 6 * 9
+
+
 def test_rounds_seeds_positions_and_inputs_are_independent_standard_normal():
     shapes = [(3, 50), (2, 50)]
     blocks = [Draws(shapes, seed).round(index, 40) for seed in (0, 1) for index in (0, 1)]

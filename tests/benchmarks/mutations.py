@@ -38,9 +38,9 @@ TESTS = {  # of each module, the quickest first
     "noise": ("noise", "controls"),
     "scores": ("explanation",),
     "state": ("state",),
-    "problem": ("problem", "bad_input", "conformance"),
-    "batches": ("text", "encoding"),
-    "attribution": ("conformance",),
+    "problem": ("problem", "bad_input"),
+    "batches": ("batches", "text"),
+    "attribution": ("attribution", "conformance"),
 }
 
 
@@ -184,8 +184,8 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "(rate / (2 * distortion_at_optimum",
-        "(rate / (distortion_at_optimum",
+        "slope / (2 * distortion_at_optimum)",
+        "slope / distortion_at_optimum",
         "regime index: without the 2",
     ),
     Mutation(
@@ -214,9 +214,9 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "collect(slope * noise) * w.unsqueeze(1)",
-        "collect(slope * noise)",
-        "stationarity: without the importance weight",
+        ".mul_(w.unsqueeze(1))",
+        "",
+        "stationarity and pull: without the importance weight",
     ),
     Mutation(
         "objective",
@@ -232,8 +232,8 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "direction.reshape(state.shape) * o.weight[examples]",
-        "direction.reshape(state.shape) * o.weight[examples].square()",
+        "direction.reshape(state.shape) * rows_of(o.weight, examples)",
+        "direction.reshape(state.shape) * rows_of(o.weight, examples).square()",
         "curvature: v and M squared once more",
     ),
     Mutation(
@@ -303,6 +303,18 @@ MUTATIONS = (
         "no token is at the cap",
     ),
     Mutation(
+        "solver",
+        "residual=(whole.residual * free)",
+        "residual=whole.residual",
+        "residual: not 0 at the cap",
+    ),
+    Mutation(
+        "solver",
+        "share = torch.where(free, 1.0, (1 + whole.residual).clamp(0, 1))",
+        "share = torch.ones_like(whole.residual)",
+        "regime index: tokens at the cap count whole",
+    ),
+    Mutation(
         "refinement",
         "found.stationarity * (n / rate) - 1",
         "found.stationarity * (1 / rate) - 1",
@@ -367,12 +379,6 @@ MUTATIONS = (
         "ratio.log() + (variance / 2",
         "ratio.log() - (variance / 2",
         "log(1 + r): its bias doubled",
-    ),
-    Mutation(
-        "refinement",
-        "trace.residual = step.residual * free",
-        "trace.residual = step.residual",
-        "residual: not 0 at the cap",
     ),
     Mutation(
         "rounds",
@@ -543,6 +549,18 @@ MUTATIONS = (
         "tokens: the mask is checked and dropped",
     ),
     Mutation(
+        "noise",
+        "values.repeat_interleave(self.width, 1)",
+        "values.repeat(1, self.width)",
+        "spread: elements have their neighbours' sigma",
+    ),
+    Mutation(
+        "noise",
+        "values.reshape(len(values), self.n_tokens, self.width).sum(-1)",
+        "values.reshape(len(values), self.width, self.n_tokens).sum(1)",
+        "collect: the axes of tokens and elements swapped",
+    ),
+    Mutation(
         "scores",
         'if kind == "kept":\n            return self.size * (self.log_cap - self.log_sigma)',
         'if kind == "loss":\n            return self.size * (self.log_cap - self.log_sigma)',
@@ -664,8 +682,8 @@ MUTATIONS = (
     ),
     Mutation(
         "batches",
-        "(places < lengths.unsqueeze(1))",
-        "(places <= lengths.unsqueeze(1))",
+        "< lengths.unsqueeze(1)",
+        "<= lengths.unsqueeze(1)",
         "a decoder's text is one place longer",
     ),
     Mutation(
@@ -723,7 +741,8 @@ def main(numbers: list[int], only_list: bool) -> int:
             survivors.append(number)
         line = (number, mutation.module, mutation.breaks, caught or "", f"{time.perf_counter() - start:.0f}")
         print("|", " | ".join(map(str, line)), "|", flush=True)
-    print(f"\n{len(numbers)} mutations, survivors: {survivors or 'none'}")
+    if not only_list:
+        print(f"\n{len(numbers)} mutations, survivors: {survivors or 'none'}")
     return bool(survivors)
 
 
