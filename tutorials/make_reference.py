@@ -28,6 +28,7 @@ MODULES = (
     "interp_plugin.comparison",
     "interp_plugin.comparison.truths",
     "interp_plugin.data",
+    "interp_plugin.interop",
     "interp_plugin.rendering",
 )
 
