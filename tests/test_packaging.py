@@ -190,8 +190,8 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
 # CONTRIBUTING.md draws the same in words.
 MAY_IMPORT = {
     "cli": {
-        "", "calibration", "comparison", "corpus", "data", "explanation", "huggingface", "rendering", "solver", "text",
-        "tokens",
+        "", "calibration", "comparison", "corpus", "data", "explanation", "files", "huggingface", "rendering", "solver",
+        "text", "tokens",
     },
     "": {
         "attribution", "calibration", "corpus", "explanation", "huggingface", "interpreter", "solver", "state", "text",

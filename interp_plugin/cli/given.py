@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from interp_plugin.files import is_remote
+
 if TYPE_CHECKING:
     from interp_plugin.calibration import Calibration
     from interp_plugin.text import TextExplainer
@@ -164,7 +166,7 @@ def column(source: str, name: str | None) -> str | int | None:
         (0, '0', 0)
     """
     path = Path(source)
-    folder = path.is_dir() or ("://" in source and not path.suffix)
+    folder = path.is_dir() or (is_remote(source) and not path.suffix)
     numbered = path.suffix in (".csv", ".tsv") or folder
     return int(name) if numbered and name is not None and name.isdecimal() else name
 
