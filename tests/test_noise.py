@@ -90,6 +90,14 @@ def test_spread_and_collect_agree_with_a_loop(seed, tokens):
             assert groups.active[b, column] == (mask[b] == k).any()
 
 
+def test_spread_and_collect_follow_the_tokens_of_a_sequence():
+    groups = token_groups([torch.zeros(2, 3, 4)])
+    sigma = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    assert torch.equal(groups.spread(sigma).reshape(2, 3, 4), sigma.unsqueeze(2).expand(2, 3, 4))
+    values = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(groups.collect(values.flatten(1)), values.sum(2))
+
+
 def test_a_feature_mask_joins_elements_of_several_inputs():
     inputs = [torch.zeros(1, 2, 2), torch.zeros(1, 3)]
     groups = token_groups(inputs, [torch.tensor([[[0, 0], [5, 5]]]), torch.tensor([[5, 9, 9]])])
