@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 _KEY = b"interp_plugin"  # of the file's metadata
-_FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
+FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
 
 
 def write(
@@ -31,7 +31,7 @@ def write(
         ImportError: pyarrow is missing.
         OSError: the file cannot be written; one that was there before stays as it was.
     """
-    arrow, parquet = load_pyarrow("a saved explanation")
+    arrow, _ = load_pyarrow("a saved explanation")
     of_text, of_row = _schemas(arrow)
     owners = arrow.array([row["text_index"] for row in rows], arrow.int64())
     table = arrow.Table.from_pylist(rows, schema=of_row)
@@ -39,22 +39,31 @@ def write(
     for field in of_text:
         table = table.append_column(field, repeated[field.name])
 
+    # statistics and dictionaries cost a small file kilobytes; zstd finds the repeated texts by itself
+    content = parquet_bytes(
+        table, _KEY, {"format": FORMAT, **header},
+        use_dictionary=False, write_statistics=False, write_page_checksum=True,
+    )  # fmt: skip
+    replace_file(path, content)
+
+
+def parquet_bytes(
+    table: pa.Table, key: bytes, header: Mapping[str, Any], row_group_size: int | None = None, **options: Any
+) -> pa.Buffer:
+    """A Parquet file of rows that hold fits, without Arrow's copy of the schema; the header stands in its metadata."""
+    arrow, parquet = load_pyarrow("a Parquet file")
     sink = arrow.BufferOutputStream()
-    # Without Arrow's copy of the schema, statistics and dictionaries, which cost a small file kilobytes;
-    # zstd finds the repeated texts by itself.
     with parquet.ParquetWriter(
         sink,
         table.schema,
         compression="zstd",
-        use_dictionary=False,
-        write_statistics=False,
         store_schema=False,
-        write_page_checksum=True,
-        use_byte_stream_split=[f"{name}.list.element" for name in _FLOATS],
+        use_byte_stream_split=[f"{name}.list.element" for name in FLOATS],
+        **options,
     ) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({_KEY: json.dumps({"format": FORMAT, **header})})
-    replace_file(path, sink.getvalue())
+        writer.write_table(table, row_group_size=row_group_size)
+        writer.add_key_value_metadata({key: json.dumps(header)})
+    return sink.getvalue()
 
 
 def read(
@@ -85,8 +94,8 @@ def read(
     owners = table["text_index"].to_pylist()
     firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
     texts = table.select(of_text.names).take(arrow.array(firsts, arrow.int64())).to_pylist()
-    rows = table.select([column for column in of_row.names if column not in _FLOATS]).to_pylist()
-    for column in _FLOATS:
+    rows = table.select([column for column in of_row.names if column not in FLOATS]).to_pylist()
+    for column in FLOATS:
         for row, cell in zip(rows, table[column], strict=True):
             row[column] = cell.values.to_numpy()
     return texts, rows, header

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Item
 from interp_plugin.explanation import TextExplanation
-from interp_plugin.storage import fit_columns, load_pyarrow, text_columns
+from interp_plugin.storage import FLOATS, fit_columns, load_pyarrow, parquet_bytes, text_columns
 from interp_plugin.units import Unit, group
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 KEY = b"interp_plugin_corpus"  # of the files' metadata
-_FLOATS = ("sigma", "standard_error")
 SOLVED = ("solved_sigma", "solved_error")
 """Columns of a part whose numbers were predicted: what the solver says of the texts that it checked."""
 
@@ -105,19 +103,10 @@ def _name(kind: str, window: int, content: bytes) -> str:
 
 def _encoded(table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP) -> bytes:
     """The bytes of a Parquet file."""
-    arrow, parquet = load_pyarrow("a corpus study")
-    sink = arrow.BufferOutputStream()
-    with parquet.ParquetWriter(
-        sink,
-        table.schema,
-        compression="zstd",
-        store_schema=False,
-        use_dictionary=["layer", "words.list.element", "tokens.list.element"],
-        use_byte_stream_split=[f"{name}.list.element" for name in _FLOATS],
-    ) as writer:
-        writer.write_table(table, row_group_size=group_size)
-        writer.add_key_value_metadata({KEY: json.dumps({"format": FORMAT, **header})})
-    content: bytes = sink.getvalue().to_pybytes()
+    dictionaries = ["layer", "words.list.element", "tokens.list.element"]
+    content: bytes = parquet_bytes(
+        table, KEY, {"format": FORMAT, **header}, group_size, use_dictionary=dictionaries
+    ).to_pybytes()
     return content
 
 
@@ -145,9 +134,9 @@ def _lines(scored: Scored) -> Iterator[dict[str, Any]]:
     }
     checks = (None,) * len(text.rows) if scored.solved is None else scored.solved.rows
     for row, rate, check in zip(text.rows, scored.rates, checks):
-        arrays = {name: getattr(row, name).numpy() for name in _FLOATS}
+        arrays = {name: getattr(row, name).numpy() for name in FLOATS}
         if check is not None:
-            arrays |= {name: getattr(check, of).numpy() for name, of in zip(SOLVED, _FLOATS)}
+            arrays |= {name: getattr(check, of).numpy() for name, of in zip(SOLVED, FLOATS)}
         yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
 
 
