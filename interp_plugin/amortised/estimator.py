@@ -178,10 +178,7 @@ class AmortisedEstimator:
         unit = about.pop("calibration", None)
         if unit is not None:
             unit = Calibration(**unit, state_std=_part("calibration", tensors))
-        figures: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in about["held_out"].items()
-        }
-        known = About(**{**about, "held_out": HeldOut(**figures)})
+        known = About(**{**about, "held_out": HeldOut.restored(about["held_out"])})
         explainer = explainer_of(model, tokenizer, known.settings, unit, f"the head in {str(path)!r}")
         check_words(explainer.model, known)
         return cls(explainer, Head.of(_part("head", tensors)), known)

@@ -123,6 +123,14 @@ class HeldOut:
         }
         return cls(len(found.square), **{name: tuple(column.tolist()) for name, column in columns.items()})
 
+    @classmethod
+    def restored(cls, plain: Mapping[str, Any]) -> HeldOut:
+        """From its fields as JSON gives them: lists for tuples."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+        }
+        return cls(**fields)
+
 
 def table(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str, Any]) -> pd.DataFrame:
     """What the solver says of the texts that it looked at too; see ``CorpusResult.check``.
@@ -134,7 +142,7 @@ def table(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str,
     """
     import pandas as pd
 
-    known = HeldOut(**held_out)
+    known = HeldOut.restored(held_out)
     texts, size = _read(parts, layers)
     nothing = np.full(len(layers), np.nan)
     columns: dict[str, Any] = {"layer": list(layers), "texts": len(texts), "held_out": known.error}
