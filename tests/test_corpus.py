@@ -13,12 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import tiny_models
 import torch
-from pyarrow import parquet
-from tiny_corpus import SOLVER, TEXTS, WINDOW, made_up, study, texts
+from tiny_corpus import SOLVER, TEXTS, WINDOW, made_up, rows, run, study, texts
 from tiny_plain import WORDS, cnn
 from torch import Tensor, nn
 
@@ -30,19 +28,6 @@ from interp_plugin.explanation import Row
 from interp_plugin.fingerprint import weights_digest
 
 SCRIPT = Path(__file__).with_name("tiny_corpus.py")
-
-
-def run(folder: Path, given: Any = None, window: int = WINDOW, **options: Any) -> CorpusResult:
-    """The tiny study of some texts."""
-    return study().run(
-        texts() if given is None else given, folder, window=window, show_progress=False, **options
-    )
-
-
-def rows(result: CorpusResult) -> pa.Table:
-    return pa.concat_tables(
-        [parquet.read_table(part.path) for part in result.parts]
-    ).replace_schema_metadata()
 
 
 @pytest.fixture(scope="module")

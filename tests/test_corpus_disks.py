@@ -11,27 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
-from tiny_corpus import TEXTS, WINDOW, study, texts
+from tiny_corpus import TEXTS, WINDOW, rows, run, study, texts
 
 from interp_plugin import CorpusResult
 from interp_plugin.corpus.parts import Folder
 
 COUNT = TEXTS // WINDOW
 SOME = [*texts(5), "", *texts(4)]  # of which one fails
-
-
-def run(folder: Path, given: Any = None, window: int = WINDOW) -> CorpusResult:
-    """The tiny study of some texts."""
-    return study().run(texts() if given is None else given, folder, window=window, show_progress=False)
-
-
-def rows(result: CorpusResult) -> pa.Table:
-    return pa.concat_tables(
-        [parquet.read_table(part.path) for part in result.parts]
-    ).replace_schema_metadata()
 
 
 @pytest.fixture(scope="module")

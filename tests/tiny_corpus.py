@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
+from pyarrow import parquet
 from tiny_plain import WORDS, cnn
 
 from interp_plugin.corpus.drafts import About, draft
@@ -55,6 +57,19 @@ def texts(count: int = TEXTS) -> list[str]:
 
 def study(**settings: Any) -> CorpusStudy:
     return CorpusStudy(cnn(), **{"batch_size": 3, "solver": SOLVER, **settings})
+
+
+def run(folder: Path, given: Any = None, window: int = WINDOW, **options: Any) -> CorpusResult:
+    """The tiny study of some texts."""
+    return study().run(
+        texts() if given is None else given, folder, window=window, show_progress=False, **options
+    )
+
+
+def rows(result: CorpusResult) -> pa.Table:
+    return pa.concat_tables(
+        [parquet.read_table(part.path) for part in result.parts]
+    ).replace_schema_metadata()
 
 
 def slowly(given: Sequence[str]) -> Iterator[str]:
