@@ -377,3 +377,13 @@ def test_holms_correction_is_its_own_recipe(p: list[float]) -> None:
     for step, place in enumerate(order):
         highest = max(highest, min(1.0, (len(p) - step) * p[place]))
         assert corrected[place] == pytest.approx(highest)
+
+
+@pytest.mark.parametrize("words", [["the", "[SEP]"], ["film"]])
+def test_a_page_of_a_corpus_without_foreground_or_background_has_no_knowledge_points(
+    tmp_path: Path, words: list[str]
+) -> None:
+    result = made_up(tmp_path, [[(word, None) for word in words]], [[[0.5] * len(words)] * 2])
+    page = str(result.to_html())
+    assert "Means over the corpus" in page
+    assert "Foreground and background" not in page

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from interp_plugin.corpus.word_classes import WORD
 from interp_plugin.rendering.corpus import Classes, Curve, Page, Regime
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def page(result: CorpusResult) -> Page:
     """All of it on one page."""
     failed = result.failures()
     words = result.word_classes()
-    mixed = words["class"].nunique() > 1  # without a background there are no knowledge points
+    found = set(words["class"])
+    mixed = WORD in found and len(found) > 1  # knowledge points need a foreground and a background
     return Page(
         model=str(result.settings["model"]),
         texts=result.texts,
