@@ -32,17 +32,24 @@ class Draws:
     shapes: Sequence[torch.Size | tuple[int, ...]]
     seed: int = 0
 
-    def round(self, index: int, count: int) -> Tensor:
-        """``count`` draws of round ``index``, (count, N): all inputs flattened and joined, float32, CPU."""
+    def round(self, index: int, count: int, first: int | None = None) -> Tensor:
+        """Draws of round ``index``, (count, N): all inputs flattened and joined, float32, CPU.
+
+        Args:
+            index: of the round.
+            count: draws in the round.
+            first: of these only the first so many; None: all.
+        """
+        first = count if first is None else first
         blocks = []
         for number, shape in enumerate(self.shapes):
             if len(shape) < 2:  # every element is a position: one block, filled element by element
                 size = int(np.prod(shape))
-                blocks.append(torch.from_numpy(self._block(index, number, 0, size, count)).T)
+                blocks.append(torch.from_numpy(self._block(index, number, 0, size, count)).T[:first])
                 continue
             size = int(np.prod(shape[1:]))
             for position in range(shape[0]):
-                blocks.append(torch.from_numpy(self._block(index, number, position, count, size)))
+                blocks.append(torch.from_numpy(self._block(index, number, position, first, size)))
         return torch.cat(blocks, dim=1)
 
     def _block(self, index: int, number: int, position: int, rows: int, columns: int) -> np.ndarray:

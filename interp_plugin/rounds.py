@@ -6,6 +6,7 @@ less what earlier draws say of their quadratic part (controls.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -67,29 +68,38 @@ class Round:
 
 
 def evaluate_round(
-    objective: Objective, trace: Trace, noise: Tensor, curvature: Tensor, scouted: Evaluation | None = None
+    objective: Objective,
+    trace: Trace,
+    noise: Callable[[int], Tensor],
+    units: int,
+    curvature: Tensor,
+    scouted: Evaluation | None = None,
 ) -> Round:
     """A round of fresh draws, two passes a unit.
 
     Args:
-        noise: two draws a unit, (2 S, N); only the first half is used in the first round, where all are paired.
+        noise: gives the first so many draws of the round, (·, N): as many as units where all are paired, else twice
+            as many.
+        units: S.
         curvature: c of the closed form, (B, T).
         scouted: the first few draws, if they are known already.
     """
     tilt = tilt_of(trace)
     if tilt is not None:
         trace.paired &= tilt.shift == 0
-    elements = len(noise) * objective.origin.shape[1]
+    elements = 2 * units * objective.origin.shape[1]
     few = max(
         1, KEPT_ELEMENTS // elements
     )  # examples at a time, for the gradients of all their draws are kept
     pairs, others = (mask.nonzero()[:, 0] for mask in (trace.paired, ~trace.paired))
-    half = noise[: len(noise) // 2]
+    drawn = noise(2 * units if len(others) else units)
     parts = [
-        _mirrored(objective, trace, rows, half, curvature, scouted) for rows in pairs.split(few) if len(rows)
+        _mirrored(objective, trace, rows, drawn[:units], curvature, scouted)
+        for rows in pairs.split(few)
+        if len(rows)
     ]
     parts += [
-        _apart(objective, trace, rows, noise, curvature, tilt) for rows in others.split(few) if len(rows)
+        _apart(objective, trace, rows, drawn, curvature, tilt) for rows in others.split(few) if len(rows)
     ]
     return _joined(parts, torch.cat([pairs, others]).argsort())
 
@@ -119,8 +129,7 @@ def _mirrored(
     which they are not where the state saturates.
     """
     examples, sigma = trace.example[rows], trace.theta[rows].exp()
-    there = _continued(objective, examples, sigma, noise, scouted)
-    back = objective.evaluate(examples, sigma, -noise)
+    there, back = _both_ways(objective, examples, sigma, noise, scouted)
     pair = Evaluation(
         (there.distortion + back.distortion) / 2,
         (there.stationarity + back.stationarity) / 2,
@@ -161,17 +170,17 @@ def _round(units: Evaluation, pulls: Tensor, passes: Tensor) -> Round:
     )
 
 
-def _continued(
+def _both_ways(
     objective: Objective, examples: Tensor, sigma: Tensor, noise: Tensor, scouted: Evaluation | None
-) -> Evaluation:
-    """The draws at ``sigma``, of which the first few may be known."""
-    if scouted is None:
-        return objective.evaluate(examples, sigma, noise)
-    known = scouted.at(examples)
-    if len(known.distortion) == len(noise):
-        return known
-    more = objective.evaluate(examples, sigma, noise[len(known.distortion) :])
-    return Evaluation(*(torch.cat(pair) for pair in zip(vars(known).values(), vars(more).values())))
+) -> tuple[Evaluation, Evaluation]:
+    """The draws at ``sigma``, of which the first few may be known, and their mirror images."""
+    known = [] if scouted is None else [scouted.at(examples)]
+    first = sum(len(k.distortion) for k in known)
+    seen = objective.evaluate(examples, sigma, torch.cat([noise[first:], -noise]))
+    parts = zip(*(vars(each).values() for each in (*known, seen)))
+    whole = [torch.cat(part) for part in parts]
+    there, back = (Evaluation(*half) for half in zip(*(x.chunk(2) for x in whole)))
+    return there, back
 
 
 def _controlled(

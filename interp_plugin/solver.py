@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -192,11 +193,11 @@ def _refine(
     scouted = None
     for index in range(solver.max_rounds):
         units = max(2, solver.draws // (2 if index else 4))  # the first round mostly finds the place
-        noise = draws.round(index, 2 * units).to(objective.device, objective.dtype)
+        noise = partial(_drawn, objective, draws, index, 2 * units)
         if index == 0:
-            scouted, spent = scout(objective, trace, rate, noise[: min(SCOUTS, units)], solver.tolerance)
+            scouted, spent = scout(objective, trace, rate, noise(min(SCOUTS, units)), solver.tolerance)
             passes[trace.example] += spent - len(scouted.distortion)  # those go on into the round
-        found = evaluate_round(objective, trace, noise, curvature, None if index else scouted)
+        found = evaluate_round(objective, trace, noise, units, curvature, None if index else scouted)
         passes[trace.example] += found.passes
         active = objective.groups.at(trace.example).active
         free = update(trace, found, active, cap[trace.example], rate, index)
@@ -210,6 +211,11 @@ def _refine(
         if not len(trace.example):
             break
     return [*done, trace.without_teachers()]
+
+
+def _drawn(objective: Objective, draws: Draws, index: int, count: int, first: int) -> Tensor:
+    """The first draws of a round of ``count``, where the objective wants them."""
+    return draws.round(index, count, first).to(objective.device, objective.dtype)
 
 
 def closed_theta(objective: Objective, curvature: Tensor, rate: float, cap: Tensor) -> Tensor:

@@ -24,6 +24,13 @@ def test_the_noise_of_a_series_of_numbers_does_not_depend_on_its_length():
     assert len(long.unique()) == 6 * 9
 
 
+@given(shape=st.sampled_from([(5,), (3, 4), (2, 3, 2)]), first=st.integers(1, 6))
+@settings(max_examples=15, deadline=None)
+def test_the_first_draws_of_a_round_are_those_of_the_whole_round(shape, first):
+    draws = Draws([shape, (2,)], 1)
+    assert torch.equal(draws.round(3, 6, first), draws.round(3, 6)[:first])
+
+
 def test_rounds_seeds_positions_and_inputs_are_independent_standard_normal():
     shapes = [(3, 50), (2, 50)]
     blocks = [Draws(shapes, seed).round(index, 40) for seed in (0, 1) for index in (0, 1)]

@@ -83,10 +83,15 @@ def by_hand(phi: Callable[[Tensor], Tensor], example: int, noise: Tensor) -> tup
 # A round
 
 
+def round_of(objective: Objective, trace: Trace, noise: Tensor, curvature: Tensor) -> Round:
+    """A round of these draws, two a unit."""
+    return evaluate_round(objective, trace, lambda first: noise[:first], len(noise) // 2, curvature)
+
+
 def test_a_pair_is_the_mean_of_a_draw_and_its_mirror_image() -> None:
     objective = objective_of(bent)
     noise = Draws([(TOKENS, SIZE)]).round(0, 4).double()  # two pairs: too few for control variates
-    found = evaluate_round(objective, trace_of(objective, SIGMA), noise, curvature_by_blocks())
+    found = round_of(objective, trace_of(objective, SIGMA), noise, curvature_by_blocks())
     for example in range(2):
         for unit in range(2):
             there, back = (by_hand(bent, example, sign * noise[unit]) for sign in (1, -1))
@@ -103,7 +108,7 @@ def test_two_draws_that_are_not_paired_are_a_unit_of_their_mean() -> None:
     objective = objective_of(bent)
     noise = Draws([(TOKENS, SIZE)]).round(0, 2).double()
     trace = trace_of(objective, SIGMA, paired=torch.tensor([False, False]))
-    found = evaluate_round(objective, trace, noise, curvature_by_blocks())
+    found = round_of(objective, trace, noise, curvature_by_blocks())
     for example in range(2):
         one, other = (by_hand(bent, example, eps) for eps in noise)
         torch.testing.assert_close(found.distortion[0, example], (one[0] + other[0]) / 2)
@@ -116,11 +121,11 @@ def test_examples_of_both_kinds_in_a_round_are_as_they_are_alone() -> None:
     noise = Draws([(TOKENS, SIZE)]).round(0, 12).double()
     paired = torch.tensor([False, True])
     objective = objective_of(bent)
-    both = evaluate_round(objective, trace_of(objective, SIGMA, paired=paired), noise, curvature_by_blocks())
+    both = round_of(objective, trace_of(objective, SIGMA, paired=paired), noise, curvature_by_blocks())
     for i in range(2):
         objective = objective_of(bent, X[i : i + 1])
         trace = trace_of(objective, SIGMA[i : i + 1], paired=paired[i : i + 1])
-        alone = evaluate_round(objective, trace, noise, curvature_by_blocks()[:1])
+        alone = round_of(objective, trace, noise, curvature_by_blocks()[:1])
         torch.testing.assert_close(both.distortion[:, i], alone.distortion[:, 0])
         torch.testing.assert_close(both.stationarity[:, i], alone.stationarity[:, 0])
         torch.testing.assert_close(both.gradient[i], alone.gradient[0])
@@ -130,7 +135,7 @@ def test_a_quiet_example_of_a_quadratic_distortion_has_no_noise_left() -> None:
     objective = objective_of(linear)
     trace = trace_of(objective, SIGMA, quiet=torch.tensor([True, True]))
     noise = Draws([(TOKENS, SIZE)]).round(0, 12).double()
-    found = evaluate_round(objective, trace, noise, curvature_by_blocks())
+    found = round_of(objective, trace, noise, curvature_by_blocks())
     part = SIGMA.square() * curvature_by_blocks()
     torch.testing.assert_close(found.distortion, part.sum(1).expand(6, -1))
     torch.testing.assert_close(found.stationarity, (2 * part).expand(6, -1, -1))
@@ -144,7 +149,7 @@ def test_a_round_is_right_on_average_and_its_control_variates_add_nothing(paired
     for index in range(150):
         trace = trace_of(objective, SIGMA, paired=torch.full((2,), paired))
         noise = Draws([(TOKENS, SIZE)]).round(index, 12).double()
-        found = evaluate_round(objective, trace, noise, curvature_by_blocks())
+        found = round_of(objective, trace, noise, curvature_by_blocks())
         sums.append(torch.cat([found.distortion.mean(0)[:, None], found.stationarity.mean(0)], 1))
     seen = torch.stack(sums)
     part = SIGMA.square() * curvature_by_blocks()
@@ -351,7 +356,8 @@ def test_the_third_pass_of_a_quiet_example_is_its_draw_at_a_small_scale() -> Non
     objective = objective_of(watched, X[:1])
     seen.clear()
     trace = trace_of(objective, SIGMA[:1], quiet=torch.tensor([True]))
-    evaluate_round(objective, trace, Draws([(TOKENS, SIZE)]).round(0, 4).double(), curvature_by_blocks()[:1])
-    there, back, small = seen
+    round_of(objective, trace, Draws([(TOKENS, SIZE)]).round(0, 4).double(), curvature_by_blocks()[:1])
+    both, small = seen
+    there, back = both.chunk(2)
     torch.testing.assert_close(back, -there)
     torch.testing.assert_close(small, PAIR * there)

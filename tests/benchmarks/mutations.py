@@ -256,8 +256,8 @@ MUTATIONS = (
     ),
     Mutation(
         "solver",
-        "draws.round(index, 2 * units)",
-        "draws.round(0, 2 * units)",
+        "draws.round(index, count, first)",
+        "draws.round(0, count, first)",
         "every round the same draws",
     ),
     Mutation(
@@ -382,8 +382,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rounds",
-        "back = objective.evaluate(examples, sigma, -noise)",
-        "back = objective.evaluate(examples, sigma, noise)",
+        "torch.cat([noise[first:], -noise])",
+        "torch.cat([noise[first:], noise])",
         "pairs: the same draw twice",
     ),
     Mutation(
