@@ -90,6 +90,12 @@ def test_tied_units_carry_a_mark_that_the_legend_explains() -> None:
     assert "≈" not in flat(explanation(text(["good", "film"], [row([8.0, 4.0])])))
 
 
+def test_the_legend_says_what_not_converged_means_where_a_state_is_not() -> None:
+    unfinished = row([8.0]) | {"converged": False}
+    assert "the passes ran out before" in flat(explanation(text(["a"], [row([8.0]), unfinished])))
+    assert "the passes ran out" not in flat(explanation(text(["a"])))
+
+
 def test_values_stay_aligned_when_some_are_tied() -> None:
     tied = row([8.0, 4.0]) | {"tied": [True, False]}
     lines = printed(explanation(text(["good", "film"], [tied]))).splitlines()

@@ -80,7 +80,13 @@ def legend(explanation: Values) -> str:
         lines.append(f"A {unit}'s nats are the sum over its tokens.")
     if any_tied(explanation):
         lines.append(f"{TIED}: within two standard errors of the next {unit} in rank, so not told apart.")
-    if any(row.get("position") is not None for text in explanation["texts"] for row in text["rows"]):
+    rows = [row for text in explanation["texts"] for row in text["rows"]]
+    if not all(row["converged"] for row in rows):
+        lines.append(
+            "Not converged: the passes ran out before the errors were as small as the tolerance asks; ± says what they "
+            "are."
+        )
+    if any(row.get("position") is not None for row in rows):
         lines.append("@5: the state is the hidden vector at position 5, counted from 0.")
     return " ".join(lines)
 
