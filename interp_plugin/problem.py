@@ -212,7 +212,10 @@ def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
 def _modules_behind(given: Any) -> list[nn.Module]:
     if not inspect.isfunction(given):
         return [given] if isinstance(given, nn.Module) else []
-    named = inspect.getclosurevars(given)
+    try:
+        named = inspect.getclosurevars(given)
+    except ValueError:  # a name of the function around it has no value yet
+        return []
     return [
         value
         for value in (*named.nonlocals.values(), *named.globals.values())

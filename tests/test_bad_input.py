@@ -443,6 +443,14 @@ def test_dropout_in_training_mode_warns_through_a_function() -> None:
     assert not warnings_of(lambda: attribute(forward=lambda x: MLP(x)))
 
 
+def test_a_forward_that_names_what_has_no_value_yet_is_no_error() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return MLP(x) if len(x) else late(x)
+
+    attribute(forward=forward)
+    late = MLP  # looking up the forward's names used to raise "Cell is empty"
+
+
 def test_the_warning_points_at_the_users_line() -> None:
     model = with_dropout(0.1).train()
     with pytest.warns(UserWarning, match="training mode") as caught:
