@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -45,12 +46,20 @@ class Plan:
     max_rows: int | None = None
 
 
-Find = Callable[[TextModel, Batch, Plan, Sequence[bool]], list[tuple[Row, ...]]]
-"""Finds the rows of every text of a batch, as :func:`solved` does."""
+class Finder(Protocol):
+    """Finds the rows of every text of a batch in the solver's place."""
+
+    def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> AbstractContextManager[Any]:
+        """Entered while the model runs on the batch without noise; :meth:`rows` gets what it enters as."""
+        ...
+
+    def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
+        """The rows of every text, as :func:`solved` gives them."""
+        ...
 
 
 def score(
-    model: TextModel, encodings: Sequence[Encoding], plan: Plan, find: Find | None = None
+    model: TextModel, encodings: Sequence[Encoding], plan: Plan, finder: Finder | None = None
 ) -> list[TextExplanation]:
     """The explanation of every text of one batch.
 
@@ -58,7 +67,7 @@ def score(
         model: what reads the texts.
         encodings: of the texts.
         plan: what to find out of each.
-        find: what finds the rows of every text; None: the solver.
+        finder: finds the rows of every text; None: the solver.
     """
     given = [bool(e.target) for e in encodings]
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
@@ -67,10 +76,11 @@ def score(
     sites = dict.fromkeys(state.site for state in plan.states)
     if model.task == "sequence classes":
         sites[None] = None
-    batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
+    with nullcontext() if finder is None else finder.watch(model, encodings) as seen:
+        batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
-    rows = (solved if find is None else find)(model, batch, plan, given)
+    rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen)
     return [
         TextExplanation(
             text=encoding.text,

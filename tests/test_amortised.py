@@ -15,6 +15,7 @@ from tiny_plain import WORDS, cnn
 from torch import Tensor, nn
 
 from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, CorpusStudy, PlainModel, Solver
+from interp_plugin.amortised import estimator, features
 from interp_plugin.corpus.check import Agreement, HeldOut
 from interp_plugin.corpus.scorer import is_checked
 
@@ -200,6 +201,21 @@ def test_padding_and_pairs_on_a_transformer(tmp_path: Path) -> None:
             torch.testing.assert_close(row.sigma, alone.sigma, rtol=1e-4, atol=0)
 
 
+def test_a_forward_that_shows_less_than_in_training_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_models.tiny("bert", "BertModel")
+    some = [f"the film was {how}" for how in ("not bad", "good", "funny", "dull")] * 6
+    found = CorpusStudy(model, layers=[1], solver=CLOSED).run(some, tmp_path, show_progress=False)
+    head = AmortisedEstimator.train(model, None, found, held_out=0.3, epochs=1, show_progress=False)
+    blind = gains()  # neither attends nor normalises
+    monkeypatch.setattr(estimator, "watch", lambda model, encodings: features.watch(blind, encodings))
+    with pytest.raises(
+        ValueError, match=r"numbers of each token, and the head learned from .* another kernel"
+    ):
+        head.predict(some[0])
+
+
 # -- training and saving
 
 
@@ -224,6 +240,13 @@ def test_training_leaves_model_and_random_state_alone_and_repeats(learned: Corpu
     assert not any(module._forward_hooks for module in model.module.modules())
     other = AmortisedEstimator.train(model, None, learned, UNIT, epochs=2, seed=1, show_progress=False)
     assert other.digest != heads[0].digest
+
+
+def test_a_training_may_be_a_single_step(tmp_path: Path) -> None:
+    few = of_gains().run([str(i) for i in range(24)], tmp_path, show_progress=False)
+    head = AmortisedEstimator.train(gains(), None, few, UNIT, held_out=0.5, epochs=1, show_progress=False)
+    assert head.about.texts <= 16  # a batch: the schedule of a single step used to be an error
+    assert head.predict("1 2")[0].rows[0].sigma.isfinite().all()
 
 
 def test_several_studies_and_their_folders(learned: CorpusResult, tmp_path: Path) -> None:

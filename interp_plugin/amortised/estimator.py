@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.amortised.features import numbers, vectors
+from interp_plugin.amortised.features import numbers, vectors, watch
 from interp_plugin.amortised.head import Head
+from interp_plugin.amortised.inside import Inside
 from interp_plugin.amortised.origin import (
     SOLVER,
     About,
@@ -36,12 +37,12 @@ from interp_plugin.scoring import Plan, score
 from interp_plugin.solver import Solver
 from interp_plugin.storage import replace_file
 from interp_plugin.text import Text, TextExplainer
-from interp_plugin.tokens import TextModel
+from interp_plugin.tokens import Encoding, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = "interp_plugin amortised head 1"
+FORMAT = "interp_plugin amortised head 2"
 EPOCHS = 60
 WORDS = 3  # texts of the training whose tokens tell one tokenizer from another
 
@@ -208,21 +209,33 @@ class AmortisedEstimator:
         found: dict[int, TextExplanation] = {}
         with tqdm(total=len(encodings), desc="texts", disable=not show_progress) as bar:
             for some in batches(encodings, batch_size, self.model.pads):
-                scored = score(self.model, [encodings[i] for i in some], self._plan, self.rows)
+                scored = score(self.model, [encodings[i] for i in some], self._plan, self)
                 found.update(zip(some, scored))
                 bar.update(len(some))
         items = tuple(found[index] for index in range(len(encodings)))
         settings = replace(self._explainer.settings(self._plan), amortised=self.digest)
         return Explanation(items, settings, time.perf_counter() - start)
 
+    def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> Inside:
+        """Entered while the model runs; see :class:`scoring.Finder`."""
+        return watch(model, encodings)
+
     @torch.no_grad()
-    def rows(
-        self, model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool] = ()
-    ) -> list[tuple[Row, ...]]:
-        """The rows of every text of a batch, in the solver's place: a :data:`scoring.Find`."""
-        states = vectors(model, batch, plan.states)
+    def rows(self, batch: Batch, plan: Plan, seen: Inside) -> list[tuple[Row, ...]]:
+        """The rows of every text of a batch; see :class:`scoring.Finder`.
+
+        Raises:
+            ValueError: less or more was seen inside the model than when the head was trained.
+        """
+        states = vectors(self.model, batch, plan.states)
+        few = numbers(states, batch.token_mask, seen)
         head = self._head.to(states[0].device)
-        log_sigma = head(torch.cat(states, -1), numbers(states, batch.token_mask), batch.token_mask).cpu()
+        if few.shape[-1] != head.few:
+            raise ValueError(
+                f"a forward gives {few.shape[-1]} numbers of each token, and the head learned from {head.few}: "
+                "attention runs by another kernel; load the model as it was loaded then (attn_implementation)"
+            )
+        log_sigma = head(torch.cat(states, -1), few, batch.token_mask).cpu()
         return [
             tuple(self._row(number, plan, values[mask, number]) for number in range(len(plan.states)))
             for values, mask in zip(log_sigma, batch.token_mask.cpu())

@@ -1,14 +1,18 @@
-"""Features: what one forward without noise says of every token of a batch."""
+"""Features: what one forward without noise says of every token of a batch.
+
+Vectors, which the head reads by a linear map, and numbers that such a map cannot give.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from interp_plugin.amortised.inside import Inside
 from interp_plugin.batches import Batch, State
-from interp_plugin.tokens import TextModel
+from interp_plugin.tokens import Encoding, TextModel
 
 ROUNDING = 1e-3  # of a vector, below which a difference says nothing: its logarithm would hang on the batch
 TINY = 1e-6
@@ -37,15 +41,27 @@ def vectors(model: TextModel, batch: Batch, states: Sequence[State]) -> list[Ten
     return found
 
 
-def numbers(given: Sequence[Tensor], mask: Tensor) -> Tensor:
+def watch(model: TextModel, encodings: Sequence[Encoding]) -> Inside:
+    """To be entered while a batch of the texts runs.
+
+    It sees nothing of an encoder-decoder, whose tokens are of two kinds.
+    """
+    lengths = torch.tensor([len(encoding.ids) for encoding in encodings])
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    return Inside(nn.Module() if "decoder" in model.axis.values() else model.module, mask)
+
+
+def numbers(given: Sequence[Tensor], mask: Tensor, inside: Inside) -> Tensor:
     """A few numbers of each token that a linear map of its vectors cannot give, (B, T, F).
 
-    They are the number of tokens, the place, and for each of the vectors its norm and how far it lies from the mean of
-    the text's; all as logarithms, as sigma of a linear state depends on them so: sigma^2 = rate / (2 n c).
+    They are the number of tokens, the place, for each of the vectors its norm and how far it lies from the mean of
+    the text's, and what was seen inside; all as logarithms, as sigma of a linear state depends on them so:
+    sigma^2 = rate / (2 n c).
 
     Args:
         given: of :func:`vectors`.
         mask: which tokens are real, (B, T).
+        inside: of :func:`watch`, after the forward.
     """
     share = mask.to(given[0]) / mask.sum(1, keepdim=True)  # (B, T)
     n = mask.sum(1, keepdim=True).expand_as(mask).to(given[0])
@@ -58,4 +74,4 @@ def numbers(given: Sequence[Tensor], mask: Tensor) -> Tensor:
             (part.norm(dim=-1) + least).log()
             for part in (each, each - each.mean(-1, keepdim=True), each - middle)
         ]
-    return torch.stack(found, -1)
+    return torch.cat([torch.stack(found, -1), inside.numbers().to(given[0])], -1)

@@ -75,6 +75,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, few: int, layers: int) -> None:
         super().__init__()
+        self.few = few
         self.vectors, self.numbers, self.target = Scale(width), Scale(few), Scale(layers)
         self.project = nn.Linear(width + few, SIZE)
         self.block = nn.TransformerEncoderLayer(
@@ -120,8 +121,9 @@ def learn(examples: Sequence[Example], epochs: int, seed: int, show_progress: bo
 def _descend(head: Head, examples: Sequence[Example], epochs: int, show_progress: bool) -> None:
     steps = epochs * math.ceil(len(examples) / BATCH)
     optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=DECAY)
-    rising = max(0.1, 1.5 / steps)  # of exactly one step the schedule would divide by its length less one
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps, pct_start=rising)
+    planned = max(2, steps)
+    rising = max(0.1, 1.5 / planned)  # of exactly one step the schedule would divide by its length less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, planned, pct_start=rising)
     left = head.target.spread.square() / 100  # of variance that is no noise of the targets, (L,)
     with tqdm(total=steps, desc="train the head", disable=not show_progress) as bar:
         for _ in range(epochs):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
-from interp_plugin.amortised.features import numbers, vectors
+from interp_plugin.amortised.features import numbers, vectors, watch
 from interp_plugin.amortised.head import Example, Head, learn
 from interp_plugin.batches import Batch, batches
 from interp_plugin.corpus.check import Agreement, HeldOut
@@ -68,9 +68,11 @@ def examples(
     sites = [state.site for state in plan.states]
     with tqdm(total=len(texts), desc="read the states", disable=not progress) as bar:
         for some in batches(encodings, batch_size, model.pads):
-            batch = Batch(model, [encodings[i] for i in some], plan.noise_layer, sites, plan.max_rows)
+            chosen = [encodings[i] for i in some]
+            with watch(model, chosen) as inside:
+                batch = Batch(model, chosen, plan.noise_layer, sites, plan.max_rows)
             given = vectors(model, batch, plan.states)
-            few, joined = numbers(given, batch.token_mask), torch.cat(given, -1)
+            few, joined = numbers(given, batch.token_mask, inside), torch.cat(given, -1)
             for place, index in enumerate(some):
                 mask = batch.token_mask[place]
                 found[index] = _example(texts[index][0], joined[place, mask], few[place, mask])

@@ -13,7 +13,7 @@ from interp_plugin.corpus.distortion import at_distortion
 from interp_plugin.corpus.stream import Failure, Item
 from interp_plugin.explanation import TextExplanation
 from interp_plugin.memory import give_back
-from interp_plugin.scoring import Find, Plan, score
+from interp_plugin.scoring import Finder, Plan, score
 from interp_plugin.tokens import Encoding, TextModel
 
 SHARE = 0.01  # of predicted texts that the solver checks
@@ -48,7 +48,7 @@ class Scorer:
         distortion: D that every row must have, by a rate of its own; None: the plan's rate for all.
         batch_size: texts at most in a batch.
         truncation: cut off what the model cannot take; otherwise too long a text fails.
-        predict: finds the rows in the solver's place, which then only checks some; None: the solver.
+        finder: finds the rows in the solver's place, which then only checks some; None: the solver.
 
     Attributes:
         trusted: whether the model has scored any text; until then many failures are an error.
@@ -61,10 +61,10 @@ class Scorer:
         distortion: float | None = None,
         batch_size: int = 16,
         truncation: bool = False,
-        predict: Find | None = None,
+        finder: Finder | None = None,
     ) -> None:
         self.model, self.plan, self.distortion = model, plan, distortion
-        self.batch_size, self.truncation, self.predict = batch_size, truncation, predict
+        self.batch_size, self.truncation, self.finder = batch_size, truncation, finder
         self.trusted = False
 
     def __call__(
@@ -131,11 +131,11 @@ class Scorer:
 
     def _scored(self, items: Sequence[Item], encodings: Sequence[Encoding]) -> list[Scored]:
         if self.distortion is None:
-            found = score(self.model, encodings, self.plan, self.predict)
+            found = score(self.model, encodings, self.plan, self.finder)
             pairs = [(each, (self.plan.rate,) * len(each.rows)) for each in found]
         else:
             pairs = at_distortion(self.model, encodings, self.plan, self.distortion)
-        solved = {} if self.predict is None else self._solved(items, encodings)
+        solved = {} if self.finder is None else self._solved(items, encodings)
         for each in (*(found for found, _ in pairs), *solved.values()):
             _check_finite(each)
         return [Scored(item, each, rates, solved.get(item)) for item, (each, rates) in zip(items, pairs)]

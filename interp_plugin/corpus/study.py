@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
 from interp_plugin import data
-from interp_plugin.batches import Batch
 from interp_plugin.calibration import Calibration
 from interp_plugin.corpus.check import HeldOut, warn_of_drift
 from interp_plugin.corpus.parts import Folder
@@ -20,10 +19,9 @@ from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.run import Run
 from interp_plugin.corpus.scorer import Scorer
 from interp_plugin.corpus.stream import Reader, Source, windows
-from interp_plugin.explanation import Row
 from interp_plugin.fingerprint import weights_digest
 from interp_plugin.problem import warn_of_training
-from interp_plugin.scoring import Plan
+from interp_plugin.scoring import Finder
 from interp_plugin.solver import Solver
 from interp_plugin.state import Site
 from interp_plugin.text import Layers, TextExplainer
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Estimator(Protocol):
+class Estimator(Finder, Protocol):
     """What predicts the solver's rows: an :class:`~interp_plugin.AmortisedEstimator`."""
 
     @property
@@ -43,12 +41,6 @@ class Estimator(Protocol):
 
     def check(self, model: TextModel, settings: Mapping[str, Any]) -> None:
         """Refuse to work for a model or settings that it was not trained for."""
-        ...
-
-    def rows(
-        self, model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]
-    ) -> list[tuple[Row, ...]]:
-        """The rows of every text of a batch, as :func:`scoring.solved` finds them."""
         ...
 
 
@@ -202,8 +194,9 @@ class CorpusStudy:
 
     def scorer(self) -> Scorer:
         """What scores the texts of a window."""
-        predict = None if self.amortised is None else self.amortised.rows
-        return Scorer(self.model, self.plan, self.distortion, self.batch_size, self.truncation, predict)
+        return Scorer(
+            self.model, self.plan, self.distortion, self.batch_size, self.truncation, self.amortised
+        )
 
 
 def _check_positive(name: str, value: int) -> None:

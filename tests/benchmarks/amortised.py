@@ -5,8 +5,8 @@
 Sentences of at most ten words, layers 1 to 6, one unit of distortion of 100 texts.  The head learns from `--folders`
 studies of 40 texts each, a seed each, by a loose solver (tolerance 0.1): all of SST-2's training sentences that are as
 short, then beginnings of longer ones.  The truth is the default solver on `--texts` sentences of its test and dev sets.
-All studies go on where they were stopped.  Half of the folders and a quarter show the learning curve.  "again" is the solver with another seed on the first of those
-sentences: what its own noise leaves of a rank correlation.
+All studies go on where they were stopped.  Half of the folders and a quarter show the learning curve.  "again" is the
+solver with another seed on the first of those sentences: what its own noise leaves of a rank correlation.
 """
 
 from __future__ import annotations

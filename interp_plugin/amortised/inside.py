@@ -1,0 +1,128 @@
+"""Inside: what normalisation and attention do in a forward, for they decide how far noise gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+SMALLEST = 1e-6  # spread before a normalisation
+LEAST = 1e-3  # share of attention
+_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
+
+
+class Inside(TorchFunctionMode):
+    """Entered while a model runs: keeps the spread before each normalisation, and the attention each token gets.
+
+    A normalisation divides the noise by that spread, and attention carries it from token to token.  Normalisations are
+    known by their class (LayerNorm, or whatever ends in RMSNorm), attention by torch's fused kernel or by a softmax
+    over tokens; of ``torch.nn.MultiheadAttention``, which hides both, nothing is seen.
+
+    Args:
+        module: the model.
+        mask: which tokens are real, (B, T); its rows may run in several forwards, one after another.
+
+    Examples::
+        >>> from torch.nn.functional import scaled_dot_product_attention
+        >>> class Attend(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return scaled_dot_product_attention(x, x, x)
+        >>> model = Attend()
+        >>> with Inside(model, torch.ones(2, 5, dtype=torch.bool)) as inside:
+        ...     _ = model(torch.randn(2, 3, 5, 4))  # 3 heads
+        >>> inside.numbers().shape
+        torch.Size([2, 5, 6])
+    """
+
+    def __init__(self, module: nn.Module, mask: Tensor) -> None:
+        super().__init__()
+        self._module, self._mask = module, mask
+        self._row = 0  # of the next forward
+        self._forwards: list[list[Tensor]] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Inside:
+        self._hooks = [
+            self._module.register_forward_pre_hook(lambda module, args: self._forwards.append([])),
+            self._module.register_forward_hook(self._leave),
+            *(m.register_forward_pre_hook(self._normalise) for m in self._module.modules() if _normalises(m)),
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+
+    def numbers(self) -> Tensor:
+        """Logarithms, (B, T, F): for each normalisation one, for each head the attention got and that to oneself."""
+        if not self._forwards or not all(self._forwards):
+            return self._mask.new_zeros(*self._mask.shape, 0, dtype=torch.float32)
+        return torch.cat([torch.cat(found, -1) for found in self._forwards])
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if self._forwards and func is functional.scaled_dot_product_attention:
+            self._attend(_weights(*args, **kwargs))
+        elif self._forwards and func in _SOFTMAX and found.ndim == 4:
+            self._attend(found)
+        return found
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._row += self._rows
+
+    @property
+    def _rows(self) -> int:
+        """Of the forward that runs."""
+        return next((len(found) for found in self._forwards[-1]), 0)
+
+    def _normalise(self, module: nn.Module, args: Sequence[Any]) -> None:
+        given = args[0] if args else None
+        if isinstance(given, Tensor) and given.ndim == 3 and given.shape[1] == self._mask.shape[1]:
+            spread = given.detach().float().std(-1, unbiased=False, keepdim=True)
+            self._forwards[-1].append(spread.clamp(min=SMALLEST).log())
+
+    def _attend(self, weights: Tensor) -> None:
+        """``weights``: what each token attends to, (R, heads, T, T)."""
+        if weights.shape[2:] != (self._mask.shape[1],) * 2:
+            return
+        real = self._mask[self._row : self._row + len(weights)].to(weights.device)
+        weights = weights.detach().float() * real[:, None, :, None]
+        got, own = weights.square().sum(2).sqrt(), weights.diagonal(dim1=2, dim2=3)
+        self._forwards[-1].append((torch.cat([got, own], 1) + LEAST).log().transpose(1, 2))
+
+
+def _normalises(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+
+
+@torch.no_grad()
+def _weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The weights that ``scaled_dot_product_attention`` uses for the same arguments, (R, heads, T, T)."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    scores = query.float() @ key.float().mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        allowed = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if allowed else scores + attn_mask
+    return scores.softmax(-1).nan_to_num()  # a row that may attend to nothing
