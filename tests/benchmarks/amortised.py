@@ -6,7 +6,8 @@ Sentences of at most ten words, layers 1 to 6, one unit of distortion of 100 tex
 studies of 40 texts each, a seed each, by a loose solver (tolerance 0.1): all of SST-2's training sentences that are as
 short, then beginnings of longer ones.  The truth is the default solver on `--texts` sentences of its test and dev sets.
 All studies go on where they were stopped.  Half of the folders and a quarter show the learning curve.  "again" is the
-solver with another seed on the first of those sentences: what its own noise leaves of a rank correlation.
+solver with another seed on the first of those sentences: what its own noise leaves of a rank correlation.  "longer" are
+sentences of the dev set of more words than the head has seen.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--folders", type=int, default=76)
     parser.add_argument("--texts", type=int, default=500)
     parser.add_argument("--again", type=int, default=20)
+    parser.add_argument("--longer", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -110,6 +112,14 @@ def main() -> None:
             f"{learned_from} sentences, trained in {seconds:.0f} CPU s: ranks {agreement(ours, theirs)}",
             flush=True,
         )
+    longer = [text for text in read_texts(given.data / "dev.tsv", 10_000) if len(text.split()) > WORDS]
+    theirs_longer = solved("longer", longer[: given.longer], Solver()).explanation()
+    ours = list(head.predict([text.text for text in theirs_longer], show_progress=False))
+    lengths = [len(text.tokens) for text in theirs_longer]
+    print(
+        f"longer, {len(lengths)} sentences of {min(lengths)} to {max(lengths)} tokens: ranks "
+        f"{agreement(ours, list(theirs_longer))}"
+    )
     some = truth[: given.again]
     once = {text.text: text for text in theirs}
     again = [text for text in solved("again", some, Solver(seed=1)).explanation() if text.text in once]
