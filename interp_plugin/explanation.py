@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor
 
-from interp_plugin import rendering, storage
+from interp_plugin import forms, rendering, storage
 from interp_plugin.rows import Layer, Record, Row, TextExplanation
 from interp_plugin.scores import Kind, Scores, listed
 from interp_plugin.units import Granularity
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
 
 Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
-
-_LABELS = ("layer", "position")
-_FACTS = ("max_sigma", "regime_index", "distortion", "converged", "n_forward", "n_backward")
 
 
 @dataclass(frozen=True)
@@ -183,10 +178,10 @@ class Explanation(Record, Sequence[TextExplanation]):
             (['[CLS]', 'a', 'film', '[SEP]'], [True, False, False, False])
         """
         return {
-            "settings": _plain(_settings_dict(self.settings)),
-            "seconds": _plain(self.seconds),
+            "settings": forms.plain(_settings_dict(self.settings)),
+            "seconds": forms.plain(self.seconds),
             "granularity": granularity,
-            "texts": [_text_dict(item, granularity) for item in self.items],
+            "texts": [forms.text_dict(item, granularity) for item in self.items],
         }
 
     def to_pandas(self, granularity: Granularity = "token") -> pd.DataFrame:
@@ -210,12 +205,10 @@ class Explanation(Record, Sequence[TextExplanation]):
             raise ImportError(
                 "to_pandas needs pandas, which is not installed: pip install interp-plugin[table]"
             ) from error
-        columns = (
-            *("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *_LABELS),
-            *("kept", "loss", "sigma", "standard_error", "tied", *_FACTS),
-        )
-        lines = (line for number, item in enumerate(self.items) for line in _lines(number, item, granularity))
-        table = pd.DataFrame.from_records(list(lines), columns=columns)
+        lines = [
+            line for number, item in enumerate(self.items) for line in forms.lines(number, item, granularity)
+        ]
+        table = pd.DataFrame.from_records(lines, columns=forms.COLUMNS)
         return table.astype(dict.fromkeys(("segment", "start", "end", "position"), "Int64"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -233,8 +226,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             ...     Explanation.load(f"{folder}/a.parquet") == example()
             True
         """
-        texts = [{name: getattr(item, name) for name in _text_fields()} for item in self.items]
-        rows = [_stored(number, row) for number, item in enumerate(self.items) for row in item.rows]
+        texts, rows = forms.records(self.items)
         header = {"settings": _settings_dict(self.settings), "seconds": self.seconds}
         storage.write(path, texts, rows, header)
 
@@ -251,7 +243,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         """
         texts, rows, header = storage.read(path)
         try:
-            items = _restored_texts(texts, rows)
+            items = forms.restored(texts, rows)
             return cls(items, Settings(**header["settings"]), header["seconds"])
         except (KeyError, TypeError) as error:
             raise ValueError(
@@ -384,99 +376,3 @@ def _merged(settings: Sequence[Settings]) -> Settings:
 
 def _settings_dict(settings: Settings) -> dict[str, Any]:
     return {**vars(settings), "versions": dict(settings.versions)}
-
-
-def _text_dict(item: TextExplanation, granularity: Granularity) -> dict[str, Any]:
-    kept, loss, sigma = _all_scores(item, granularity)
-    _, total_error = item.total()  # (R,)
-    rows = [
-        {
-            **{name: getattr(row, name) for name in _LABELS},
-            "sigma": sigma.values[i],
-            "loss": loss.values[i],
-            "kept": kept.values[i],
-            "standard_error": kept.standard_error[i],
-            "tied": kept.tied[i],
-            "total_standard_error": total_error[i],
-            **{name: getattr(row, name) for name in _FACTS},
-        }
-        for i, row in enumerate(item.rows)
-    ]
-    names = ("text", "pair", "predicted", "probability", "target")
-    texts = {name: getattr(item, name) for name in names}
-    plain: dict[str, Any] = _plain({**texts, "units": kept.units, "offsets": kept.offsets, "rows": rows})
-    return plain
-
-
-def _lines(number: int, item: TextExplanation, granularity: Granularity) -> Iterator[tuple[Any, ...]]:
-    """The lines of the table of one text, in the order of its columns."""
-    kept, loss, sigma = _all_scores(item, granularity)
-    columns = (kept.values, loss.values, sigma.values, kept.standard_error, kept.tied)  # (R, U) each
-    for row, *scores in zip(item.rows, *(column.tolist() for column in columns), strict=True):
-        labels, facts = ([getattr(row, name) for name in names] for names in (_LABELS, _FACTS))
-        units = zip(kept.units, kept.offsets, *scores, strict=True)
-        for u, (unit, offset, *values) in enumerate(units):
-            place = (None, None, None) if offset is None else offset
-            yield (number, item.text, item.pair, u, unit, *place, *labels, *values, *facts)
-
-
-def _all_scores(item: TextExplanation, granularity: Granularity) -> tuple[Scores, Scores, Scores]:
-    """Kept, loss and sigma."""
-    return (
-        item.scores("kept", granularity),
-        item.scores("loss", granularity),
-        item.scores("sigma", granularity),
-    )
-
-
-def _text_fields() -> list[str]:
-    return [field.name for field in fields(TextExplanation) if field.name != "rows"]
-
-
-def _stored(text_index: int, row: Row) -> dict[str, Any]:
-    """A row as a line of the file; a layer's number is told apart from a name that looks like one."""
-    arrays = {name: getattr(row, name).numpy() for name in ("sigma", "standard_error")}
-    number = isinstance(row.layer, int)
-    layer = {"layer": str(row.layer), "layer_is_number": number, "text_index": text_index}
-    return {**vars(row), **arrays, **layer}
-
-
-def _restored_texts(
-    texts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
-) -> tuple[TextExplanation, ...]:
-    rows_of: dict[int, list[Row]] = {}
-    for row in rows:
-        rows_of.setdefault(row["text_index"], []).append(_restored(row))
-    return tuple(
-        TextExplanation(
-            **{
-                **text,
-                "tokens": tuple(text["tokens"]),
-                "offsets": tuple(None if offset is None else tuple(offset) for offset in text["offsets"]),
-                "rows": tuple(its_rows),
-            }
-        )
-        for text, its_rows in zip(texts, rows_of.values(), strict=True)
-    )
-
-
-def _restored(stored: Mapping[str, Any]) -> Row:
-    values = {name: value for name, value in stored.items() if name != "text_index"}
-    if values.pop("layer_is_number"):
-        values["layer"] = int(values["layer"])
-    for name in ("sigma", "standard_error"):
-        values[name] = torch.tensor(values[name])
-    return Row(**values)
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and tuples become lists, and what is not finite becomes None."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

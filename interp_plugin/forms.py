@@ -1,0 +1,123 @@
+"""Forms: what is known of texts as plain values for JSON, lines of a table and records of a file; and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp_plugin.rows import Row, TextExplanation
+from interp_plugin.scores import Scores
+from interp_plugin.units import Granularity
+
+LABELS = ("layer", "position")
+FACTS = ("max_sigma", "regime_index", "distortion", "converged", "n_forward", "n_backward")
+COLUMNS = (
+    *("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS),
+    *("kept", "loss", "sigma", "standard_error", "tied", *FACTS),
+)
+
+
+def text_dict(item: TextExplanation, granularity: Granularity) -> dict[str, Any]:
+    """A text as lists, strings and numbers, ready for strict JSON."""
+    kept, loss, sigma = _all_scores(item, granularity)
+    _, total_error = item.total()  # (R,)
+    rows = [
+        {
+            **{name: getattr(row, name) for name in LABELS},
+            "sigma": sigma.values[i],
+            "loss": loss.values[i],
+            "kept": kept.values[i],
+            "standard_error": kept.standard_error[i],
+            "tied": kept.tied[i],
+            "total_standard_error": total_error[i],
+            **{name: getattr(row, name) for name in FACTS},
+        }
+        for i, row in enumerate(item.rows)
+    ]
+    names = ("text", "pair", "predicted", "probability", "target")
+    texts = {name: getattr(item, name) for name in names}
+    found: dict[str, Any] = plain({**texts, "units": kept.units, "offsets": kept.offsets, "rows": rows})
+    return found
+
+
+def lines(number: int, item: TextExplanation, granularity: Granularity) -> Iterator[tuple[Any, ...]]:
+    """The lines of the table of one text, in the order of COLUMNS."""
+    kept, loss, sigma = _all_scores(item, granularity)
+    columns = (kept.values, loss.values, sigma.values, kept.standard_error, kept.tied)  # (R, U) each
+    for row, *scores in zip(item.rows, *(column.tolist() for column in columns), strict=True):
+        labels, facts = ([getattr(row, name) for name in names] for names in (LABELS, FACTS))
+        units = zip(kept.units, kept.offsets, *scores, strict=True)
+        for u, (unit, offset, *values) in enumerate(units):
+            place = (None, None, None) if offset is None else offset
+            yield (number, item.text, item.pair, u, unit, *place, *labels, *values, *facts)
+
+
+def _all_scores(item: TextExplanation, granularity: Granularity) -> tuple[Scores, Scores, Scores]:
+    """Kept, loss and sigma."""
+    return (
+        item.scores("kept", granularity),
+        item.scores("loss", granularity),
+        item.scores("sigma", granularity),
+    )
+
+
+def records(items: Sequence[TextExplanation]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The texts and their rows, which have sigma and its error as arrays: the lines of a file."""
+    names = [field.name for field in fields(TextExplanation) if field.name != "rows"]
+    texts = [{name: getattr(item, name) for name in names} for item in items]
+    return texts, [_record(number, row) for number, item in enumerate(items) for row in item.rows]
+
+
+def _record(text_index: int, row: Row) -> dict[str, Any]:
+    """A row as a line of the file; a layer's number is told apart from a name that looks like one."""
+    arrays = {name: getattr(row, name).numpy() for name in ("sigma", "standard_error")}
+    number = isinstance(row.layer, int)
+    layer = {"layer": str(row.layer), "layer_is_number": number, "text_index": text_index}
+    return {**vars(row), **arrays, **layer}
+
+
+def restored(
+    texts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[TextExplanation, ...]:
+    """What :func:`records` was made of."""
+    rows_of: dict[int, list[Row]] = {}
+    for row in rows:
+        rows_of.setdefault(row["text_index"], []).append(_row(row))
+    return tuple(
+        TextExplanation(
+            **{
+                **text,
+                "tokens": tuple(text["tokens"]),
+                "offsets": tuple(None if offset is None else tuple(offset) for offset in text["offsets"]),
+                "rows": tuple(its_rows),
+            }
+        )
+        for text, its_rows in zip(texts, rows_of.values(), strict=True)
+    )
+
+
+def _row(stored: Mapping[str, Any]) -> Row:
+    values = {name: value for name, value in stored.items() if name != "text_index"}
+    if values.pop("layer_is_number"):
+        values["layer"] = int(values["layer"])
+    for name in ("sigma", "standard_error"):
+        values[name] = torch.tensor(values[name])
+    return Row(**values)
+
+
+def plain(value: Any) -> Any:
+    """Tensors and tuples become lists, and what is not finite becomes None."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
