@@ -14,7 +14,7 @@ from interp_plugin.state import no_fastpath
 
 SIZE = 96  # of the head's own vectors
 HEADS = 4
-DROPOUT = 0.1  # of training
+DROPOUT = 0.2  # of training
 BATCH = 16  # texts in a step of training
 RATE = 2e-3  # of Adam, falling to 0 by a cosine
 DECAY = 0.02
