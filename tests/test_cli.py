@@ -26,7 +26,7 @@ from interp_plugin.cli import app
 from interp_plugin.cli.explain import parse_positions
 from interp_plugin.cli.given import parse_layers
 
-COMMAND = [sys.executable, "-c", "from interp_plugin.cli import app; app()"]
+COMMAND = [sys.executable, "-m", "interp_plugin"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
 
 
@@ -125,6 +125,13 @@ def test_without_a_command_the_help_is_shown() -> None:
     result = run()
     assert result.exit_code in (0, 2)  # typer changed its mind
     assert "explain" in result.output
+
+
+def test_the_module_is_the_command() -> None:
+    shown = subprocess.run(
+        [*COMMAND, "--help"], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "Usage: interp-plugin [OPTIONS] COMMAND" in shown
 
 
 def test_help_shows_every_option_and_examples() -> None:
