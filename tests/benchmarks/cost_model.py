@@ -6,7 +6,8 @@ counted   FLOPs of a fit by torch's counter against passes x FLOPs of a pass: 4 
           to the state (2 forward, 2 backward to the input; no gradient of a weight is computed)
 measured  the share of this machine's own matrix product (float32) that a study reaches, same process
 billion   10^9 tokens at the default settings with that many passes, on this machine and on accelerators: the last is
-          arithmetic with --peak (FLOP/s, one of them) and --utilisation, not a measurement
+          arithmetic with --peak (FLOP/s, one of them) and --utilisation, not a measurement; "amortised" is one forward
+          a text, and the solver's check of one text in a hundred costs more than that
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from interp_plugin import NoiseFit
+from interp_plugin.corpus.scorer import SHARE
 
 TOKENS = 10**9
 DAY = 86400
@@ -82,14 +84,20 @@ def of_billion(name: str, layer: int, passes: list[float], here: float, given: a
     ways = {
         "all layers": sum(p * 4 * layer * depth for p, depth in zip(passes, depths)),
         "layer 3": passes[2] * 4 * layer * 3,
-        "amortised, all layers": 2.0 * layer * len(passes),
+    }
+    head = 2.0 * layer * len(passes)
+    ways |= {
+        "amortised, all layers": head,
+        "amortised with the solver's check": head + SHARE * ways["all layers"],
     }
     there = given.peak * given.utilisation
     for way, flops in ways.items():
         hours = TOKENS * flops / there / 3600
         print(f"billion   {name}, {way}: {flops:.3g} FLOPs a token")
-        print(f"{'':<12}this machine {TOKENS * flops / here / DAY:,.1f} days")
-        print(f"{'':<12}one accelerator {hours:,.2f} h, {given.gpus} of them {hours / given.gpus:,.3f} h")
+        print(
+            f"{'':<12}this machine {TOKENS * flops / here / DAY:,.1f} days, one accelerator {hours:.3g} h, "
+            f"{given.gpus} of them {hours / given.gpus:.2g} h"
+        )
 
 
 def main() -> None:
