@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.problem import Terms, pose
+from interp_plugin.problem import Terms, cap_of_embedding, pose
 from interp_plugin.state import NoisyModel
 
 TERMS = Terms(0.1, None, 1.0)
@@ -51,7 +51,21 @@ def test_the_default_cap_of_an_embedding_is_ten_deviations_of_its_weights(make: 
         layer.weight += 2
     model = model_of(lambda ids: layer(ids).sum(1), torch.tensor([[3, 1, 4], [1, 5, 9]]), layer)
     expected = (10 * scale * layer.weight.std()).item()
-    assert pose(model, TERMS, None, None).max_sigma.tolist() == pytest.approx([expected] * 2)
+    assert pose(model, TERMS, None, None).max_sigma.tolist() == pytest.approx([expected] * 2, rel=1e-5)
+
+
+def test_the_default_cap_has_the_same_digits_with_any_number_of_threads() -> None:
+    layer = nn.Embedding.from_pretrained(
+        normal(30_000, 64) + 0.1
+    )  # Ray's workers have one thread, and were refused
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(cap_of_embedding(layer))
+    finally:
+        torch.set_num_threads(before)
+    assert set(found) == {float(f"{10 * layer.weight.double().std():.5g}")}
 
 
 def test_the_largest_table_of_a_layer_sets_the_cap() -> None:
@@ -64,7 +78,9 @@ def test_the_largest_table_of_a_layer_sets_the_cap() -> None:
     layer.forward = layer.words.forward  # type: ignore[method-assign, assignment, union-attr]
     model = model_of(lambda ids: layer(ids).sum(1), torch.tensor([[3, 1, 4]]), layer)
     expected = 10 * layer.words.weight.std()  # type: ignore[operator]
-    torch.testing.assert_close(pose(model, TERMS, None, None).max_sigma, expected.detach().reshape(1))
+    torch.testing.assert_close(
+        pose(model, TERMS, None, None).max_sigma, expected.detach().reshape(1), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize(
