@@ -335,6 +335,13 @@ def test_two_ranks_write_the_rows_of_one_process(tmp_path: Path, undisturbed: Co
     assert rows(CorpusResult.load(tmp_path)).equals(rows(undisturbed))
 
 
+def test_a_rank_that_has_nothing_to_do_may_be_the_first_to_finish(tmp_path: Path) -> None:
+    idle = run(tmp_path, ["a film"], rank=1, world_size=2)  # used to say that the folder holds no study
+    assert (idle.texts, idle.failures(), idle.layer_labels) == (0, [], run(tmp_path, ["a film"]).layer_labels)
+    with pytest.raises(ValueError, match="has no numbers"):
+        idle.layers()
+
+
 def test_a_run_of_another_number_of_ranks_goes_on(tmp_path: Path, undisturbed: CorpusResult) -> None:
     run(tmp_path, rank=2, world_size=3)
     assert rows(run(tmp_path)).equals(rows(undisturbed))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a unit Gaussian, a dimension
 BATCH = 4096  # lines in memory at a time
+NO_NUMBERS = "the study has no numbers: every text of its corpus failed, see failures(), or none is done yet"
 PER = ("sentence", "token", "token of a sentence", "dimension")
 _FACTS = ("regime_index", "distortion", "rate", "converged", "n_forward", "n_backward")
 _COLUMNS = ("row", "text", "pair", "size", "max_sigma", "sigma", "common_error", *_FACTS)
@@ -65,7 +66,7 @@ class Sentences:
         """
         found = [cls._of(batch, layers) for batch in batches_of(parts, layers, _COLUMNS)]
         if not found:
-            raise ValueError("the study has no numbers: every text of its corpus failed; errors() says why")
+            raise ValueError(NO_NUMBERS)
 
         def joined(name: str) -> Any:
             return np.concatenate([getattr(each, name) for each in found])

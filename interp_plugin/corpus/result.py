@@ -53,6 +53,7 @@ class CorpusResult:
 
     path: Path
     parts: tuple[Part, ...]
+    settings: Mapping[str, Any]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], partial: bool = False) -> CorpusResult:
@@ -83,12 +84,7 @@ class CorpusResult:
                 f"the study in {str(path)!r} is not whole: {state}; run it again with the same texts and folder, or "
                 "load it with partial=True"
             )
-        return cls(Path(path), tuple(found[number] for number in sorted(found)))
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What the numbers depend on."""
-        return self.parts[0].about.settings
+        return cls(Path(path), tuple(found[number] for number in sorted(found)), settings[0])
 
     @property
     def is_amortised(self) -> bool:
@@ -378,4 +374,4 @@ class CorpusResult:
 
     def _check_any(self) -> None:
         if not self.texts:
-            raise ValueError("the study has no numbers: every text of its corpus failed; failures() says why")
+            raise ValueError(quantities.NO_NUMBERS)

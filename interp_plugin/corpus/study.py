@@ -168,6 +168,8 @@ class CorpusStudy:
             for each in windows(texts, window, reader):
                 run.visit(each, each.number % world_size == rank, bar)
         run.finish()
+        if world_size > 1 and not run.folder.windows():  # the others have not finished any yet
+            return CorpusResult(run.folder.path, (), run.settings)
         result = CorpusResult.load(output_dir, partial=world_size > 1)
         if self.amortised is not None and world_size == 1:
             warn_of_drift(result.check())
