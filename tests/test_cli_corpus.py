@@ -155,7 +155,18 @@ def test_what_cannot_be_used_is_said_in_a_sentence(folder: str, films: Path, tmp
 
 def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path: Path) -> None:
     """Two processes, windows of one text, and the rows of one process alone."""
-    arguments = ["corpus", str(films), "--model", folder, "--layers", "1,2", "--window", "1"]
+    arguments = [
+        "corpus",
+        str(films),
+        "--model",
+        folder,
+        "--layers",
+        "1,2",
+        "--window",
+        "1",
+        "--calibrate",
+        str(films),
+    ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = [sys.executable, "-c", "from interp_plugin.cli import app; app()"]
     shared = subprocess.run(

@@ -37,6 +37,7 @@ from interp_plugin.cli.given import (
 )
 
 if TYPE_CHECKING:
+    from interp_plugin.calibration import Calibration
     from interp_plugin.corpus.check import HeldOut
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
@@ -174,7 +175,7 @@ def corpus(
             load = partial(load_explainer, name, tokenizer, dtype=dtype)
             # with Ray the GPUs are the workers'
             here = partial(load, device="cpu" if engine == "ray" else _device(device))
-            unit = calibration(here(), calibrate, unit_texts, progress)
+            unit = _of_the_first(rank, world_size, partial(_unit, here, calibrate, unit_texts, progress))
             units.append(unit)
             make = partial(
                 _study, head=head, layers=labels, rate=rate, distortion=distortion, calibration=unit,
@@ -215,6 +216,12 @@ def corpus(
     _report(results, as_json)
     for path in written:
         typer.echo(f"wrote {path}", err=True)
+
+
+def _unit(
+    load: Callable[[], TextExplainer], path: Path | None, texts: list[str] | None, progress: bool
+) -> Calibration | None:
+    return calibration(load(), path, texts, progress)
 
 
 def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any) -> CorpusStudy:
@@ -312,6 +319,16 @@ def _gathering(world_size: int) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _of_the_first(rank: int, world_size: int, make: Callable[[], Any]) -> Any:
+    """What the first process makes, in all of them: last bits may differ where each makes its own."""
+    found = [make() if rank == 0 else None]
+    if world_size > 1:
+        from torch import distributed
+
+        distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def _wait(world_size: int) -> None:
