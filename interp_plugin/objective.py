@@ -148,6 +148,13 @@ class Evaluation:
             mine[:, examples] = theirs
 
 
+def join(parts: Sequence[Evaluation]) -> Evaluation:
+    """The draws of several, one after another; of one no copy is made."""
+    if len(parts) == 1:
+        return parts[0]
+    return Evaluation(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts))))
+
+
 class Objective:
     """D and its derivatives for a batch of examples that share the draws.
 
@@ -194,20 +201,21 @@ class Objective:
         """
         count, b = len(draws), len(examples)
         scale = self.groups.at(examples).spread(sigma * self.groups.active[examples])  # (b, N)
-        weights = tilt.weights(draws) if tilt else draws.new_ones(count, b)
-        distortions, stationarities, pulls = [], [], []
+        weights = tilt.weights(draws) if tilt else None  # (S, b)
+        parts = []
         for chunk in torch.arange(count * b, device=self.device).split(self.max_rows):
             draw, which = chunk // b, chunk % b  # row r is draw r // b of example r % b
             eps = tilt.shifted(draws, draw, which) if tilt else draws[draw]
             spread = rows_of(scale, which)
             value, slope = self._distortion_and_gradient(examples[which], spread * eps)
-            w = weights[draw, which]
-            pull = slope.mul_(spread).mul_(w.unsqueeze(1))
-            distortions.append(value * w)
-            stationarities.append(self.groups.at(examples[which]).collect(pull * eps))
-            pulls.append(pull)
-        values = torch.cat(distortions).reshape(count, b)
-        slopes = torch.cat(stationarities).reshape(count, b, -1)
+            pull = slope.mul_(spread)
+            if weights is not None:
+                weight = weights[draw, which]
+                value, pull = value * weight, pull.mul_(weight.unsqueeze(1))
+            stationarity = self.groups.at(examples[which]).collect(pull * eps)
+            parts.append(Evaluation(value, stationarity, pull))  # rows of chunks: draw by draw when joined
+        rows = join(parts)
+        values, slopes = rows.distortion.reshape(count, b), rows.stationarity.reshape(count, b, -1)
         unsteered = values.any(0) & ~slopes.any(2).any(0)
         # a state that feels no noise still differs in its last digits among other numbers of rows
         still = unsteered & (values.amax(0) < (16 * torch.finfo(self.model.origin[0].dtype).eps) ** 2)
@@ -218,7 +226,7 @@ class Objective:
                 f"the state of example {example} moves with its input but carries no gradient (no_grad, detach, argmax "
                 "or rounding on the way); read the state before that step"
             )
-        return Evaluation(values, slopes, torch.cat(pulls).reshape(count, b, -1))
+        return Evaluation(values, slopes, rows.pull.reshape(count, b, -1))
 
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""

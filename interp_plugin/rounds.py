@@ -6,7 +6,7 @@ less what earlier draws say of their quadratic part (controls.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp_plugin.controls import quadratic_controls
 from interp_plugin.noise import Tilt
-from interp_plugin.objective import Evaluation, Objective
+from interp_plugin.objective import Evaluation, Objective, join
 from interp_plugin.trace import KEPT_ELEMENTS, Trace, tilt_of, token_mean
 
 SCOUTS = 4  # draws that look for the small-noise side of the minimum
@@ -106,6 +106,8 @@ def evaluate_round(
 
 def _joined(parts: list[Round], order: Tensor) -> Round:
     """All examples of a round, put in order."""
+    if len(parts) == 1:
+        return parts[0]
     whole = {}
     for field in fields(Round):
         values = [getattr(part, field.name) for part in parts]
@@ -146,8 +148,7 @@ def _mirrored(
     if scouted is None:  # the first few pairs, at the closed form, say little
         single = (_spread(there) + _spread(back)) / 2
         trace.paired[rows] = trace.quiet[rows] | (2 * _spread(rest) < single)
-    pulls = torch.cat([there.pull, back.pull])
-    return _round(rest, pulls, (2 + quiet.long()) * len(noise))
+    return _round(rest, [there.pull, back.pull], (2 + quiet.long()) * len(noise))
 
 
 def _apart(
@@ -161,13 +162,13 @@ def _apart(
     if tilt is not None:  # the controls have mean 0 under the noise itself only
         rest.put((tilt.shift > 0).nonzero()[:, 0], seen.at(tilt.shift > 0))
     units = Evaluation(*(value.unflatten(0, (-1, 2)).mean(1) for value in vars(rest).values()))
-    return _round(units, seen.pull, torch.full_like(rows, len(noise)))
+    return _round(units, [seen.pull], torch.full_like(rows, len(noise)))
 
 
-def _round(units: Evaluation, pulls: Tensor, passes: Tensor) -> Round:
-    return Round(
-        units.distortion, units.stationarity, units.pull, pulls.sum(0), pulls.square().sum((0, 2)), passes
-    )
+def _round(units: Evaluation, pulls: Sequence[Tensor], passes: Tensor) -> Round:
+    total = torch.stack([pull.sum(0) for pull in pulls]).sum(0)
+    square = torch.stack([pull.square().sum((0, 2)) for pull in pulls]).sum(0)
+    return Round(units.distortion, units.stationarity, units.pull, total, square, passes)
 
 
 def _both_ways(
@@ -177,9 +178,8 @@ def _both_ways(
     known = [] if scouted is None else [scouted.at(examples)]
     first = sum(len(k.distortion) for k in known)
     seen = objective.evaluate(examples, sigma, torch.cat([noise[first:], -noise]))
-    parts = zip(*(vars(each).values() for each in (*known, seen)))
-    whole = [torch.cat(part) for part in parts]
-    there, back = (Evaluation(*half) for half in zip(*(x.chunk(2) for x in whole)))
+    whole = join([*known, seen])
+    there, back = (Evaluation(*half) for half in zip(*(x.chunk(2) for x in vars(whole).values())))
     return there, back
 
 

@@ -214,8 +214,8 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        ".mul_(w.unsqueeze(1))",
-        "",
+        "pull.mul_(weight.unsqueeze(1))",
+        "pull",
         "stationarity and pull: without the importance weight",
     ),
     Mutation(
@@ -480,7 +480,7 @@ MUTATIONS = (
         "controls",
         "sizes.clamp(min=1) - 1",
         "sizes.clamp(min=1)",
-        "controls: |eps|^2 / K without its mean",
+        "controls: squared length of eps by K, without its mean",
     ),
     Mutation(
         "controls",
@@ -646,14 +646,14 @@ MUTATIONS = (
     ),
     Mutation(
         "problem",
-        "- flat.mean().square())",
-        "+ flat.mean().square())",
+        "(square - mean.square())",
+        "(square + mean.square())",
         "default cap of an embedding: the sign of the mean",
     ),
     Mutation(
         "problem",
-        "return CAP * scale * float(variance.sqrt())",
-        "return CAP * float(variance.sqrt())",
+        "{CAP * scale * float(variance.sqrt()):.5g}",
+        "{CAP * float(variance.sqrt()):.5g}",
         "default cap of an embedding: without its scale",
     ),
     Mutation(
