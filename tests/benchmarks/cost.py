@@ -6,7 +6,8 @@ Noise enters at the embedding output throughout; times are medians of alternatin
 classifier is made by `tutorials/train_default_model.py --data DIR_WITH_SST2 --output ELSEWHERE --teacher DIR`.
 
   captum    LayerIntegratedGradients(n_steps=50) of one logit (the faster of internal_batch_size None and
-            25) against the information loss of layer 3 (tolerance=0.02), the last layer and the logits (defaults)
+            25) against the information loss of layer 3 (tolerance=0.02 and 0.03), the last layer and the logits
+            (defaults)
   depth     layer 3 against layer 12 of a random 12-layer BERT, the same number of passes
   overhead  a fit against the same rows through the model's own forward and backward: the time outside them
   batch     16 padded sentences at once against 16 single calls: time, largest difference of scores;
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from interp_plugin import LayerInformationLoss, NoiseFit, Solver
 
 PARTS = ("captum", "depth", "overhead", "batch", "memory")
+LOOPS_OWN = 0.03  # a tolerance that leaves the error of the seed's loop, 2.2 %: seed_loop.py, accuracy.py
 FIXED = 1e-9  # a tolerance that is never met: the number of rounds is fixed
 
 
@@ -62,6 +64,9 @@ def of_captum(bert: Bert, texts: list[str], repeats: int) -> None:
             ours, 3, bert.state_std(3, texts), Solver(tolerance=0.02)
         ),
         f"layer {last} of {last}, defaults": partial(ours, last, bert.state_std(last, texts), Solver()),
+        f"layer 3 of {last}, tolerance {LOOPS_OWN}": partial(
+            ours, 3, bert.state_std(3, texts), Solver(tolerance=LOOPS_OWN)
+        ),
         "logits, defaults": partial(ours, None, None, Solver()),
     }
     walls = timed_in_turn([partial(captum, None), partial(captum, 25), *ways.values()], repeats)
