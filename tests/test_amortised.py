@@ -436,10 +436,10 @@ def test_a_corpus_like_the_training_texts_raises_no_warning_and_another_does(tmp
     head = AmortisedEstimator.train(cnn(), None, learned, held_out=0.25, show_progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same = of_cnn(amortised=head).run(some(WORDS[:6], 40, 1), tmp_path / "same", show_progress=False)
+        same = of_cnn(amortised=head).run(some(WORDS[:6], 150, 1), tmp_path / "same", show_progress=False)
     assert not same.check()["drift"].any()
     with pytest.warns(UserWarning, match="error of log sigma is larger on this corpus"):
-        other = of_cnn(amortised=head).run(some(WORDS[6:], 40, 1), tmp_path / "other", show_progress=False)
+        other = of_cnn(amortised=head).run(some(WORDS[6:], 150, 1), tmp_path / "other", show_progress=False)
     assert other.check()["drift"].all()
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_part_says_what_its_numbers_depend_on(undisturbed: CorpusResult) -> No
     settings = undisturbed.settings
     assert settings["weights"] == weights_digest(cnn().module)
     assert (settings["model"], settings["rate"], settings["seed"]) == ("Cnn", 0.1, 0)
-    assert settings["versions"]["torch"] == torch.__version__
+    assert settings["versions"]["torch"] == version("torch")
 
 
 def test_the_digest_of_weights_sees_one_bit_and_the_type() -> None:
