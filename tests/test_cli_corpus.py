@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from tiny_bert import save_classifier
 from typer.testing import CliRunner
@@ -181,4 +182,4 @@ def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path
     together = json.loads(shared.stdout)
     assert together["texts"] == alone["texts"] == len(SENTENCES)
     tables = [CorpusResult.load(tmp_path / name).table() for name in ("one", "two")]
-    assert tables[0].equals(tables[1])
+    pandas.testing.assert_frame_equal(*tables, rtol=1e-5)  # a process may have another number of threads
