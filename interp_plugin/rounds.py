@@ -6,7 +6,7 @@ less what earlier draws say of their quadratic part (controls.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -148,7 +148,7 @@ def _mirrored(
     if scouted is None:  # the first few pairs, at the closed form, say little
         single = (_spread(there) + _spread(back)) / 2
         trace.paired[rows] = trace.quiet[rows] | (2 * _spread(rest) < single)
-    return _round(rest, [there.pull, back.pull], (2 + quiet.long()) * len(noise))
+    return _round(rest, torch.cat([there.pull, back.pull]), (2 + quiet.long()) * len(noise))
 
 
 def _apart(
@@ -162,13 +162,13 @@ def _apart(
     if tilt is not None:  # the controls have mean 0 under the noise itself only
         rest.put((tilt.shift > 0).nonzero()[:, 0], seen.at(tilt.shift > 0))
     units = Evaluation(*(value.unflatten(0, (-1, 2)).mean(1) for value in vars(rest).values()))
-    return _round(units, [seen.pull], torch.full_like(rows, len(noise)))
+    return _round(units, seen.pull, torch.full_like(rows, len(noise)))
 
 
-def _round(units: Evaluation, pulls: Sequence[Tensor], passes: Tensor) -> Round:
-    total = torch.stack([pull.sum(0) for pull in pulls]).sum(0)
-    square = torch.stack([pull.square().sum((0, 2)) for pull in pulls]).sum(0)
-    return Round(units.distortion, units.stationarity, units.pull, total, square, passes)
+def _round(units: Evaluation, pulls: Tensor, passes: Tensor) -> Round:
+    return Round(
+        units.distortion, units.stationarity, units.pull, pulls.sum(0), pulls.square().sum((0, 2)), passes
+    )
 
 
 def _both_ways(

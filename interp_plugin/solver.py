@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -193,9 +193,9 @@ def _refine(
     scouted = None
     for index in range(solver.max_rounds):
         units = max(2, solver.draws // (2 if index else 4))  # the first round mostly finds the place
-        noise = partial(_drawn, objective, draws, index, 2 * units)
+        noise = cache(partial(_drawn, objective, draws, index, 2 * units))  # the scouts' go on into the round
         if index == 0:
-            scouted, spent = scout(objective, trace, rate, noise(min(SCOUTS, units)), solver.tolerance)
+            scouted, spent = scout(objective, trace, rate, noise(units)[:SCOUTS], solver.tolerance)
             passes[trace.example] += spent - len(scouted.distortion)  # those go on into the round
         found = evaluate_round(objective, trace, noise, units, curvature, None if index else scouted)
         passes[trace.example] += found.passes

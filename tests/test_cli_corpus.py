@@ -10,8 +10,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
+import torch
 from tiny_bert import save_classifier
 from typer.testing import CliRunner
 
@@ -178,8 +178,13 @@ def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert shared.returncode == 0, shared.stderr
-    alone = found(*arguments[1:], "--output", tmp_path / "one")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as each of those: with another number last bits may differ
+        alone = found(*arguments[1:], "--output", tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
     together = json.loads(shared.stdout)
     assert together["texts"] == alone["texts"] == len(SENTENCES)
     tables = [CorpusResult.load(tmp_path / name).table() for name in ("one", "two")]
-    pandas.testing.assert_frame_equal(*tables, rtol=1e-5)  # a process may have another number of threads
+    assert tables[0].equals(tables[1])

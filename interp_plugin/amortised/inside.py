@@ -42,14 +42,12 @@ class Inside(TorchFunctionMode):
     def __init__(self, module: nn.Module, mask: Tensor) -> None:
         super().__init__()
         self._module, self._mask = module, mask
-        self._row = 0  # of the next forward
         self._forwards: list[list[Tensor]] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Inside:
         self._hooks = [
             self._module.register_forward_pre_hook(lambda module, args: self._forwards.append([])),
-            self._module.register_forward_hook(self._leave),
             *(m.register_forward_pre_hook(self._normalise) for m in self._module.modules() if _normalises(m)),
         ]
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -77,14 +75,6 @@ class Inside(TorchFunctionMode):
             self._attend(found)
         return found
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._row += self._rows
-
-    @property
-    def _rows(self) -> int:
-        """Of the forward that runs."""
-        return next((len(found) for found in self._forwards[-1]), 0)
-
     def _normalise(self, module: nn.Module, args: Sequence[Any]) -> None:
         given = args[0] if args else None
         if isinstance(given, Tensor) and given.ndim == 3 and given.shape[1] == self._mask.shape[1]:
@@ -95,7 +85,8 @@ class Inside(TorchFunctionMode):
         """``weights``: what each token attends to, (R, heads, T, T)."""
         if weights.shape[2:] != (self._mask.shape[1],) * 2:
             return
-        real = self._mask[self._row : self._row + len(weights)].to(weights.device)
+        first = sum(len(found[0]) for found in self._forwards[:-1] if found)  # row of this forward
+        real = self._mask[first : first + len(weights)].to(weights.device)
         weights = weights.detach().float() * real[:, None, :, None]
         got, own = weights.square().sum(2).sqrt(), weights.diagonal(dim1=2, dim2=3)
         self._forwards[-1].append((torch.cat([got, own], 1) + LEAST).log().transpose(1, 2))

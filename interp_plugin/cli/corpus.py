@@ -221,6 +221,7 @@ def corpus(
 def _unit(
     load: Callable[[], TextExplainer], path: Path | None, texts: list[str] | None, progress: bool
 ) -> Calibration | None:
+    """The calibration that is asked for, by a model that nobody else needs."""
     return calibration(load(), path, texts, progress)
 
 
