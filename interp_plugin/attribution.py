@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from captum._utils.common import (
@@ -16,8 +16,9 @@ from captum._utils.common import (
 from captum.attr import LLMAttributionResult, LLMGradientAttribution
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
-from torch import Tensor, nn
+from torch import Tensor, equal, nn
 
+from interp_plugin.padding import FULL, lengths_of
 from interp_plugin.problem import Problem, Terms, pose, warn_of_training
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import LayerCall, NoisyModel, RunningStd, Selector, Site, module_of
@@ -29,22 +30,41 @@ SCORES = ("loss", "kept", "sigma", "signed")
 
 @dataclass(frozen=True)
 class _ModelRows:
-    """Runs ``forward_func`` on rows: arguments and targets that have one entry an example follow the rows."""
+    """Runs ``forward_func`` on rows: arguments and targets that have one entry an example follow the rows.
+
+    Where ``tokens`` are known, arguments that have one entry a token are cut to the length of the inputs.
+    """
 
     module: Callable[..., Any]
     batch: int
     target: Any
     arguments: tuple[Any, ...] | None
+    tokens: int | None = None
 
     def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        arguments = self.arguments and tuple(self._at(a, rows) for a in self.arguments)
+        length = None if self.tokens is None else inputs[0].shape[1]
+        arguments = self.arguments and tuple(self._at(a, rows, length) for a in self.arguments)
         output = _run_forward(self.module, inputs, self._target_at(rows), arguments)
         return cast(Tensor, output)
 
-    def _at(self, argument: Any, rows: Tensor) -> Any:
-        if isinstance(argument, Tensor) and argument.ndim and len(argument) == self.batch:
-            return argument[rows.to(argument.device)]
-        return argument
+    def _at(self, argument: Any, rows: Tensor, length: int | None) -> Any:
+        if not isinstance(argument, Tensor) or not argument.ndim or len(argument) != self.batch:
+            return argument
+        of_rows = argument[rows.to(argument.device)]
+        return of_rows[:, :length] if self.tokens in argument.shape[1:2] else of_rows
+
+    def is_told(self, mask: Tensor) -> bool:
+        """Whether an argument says which tokens are real, (B, T), and all arguments can be cut after any of them."""
+        told, (batch, tokens) = False, mask.shape
+        for argument in self.arguments or ():
+            if isinstance(argument, (list, dict)):
+                return False
+            if isinstance(argument, Tensor) and tokens in argument.shape:
+                if argument.shape[:2] != (batch, tokens) or tokens in argument.shape[2:]:
+                    return False
+                real = argument.bool()
+                told |= argument.ndim == 2 and any(equal(m, mask.to(m.device)) for m in (real, ~real))
+        return told
 
     def _target_at(self, rows: Tensor) -> Any:
         if isinstance(self.target, list):
@@ -52,6 +72,19 @@ class _ModelRows:
         if isinstance(self.target, Tensor) and self.target.numel() > 1:
             return self.target[rows.to(self.target.device)]
         return self.target
+
+
+def _leave_padding_out(problem: Problem) -> None:
+    """Spare a batch of texts of different lengths most of its padding, where the model is given a mask of it."""
+    objective, model = problem.objective, problem.objective.model
+    forward, mask, [origin, *others] = cast(_ModelRows, model.forward), objective.groups.active, model.origin
+    lengths = lengths_of(mask)
+    if others or lengths is None or lengths.min() >= FULL * mask.shape[1]:
+        return
+    tensors = (origin, *model.inputs)
+    if origin.ndim == 3 and all(x.shape[:2] == mask.shape for x in tensors) and forward.is_told(mask):
+        model.forward = replace(forward, tokens=mask.shape[1])
+        objective.leave_padding_out(lengths)
 
 
 class InformationLoss(Attribution):
@@ -115,7 +148,8 @@ class InformationLoss(Attribution):
         """The score of every token.
 
         An example's scores do not depend on its neighbours in the batch, nor on its padding where the
-        model is given its attention mask and we are given ``token_mask``.
+        model is given its attention mask and we are given ``token_mask``.  There padding at the end of
+        texts of different lengths is not even run, if a first run without it gives the same states.
 
         Args:
             inputs: floating point tensor or tuple of them, each (B, ...).  In a 3-D or higher input the
@@ -306,7 +340,10 @@ class InformationLoss(Attribution):
         )
         warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
-        return pose(model, terms, mask, token_mask)
+        problem = pose(model, terms, mask, token_mask)
+        if mask is None and token_mask is not None:
+            _leave_padding_out(problem)
+        return problem
 
 
 class LayerInformationLoss(InformationLoss):

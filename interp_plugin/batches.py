@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.objective import default_rows
+from interp_plugin.padding import FULL
 from interp_plugin.problem import Problem, Terms, fit_together, pose
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import NoisyModel, Selector, Site
 from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, shown
 
 MAX_TOKENS = 2048  # of a batch, padding included
-FULL = 0.8  # share of a batch that no padding may push below
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import Draws, Tilt, TokenGroups
-from interp_plugin.state import NoisyModel, select
+from interp_plugin.noise import Tilt, TokenGroups
+from interp_plugin.padding import alike
+from interp_plugin.state import NoisyModel, no_fastpath
 
 MAX_ROWS = 64
 MAX_ELEMENTS = 2**21
-PROBE_ROUND = 2**32  # a stream of its own, apart from the refinement's rounds
 
 
 def default_rows(elements: int) -> int:
@@ -183,10 +184,65 @@ class Objective:
         # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
         self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
         self.max_rows = max_rows or default_rows(self.origin.shape[1])
+        self.clean_passes = 1  # forwards without noise so far
+        self._lengths: Tensor | None = None  # of the examples, where padding is left out, (B,)
+        self._state_has_positions = False
 
     @property
     def device(self) -> torch.device:
         return self.origin.device
+
+    def leave_padding_out(self, lengths: Tensor) -> None:
+        """Run examples at about their own lengths from now on, if their states are the same without padding.
+
+        Args:
+            lengths: how many tokens each example has before its padding, (B,), in dimension 1 of the model's inputs,
+                of what bears the noise and maybe of the state.
+        """
+        self.clean_passes += 1
+        if all(self._is_same_without_padding(length, rows) for length, rows in alike(lengths)):
+            self._lengths = lengths
+
+    @torch.no_grad()
+    def _is_same_without_padding(self, length: int, examples: Tensor) -> bool:
+        if length == self.groups.n_tokens:
+            return True
+        model = self.model.shorter(length)
+        for rows in examples.split(self.max_rows):
+            try:
+                with no_fastpath():
+                    state = model.perturb((model.origin[0][rows],), rows).to(self.device, self.dtype)
+            except Exception:  # whatever a model that cannot be run shorter raises
+                return False
+            reference, weight = self.reference[rows], self.weight[rows]
+            if state.shape != reference.shape:
+                self._state_has_positions = True
+                if weight[:, length:].any() or state.shape != reference[:, :length].shape:
+                    return False
+                reference, weight = reference[:, :length], weight[:, :length]
+            rounding = min(32 * torch.finfo(model.origin[0].dtype).eps, 1e-3)
+            if not (distortion(state, reference, weight) <= rounding**2).all():
+                return False
+        return True
+
+    def shorter(self, length: int) -> Objective:
+        """The same examples cut after so many tokens."""
+        if length == self.groups.n_tokens:
+            return self
+        short = copy(self)
+        short.model, short._lengths = self.model.shorter(length), None
+        width = short.model.origin[0][0].numel()
+        short.origin = self.origin[:, :width]
+        short.groups = TokenGroups(self.groups.index[:, :width], self.groups.active[:, :length])
+        if self._state_has_positions:
+            short.reference, short.weight = self.reference[:, :length], self.weight[:, :length]
+        return short
+
+    def alike(self, examples: Tensor) -> list[tuple[Objective, Tensor]]:
+        """The objective for examples of about one length, and which of the given ones (b,) they are."""
+        if self._lengths is None:
+            return [(self, torch.arange(len(examples), device=self.device))]
+        return [(self.shorter(length), rows) for length, rows in alike(self._lengths[examples])]
 
     def evaluate(
         self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None = None
@@ -199,6 +255,25 @@ class Objective:
             draws: (S, N), shared by the examples.
             tilt: importance sampling along one direction of each example.
         """
+        parts = self.alike(examples)
+        if parts[0][0] is self and len(parts) == 1:
+            return self._evaluate(examples, sigma, draws, tilt)
+        whole = Evaluation(
+            draws.new_zeros(len(draws), len(examples)),
+            draws.new_zeros(len(draws), *sigma.shape),
+            draws.new_zeros(len(draws), len(examples), draws.shape[1]),
+        )
+        for short, rows in parts:
+            (tokens, width), own = (short.groups.n_tokens, short.origin.shape[1]), None
+            if tilt is not None:
+                own = Tilt(tilt.direction[rows, :width], tilt.shift[rows])
+            seen = short._evaluate(examples[rows], sigma[rows, :tokens], draws[:, :width], own)
+            whole.distortion[:, rows] = seen.distortion
+            whole.stationarity[:, rows, :tokens] = seen.stationarity
+            whole.pull[:, rows, :width] = seen.pull
+        return whole
+
+    def _evaluate(self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None) -> Evaluation:
         count, b = len(draws), len(examples)
         scale = self.groups.at(examples).spread(sigma * self.groups.active[examples])  # (b, N)
         weights = tilt.weights(draws) if tilt else None  # (S, b)
@@ -274,76 +349,3 @@ class Objective:
                 f"the model gave NaN or infinite values for example {example} in the {step}; check its weights and "
                 "inputs, or use a type of wider range than half precision"
             )
-
-
-def curvatures(
-    objectives: Sequence[Objective], seed: int, probes: int, exact_up_to: int
-) -> list[tuple[Tensor, Tensor]]:
-    """c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
-
-    A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; an
-    example of which at most ``exact_up_to`` state elements count (padding does not) is done exactly,
-    one element at a time.
-
-    Args:
-        objectives: states of one model with the same inputs and noise layer; they share the forwards.
-
-    Returns:
-        For each objective independent estimates of c, (P, B, T), all the same where they are exact; and
-        the number of passes each example took, (B,).
-    """
-    found = []
-    sampled: dict[tuple[bool, ...], list[int]] = {}  # which objectives sample the same examples
-    for index, objective in enumerate(objectives):
-        counted = objective.weight.reshape(len(objective.weight), -1) != 0
-        exact = counted.sum(1) <= exact_up_to
-        c = objective.origin.new_zeros(probes, len(counted), objective.groups.n_tokens)
-        if exact.any():
-            _add_exact_squares(objective, (counted & exact.unsqueeze(1)).nonzero(), c)
-        if not exact.all():
-            sampled.setdefault(tuple(exact.tolist()), []).append(index)
-        found.append((c, torch.where(exact, counted.sum(1), probes)))
-    for exact_examples, together in sampled.items():
-        examples = (~torch.tensor(exact_examples)).nonzero()[:, 0]
-        _sample_squares([objectives[i] for i in together], examples, seed, [found[i][0] for i in together])
-    for objective, (c, _) in zip(objectives, found):
-        everyone = torch.arange(c.shape[1], device=c.device)
-        objective.check_finite(c.sum(-1), everyone.repeat(probes), "closed form")
-    return found
-
-
-def _add_exact_squares(objective: Objective, elements: Tensor, c: Tensor) -> None:
-    """Add |J_i^T e / v|^2 / M for every (example, state element) to every row of c."""
-    for example, element in (part.unbind(1) for part in elements.split(objective.max_rows)):
-        ones = torch.nn.functional.one_hot(element, objective.reference[0].numel()).to(objective.dtype)
-        [squares] = _squares([objective], example, [ones])
-        c.index_add_(1, example, squares.expand(len(c), -1, -1))
-
-
-def _sample_squares(
-    objectives: Sequence[Objective], examples: Tensor, seed: int, cs: Sequence[Tensor]
-) -> None:
-    """Set each c, (P, B, T), to |J_i^T r / v|^2 / M for P sign vectors r, at the given examples."""
-    first, probes = objectives[0], len(cs[0])
-    signs = [
-        Draws([o.reference.shape[1:]], seed).round(PROBE_ROUND, probes).sign().to(o.device, o.dtype)
-        for o in objectives
-    ]
-    rows = torch.cartesian_prod(torch.arange(probes), examples).to(first.device)
-    for probe, example in (part.unbind(1) for part in rows.split(first.max_rows)):
-        for c, squares in zip(cs, _squares(objectives, example, [sign[probe] for sign in signs])):
-            c[probe, example] = squares
-
-
-def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:
-    """|J_i^T (r / v)|^2 / M of each token, (R, T), for directions r in each state's space, (R, elements)."""
-    first = objectives[0]
-    points = first.points(examples, torch.zeros_like(first.origin[examples]))
-    states = first.model.perturbed(points, examples, [o.model.state_layer for o in objectives])
-    squares = []
-    for o, whole, direction in zip(objectives, states, directions):
-        state = select(whole, o.model.selector).to(o.device, o.dtype)
-        total = (state * direction.reshape(state.shape) * rows_of(o.weight, examples)).sum()
-        slope = o.gradient(total, points, state, again=o is not objectives[-1])
-        squares.append(o.groups.at(examples).collect(slope.square()))
-    return squares

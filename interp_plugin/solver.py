@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp_plugin.curvature import curvatures
 from interp_plugin.noise import Draws
 from interp_plugin.objective import (
     Objective,
     closed_form,
-    curvatures,
     information_kept,
     information_loss,
     regime_index,
@@ -285,7 +285,7 @@ def _fit(
         regime_index=regime_index(slope, at_sigma).float(),
         residual=(whole.residual * free).float(),
         converged=converged,
-        n_forward=passes + 1,  # and the clean one
+        n_forward=passes + objective.clean_passes,
         n_backward=passes,
         rate=rate,
         max_sigma=cap[:, 0].exp().float(),

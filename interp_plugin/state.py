@@ -183,6 +183,12 @@ class NoisyModel:
         other.origin = self.origin
         return other
 
+    def shorter(self, length: int) -> NoisyModel:
+        """The same model and noise on the first positions of each row, dimension 1 of inputs and ``origin``."""
+        other = replace(self, inputs=tuple(x[:, :length] for x in self.inputs))
+        other.origin = tuple(x[:, :length] for x in self.origin)
+        return other
+
     def clean(self) -> tuple[Tensor, Tensor]:
         """The state without noise, before and after selection, each (B, ...); sets ``origin``."""
         [whole] = self.read([self.state_layer])

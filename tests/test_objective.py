@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
+from interp_plugin.curvature import curvatures
 from interp_plugin.noise import Draws, Tilt, token_groups
 from interp_plugin.objective import (
     Objective,
     closed_form,
-    curvatures,
     distortion,
     information_kept,
     information_loss,

@@ -1,0 +1,166 @@
+"""Batches of texts of different lengths: padding is left out of the passes where the model does not feel it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from interp_plugin import InformationLoss, LayerInformationLoss, Solver
+from interp_plugin.padding import FULL, alike, lengths_of
+
+FAST = Solver(draws=8, iterations=3)
+LENGTHS = [3, 12, 4, 11, 7]
+MASK = torch.arange(12) < torch.tensor(LENGTHS).unsqueeze(1)
+IDS = torch.randint(1, 30, MASK.shape, generator=torch.Generator().manual_seed(3)) * MASK
+
+
+class Encoder(nn.Module):
+    """Embeds, attends and pools; counts the positions that it is run on."""
+
+    def __init__(self, feels_padding: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(30, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.feels_padding = feels_padding
+        self.shapes: list[tuple[int, int]] = []
+        self.eval()
+
+    def embedded(self, x: Tensor, mask: Tensor) -> Tensor:
+        self.shapes.append((x.shape[0], x.shape[1]))
+        states = self.layer(x, src_key_padding_mask=~mask.bool())
+        real = torch.ones_like(mask) if self.feels_padding else mask
+        return (states * real.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+
+    def forward(self, ids: Tensor, mask: Tensor, *more: Any) -> Tensor:
+        return self.embedded(self.embedding(ids), mask)
+
+    @property
+    def positions(self) -> int:
+        return sum(rows * length for rows, length in self.shapes)
+
+
+def fit(model: Encoder, ids: Tensor = IDS, mask: Tensor = MASK, **given: Any) -> Any:
+    state_layer = given.pop("state_layer", None)
+    call = {"additional_forward_args": (mask.long(),), "token_mask": mask, "state_std": 1.0, "solver": FAST}
+    return LayerInformationLoss(model, model.embedding, state_layer).fit(ids, **{**call, **given})
+
+
+@pytest.mark.parametrize("of_layer", [False, True])
+def test_a_ragged_batch_is_its_single_texts_and_runs_little_padding(of_layer: bool) -> None:
+    model = Encoder()
+    state_layer = model.layer if of_layer else None
+    batch = fit(model, state_layer=state_layer)
+    full = len(LENGTHS) * max(LENGTHS)
+    # the first run is whole, then all are run at most a quarter longer than they are
+    assert model.shapes[0] == MASK.shape
+    assert model.positions - full <= batch.n_forward.float().dot(MASK.sum(1).float()) / FULL
+    assert (
+        sum(rows for rows, _ in model.shapes) == batch.n_forward.sum() - 2
+    )  # the longest are not tried without
+    for row, length in enumerate(LENGTHS):
+        alone = fit(model, IDS[row : row + 1, :length], MASK[row : row + 1, :length], state_layer=state_layer)
+        torch.testing.assert_close(batch.sigma[row, :length], alone.sigma[0], rtol=1e-4, atol=0)
+        torch.testing.assert_close(batch.distortion[row], alone.distortion[0], rtol=1e-4, atol=0)
+        assert batch.n_backward[row] == alone.n_backward[0]
+        assert batch.at_cap[row, length:].all()
+
+
+def test_noise_in_embeddings_leaves_padding_out_too() -> None:
+    model = Encoder()
+    embeddings = model.embedding(IDS).detach()
+    call = {"additional_forward_args": (~MASK,), "token_mask": MASK, "max_sigma": 9.0, "solver": FAST}
+    method = InformationLoss(lambda x, padding: model.embedded(x, ~padding))  # told what is padding
+    batch = method.attribute(embeddings, **call)
+    assert {12, 7, 4} <= {length for _, length in model.shapes} <= set(LENGTHS)
+    for row, length in enumerate(LENGTHS):
+        one = slice(row, row + 1)
+        call["additional_forward_args"], call["token_mask"] = (~MASK[one, :length],), MASK[one, :length]
+        alone = method.attribute(embeddings[one, :length], **call)
+        torch.testing.assert_close(batch[one, :length], alone, rtol=1e-4, atol=1e-4)
+
+
+def told_otherwise() -> dict[str, Any]:
+    return {"additional_forward_args": (MASK.long(), torch.zeros(5, 12, 12))}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        told_otherwise(),
+        {"additional_forward_args": (MASK.long(), torch.arange(12))},
+        {"additional_forward_args": (MASK.long(), [0] * 12)},
+        {"additional_forward_args": (torch.ones_like(MASK),)},
+        {"feature_mask": torch.arange(12).unsqueeze(-1).expand(12, 8).unsqueeze(0)},
+    ],
+    ids=["square argument", "positions", "list", "not told", "feature mask"],
+)
+def test_what_may_depend_on_the_padded_length_runs_at_it(given: dict[str, Any]) -> None:
+    model = Encoder()
+    fit(model, **given)
+    assert {length for _, length in model.shapes} == {12}
+
+
+def test_a_model_that_feels_its_padding_runs_with_it() -> None:
+    def plain(ids: Tensor, mask: Tensor) -> Tensor:
+        return model(ids, mask)
+
+    model = Encoder(feels_padding=True)
+    found = fit(model)
+    assert model.shapes[1][1] < 12  # was tried
+    assert {length for _, length in model.shapes[2:]} == {12}
+    model.shapes.clear()
+    untold = fit(model, additional_forward_args=(MASK.long(), [0] * 12))
+    assert torch.equal(found.sigma, untold.sigma)
+    assert torch.equal(found.n_forward, untold.n_forward + 1)
+
+
+def test_a_model_that_cannot_run_shorter_runs_whole() -> None:
+    class Fixed(Encoder):
+        def forward(self, ids: Tensor, mask: Tensor, *more: Any) -> Tensor:
+            if ids.shape[1] != 12:
+                raise RuntimeError("12 tokens, please")
+            return super().forward(ids, mask)
+
+    assert fit(Fixed()).converged.shape == (5,)
+
+
+def test_padding_before_the_text_stays() -> None:
+    model = Encoder()
+    fit(model, IDS.flip(1), MASK.flip(1))
+    assert {length for _, length in model.shapes} == {12}
+
+
+def test_an_error_names_the_example_of_the_batch() -> None:
+    class Breaks(Encoder):
+        def embedded(self, x: Tensor, mask: Tensor) -> Tensor:
+            state = super().embedded(x, mask)
+            broken = state.clone()
+            broken[mask.sum(1) == 4] *= torch.nan
+            return broken if x.requires_grad else state
+
+    with pytest.raises(ValueError, match=r"infinite values for example 2\b"):
+        fit(Breaks())
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_alike_puts_everyone_in_one_place_among_the_nearly_as_long(lengths: list[int]) -> None:
+    found = alike(torch.tensor(lengths))
+    assert sorted(index for _, of in found for index in of.tolist()) == list(range(len(lengths)))
+    for longest, of in found:
+        own = [lengths[index] for index in of.tolist()]
+        assert max(own) == longest and min(own) >= FULL * longest
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_lengths_are_of_padding_at_the_end_only(lengths: list[int]) -> None:
+    mask = torch.arange(6) < torch.tensor(lengths).unsqueeze(1)
+    assert (found := lengths_of(mask)) is not None and found.tolist() == lengths
+    flipped: Callable[[], Tensor | None] = lambda: lengths_of(mask.flip(1))  # noqa: E731
+    assert (flipped() is None) == any(0 < length < 6 for length in lengths)
