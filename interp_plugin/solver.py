@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.curvature import curvatures
+from interp_plugin.curvature import PROBE_ROUND, curvatures
 from interp_plugin.noise import Draws
 from interp_plugin.objective import (
     Objective,
@@ -22,6 +22,7 @@ from interp_plugin.objective import (
     information_loss,
     regime_index,
 )
+from interp_plugin.ranks import REPEATS
 from interp_plugin.refinement import done_enough, update
 from interp_plugin.rounds import SCOUTS, evaluate_round, scout
 from interp_plugin.trace import (
@@ -36,6 +37,7 @@ from interp_plugin.trace import (
 
 PROBES = 8  # vector-Jacobian products of the closed form
 FEW_PROBES = 4  # of several states together, which start from one another
+RANK_ROUND = PROBE_ROUND + 1  # a stream of its own
 EXACT = 32  # state elements up to which they are done one by one, without chance
 BUDGET = 0.0576  # draws at most, times tolerance^2: about 144 at the default
 MIN_ROUNDS = 4  # at most, however loose the tolerance: the first may only find the place
@@ -50,7 +52,9 @@ class Solver:
             quadratic states half as many again.
         iterations: rounds at most; 0 is the closed form only, None is enough of them for the
             tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2.
-        tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.
+        tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.  Rounds go on
+            while two such fits would not order the tokens alike (Spearman below 1 - 50 tolerance^2, 0.98 at the
+            default): where they lie close together.
         seed: of the noise.
 
     Examples::
@@ -189,6 +193,7 @@ def _refine(
 ) -> list[Trace]:
     """Rounds of draws until every example is done; adds to ``passes`` and sets ``converged``, both (B,)."""
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
+    jitter = cache(partial(_jitter, objective, solver.seed))
     done: list[Trace] = []
     scouted = None
     for index in range(solver.max_rounds):
@@ -203,7 +208,7 @@ def _refine(
         free = update(trace, found, active, cap[trace.example], rate, index)
         error = token_mean(variance_of(trace, free), free).sqrt()
         converged[trace.example] = (error <= solver.tolerance) & trace.settled
-        done_now = converged[trace.example] & done_enough(trace, free, solver.tolerance)
+        done_now = converged[trace.example] & done_enough(trace, free, solver.tolerance, jitter)
         if done_now.any():
             done.append(trace.at(done_now).without_teachers())
             trace = trace.at(~done_now)
@@ -216,6 +221,12 @@ def _refine(
 def _drawn(objective: Objective, draws: Draws, index: int, count: int, first: int) -> Tensor:
     """The first draws of a round of ``count``, where the objective wants them."""
     return draws.round(index, count, first).to(objective.device, objective.dtype)
+
+
+def _jitter(objective: Objective, seed: int) -> Tensor:
+    """Normal numbers for each token, (REPEATS, T): the same however far a sequence is padded."""
+    numbers = Draws([(objective.groups.n_tokens,)], seed).round(RANK_ROUND, REPEATS)
+    return numbers.to(objective.device, objective.dtype)
 
 
 def closed_theta(objective: Objective, curvature: Tensor, rate: float, cap: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """The solver against optima known without it: closed forms, root finding, brute force."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from scipy import optimize
+from scipy import optimize, stats
 
 from interp_plugin import InformationLoss, Solver
+from interp_plugin.curvature import PROBE_ROUND
 from interp_plugin.noise import Draws, token_groups
-from interp_plugin.objective import PROBE_ROUND, Objective, state_weight
+from interp_plugin.objective import Objective, state_weight
 from interp_plugin.solver import solve, solve_together
 from interp_plugin.state import NoisyModel
 
@@ -156,6 +158,7 @@ def test_the_common_error_is_that_of_the_mean_over_tokens():
 def test_nearly_linear_examples_stop_when_draws_cannot_help():
     # only the closed form's probes limit the error here, and no draw makes that smaller
     x, matrix = normal(1, 4, 64), normal(4 * 64, 400, seed=1) / 50
+    matrix *= torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat_interleave(64)[:, None]
     fit = InformationLoss(lambda x: torch.tanh(x.flatten(1) @ matrix / 20)).fit(x, max_sigma=100.0)
     assert fit.converged.all()
     assert fit.n_backward.item() < 100
@@ -173,6 +176,27 @@ def test_a_tolerance_is_met_or_the_fit_says_so():
     hasty = method.fit(x, solver=Solver(tolerance=0.001, iterations=2))
     assert not hasty.converged.any()
     assert (hasty.standard_error > 0.001).any()
+
+
+def test_tokens_that_lie_close_together_get_draws_until_they_keep_their_order():
+    x, matrix = normal(1, 6, 64), normal(6 * 64, 400, seed=1) / 1000
+
+    def ranks_and_passes(weights, tolerance=0.02):
+        scale = torch.tensor(weights).repeat_interleave(64)[:, None]
+        method = InformationLoss(lambda x: torch.tanh(x.flatten(1) @ (matrix * scale)))
+        solvers = [Solver(seed=seed, tolerance=tolerance) for seed in range(6)]
+        fits = [method.fit(x, max_sigma=100.0, solver=solver) for solver in solvers]
+        assert all(fit.converged.all() for fit in fits)
+        ranks = [stats.spearmanr(a.sigma[0], b.sigma[0]).statistic for a, b in combinations(fits, 2)]
+        return np.mean(ranks), max(fit.n_backward.item() for fit in fits)
+
+    near = [1.0, 1.02, 1.04, 1.06, 1.08, 1.1]
+    apart, few = ranks_and_passes([1.0, 2, 4, 8, 16, 32])
+    close, many = ranks_and_passes(near)
+    assert apart == 1
+    assert close > 0.94
+    assert few < many == 162  # all that the default has
+    assert ranks_and_passes(near, tolerance=0.05)[1] < many
 
 
 def test_tokens_the_state_ignores_are_at_the_cap_and_do_not_disturb_the_others():

@@ -29,13 +29,16 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 600  # seconds for the tests of one mutation
 
 TESTS = {  # of each module, the quickest first
-    "objective": ("objective", "solver"),
+    "curvature": ("objective", "solver"),
+    "objective": ("objective", "solver", "padding"),
     "solver": ("solver", "rounds"),
     "refinement": ("rounds", "solver"),
     "rounds": ("rounds", "solver"),
     "trace": ("rounds", "solver"),
     "controls": ("controls",),
     "noise": ("noise", "controls"),
+    "padding": ("padding",),
+    "ranks": ("ranks", "solver"),
     "scores": ("explanation",),
     "state": ("state",),
     "problem": ("problem", "bad_input"),
@@ -225,25 +228,25 @@ MUTATIONS = (
         "gradient: not lowered again",
     ),
     Mutation(
-        "objective",
+        "curvature",
         "exact = counted.sum(1) <= exact_up_to",
         "exact = counted.sum(1) < exact_up_to",
         "curvature: exact for one element less",
     ),
     Mutation(
-        "objective",
+        "curvature",
         "direction.reshape(state.shape) * rows_of(o.weight, examples)",
         "direction.reshape(state.shape) * rows_of(o.weight, examples).square()",
         "curvature: v and M squared once more",
     ),
     Mutation(
-        "objective",
+        "curvature",
         "round(PROBE_ROUND, probes).sign()",
         "round(PROBE_ROUND, probes)",
         "curvature: normal probes in place of signs",
     ),
     Mutation(
-        "objective",
+        "curvature",
         "round(PROBE_ROUND, probes)",
         "round(PROBE_ROUND, 1).expand(probes, -1)",
         "curvature: one probe again and again",
@@ -379,6 +382,42 @@ MUTATIONS = (
         "ratio.log() + (variance / 2",
         "ratio.log() - (variance / 2",
         "log(1 + r): its bias doubled",
+    ),
+    Mutation(
+        "refinement",
+        "1 - DISORDER * tolerance**2",
+        "1 - DISORDER * tolerance",
+        "order: any will do",
+    ),
+    Mutation(
+        "ranks",
+        "2**0.5 * errors * noise",
+        "errors * noise",
+        "order: one estimate alone errs",
+    ),
+    Mutation(
+        "ranks",
+        "values.masked_fill(~known, torch.inf)",
+        "values",
+        "order: padding is ranked",
+    ),
+    Mutation(
+        "padding",
+        "known[index] < FULL * found[-1][0]",
+        "known[index] < found[-1][0] - 99",
+        "lengths: all are alike",
+    ),
+    Mutation(
+        "padding",
+        "lengths if torch.equal(first, mask) else None",
+        "lengths",
+        "lengths: padding anywhere is at the end",
+    ),
+    Mutation(
+        "objective",
+        "(distortion(state, reference, weight) <= rounding**2).all()",
+        "True",
+        "padding: left out though the state feels it",
     ),
     Mutation(
         "rounds",
@@ -718,8 +757,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attribution",
-        "return argument[rows.to(argument.device)]",
-        "return argument[: len(rows)]",
+        "of_rows = argument[rows.to(argument.device)]",
+        "of_rows = argument[: len(rows)]",
         "further arguments do not follow their examples",
     ),
 )
