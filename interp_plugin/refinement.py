@@ -30,7 +30,7 @@ CLOSE = 0.002  # r.m.s. difference from the closed form that may be rounding: no
 LEAST_WORTH = 0.05  # of a round, as a share of its draws
 WILD = 4.0  # times the variance of the other draws
 LOUD = 0.3  # r.m.s. noise of a round's step beyond which its place was probably a bad one
-DISORDER = 50.0  # 1 - Spearman of two fits, over tolerance^2: 0.98 at the default, 0.995 at half of it
+DISORDER = 7.0  # 1 - Spearman of two fits, over tolerance^1.5: 0.98 at the default, 0.993 at half of it
 MOST_ORDERED = 4096  # tokens of an example: nobody reads the ranks of more
 BURN_IN = 3  # rounds after which a step lost in noise is averaged all the same
 
@@ -155,7 +155,7 @@ def done_enough(trace: Trace, free: Tensor, tolerance: float, noise: Callable[[]
     if len(ordered):
         errors = own[ordered].sqrt()
         agreement = expected_agreement(trace.theta[ordered], errors, free[ordered], noise())
-        done[ordered] = agreement >= 1 - DISORDER * tolerance**2
+        done[ordered] = agreement >= 1 - DISORDER * tolerance**1.5
     return done
 
 

@@ -53,7 +53,7 @@ class Solver:
         iterations: rounds at most; 0 is the closed form only, None is enough of them for the
             tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2.
         tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.  Rounds go on
-            while two such fits would not order the tokens alike (Spearman below 1 - 50 tolerance^2, 0.98 at the
+            while two such fits would not order the tokens alike (Spearman below 1 - 7 tolerance^1.5, 0.98 at the
             default): where they lie close together.
         seed: of the noise.
 
