@@ -86,7 +86,7 @@ def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequ
     squares = []
     for o, whole, direction in zip(objectives, states, directions):
         state = select(whole, o.model.selector).to(o.device, o.dtype)
-        total = (state * direction.reshape(state.shape) * rows_of(o.weight, examples)).sum()
-        slope = o.gradient(total, points, state, again=o is not objectives[-1])
+        push = direction.reshape(state.shape) * rows_of(o.weight, examples)
+        slope = o.gradient(state, points, push, again=o is not objectives[-1])
         squares.append(o.groups.at(examples).collect(slope.square()))
     return squares

@@ -41,7 +41,7 @@ def push(objective: Objective, reference: Tensor) -> Tensor:
     for node, example in (part.unbind(1) for part in rows.split(objective.max_rows)):
         points = objective.points(example, way[example] * ((nodes[node] - 1) / 2).unsqueeze(1))
         state = model.perturb(points, example).to(objective.device, objective.dtype)
-        slope = objective.gradient(state.sum(), points, state)  # (R, N)
+        slope = objective.gradient(state, points, torch.ones_like(state))  # (R, N)
         objective.check_finite(slope.sum(1) + state.flatten(), example, "way from the reference")
         total.index_add_(0, example, slope * (weights[node] / 2).unsqueeze(1))
     return groups.collect(total * way)

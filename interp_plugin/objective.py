@@ -48,14 +48,15 @@ def information_kept(sigma: Tensor, sizes: Tensor, max_sigma: Tensor) -> Tensor:
     return (sizes * (max_sigma.unsqueeze(1) / sigma).log()).clamp(min=0)
 
 
-def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the state's elements of ((state - reference) / v)^2, (R,).
+def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the state's elements of ((state - reference) / v)^2, (R,), and its gradient, (R, ...).
 
     Args:
         state, reference: (R, ...).
         weight: (R, ...), sqrt(1 / (v^2 M)) for elements that count and 0 for the others.
     """
-    return ((state - reference) * weight).square().reshape(len(state), -1).sum(1)
+    moved = (state - reference) * weight
+    return moved.square().reshape(len(moved), -1).sum(1), moved.mul_(2 * weight)
 
 
 def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ class Objective:
                     return False
                 reference, weight = reference[:, :length], weight[:, :length]
             rounding = min(32 * torch.finfo(model.origin[0].dtype).eps, 1e-3)
-            if not (distortion(state, reference, weight) <= rounding**2).all():
+            if not (distortion(state, reference, weight)[0] <= rounding**2).all():
                 return False
         return True
 
@@ -307,12 +308,15 @@ class Objective:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
         points = self.points(examples, noise)
         state = self.model.perturb(points, examples).to(self.device, self.dtype)
-        value = distortion(state, rows_of(self.reference, examples), rows_of(self.weight, examples))
+        value, push = distortion(
+            state.detach(), rows_of(self.reference, examples), rows_of(self.weight, examples)
+        )
         self.check_finite(value, examples, "refinement")
-        lift = self._lift[examples]
-        slope = self.gradient((value * lift).sum(), points, value) / lift.unsqueeze(1)
+        lift = self._lift[examples].unsqueeze(1)
+        push = push.reshape(len(push), -1).mul_(lift).reshape(push.shape)
+        slope = self.gradient(state, points, push) / lift
         self.check_finite(slope.sum(1), examples, "backward pass of the refinement")
-        return value.detach(), slope
+        return value, slope
 
     def points(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """The noisy values in the model's own shapes and type, as leaves of a new graph."""
@@ -327,16 +331,16 @@ class Objective:
         )
 
     def gradient(
-        self, total: Tensor, points: tuple[Tensor, ...], state: Tensor, again: bool = False
+        self, state: Tensor, points: tuple[Tensor, ...], push: Tensor, again: bool = False
     ) -> Tensor:
-        """d total / d points, (R, N); zero where the state does not depend on them.
+        """d (state . push) / d points, (R, N); zero where the state does not depend on them.
 
         ``again``: the graph is kept for another call.
         """
         if not state.requires_grad:
             return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)
         grads = torch.autograd.grad(
-            total, points, retain_graph=again, allow_unused=True, materialize_grads=True
+            state, points, push, retain_graph=again, allow_unused=True, materialize_grads=True
         )
         return torch.cat([g.flatten(1).to(self.dtype) for g in grads], 1)
 

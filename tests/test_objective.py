@@ -48,8 +48,11 @@ def test_distortion_is_the_mean_square_in_units_of_v():
     torch.manual_seed(0)
     state, reference, v = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.rand(3, 4) + 0.5
     weight = state_weight(reference, v.expand(2, 3, 4), torch.ones(2, 3, 4, dtype=torch.bool))
-    expected = ((state - reference) / v).square().mean((1, 2))
-    assert torch.allclose(distortion(state, reference, weight), expected)
+    expected = ((state.requires_grad_() - reference) / v).square().mean((1, 2))
+    [slope] = torch.autograd.grad(expected.sum(), state)
+    value, found = distortion(state.detach(), reference, weight)
+    assert torch.allclose(value, expected)
+    assert torch.allclose(found, slope)
 
 
 def test_without_state_std_each_example_is_its_own_yardstick_over_what_counts():

@@ -145,14 +145,14 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "((state - reference) * weight).square()",
-        "((state - reference) * weight).abs()",
+        "moved.square().reshape(len(moved), -1)",
+        "moved.abs().reshape(len(moved), -1)",
         "distortion: not squared",
     ),
     Mutation(
         "objective",
-        "reshape(len(state), -1).sum(1)",
-        "reshape(len(state), -1).mean(1)",
+        "reshape(len(moved), -1).sum(1)",
+        "reshape(len(moved), -1).mean(1)",
         "distortion: divided by M twice",
     ),
     Mutation(
@@ -223,8 +223,8 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "points, value) / lift.unsqueeze(1)",
-        "points, value)",
+        "points, push) / lift",
+        "points, push)",
         "gradient: not lowered again",
     ),
     Mutation(
@@ -385,8 +385,8 @@ MUTATIONS = (
     ),
     Mutation(
         "refinement",
-        "1 - DISORDER * tolerance**2",
-        "1 - DISORDER * tolerance",
+        "1 - DISORDER * tolerance**1.5",
+        "1 - 1000 * tolerance",
         "order: any will do",
     ),
     Mutation(
@@ -415,7 +415,7 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "(distortion(state, reference, weight) <= rounding**2).all()",
+        "(distortion(state, reference, weight)[0] <= rounding**2).all()",
         "True",
         "padding: left out though the state feels it",
     ),
