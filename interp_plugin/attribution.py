@@ -42,12 +42,11 @@ class _ModelRows:
     tokens: int | None = None
 
     def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        length = None if self.tokens is None else inputs[0].shape[1]
-        arguments = self.arguments and tuple(self._at(a, rows, length) for a in self.arguments)
+        arguments = self.arguments and tuple(self._at(a, rows, inputs[0].shape[1]) for a in self.arguments)
         output = _run_forward(self.module, inputs, self._target_at(rows), arguments)
         return cast(Tensor, output)
 
-    def _at(self, argument: Any, rows: Tensor, length: int | None) -> Any:
+    def _at(self, argument: Any, rows: Tensor, length: int) -> Any:
         if not isinstance(argument, Tensor) or not argument.ndim or len(argument) != self.batch:
             return argument
         of_rows = argument[rows.to(argument.device)]
