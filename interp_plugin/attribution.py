@@ -49,14 +49,15 @@ class _ModelRows:
     def _at(self, argument: Any, rows: Tensor, length: int) -> Any:
         if not isinstance(argument, Tensor) or not argument.ndim or len(argument) != self.batch:
             return argument
-        of_rows = argument[rows.to(argument.device)]
-        return of_rows[:, :length] if self.tokens in argument.shape[1:2] else of_rows
+        if argument.shape[1:2] == (self.tokens,):
+            argument = argument[:, :length]
+        return argument[rows.to(argument.device)]
 
     def is_told(self, mask: Tensor) -> bool:
         """Whether an argument says which tokens are real, (B, T), and all arguments can be cut after any of them."""
         told, (batch, tokens) = False, mask.shape
         for argument in self.arguments or ():
-            if isinstance(argument, (list, dict)):
+            if not isinstance(argument, (Tensor, bool, int, float, str, type(None))):
                 return False
             if isinstance(argument, Tensor) and tokens in argument.shape:
                 if argument.shape[:2] != (batch, tokens) or tokens in argument.shape[2:]:
@@ -147,8 +148,8 @@ class InformationLoss(Attribution):
         """The score of every token.
 
         An example's scores do not depend on its neighbours in the batch, nor on its padding where the
-        model is given its attention mask and we are given ``token_mask``.  There padding at the end of
-        texts of different lengths is not even run, if a first run without it gives the same states.
+        model is given its attention mask and we are given ``token_mask``.  There most of the padding at the
+        end of texts of different lengths is not even run, if a first run without it gives the same states.
 
         Args:
             inputs: floating point tensor or tuple of them, each (B, ...).  In a 3-D or higher input the

@@ -37,28 +37,30 @@ def curvatures(
         exact = counted.sum(1) <= exact_up_to
         c = objective.origin.new_zeros(probes, len(counted), objective.groups.n_tokens)
         if exact.any():
-            _add_exact_squares(objective, exact.nonzero()[:, 0], c)
+            _add_exact_squares(objective, (counted & exact.unsqueeze(1)).nonzero(), c)
         if not exact.all():
             sampled.setdefault(tuple(exact.tolist()), []).append(index)
         found.append((c, torch.where(exact, counted.sum(1), probes)))
-    for exact_examples, together in sampled.items():
-        examples = (~torch.tensor(exact_examples)).nonzero()[:, 0]
-        _sample_squares([objectives[i] for i in together], examples, seed, [found[i][0] for i in together])
+    for exact_examples, indices in sampled.items():
+        examples = (~torch.tensor(exact_examples, device=objectives[0].device)).nonzero()[:, 0]
+        together = [objectives[i] for i in indices]
+        parts: list[tuple[Sequence[Objective], Tensor]] = [(together, examples)]
+        if len(together) == 1:
+            parts = [([short], examples[rows]) for short, rows in together[0].by_length(examples)]
+        for cut, some in parts:
+            _sample_squares(cut, some, seed, [found[i][0] for i in indices])
     for objective, (c, _) in zip(objectives, found):
         everyone = torch.arange(c.shape[1], device=c.device)
         objective.check_finite(c.sum(-1), everyone.repeat(probes), "closed form")
     return found
 
 
-def _add_exact_squares(objective: Objective, examples: Tensor, c: Tensor) -> None:
-    """Add |J_i^T e / v|^2 / M for every state element that counts to every row of c, at the given examples."""
-    for short, alike in objective.alike(examples):
-        counted = short.weight[examples[alike]].reshape(len(alike), -1) != 0
-        for row, element in (part.unbind(1) for part in counted.nonzero().split(objective.max_rows)):
-            ones = torch.nn.functional.one_hot(element, counted.shape[1]).to(objective.dtype)
-            [squares] = _squares([short], examples[alike][row], [ones])
-            of_tokens = c[..., : squares.shape[1]]
-            of_tokens.index_add_(1, examples[alike][row], squares.expand(len(c), -1, -1))
+def _add_exact_squares(objective: Objective, elements: Tensor, c: Tensor) -> None:
+    """Add |J_i^T e / v|^2 / M for every (example, state element) to every row of c."""
+    for example, element in (part.unbind(1) for part in elements.split(objective.max_rows)):
+        ones = torch.nn.functional.one_hot(element, objective.reference[0].numel()).to(objective.dtype)
+        [squares] = _squares([objective], example, [ones])
+        c.index_add_(1, example, squares.expand(len(c), -1, -1))
 
 
 def _sample_squares(
@@ -66,16 +68,14 @@ def _sample_squares(
 ) -> None:
     """Set each c, (P, B, T), to |J_i^T r / v|^2 / M for P sign vectors r, at the given examples."""
     first, probes = objectives[0], len(cs[0])
-    for short, alike in first.alike(examples):
-        together = [short, *(o.shorter(short.groups.n_tokens) for o in objectives[1:])]
-        signs = [
-            Draws([o.reference.shape[1:]], seed).round(PROBE_ROUND, probes).sign().to(o.device, o.dtype)
-            for o in together
-        ]
-        rows = torch.cartesian_prod(torch.arange(probes, device=first.device), examples[alike])
-        for probe, example in (part.unbind(1) for part in rows.split(first.max_rows)):
-            for c, squares in zip(cs, _squares(together, example, [sign[probe] for sign in signs])):
-                c[probe, example, : squares.shape[1]] = squares
+    signs = [
+        Draws([o.reference.shape[1:]], seed).round(PROBE_ROUND, probes).sign().to(o.device, o.dtype)
+        for o in objectives
+    ]
+    rows = torch.cartesian_prod(torch.arange(probes, device=first.device), examples)
+    for probe, example in (part.unbind(1) for part in rows.split(first.max_rows)):
+        for c, squares in zip(cs, _squares(objectives, example, [sign[probe] for sign in signs])):
+            c[probe, example, : squares.shape[1]] = squares
 
 
 def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import Tilt, TokenGroups
+from interp_plugin.noise import Draws, Tilt, TokenGroups
 from interp_plugin.padding import alike
 from interp_plugin.state import NoisyModel, no_fastpath
 
@@ -185,9 +185,11 @@ class Objective:
         # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
         self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
         self.max_rows = max_rows or default_rows(self.origin.shape[1])
-        self.clean_passes = 1  # forwards without noise so far
-        self._lengths: Tensor | None = None  # of the examples, where padding is left out, (B,)
-        self._state_has_positions = False
+        self.clean_passes = torch.ones(
+            len(self.origin), dtype=torch.long, device=self.device
+        )  # forwards so far, (B,)
+        self._lengths: Tensor | None = None  # that the examples are run at, where padding is left out, (B,)
+        self._state_has_positions = False  # in dimension 1: of which padding is left out too
 
     @property
     def device(self) -> torch.device:
@@ -196,35 +198,54 @@ class Objective:
     def leave_padding_out(self, lengths: Tensor) -> None:
         """Run examples at about their own lengths from now on, if their states are the same without padding.
 
+        That is tried under noise of the size of the inputs; all are run whole if one of them differs.
+
         Args:
             lengths: how many tokens each example has before its padding, (B,), in dimension 1 of the model's inputs,
                 of what bears the noise and maybe of the state.
         """
-        self.clean_passes += 1
-        if all(self._is_same_without_padding(length, rows) for length, rows in alike(lengths)):
-            self._lengths = lengths
+        found = torch.full_like(lengths, self.groups.n_tokens)
+        noise = Draws([x.shape[1:] for x in self.model.origin]).round(0, 1).to(self.device, self.dtype)
+        size = self.origin.square().mean().sqrt()
+        points = torch.where(
+            self.groups.spread(self.groups.active.to(self.dtype)) > 0, self.origin + size * noise, self.origin
+        )
+        positions = set()
+        for length, examples in alike(lengths):
+            if length == self.groups.n_tokens:
+                continue
+            for rows in examples.split(self.max_rows):
+                kind = self._runs_without_padding(length, rows, points[rows])
+                if kind is None:
+                    return
+                positions.add(kind)
+            found[examples] = length
+        if len(positions) == 1:
+            self._lengths, [self._state_has_positions] = found, positions
 
     @torch.no_grad()
-    def _is_same_without_padding(self, length: int, examples: Tensor) -> bool:
-        if length == self.groups.n_tokens:
-            return True
-        model = self.model.shorter(length)
-        for rows in examples.split(self.max_rows):
-            try:
-                with no_fastpath():
-                    state = model.perturb((model.origin[0][rows],), rows).to(self.device, self.dtype)
-            except Exception:  # whatever a model that cannot be run shorter raises
-                return False
-            reference, weight = self.reference[rows], self.weight[rows]
-            if state.shape != reference.shape:
-                self._state_has_positions = True
-                if weight[:, length:].any() or state.shape != reference[:, :length].shape:
-                    return False
-                reference, weight = reference[:, :length], weight[:, :length]
-            rounding = min(32 * torch.finfo(model.origin[0].dtype).eps, 1e-3)
-            if not (distortion(state, reference, weight)[0] <= rounding**2).all():
-                return False
-        return True
+    def _runs_without_padding(self, length: int, rows: Tensor, points: Tensor) -> bool | None:
+        """Whether the state of these examples, cut after so many tokens, is cut too; None: they cannot be cut."""
+        shape, short = self.model.origin[0].shape, self.model.shorter(length)
+        points = points.reshape(len(rows), *shape[1:]).to(self.model.origin[0].dtype)
+        self.clean_passes[rows] += 2
+        try:
+            with no_fastpath():
+                whole, state = (
+                    model.perturb((given.contiguous(),), rows).to(self.device, self.dtype)
+                    for model, given in ((self.model, points), (short, points[:, :length]))
+                )
+        except Exception:  # whatever a model that cannot be run shorter raises
+            return None
+        reference, weight = self.reference[rows], self.weight[rows]
+        is_cut = state.shape != whole.shape
+        moved, _ = distortion(whole, reference, weight)
+        if is_cut:
+            if whole.ndim < 2 or state.shape != whole[:, :length].shape or weight[:, length:].any():
+                return None
+            whole, weight = whole[:, :length], weight[:, :length]
+        rounding = min(32 * torch.finfo(points.dtype).eps, 1e-3) ** 2
+        return is_cut if (distortion(state, whole, weight)[0] <= rounding * (1 + moved)).all() else None
 
     def shorter(self, length: int) -> Objective:
         """The same examples cut after so many tokens."""
@@ -239,11 +260,15 @@ class Objective:
             short.reference, short.weight = self.reference[:, :length], self.weight[:, :length]
         return short
 
-    def alike(self, examples: Tensor) -> list[tuple[Objective, Tensor]]:
-        """The objective for examples of about one length, and which of the given ones (b,) they are."""
+    def by_length(self, examples: Tensor) -> list[tuple[Objective, Tensor]]:
+        """Objectives cut to the lengths that examples are run at, and which of the given ones (b,) each is for."""
         if self._lengths is None:
             return [(self, torch.arange(len(examples), device=self.device))]
-        return [(self.shorter(length), rows) for length, rows in alike(self._lengths[examples])]
+        lengths = self._lengths[examples]
+        return [
+            (self.shorter(length), (lengths == length).nonzero()[:, 0])
+            for length in lengths.unique().tolist()
+        ]
 
     def evaluate(
         self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None = None
@@ -256,7 +281,7 @@ class Objective:
             draws: (S, N), shared by the examples.
             tilt: importance sampling along one direction of each example.
         """
-        parts = self.alike(examples)
+        parts = self.by_length(examples)
         if parts[0][0] is self and len(parts) == 1:
             return self._evaluate(examples, sigma, draws, tilt)
         whole = Evaluation(

@@ -1,11 +1,11 @@
-"""Padding: what of a batch is nothing but, and which examples are of about one length."""
+"""How long the examples of a padded batch are, and which of them are about as long."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-FULL = 0.8  # share of a batch that no padding may push below
+FULL = 0.8  # of the longest example's length: the least of those that are about as long
 
 
 def lengths_of(mask: Tensor) -> Tensor | None:

@@ -139,19 +139,22 @@ def _combine(trace: Trace, free: Tensor, cap: Tensor) -> None:
     trace.theta = torch.minimum(torch.where(trace.trust.unsqueeze(1), both, trace.mean), cap)
 
 
-def done_enough(trace: Trace, free: Tensor, tolerance: float, noise: Callable[[], Tensor]) -> Tensor:
-    """Whether an example that meets the tolerance gains little by further draws, (b,).
+def done_enough(
+    trace: Trace, free: Tensor, met: Tensor, tolerance: float, noise: Callable[[], Tensor]
+) -> Tensor:
+    """Which of the examples that meet the tolerance gain little by further draws, (b,).
 
     Tokens that lie closer together than the tolerance get more draws, until they keep their order.  Draws of quiet
     examples say so much that a smaller error is cheap, but none makes the closed form's own part of it smaller.
 
     Args:
+        met: which examples meet it, (b,).
         noise: gives standard normal numbers, (repeats, T), to try the order with.
     """
     own = trace.variance / trace.draws.clamp(min=1).unsqueeze(1)
     floor = token_mean(trace.closed_variance, free) / 4
-    done = ~trace.quiet | (token_mean(own, free) <= floor.clamp(min=(tolerance / 4) ** 2))
-    ordered = (~trace.quiet & (free.sum(1) <= MOST_ORDERED)).nonzero()[:, 0]
+    done = met & (~trace.quiet | (token_mean(own, free) <= floor.clamp(min=(tolerance / 4) ** 2)))
+    ordered = (met & ~trace.quiet & (free.sum(1) <= MOST_ORDERED)).nonzero()[:, 0]
     if len(ordered):
         errors = own[ordered].sqrt()
         agreement = expected_agreement(trace.theta[ordered], errors, free[ordered], noise())

@@ -207,8 +207,8 @@ def _refine(
         active = objective.groups.at(trace.example).active
         free = update(trace, found, active, cap[trace.example], rate, index)
         error = token_mean(variance_of(trace, free), free).sqrt()
-        converged[trace.example] = (error <= solver.tolerance) & trace.settled
-        done_now = converged[trace.example] & done_enough(trace, free, solver.tolerance, jitter)
+        met = converged[trace.example] = (error <= solver.tolerance) & trace.settled
+        done_now = done_enough(trace, free, met, solver.tolerance, jitter)
         if done_now.any():
             done.append(trace.at(done_now).without_teachers())
             trace = trace.at(~done_now)

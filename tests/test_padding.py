@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,13 +58,11 @@ def test_a_ragged_batch_is_its_single_texts_and_runs_little_padding(of_layer: bo
     model = Encoder()
     state_layer = model.layer if of_layer else None
     batch = fit(model, state_layer=state_layer)
-    full = len(LENGTHS) * max(LENGTHS)
-    # the first run is whole, then all are run at most a quarter longer than they are
-    assert model.shapes[0] == MASK.shape
-    assert model.positions - full <= batch.n_forward.float().dot(MASK.sum(1).float()) / FULL
-    assert (
-        sum(rows for rows, _ in model.shapes) == batch.n_forward.sum() - 2
-    )  # the longest are not tried without
+    # the first run is whole, and what can be cut is tried whole and cut
+    assert model.shapes[:3] == [(5, 12), (1, 12), (1, 7)]
+    assert model.positions < 0.8 * batch.n_forward.sum() * 12
+    assert sum(rows for rows, _ in model.shapes) == batch.n_forward.sum()
+    assert {length for _, length in model.shapes} == {12, 7, 4, 3}
     for row, length in enumerate(LENGTHS):
         alone = fit(model, IDS[row : row + 1, :length], MASK[row : row + 1, :length], state_layer=state_layer)
         torch.testing.assert_close(batch.sigma[row, :length], alone.sigma[0], rtol=1e-4, atol=0)
@@ -78,7 +77,7 @@ def test_noise_in_embeddings_leaves_padding_out_too() -> None:
     call = {"additional_forward_args": (~MASK,), "token_mask": MASK, "max_sigma": 9.0, "solver": FAST}
     method = InformationLoss(lambda x, padding: model.embedded(x, ~padding))  # told what is padding
     batch = method.attribute(embeddings, **call)
-    assert {12, 7, 4} <= {length for _, length in model.shapes} <= set(LENGTHS)
+    assert {length for _, length in model.shapes} == {12, 7, 4, 3}
     for row, length in enumerate(LENGTHS):
         one = slice(row, row + 1)
         call["additional_forward_args"], call["token_mask"] = (~MASK[one, :length],), MASK[one, :length]
@@ -86,14 +85,10 @@ def test_noise_in_embeddings_leaves_padding_out_too() -> None:
         torch.testing.assert_close(batch[one, :length], alone, rtol=1e-4, atol=1e-4)
 
 
-def told_otherwise() -> dict[str, Any]:
-    return {"additional_forward_args": (MASK.long(), torch.zeros(5, 12, 12))}
-
-
 @pytest.mark.parametrize(
     "given",
     [
-        told_otherwise(),
+        {"additional_forward_args": (MASK.long(), torch.zeros(5, 12, 12))},
         {"additional_forward_args": (MASK.long(), torch.arange(12))},
         {"additional_forward_args": (MASK.long(), [0] * 12)},
         {"additional_forward_args": (torch.ones_like(MASK),)},
@@ -108,17 +103,94 @@ def test_what_may_depend_on_the_padded_length_runs_at_it(given: dict[str, Any]) 
 
 
 def test_a_model_that_feels_its_padding_runs_with_it() -> None:
-    def plain(ids: Tensor, mask: Tensor) -> Tensor:
-        return model(ids, mask)
-
     model = Encoder(feels_padding=True)
     found = fit(model)
-    assert model.shapes[1][1] < 12  # was tried
-    assert {length for _, length in model.shapes[2:]} == {12}
+    assert model.shapes[2] == (1, 7)  # was tried
+    assert {length for _, length in model.shapes[3:]} == {12}
     model.shapes.clear()
     untold = fit(model, additional_forward_args=(MASK.long(), [0] * 12))
     assert torch.equal(found.sigma, untold.sigma)
-    assert torch.equal(found.n_forward, untold.n_forward + 1)
+    assert (found.n_forward - untold.n_forward).tolist() == [0, 0, 0, 0, 2]
+
+
+def same_as_whole(forward: Callable[..., Tensor], lengths: list[int], **given: Any) -> set[int]:
+    """Lengths that ``forward``, (ids, mask) -> state, is run at; its fit must be that of the padded batch."""
+    seen = set()
+
+    def watched(ids: Tensor, mask: Tensor, *untold: Any) -> Tensor:
+        seen.add(ids.shape[1])
+        return forward(ids, mask)
+
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    ids = torch.randint(1, 30, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    call = {"token_mask": mask, "state_std": 0.1, "max_sigma": 50.0, "solver": FAST, **given}
+    method = LayerInformationLoss(watched, EMBEDDING)
+    cut = method.fit(ids, additional_forward_args=(mask.long(),), **call)
+    lengths_run = set(seen)
+    whole = method.fit(ids, additional_forward_args=(mask.long(), [0]), **call)
+    torch.testing.assert_close(cut.sigma, whole.sigma, rtol=1e-4, atol=0)
+    return lengths_run
+
+
+torch.manual_seed(0)
+EMBEDDING = nn.Embedding(30, 8)
+LAYER = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+CONVOLUTION, HEAD = nn.Conv1d(8, 16, 2, stride=2), nn.Linear(16, 40)
+
+
+def pairs_of_tokens(ids: Tensor, mask: Tensor) -> Tensor:
+    """At an odd length the last token has no pair and would not be seen."""
+    states = CONVOLUTION((EMBEDDING(ids) * mask.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2).tanh()
+    real = mask[:, : 2 * states.shape[1]].reshape(len(mask), -1, 2).amax(2).unsqueeze(-1)
+    return HEAD((states * real).sum(1) / real.sum(1))
+
+
+def test_no_length_is_run_that_was_not_tried() -> None:
+    assert same_as_whole(pairs_of_tokens, [12, 11, 11, 11, 4]) == {12, 4}
+
+
+def blocks_of_four(ids: Tensor, mask: Tensor) -> Tensor:
+    x = EMBEDDING(ids) * mask.unsqueeze(-1)
+    return x.reshape(len(x), x.shape[1] // 4, 4, 8).tanh().sum((1, 2))
+
+
+def test_lengths_stay_when_examples_leave_the_batch() -> None:
+    assert same_as_whole(blocks_of_four, [16, 8, 7]) == {16, 8}
+
+
+def attended(ids: Tensor, mask: Tensor) -> Tensor:
+    return LAYER(EMBEDDING(ids), src_key_padding_mask=mask == 0)
+
+
+def test_cut_arguments_are_contiguous() -> None:
+    def viewed(ids: Tensor, mask: Tensor) -> Tensor:
+        states = attended(ids, mask)
+        return (states.reshape(-1, 8) * mask.view(-1, 1)).view(states.shape).sum(1)
+
+    assert same_as_whole(viewed, [12, 4]) == {12, 4}
+
+
+def test_a_state_that_squeezes_single_rows_is_left_whole_where_it_must() -> None:
+    def squeezed(ids: Tensor, mask: Tensor) -> Tensor:
+        return (attended(ids, mask) * mask.unsqueeze(-1)).sum((1, 2)).unsqueeze(1).squeeze()
+
+    assert 12 in same_as_whole(squeezed, [12, 4])
+    assert 12 in same_as_whole(squeezed, [12, 5, 5])
+
+
+def test_a_selector_may_squeeze_too() -> None:
+    given = {"neuron_selector": lambda state: state[:, 0, 0].squeeze()}
+    assert 12 in same_as_whole(attended, [12, 4], **given)
+
+
+def test_a_state_padded_at_some_lengths_only_is_whole() -> None:
+    def at_powers_of_two(ids: Tensor, mask: Tensor) -> Tensor:
+        states = attended(ids, mask)
+        size = 2 ** math.ceil(math.log2(ids.shape[1]))
+        return nn.functional.pad(states, (0, 0, 0, size - ids.shape[1]))
+
+    lengths = same_as_whole(at_powers_of_two, [16, 10, 4])
+    assert 16 in lengths
 
 
 def test_a_model_that_cannot_run_shorter_runs_whole() -> None:

@@ -415,7 +415,7 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "(distortion(state, reference, weight)[0] <= rounding**2).all()",
+        "(distortion(state, whole, weight)[0] <= rounding * (1 + moved)).all()",
         "True",
         "padding: left out though the state feels it",
     ),
@@ -757,8 +757,8 @@ MUTATIONS = (
     ),
     Mutation(
         "attribution",
-        "of_rows = argument[rows.to(argument.device)]",
-        "of_rows = argument[: len(rows)]",
+        "return argument[rows.to(argument.device)]",
+        "return argument[: len(rows)]",
         "further arguments do not follow their examples",
     ),
 )
