@@ -32,6 +32,7 @@ WILD = 4.0  # times the variance of the other draws
 LOUD = 0.3  # r.m.s. noise of a round's step beyond which its place was probably a bad one
 DISORDER = 7.0  # 1 - Spearman of two fits, over tolerance^1.5: 0.98 at the default, 0.993 at half of it
 MOST_ORDERED = 4096  # tokens of an example: nobody reads the ranks of more
+QUIET_ERROR = 0.0025  # of log sigma, where draws say so much that it is cheap
 BURN_IN = 3  # rounds after which a step lost in noise is averaged all the same
 
 
@@ -153,7 +154,9 @@ def done_enough(
     """
     own = trace.variance / trace.draws.clamp(min=1).unsqueeze(1)
     floor = token_mean(trace.closed_variance, free) / 4
-    done = met & (~trace.quiet | (token_mean(own, free) <= floor.clamp(min=(tolerance / 4) ** 2)))
+    done = met & (
+        ~trace.quiet | (token_mean(own, free) <= floor.clamp(min=min(tolerance / 4, QUIET_ERROR) ** 2))
+    )
     ordered = (met & ~trace.quiet & (free.sum(1) <= MOST_ORDERED)).nonzero()[:, 0]
     if len(ordered):
         errors = own[ordered].sqrt()

@@ -94,7 +94,7 @@ def test_a_quadratic_state_is_within_a_percent_of_its_optimum(seed):
 def test_an_exponential_state_is_within_a_percent_of_its_optimum(seed):
     # E(exp(x + s e) - exp(x))^2 = exp(2 x) (exp(2 s^2) - 2 exp(s^2 / 2) + 1)
     x = normal(1, 4, 128, seed=seed)
-    fit = InformationLoss(lambda x: x.exp()).fit(x, max_sigma=100.0, solver=Solver(tolerance=0.005))
+    fit = InformationLoss(lambda x: x.exp()).fit(x, max_sigma=100.0)
     X = x[0].numpy()
     v2, weight = np.exp(2 * X).mean(), np.exp(2 * X).mean(1)
     slopes = [
