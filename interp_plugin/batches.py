@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.objective import default_rows
-from interp_plugin.padding import FULL
+from interp_plugin.padding import FULL, alike
 from interp_plugin.problem import Problem, Terms, fit_together, pose
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import NoisyModel, Selector, Site
@@ -61,7 +61,7 @@ class State:
         return self.state_std[..., self.neurons]
 
 
-def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> Iterator[list[int]]:
+def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> list[list[int]]:
     """Indices of texts that share a batch, longest first: similar lengths, so that little is padding.
 
     Args:
@@ -70,21 +70,10 @@ def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> Iterator[li
 
     Examples::
         >>> texts = [Encoding("", None, ("a",) * n, (None,) * n, (0,) * n) for n in (2, 9, 10, 3)]
-        >>> list(batches(texts, 2, pads=True)), list(batches(texts, 2, pads=False))
+        >>> batches(texts, 2, pads=True), batches(texts, 2, pads=False)
         ([[2, 1], [3], [0]], [[2], [1], [3], [0]])
     """
-    batch: list[int] = []
-    longest = 0
-    for index in sorted(range(len(encodings)), key=lambda i: -len(encodings[i].ids)):
-        length = len(encodings[index].ids)
-        fits = length == longest or (pads and length >= FULL * longest)
-        if batch and not (fits and len(batch) < size and (len(batch) + 1) * longest <= MAX_TOKENS):
-            yield batch
-            batch = []
-        longest = longest if batch else length
-        batch.append(index)
-    if batch:
-        yield batch
+    return alike([len(e.ids) for e in encodings], FULL if pads else 1.0, size, MAX_TOKENS)
 
 
 class Batch:

@@ -207,11 +207,11 @@ class Objective:
         found = torch.full_like(lengths, self.groups.n_tokens)
         noise = Draws([x.shape[1:] for x in self.model.origin]).round(0, 1).to(self.device, self.dtype)
         size = self.origin.square().mean().sqrt()
-        points = torch.where(
-            self.groups.spread(self.groups.active.to(self.dtype)) > 0, self.origin + size * noise, self.origin
-        )
+        points = self.origin + size * noise * self.groups.spread(self.groups.active.to(self.dtype))
         positions = set()
-        for length, examples in alike(lengths):
+        for together in alike(lengths.tolist()):
+            examples = torch.tensor(together, device=self.device)
+            length = int(lengths[together[0]])
             if length == self.groups.n_tokens:
                 continue
             for rows in examples.split(self.max_rows):
@@ -281,15 +281,14 @@ class Objective:
             draws: (S, N), shared by the examples.
             tilt: importance sampling along one direction of each example.
         """
-        parts = self.by_length(examples)
-        if parts[0][0] is self and len(parts) == 1:
+        if self._lengths is None:
             return self._evaluate(examples, sigma, draws, tilt)
         whole = Evaluation(
             draws.new_zeros(len(draws), len(examples)),
             draws.new_zeros(len(draws), *sigma.shape),
             draws.new_zeros(len(draws), len(examples), draws.shape[1]),
         )
-        for short, rows in parts:
+        for short, rows in self.by_length(examples):
             (tokens, width), own = (short.groups.n_tokens, short.origin.shape[1]), None
             if tilt is not None:
                 own = Tilt(tilt.direction[rows, :width], tilt.shift[rows])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,17 +28,26 @@ def lengths_of(mask: Tensor) -> Tensor | None:
     return lengths if torch.equal(first, mask) else None
 
 
-def alike(lengths: Tensor) -> list[tuple[int, Tensor]]:
-    """Examples of about one length, as (length of the longest, indices), the longest first.
+def alike(
+    lengths: Sequence[int], full: float = FULL, size: float = math.inf, tokens: float = math.inf
+) -> list[list[int]]:
+    """Indices of examples of about one length, the longest first.
+
+    Args:
+        lengths: of the examples.
+        full: of the longest one's length, the least of those that go with it; 1 keeps lengths apart.
+        size, tokens: most examples, and most tokens padding included, of those that go together.
 
     Examples::
-        >>> [(longest, of.tolist()) for longest, of in alike(torch.tensor([3, 10, 9, 2]))]
-        [(10, [1, 2]), (3, [0]), (2, [3])]
+        >>> alike([3, 10, 9, 2]), alike([3, 10, 9, 2], tokens=12)
+        ([[1, 2], [0], [3]], [[1], [2], [0], [3]])
     """
-    found: list[tuple[int, list[int]]] = []
-    known = lengths.tolist()
-    for index in sorted(range(len(known)), key=lambda i: -known[i]):
-        if not found or known[index] < FULL * found[-1][0]:
-            found.append((known[index], []))
-        found[-1][1].append(index)
-    return [(longest, torch.tensor(of, device=lengths.device)) for longest, of in found]
+    found: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        together = found[-1] if found else []
+        longest = lengths[together[0]] if found else 0
+        fits = lengths[index] >= full * longest and len(together) < size
+        if not found or not fits or (len(together) + 1) * longest > tokens:
+            found.append([])
+        found[-1].append(index)
+    return found

@@ -83,10 +83,15 @@ class Solver:
 
     @property
     def max_rounds(self) -> int:
-        """Rounds at most, but of examples whose D is nearly quadratic draw by draw."""
+        """Rounds at most, but of quiet examples."""
         if self.iterations is not None:
             return self.iterations
         return max(MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws - 1e-9))
+
+    @property
+    def quiet_rounds(self) -> int:
+        """Rounds at most of *quiet* examples, whose D is nearly quadratic draw by draw."""
+        return self.max_rounds if self.iterations is not None else max(self.max_rounds, QUIET_ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -198,8 +203,8 @@ def _refine(
     jitter = cache(partial(_jitter, objective, solver.seed))
     done: list[Trace] = []
     scouted = None
-    for index in range(max(solver.max_rounds, QUIET_ROUNDS if solver.iterations is None else 0)):
-        if index == solver.max_rounds:  # only quiet examples go on, whose draws say so much
+    for index in range(solver.quiet_rounds):
+        if index >= solver.max_rounds:  # only quiet examples go on
             done.append(trace.at(~trace.quiet).without_teachers())
             trace = trace.at(trace.quiet)
             if not len(trace.example):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -223,11 +224,24 @@ def test_an_error_names_the_example_of_the_batch() -> None:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
 def test_alike_puts_everyone_in_one_place_among_the_nearly_as_long(lengths: list[int]) -> None:
-    found = alike(torch.tensor(lengths))
-    assert sorted(index for _, of in found for index in of.tolist()) == list(range(len(lengths)))
-    for longest, of in found:
-        own = [lengths[index] for index in of.tolist()]
-        assert max(own) == longest and min(own) >= FULL * longest
+    found = alike(lengths)
+    assert sorted(index for of in found for index in of) == list(range(len(lengths)))
+    for of in found:
+        own = [lengths[index] for index in of]
+        assert max(own) == own[0] and min(own) >= FULL * own[0]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 4), st.integers(9, 30))
+def test_alike_bounds_examples_and_tokens_and_goes_on_while_it_may(
+    lengths: list[int], size: int, tokens: int
+) -> None:
+    found = alike(lengths, 1.0, size, tokens)
+    for of in found:
+        assert len({lengths[index] for index in of}) == 1
+        assert len(of) <= size and len(of) * lengths[of[0]] <= tokens
+    for of, following in pairwise(found):
+        if lengths[of[0]] == lengths[following[0]]:
+            assert len(of) == size or (len(of) + 1) * lengths[of[0]] > tokens
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5))

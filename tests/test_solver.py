@@ -12,6 +12,7 @@ from interp_plugin import InformationLoss, Solver
 from interp_plugin.curvature import PROBE_ROUND
 from interp_plugin.noise import Draws, token_groups
 from interp_plugin.objective import Objective, state_weight
+from interp_plugin.refinement import update
 from interp_plugin.solver import solve, solve_together
 from interp_plugin.state import NoisyModel
 
@@ -299,6 +300,23 @@ def test_there_are_as_many_rounds_as_asked_each_with_draws_of_its_own(monkeypatc
     solver = Solver(draws=12, iterations=3, tolerance=1e-6)
     InformationLoss(lambda x: x.exp().cumsum(1)).fit(normal(2, 3, 16), solver=solver)
     assert [pair for pair in seen if pair[0] < PROBE_ROUND] == [(0, 6), (1, 12), (2, 12)]
+
+
+def test_an_example_that_is_no_longer_quiet_leaves_where_others_had_to(monkeypatch):
+    rounds = []
+
+    def watched(trace, found, active, cap, rate, index):
+        free = update(trace, found, active, cap, rate, index)
+        rounds.append(index)
+        if index == 8:
+            trace.quiet[:] = False
+        return free
+
+    monkeypatch.setattr("interp_plugin.solver.update", watched)
+    solver = Solver()
+    assert (solver.max_rounds, solver.quiet_rounds) == (6, 24)
+    InformationLoss(lambda x: x.exp()).fit(normal(1, 4, 128), max_sigma=100.0, solver=solver)
+    assert rounds == list(range(9))
 
 
 def test_passes_are_counted_as_the_model_sees_them():

@@ -37,7 +37,7 @@ TESTS = {  # of each module, the quickest first
     "trace": ("rounds", "solver"),
     "controls": ("controls",),
     "noise": ("noise", "controls"),
-    "padding": ("padding",),
+    "padding": ("padding", "batches"),
     "ranks": ("ranks", "solver"),
     "scores": ("explanation",),
     "state": ("state",),
@@ -253,8 +253,8 @@ MUTATIONS = (
     ),
     Mutation(
         "solver",
-        "range(solver.max_rounds)",
-        "range(solver.max_rounds + 1)",
+        "if index >= solver.max_rounds:",
+        "if index > solver.max_rounds:",
         "one round more than asked",
     ),
     Mutation(
@@ -403,8 +403,8 @@ MUTATIONS = (
     ),
     Mutation(
         "padding",
-        "known[index] < FULL * found[-1][0]",
-        "known[index] < found[-1][0] - 99",
+        "lengths[index] >= full * longest",
+        "lengths[index] >= longest - 99",
         "lengths: all are alike",
     ),
     Mutation(
@@ -708,9 +708,9 @@ MUTATIONS = (
         "padding counts in a text's state",
     ),
     Mutation(
-        "batches",
-        "(len(batch) + 1) * longest <= MAX_TOKENS",
-        "len(batch) * longest <= MAX_TOKENS",
+        "padding",
+        "(len(together) + 1) * longest > tokens",
+        "len(together) * longest > tokens",
         "a batch of one text more",
     ),
     Mutation(
