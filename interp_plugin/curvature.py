@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,9 +15,25 @@ from interp_plugin.state import select
 PROBE_ROUND = 2**32  # a stream of its own, apart from the refinement's rounds
 
 
-def curvatures(
-    objectives: Sequence[Objective], seed: int, probes: int, exact_up_to: int
-) -> list[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class Curvature:
+    """What the Jacobian at the clean input says of B examples with T tokens.
+
+    Attributes:
+        estimates: independent estimates of c, (P, B, T), all the same where they are exact.
+        passes: that it took, (B,).
+        exact: which examples have so few state elements that their Jacobian is known, (B,).
+        jacobian: of those B' examples, ds/dx / (v sqrt(M)), (B', M, N); with rows of zeros where an example has fewer
+            elements than another.
+    """
+
+    estimates: Tensor
+    passes: Tensor
+    exact: Tensor
+    jacobian: Tensor
+
+
+def curvatures(objectives: Sequence[Objective], seed: int, probes: int, exact_up_to: int) -> list[Curvature]:
     """c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
 
     A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; an
@@ -25,10 +42,6 @@ def curvatures(
 
     Args:
         objectives: states of one model with the same inputs and noise layer; they share the forwards.
-
-    Returns:
-        For each objective independent estimates of c, (P, B, T), all the same where they are exact; and
-        the number of passes each example took, (B,).
     """
     found = []
     sampled: dict[tuple[bool, ...], list[int]] = {}  # which objectives sample the same examples
@@ -36,11 +49,14 @@ def curvatures(
         counted = objective.weight.reshape(len(objective.weight), -1) != 0
         exact = counted.sum(1) <= exact_up_to
         c = objective.origin.new_zeros(probes, len(counted), objective.groups.n_tokens)
-        if exact.any():
-            _add_exact_squares(objective, (counted & exact.unsqueeze(1)).nonzero(), c)
+        few = exact.nonzero()[:, 0]
+        jacobian = _jacobian(objective, few, counted[few])
+        for row, example in enumerate(few.tolist()):
+            own = objective.groups.at(few[row : row + 1])
+            c[:, example] = own.collect(jacobian[row].square().sum(0, keepdim=True))
         if not exact.all():
             sampled.setdefault(tuple(exact.tolist()), []).append(index)
-        found.append((c, torch.where(exact, counted.sum(1), probes)))
+        found.append(Curvature(c, torch.where(exact, counted.sum(1), probes), exact, jacobian))
     for exact_examples, indices in sampled.items():
         examples = (~torch.tensor(exact_examples, device=objectives[0].device)).nonzero()[:, 0]
         together = [objectives[i] for i in indices]
@@ -48,19 +64,23 @@ def curvatures(
         if len(together) == 1:
             parts = [([short], examples[rows]) for short, rows in together[0].by_length(examples)]
         for cut, some in parts:
-            _sample_squares(cut, some, seed, [found[i][0] for i in indices])
-    for objective, (c, _) in zip(objectives, found):
-        everyone = torch.arange(c.shape[1], device=c.device)
-        objective.check_finite(c.sum(-1), everyone.repeat(probes), "closed form")
+            _sample_squares(cut, some, seed, [found[i].estimates for i in indices])
+    for objective, each in zip(objectives, found):
+        everyone = torch.arange(each.estimates.shape[1], device=each.estimates.device)
+        objective.check_finite(each.estimates.sum(-1), everyone.repeat(probes), "closed form")
     return found
 
 
-def _add_exact_squares(objective: Objective, elements: Tensor, c: Tensor) -> None:
-    """Add |J_i^T e / v|^2 / M for every (example, state element) to every row of c."""
-    for example, element in (part.unbind(1) for part in elements.split(objective.max_rows)):
-        ones = torch.nn.functional.one_hot(element, objective.reference[0].numel()).to(objective.dtype)
-        [squares] = _squares([objective], example, [ones])
-        c.index_add_(1, example, squares.expand(len(c), -1, -1))
+def _jacobian(objective: Objective, examples: Tensor, counted: Tensor) -> Tensor:
+    """Rows e^T J / (v sqrt(M)) for the state elements that count, (b, M, N); counted is (b, elements)."""
+    places = counted.cumsum(1) - 1
+    most = int(counted.sum(1).max()) if len(counted) else 0
+    found = objective.origin.new_zeros(len(examples), most, objective.origin.shape[1])
+    for row, element in (part.unbind(1) for part in counted.nonzero().split(objective.max_rows)):
+        ones = torch.nn.functional.one_hot(element, counted.shape[1]).to(objective.dtype)
+        [slopes] = _slopes([objective], examples[row], [ones])
+        found[row, places[row, element]] = slopes
+    return found
 
 
 def _sample_squares(
@@ -74,19 +94,19 @@ def _sample_squares(
     ]
     rows = torch.cartesian_prod(torch.arange(probes, device=first.device), examples)
     for probe, example in (part.unbind(1) for part in rows.split(first.max_rows)):
-        for c, squares in zip(cs, _squares(objectives, example, [sign[probe] for sign in signs])):
+        for c, slopes in zip(cs, _slopes(objectives, example, [sign[probe] for sign in signs])):
+            squares = first.groups.at(example).collect(slopes.square())
             c[probe, example, : squares.shape[1]] = squares
 
 
-def _squares(objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:
-    """|J_i^T (r / v)|^2 / M of each token, (R, T), for directions r in each state's space, (R, elements)."""
+def _slopes(objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:
+    """J^T (r / v) / sqrt(M), (R, N), for directions r in each state's space, (R, elements)."""
     first = objectives[0]
     points = first.points(examples, torch.zeros_like(first.origin[examples]))
     states = first.model.perturbed(points, examples, [o.model.state_layer for o in objectives])
-    squares = []
+    slopes = []
     for o, whole, direction in zip(objectives, states, directions):
         state = select(whole, o.model.selector).to(o.device, o.dtype)
         push = direction.reshape(state.shape) * rows_of(o.weight, examples)
-        slope = o.gradient(state, points, push, again=o is not objectives[-1])
-        squares.append(o.groups.at(examples).collect(slope.square()))
-    return squares
+        slopes.append(o.gradient(state, points, push, again=o is not objectives[-1]))
+    return slopes

@@ -38,7 +38,8 @@ BURN_IN = 3  # rounds after which a step lost in noise is averaged all the same
 
 def update(trace: Trace, found: Round, active: Tensor, cap: Tensor, rate: float, index: int) -> Tensor:
     """Take in a round of draws; returns which tokens are below the cap, (b, T)."""
-    step = _newton_step(trace.theta, found, active, cap, rate)
+    share = rate / active.sum(1, keepdim=True)
+    step = newton_step(trace.theta, found.stationarity, found.distortion, active, cap, share)
     free, count = step.free, step.count
     noise = token_mean(step.variance, free) / count
     distance = (token_mean(step.move.square(), free) - noise).clamp(min=0)  # squared, beyond noise
@@ -79,8 +80,8 @@ def update(trace: Trace, found: Round, active: Tensor, cap: Tensor, rate: float,
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A Newton step from one round, with the variance of a single draw's step."""
+class Step:
+    """A Newton step from S samples, with the variance of a single sample's step."""
 
     count: int
     move: Tensor  # (b, T)
@@ -91,16 +92,26 @@ class _Step:
     free: Tensor  # (b, T)
 
 
-def _newton_step(theta: Tensor, found: Round, active: Tensor, cap: Tensor, rate: float) -> _Step:
-    """The step from ``theta`` towards sigma_i dD/dsigma_i = rate / n, by the draws of one round."""
-    count = len(found.stationarity)
-    n = active.sum(1, keepdim=True)
-    excess = found.stationarity * (n / rate) - 1  # r of each draw, (S, b, T)
+def newton_step(
+    theta: Tensor, stationarity: Tensor, distortion: Tensor, active: Tensor, cap: Tensor, share: Tensor
+) -> Step:
+    """The step from ``theta`` towards sigma_i dD/dsigma_i = rate / n.
+
+    Args:
+        theta: log sigma, (b, T).
+        stationarity: sigma_i dD/dsigma_i of each sample, (S, b, T).
+        distortion: D of each sample, (S, b).
+        active: which tokens bear noise, (b, T).
+        cap: log of max_sigma, (b, 1).
+        share: rate / n, (b, 1).
+    """
+    count = len(stationarity)
+    excess = stationarity / share - 1  # r of each sample, (S, b, T)
     residual = excess.mean(0)
     # at the cap only a push inwards counts (Karush, Kuhn and Tucker)
     free = active & ((theta < cap - 1e-6) | (residual > 0))
-    distortion = found.distortion.mean(0)
-    elasticity = ((residual + 1) * free).sum(1) * rate / n[:, 0] / distortion.clamp(min=1e-30)
+    mean = distortion.mean(0)
+    elasticity = ((residual + 1) * free).sum(1) * share[:, 0] / mean.clamp(min=1e-30)
     elasticity = elasticity.clamp(2.0, 30.0)
 
     shared = token_mean(excess, free)  # (S, b)
@@ -108,13 +119,13 @@ def _newton_step(theta: Tensor, found: Round, active: Tensor, cap: Tensor, rate:
     log_shared = _log1p(shared.mean(0), shared.var(0) / count)
     common = (-log_shared / elasticity).clamp(-MAX_STEP, MAX_STEP)
     differences = (log_shared.unsqueeze(1) - _log1p(residual, excess.var(0) / count)) / 2
-    return _Step(
+    return Step(
         count=count,
         move=(common.unsqueeze(1) + differences.clamp(-MAX_STEP, MAX_RISE)) * free,
         variance=per_draw.var(0) * free,
         common_variance=(shared / elasticity).var(0),
         residual=residual,
-        distortion=distortion,
+        distortion=mean,
         free=free,
     )
 
@@ -157,12 +168,24 @@ def done_enough(
     done = met & (
         ~trace.quiet | (token_mean(own, free) <= floor.clamp(min=min(tolerance / 4, QUIET_ERROR) ** 2))
     )
-    ordered = (met & ~trace.quiet & (free.sum(1) <= MOST_ORDERED)).nonzero()[:, 0]
+    ordered = (met & ~trace.quiet).nonzero()[:, 0]
     if len(ordered):
-        errors = own[ordered].sqrt()
-        agreement = expected_agreement(trace.theta[ordered], errors, free[ordered], noise())
-        done[ordered] = agreement >= 1 - DISORDER * tolerance**1.5
+        done[ordered] = keep_their_order(
+            trace.theta[ordered], own[ordered].sqrt(), free[ordered], tolerance, noise()
+        )
     return done
+
+
+def keep_their_order(theta: Tensor, errors: Tensor, free: Tensor, tolerance: float, noise: Tensor) -> Tensor:
+    """Whether another fit as noisy as this one would order the free tokens alike, (b,); too many are not ordered.
+
+    Args:
+        theta, errors: log sigma and its standard errors, (b, T).
+        noise: standard normal numbers to try it with, (repeats, T).
+    """
+    agreement = expected_agreement(theta, errors, free, noise)
+    alike: Tensor = agreement >= 1 - DISORDER * tolerance**1.5
+    return alike | (free.sum(1) > MOST_ORDERED)
 
 
 def _significant(square: Tensor, noise: Tensor, tokens: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.curvature import PROBE_ROUND, curvatures
+from interp_plugin.curvature import PROBE_ROUND, Curvature, curvatures
+from interp_plugin.few import Settings, Solved, solve_few
 from interp_plugin.noise import Draws
 from interp_plugin.objective import (
     Objective,
@@ -41,7 +42,8 @@ RANK_ROUND = PROBE_ROUND + 1  # a stream of its own
 EXACT = 32  # state elements up to which they are done one by one, without chance
 BUDGET = 0.0576  # draws at most, times tolerance^2: about 144 at the default
 QUIET_ROUNDS = 24  # at most, of quiet examples
-MIN_ROUNDS = 4  # at most, however loose the tolerance: the first may only find the place
+LOOSEST = 0.02  # tolerance that the number of rounds depends on
+MIN_ROUNDS = 4  # of draws that may go into the order of tokens, however loose the tolerance
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,22 @@ class Solver:
             while two such fits would not order the tokens alike (Spearman below 1 - 7 tolerance^1.5, 0.98 at the
             default): where they lie close together.
         seed: of the noise.
+        max_passes: sample passes of an example at most, beside those of the closed form and of the pilot samples; None:
+            as many as ``iterations`` says.
+        lower_rate: for states of at most 32 elements, such as class outputs: solve at a smaller rate where the map at
+            the one asked for would depend on the samples; ``NoiseFit.rate`` says at which.
 
     Examples::
-        >>> Solver().max_rounds, Solver(tolerance=0.01).max_rounds
-        (6, 21)
+        >>> Solver().max_rounds, Solver(tolerance=0.01).max_rounds, Solver(max_passes=280).max_rounds
+        (6, 21, 10)
     """
 
     draws: int = 28
     iterations: int | None = None
     tolerance: float = 0.02
     seed: int = 0
+    max_passes: int | None = None
+    lower_rate: bool = True
 
     def __post_init__(self) -> None:
         if self.draws < 4:
@@ -78,6 +86,10 @@ class Solver:
             )
         if not self.tolerance > 0:
             raise ValueError(f"tolerance is {self.tolerance}; give a positive standard error of log sigma")
+        if self.max_passes is not None and self.max_passes < self.draws:
+            raise ValueError(
+                f"max_passes is {self.max_passes}, and one round takes {self.draws}; give at least that, or fewer draws"
+            )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; give a non-negative integer")
 
@@ -86,12 +98,21 @@ class Solver:
         """Rounds at most, but of quiet examples."""
         if self.iterations is not None:
             return self.iterations
+        if self.max_passes is not None:
+            return self.max_passes // self.draws
+        # a looser tolerance stops sooner where it is met, and gives up no sooner where it is not
+        return max(self.order_rounds, math.ceil(BUDGET / LOOSEST**2 / self.draws - 1e-9))
+
+    @property
+    def order_rounds(self) -> int:
+        """Rounds after which an example that meets the tolerance is done, whether its tokens would keep their order."""
         return max(MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws - 1e-9))
 
     @property
     def quiet_rounds(self) -> int:
         """Rounds at most of *quiet* examples, whose D is nearly quadratic draw by draw."""
-        return self.max_rounds if self.iterations is not None else max(self.max_rounds, QUIET_ROUNDS)
+        bounded = self.iterations is not None or self.max_passes is not None
+        return self.max_rounds if bounded else max(self.max_rounds, QUIET_ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -110,7 +131,8 @@ class NoiseFit:
             the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
         converged: (B,), whether the standard error met the tolerance.
         n_forward, n_backward: sample passes spent on each example, (B,).
-        rate: lambda.
+        rate: lambda, (B,): the one asked for, or a smaller one where a state of few elements, such as a class
+            output, has no answer there that samples can tell (``Solver.lower_rate``).
         max_sigma: the cap, (B,).
         token_size: K, (B, T).
         token_mask: (B, T), false for tokens that bear no noise.
@@ -125,7 +147,7 @@ class NoiseFit:
     converged: Tensor
     n_forward: Tensor
     n_backward: Tensor
-    rate: float
+    rate: Tensor
     max_sigma: Tensor
     token_size: Tensor
     token_mask: Tensor
@@ -150,7 +172,7 @@ def solve(
     max_sigma: Tensor,
     solver: Solver,
     show_progress: bool = False,
-    estimates: tuple[Tensor, Tensor] | None = None,
+    curvature: Curvature | None = None,
     lead: Tensor | None = None,
 ) -> NoiseFit:
     """Minimise L for every example of the batch; an example that is done leaves it.
@@ -161,30 +183,65 @@ def solve(
         max_sigma: cap, (B,).
         solver: settings.
         show_progress: a bar over the rounds.
-        estimates: what ``curvatures`` gives for this objective, where it is known already.
+        curvature: what ``curvatures`` gives for this objective, where it is known already.
         lead: where to start, as log sigma less its closed form, (B, T); None: at the closed form.
     """
-    if estimates is None:
-        [estimates] = curvatures([objective], solver.seed, PROBES, EXACT)
-    curvature_estimates, probes = estimates
+    if curvature is None:
+        [curvature] = curvatures([objective], solver.seed, PROBES, EXACT)
     groups, device = objective.groups, objective.device
     batch = len(max_sigma)
     everyone = torch.arange(batch, device=device)
-    curvature = curvature_estimates.mean(0)
+    c = curvature.estimates.mean(0)
     cap = max_sigma.to(objective.dtype).log().unsqueeze(1)  # (B, 1)
-    closed = closed_theta(objective, curvature, rate, cap)
-    predicted = (closed.exp().square() * curvature * groups.active).sum(1)
-    variance, common = closed_variance(curvature_estimates, groups.active & (closed < cap))
+    closed = closed_theta(objective, c, rate, cap)
+    predicted = (closed.exp().square() * c * groups.active).sum(1)
+    variance, common = closed_variance(curvature.estimates, groups.active & (closed < cap))
     trace = new_trace(objective, everyone, closed, variance, common, predicted)
     if lead is not None:
         trace.theta = (closed + lead).minimum(cap)
-    passes = probes.clone()
+    passes = curvature.passes.clone()
     converged = torch.zeros(batch, dtype=torch.bool, device=device)
+    few = curvature.exact & (solver.max_rounds > 0) & solver.lower_rate
+    solved: list[Solved] = []
+    if few.any():
+        jitter = cache(partial(_jitter, objective, solver.seed))
+        settings = Settings(
+            solver.max_rounds,
+            solver.order_rounds,
+            solver.draws // 2,
+            solver.tolerance,
+            solver.seed,
+            jitter,
+        )
+        jacobian = curvature.jacobian[few[curvature.exact]]
+        solved = solve_few(objective, few.nonzero()[:, 0], jacobian, rate, cap, settings, passes)
     done: list[Trace] = []
+    many = (~few).nonzero()[:, 0]
     with tqdm(desc="noise", disable=not show_progress) as bar:
-        for some in everyone.split(examples_at_once(objective)):  # an example does not depend on the others
-            done += _refine(objective, trace.at(some), curvature, rate, cap, solver, passes, converged, bar)
-    return _fit(objective, done, rate, cap, converged, passes)
+        for some in many.split(examples_at_once(objective)) if len(many) else ():
+            # an example does not depend on the others
+            done += _refine(objective, trace.at(some), c, rate, cap, solver, passes, converged, bar)
+    solved += [_solved(each, groups.at(each.example).active, rate, cap, converged) for each in done]
+    return _fit(objective, solved, cap, passes)
+
+
+def _solved(trace: Trace, active: Tensor, rate: float, cap: Tensor, converged: Tensor) -> Solved:
+    """What a trace has come to."""
+    at_cap = trace.theta >= cap[trace.example] - 1e-6
+    free = active & ~at_cap
+    # "everything at the cap" is a second minimum of states that saturate, where the closed form says otherwise
+    lost = (at_cap | ~active).all(1) & (active & (trace.closed < cap[trace.example] - 1e-6)).any(1)
+    return Solved(
+        example=trace.example,
+        theta=trace.theta,
+        variance=variance_of(trace, free),
+        common_variance=common_variance_of(trace),
+        distortion=trace.distortion,
+        place=trace.place,
+        residual=trace.residual,
+        rate=torch.full_like(trace.distortion, rate),
+        converged=converged[trace.example] & ~lost,
+    )
 
 
 def _refine(
@@ -221,6 +278,7 @@ def _refine(
         error = token_mean(variance_of(trace, free), free).sqrt()
         met = converged[trace.example] = (error <= solver.tolerance) & trace.settled
         done_now = done_enough(trace, free, met, solver.tolerance, jitter)
+        done_now |= met & ~trace.quiet & (index + 1 >= solver.order_rounds)
         if done_now.any():
             done.append(trace.at(done_now).without_teachers())
             trace = trace.at(~done_now)
@@ -259,39 +317,31 @@ def solve_together(
     lead = None
     few = len(objectives) > 1 and solver.max_rounds > 0
     found = curvatures(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
-    for objective, estimates, caps in zip(objectives, found, max_sigma):
-        fit = solve(objective, rate, caps, solver, estimates=estimates, lead=lead)
-        closed = closed_theta(objective, estimates[0].mean(0), rate, caps.log().unsqueeze(1))
+    for objective, curvature, caps in zip(objectives, found, max_sigma):
+        fit = solve(objective, rate, caps, solver, curvature=curvature, lead=lead)
+        closed = closed_theta(objective, curvature.estimates.mean(0), rate, caps.log().unsqueeze(1))
         certain = fit.converged.unsqueeze(1) & ~fit.at_cap
         lead = torch.where(certain, fit.sigma.log() - closed, 0.0)
         fits.append(fit)
     return fits
 
 
-def _fit(
-    objective: Objective,
-    traces: list[Trace],
-    rate: float,
-    cap: Tensor,
-    converged: Tensor,
-    passes: Tensor,
-) -> NoiseFit:
+def _fit(objective: Objective, parts: list[Solved], cap: Tensor, passes: Tensor) -> NoiseFit:
     """Put the examples back in order."""
-    order = torch.cat([t.example for t in traces]).argsort()
-    whole = replace(
-        traces[0], **{name: torch.cat([getattr(t, name) for t in traces])[order] for name in vars(traces[0])}
+    order = torch.cat([part.example for part in parts]).argsort()
+    whole = Solved(
+        **{name: torch.cat([getattr(part, name) for part in parts])[order] for name in vars(parts[0])}
     )
     groups = objective.groups
     free = groups.active & (whole.theta < cap - 1e-6)
-    error = variance_of(whole, free).sqrt()
+    share = (whole.rate / groups.counts).unsqueeze(1)  # (B, 1)
     # D was measured at the iterates; at the optimum each log sigma moves it by rate / n
-    moved = ((whole.theta - whole.place) * free).sum(1) * rate / groups.counts
+    moved = ((whole.theta - whole.place) * free * share).sum(1)
     at_sigma = torch.where(
         whole.distortion > 0, (whole.distortion + moved).maximum(whole.distortion / 2), 0.0
     )
     # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
-    share = torch.where(free, 1.0, (1 + whole.residual).clamp(0, 1)) * groups.active
-    slope = share.sum(1) * rate / groups.counts
+    slope = (torch.where(free, 1.0, (1 + whole.residual).clamp(0, 1)) * groups.active * share).sum(1)
     slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
     if (whole.distortion == 0).any():
         example = int((whole.distortion == 0).nonzero()[0, 0])
@@ -302,15 +352,15 @@ def _fit(
     sigma = torch.where(free, whole.theta, cap).exp().minimum(cap.exp())
     return NoiseFit(
         sigma=sigma.float(),
-        standard_error=error.float(),
-        common_error=torch.where(free.any(1), common_variance_of(whole).sqrt(), 0.0).float(),
+        standard_error=torch.where(free, whole.variance, 0.0).sqrt().float(),
+        common_error=torch.where(free.any(1), whole.common_variance.sqrt(), 0.0).float(),
         distortion=at_sigma.float(),
         regime_index=regime_index(slope, at_sigma).float(),
         residual=(whole.residual * free).float(),
-        converged=converged,
+        converged=whole.converged,
         n_forward=passes + objective.clean_passes,
         n_backward=passes,
-        rate=rate,
+        rate=whole.rate.float(),
         max_sigma=cap[:, 0].exp().float(),
         token_size=groups.sizes,
         token_mask=groups.active,

@@ -128,10 +128,10 @@ def test_every_draw_of_every_example_is_that_of_autograd_alone(max_rows, shift):
 def test_one_vector_of_signs_is_exact_where_no_two_state_elements_share_an_input():
     """|J^T r|^2 = sum_k J_k^2 r_k^2 there, and r_k^2 = 1 for signs alone; where they share, vectors differ."""
     x = torch.randn(1, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    apart, _ = curvatures([objective_of(lambda x: x.exp(), x)], 0, probes=3, exact_up_to=0)[0]
+    apart = curvatures([objective_of(lambda x: x.exp(), x)], 0, probes=3, exact_up_to=0)[0].estimates
     expected = x.exp().square().sum(2) / x.exp().square().sum()  # v^2 M = sum of s^2
     assert torch.allclose(apart, expected.expand(3, 1, 6), rtol=1e-10)
-    shared, _ = curvatures([objective_of(lambda x: x.cumsum(1), x)], 0, probes=3, exact_up_to=0)[0]
+    shared = curvatures([objective_of(lambda x: x.cumsum(1), x)], 0, probes=3, exact_up_to=0)[0].estimates
     assert len(shared[:, 0, 0].unique()) == 3
 
 
@@ -141,10 +141,11 @@ def test_curvatures_are_squared_jacobian_norms_exactly_for_a_small_state_and_on_
     objective = objective_of(smooth, x)
     jacobian = torch.autograd.functional.jacobian(smooth, x)[0, :, 0] * objective.weight[0].reshape(-1, 1, 1)
     expected = jacobian.square().sum((0, 2))
-    exact, passes = curvatures([objective], 0, probes=4, exact_up_to=7)[0]
-    assert passes == 7
-    assert torch.allclose(exact[0, 0], expected)
-    many = torch.cat([curvatures([objective], seed, probes=4, exact_up_to=6)[0][0] for seed in range(500)])
+    exact = curvatures([objective], 0, probes=4, exact_up_to=7)[0]
+    assert exact.passes == 7
+    assert torch.allclose(exact.estimates[0, 0], expected)
+    runs = [curvatures([objective], seed, probes=4, exact_up_to=6)[0] for seed in range(500)]
+    many = torch.cat([run.estimates for run in runs])
     error = many.std(0) / len(many) ** 0.5
     assert ((many.mean(0) - expected).abs() < 4 * error).all()
 
