@@ -20,6 +20,7 @@ from interp_plugin.objective import (
     closed_form,
     information_kept,
     information_loss,
+    kept_slope,
     regime_index,
 )
 from interp_plugin.ranks import REPEATS
@@ -100,7 +101,7 @@ class NoiseFit:
 
     Attributes:
         sigma: standard deviation of the noise in input units, (B, T); max_sigma for masked tokens.
-        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is that of the nats.
+        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is that of the loss.
         common_error: of the mean of log sigma over an example's tokens below the cap, (B,): their errors are
             correlated, so it is not what independent ones would give.
         distortion: D at sigma, (B,), dimensionless.
@@ -112,6 +113,7 @@ class NoiseFit:
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda.
         max_sigma: the cap, (B,).
+        input_std: tau, the standard deviation of the inputs' elements, (B,).
         token_size: K, (B, T).
         token_mask: (B, T), false for tokens that bear no noise.
     """
@@ -127,6 +129,7 @@ class NoiseFit:
     n_backward: Tensor
     rate: float
     max_sigma: Tensor
+    input_std: Tensor
     token_size: Tensor
     token_mask: Tensor
 
@@ -135,8 +138,12 @@ class NoiseFit:
         return information_loss(self.sigma, self.token_size)
 
     def kept(self) -> Tensor:
-        """I_i in nats, (B, T), at least 0: high where the state needs the token."""
-        return information_kept(self.sigma, self.token_size, self.max_sigma)
+        """I_i in nats, (B, T), 0 at the cap: high where the state needs the token."""
+        return information_kept(self.sigma, self.token_size, self.max_sigma, self.input_std)
+
+    def kept_error(self) -> Tensor:
+        """Standard error of :meth:`kept` in nats, (B, T)."""
+        return kept_slope(self.sigma, self.token_size, self.input_std) * self.standard_error
 
     @property
     def at_cap(self) -> Tensor:
@@ -148,6 +155,7 @@ def solve(
     objective: Objective,
     rate: float,
     max_sigma: Tensor,
+    input_std: Tensor,
     solver: Solver,
     show_progress: bool = False,
     estimates: tuple[Tensor, Tensor] | None = None,
@@ -159,6 +167,7 @@ def solve(
         objective: D and its derivatives.
         rate: lambda > 0.
         max_sigma: cap, (B,).
+        input_std: tau, (B,), which the information kept is counted with.
         solver: settings.
         show_progress: a bar over the rounds.
         estimates: what ``curvatures`` gives for this objective, where it is known already.
@@ -184,7 +193,7 @@ def solve(
     with tqdm(desc="noise", disable=not show_progress) as bar:
         for some in everyone.split(examples_at_once(objective)):  # an example does not depend on the others
             done += _refine(objective, trace.at(some), curvature, rate, cap, solver, passes, converged, bar)
-    return _fit(objective, done, rate, cap, converged, passes)
+    return _fit(objective, done, rate, cap, input_std, converged, passes)
 
 
 def _refine(
@@ -248,7 +257,11 @@ def closed_theta(objective: Objective, curvature: Tensor, rate: float, cap: Tens
 
 
 def solve_together(
-    objectives: Sequence[Objective], rate: float, max_sigma: Sequence[Tensor], solver: Solver
+    objectives: Sequence[Objective],
+    rate: float,
+    max_sigma: Sequence[Tensor],
+    input_std: Tensor,
+    solver: Solver,
 ) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer; they share forwards where they can.
 
@@ -260,7 +273,7 @@ def solve_together(
     few = len(objectives) > 1 and solver.max_rounds > 0
     found = curvatures(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
     for objective, estimates, caps in zip(objectives, found, max_sigma):
-        fit = solve(objective, rate, caps, solver, estimates=estimates, lead=lead)
+        fit = solve(objective, rate, caps, input_std, solver, estimates=estimates, lead=lead)
         closed = closed_theta(objective, estimates[0].mean(0), rate, caps.log().unsqueeze(1))
         certain = fit.converged.unsqueeze(1) & ~fit.at_cap
         lead = torch.where(certain, fit.sigma.log() - closed, 0.0)
@@ -273,6 +286,7 @@ def _fit(
     traces: list[Trace],
     rate: float,
     cap: Tensor,
+    input_std: Tensor,
     converged: Tensor,
     passes: Tensor,
 ) -> NoiseFit:
@@ -312,6 +326,7 @@ def _fit(
         n_backward=passes,
         rate=rate,
         max_sigma=cap[:, 0].exp().float(),
+        input_std=input_std,
         token_size=groups.sizes,
         token_mask=groups.active,
     )

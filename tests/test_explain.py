@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -563,12 +564,63 @@ def test_one_block_run_several_times_is_several_layers() -> None:
     assert ((first - second).abs() > 0.02).any()
 
 
-def test_kept_is_the_log_of_cap_over_sigma_times_the_width() -> None:
+def test_kept_is_counted_against_the_spread_of_the_embedding_table() -> None:
     bert = explainer("bert", "BertModel")
     item = bert.explain(TEXTS[0], 2, **QUICK)[0]
-    cap = 10 * bert.model.module.get_input_embeddings().weight.std()
-    expected = 16 * torch.log(cap / item.rows[0].sigma)
-    torch.testing.assert_close(item.scores().values[0].float(), expected.detach(), rtol=1e-3, atol=1e-3)
+    std = bert.model.module.get_input_embeddings().weight.detach().std()
+    expected = 8 * (1 + (std / item.rows[0].sigma) ** 2).log() - 8 * math.log(
+        1.01
+    )  # K = 16, the cap at 10 std
+    torch.testing.assert_close(item.scores().values[0].float(), expected, rtol=1e-3, atol=1e-3)
+    assert item.rows[0].input_std == pytest.approx(float(std), rel=1e-4)
+
+
+def test_kept_depends_on_the_cap_by_a_constant_alone() -> None:
+    """Where no token reaches the cap: at half the cap all of them keep K / 2 log(1.04 / 1.01) less."""
+    bert = explainer("bert", "BertModel")
+    item = bert.explain(TEXTS[0], 2, **QUICK)[0]
+    [row] = item.rows
+    half = bert.explain(TEXTS[0], 2, max_sigma=row.max_sigma / 2, **QUICK)[0]
+    assert (row.sigma < row.max_sigma / 2).all()
+    gap = item.scores().values - half.scores().values
+    torch.testing.assert_close(gap, torch.full_like(gap, 8 * math.log(1.04 / 1.01)), rtol=1e-3, atol=1e-3)
+
+
+def test_the_layer_that_holds_the_tables_has_the_spread_of_its_own_output() -> None:
+    """Of BERT's embedding block, whose output is normalised, and whose tables have a spread of 0.02: tokens were all at
+    the cap."""
+    model = explainer("bert", "BertModel")
+    given = {"layers": 1, "solver": Solver(iterations=1)}
+    block = TextExplainer(model.model, noise_layer="embeddings")
+    item = block.explain(TEXTS[0], **given)[0]
+    [row] = item.rows
+    ids = torch.tensor([model.encode(TEXTS[0])[0].ids])
+    with torch.no_grad():
+        own = model.model.module.embeddings(ids).std(unbiased=False)
+    assert row.input_std == pytest.approx(float(own), rel=1e-4)
+    assert row.max_sigma == pytest.approx(10 * float(own), rel=1e-4)
+    assert (row.sigma < row.max_sigma).all()
+    fit = LayerInformationLoss(model.model.module, model.model.module.embeddings, model.model.layers[1]).fit(
+        ids
+    )
+    assert fit.input_std.item() == pytest.approx(float(own), rel=1e-4)
+    # a calibration knows that layer's spread over its texts
+    known = block.calibrate(TEXTS, 1, show_progress=False)
+    with torch.no_grad():
+        each = [model.model.module.embeddings(torch.tensor([e.ids])) for e in model.encode(TEXTS)]
+    whole = torch.cat([x[0] for x in each])
+    assert known.input_std == pytest.approx(float(whole.std(unbiased=False)), rel=1e-4)
+    assert known.noise_layer == "embeddings"
+    [row] = block.explain(TEXTS[0], **given)[0].rows
+    assert row.input_std == pytest.approx(known.input_std)
+    [row] = (
+        TextExplainer(model.model, calibration=known).explain(TEXTS[0], **given)[0].rows
+    )  # at its own table
+    assert row.input_std == pytest.approx(
+        float(model.model.module.get_input_embeddings().weight.std()), rel=1e-4
+    )
+    [row] = block.explain(TEXTS[0], input_std=3.0, **given)[0].rows
+    assert (row.input_std, row.max_sigma) == (3.0, 30.0)
 
 
 def test_the_seed_decides_the_numbers() -> None:
