@@ -252,6 +252,10 @@ class TextExplainer:
         self, rate: float, max_sigma: float | None, input_std: float | None, solver: Solver | None
     ) -> Plan:
         """A plan without states."""
+        if not isinstance(input_std, (int, float, type(None))):
+            raise TypeError(
+                f"input_std is a {type(input_std).__name__}; give one number for all texts, or None"
+            )
         if input_std is None:
             input_std = self._input_std()
         if max_sigma is None and input_std is not None:

@@ -412,6 +412,18 @@ def test_a_distortion_that_saturates_below_is_not_reached() -> None:
     assert not row.converged
 
 
+def test_parts_without_the_spread_of_the_inputs_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [[("film", None), (",", None)]]
+    with monkeypatch.context() as older:
+        older.setattr("interp_plugin.corpus.drafts.FORMAT", 1)
+        with pytest.raises(ValueError, match=r"has format 1, which lacks input_std.*in another folder"):
+            made_up(tmp_path, words, [[[0.5, 0.1], [0.6, 0.2]]])
+    with pytest.raises(ValueError, match="has format 1"):
+        CorpusResult.load(tmp_path)
+
+
 def test_a_distortion_must_be_positive() -> None:
     with pytest.raises(ValueError, match="distortion is 0; give a positive number"):
         study(distortion=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tiny_models import CASES, DEPTH, FAMILIES, LIMIT, SlowTokenizer, exists, model_of, tiny
@@ -915,3 +916,23 @@ def test_one_text_to_calibrate_on_is_a_text() -> None:
     bert = TextExplainer(tiny("bert", "BertModel"))
     assert bert.calibrate("a good film", show_progress=False).texts == 1
     assert bert.calibrate(("a good film", "a bad one"), show_progress=False).texts == 1
+
+
+def test_a_calibration_without_the_spread_of_the_inputs_is_still_one_of_the_states(tmp_path: Path) -> None:
+    """What an older version saved."""
+    new = Calibration("m", 2, {"1": torch.ones(3)}, 0.5, "embeddings")
+    new.save(tmp_path / "new")
+    loaded = Calibration.load(tmp_path / "new")
+    assert (loaded.input_std, loaded.noise_layer, loaded.digest) == (0.5, "embeddings", new.digest)
+    about = {"format": "interp_plugin calibration 1", "about": '{"model": "m", "texts": 2}'}
+    (tmp_path / "old").write_bytes(safetensors.torch.save({"1": torch.ones(3)}, about))
+    old = Calibration.load(tmp_path / "old")
+    assert old.input_std is None and torch.equal(old.of("1"), torch.ones(3))
+    assert old.digest != new.digest
+
+
+def test_the_spread_of_the_inputs_is_one_number_for_all_texts() -> None:
+    with pytest.raises(TypeError, match="input_std is a Tensor; give one number for all texts"):
+        explainer("bert", "BertModel").explain("a film", 1, input_std=torch.ones(1))
+    with pytest.raises(ValueError, match="input_std of text 'a film' is -1"):
+        explainer("bert", "BertModel").explain("a film", 1, input_std=-1.0)

@@ -129,8 +129,8 @@ assert seconds["Interpreter"] < seconds["the published loop, 5000 steps"]
 #
 # Information kept is K/2 log(1 + tau^2 / sigma^2), less the same at the cap; tau is the spread of the words' numbers.
 # A word with twice the weight bears half the noise: where that is small against tau, it keeps nearly K log 2 = 177.4
-# nats more.  The sign of the weight plays no part: what is kept says how exactly the state still knows a word, not where it
-# pushes.
+# nats more.  The sign of the weight plays no part: what is kept says how exactly the state still knows a word, not
+# where it pushes.
 # A word that the state does not use bears all the noise it is given, and keeps nothing.
 
 # %%

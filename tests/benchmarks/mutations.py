@@ -631,8 +631,8 @@ MUTATIONS = (
     ),
     Mutation(
         "scores",
-        'return self.size * (2 * (self.log_std - self.log_sigma)).sigmoid()',
-        'return torch.full_like(self.log_sigma, self.size)',
+        "return self.size * (2 * (self.log_std - self.log_sigma)).sigmoid()",
+        "return torch.full_like(self.log_sigma, self.size)",
         "standard error of kept: that of the loss",
     ),
     Mutation(
