@@ -144,6 +144,7 @@ class InformationLoss(Attribution):
         solver: Solver = Solver(),
         internal_batch_size: int | None = None,
         show_progress: bool = False,
+        input_std: float | Tensor | None = None,
     ) -> Tensors:
         """The score of every token.
 
@@ -166,9 +167,10 @@ class InformationLoss(Attribution):
             state_std: v, broadcasts to the state; makes layers and models comparable (see
                 ``estimate_state_std``).  None: v^2 is the mean of s^2 of each example.
             rate: lambda > 0, the weight of the entropy.
-            max_sigma: cap on sigma, a number or one per example, (B,).  None: 10 standard deviations of
-                the example's own unmasked elements; for a layer with an embedding table, of its weights.
-            score: "loss" (H_i, nats), "kept" (I_i = K log(max_sigma / sigma_i), nats, high = important),
+            max_sigma: cap on sigma, a number or one per example, (B,).  None: 10 times ``input_std``.
+            score: "loss" (H_i, nats), "kept" (I_i, what a Gaussian channel with noise sigma_i passes of elements
+                of standard deviation tau, K/2 log(1 + tau^2 / sigma_i^2), less the same at the cap: nats, high =
+                important, 0 = noise far beyond the spread of the inputs goes unnoticed),
                 "sigma" (input units), or "signed": I_i times the sign of the token's push on the state.  It
                 needs a state of one number (a ``target``, one neuron) and 16 more forward and backward
                 passes an example, which integrate the state's gradient from an input that says nothing:
@@ -179,6 +181,10 @@ class InformationLoss(Attribution):
             solver: how hard to look.
             internal_batch_size: most rows in one forward and backward pass; bounds the memory.
             show_progress: a progress bar.
+            input_std: tau, the standard deviation of one element of what the noise is added to, a number or one
+                per example, (B,).  None: where the noise layer is an ``nn.Embedding``, that of its table;
+                otherwise of the example's own unmasked elements (their root mean square, if they are constant).
+                Give one number to compare examples, or layers, by "kept" where there is no table.
 
         Returns:
             float32, detached; shaped like ``inputs``, or (B, T).
@@ -194,7 +200,7 @@ class InformationLoss(Attribution):
             raise ValueError(f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}")
         problem = self._problem(
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
-            Terms(rate, max_sigma, state_std), internal_batch_size,
+            Terms(rate, max_sigma, state_std, input_std), internal_batch_size,
         )  # fmt: skip
         sign = problem.sign() if score == "signed" else 1.0
         fit = problem.fit(solver, show_progress)
@@ -227,11 +233,12 @@ class InformationLoss(Attribution):
         solver: Solver = Solver(),
         internal_batch_size: int | None = None,
         show_progress: bool = False,
+        input_std: float | Tensor | None = None,
     ) -> NoiseFit:
         """The fit behind the scores: sigma, standard errors and diagnostics; arguments as in :meth:`attribute`."""
         problem = self._problem(
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
-            Terms(rate, max_sigma, state_std), internal_batch_size,
+            Terms(rate, max_sigma, state_std, input_std), internal_batch_size,
         )  # fmt: skip
         return problem.fit(solver, show_progress)
 

@@ -182,7 +182,7 @@ class Batch:
         Args:
             states: one or more.
             masks: of each, which places along dimension 1 count, (B, places); None: all.
-            terms: rate and max_sigma; the states have their own state_std.
+            terms: rate, max_sigma and input_std; the states have their own state_std.
             solver: how hard to look.
             max_rows: most rows in one forward; None: :attr:`default_rows`.
         """
@@ -198,7 +198,7 @@ class Batch:
         counted = torch.ones_like(selected, dtype=torch.bool)
         if mask is not None:
             counted &= mask.reshape(*mask.shape, *[1] * (selected.ndim - 2))
-        own = Terms(terms.rate, terms.max_sigma, state.selected_std)
+        own = replace(terms, state_std=state.selected_std)
         return pose(noisy, own, None, self.token_mask, counted, whole)
 
 

@@ -1,4 +1,4 @@
-"""The spread of every layer's states over a sample of texts: one yardstick for all texts."""
+"""The spread of every layer's states, and of the inputs, over a sample of texts: one yardstick for all texts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from interp_plugin.storage import replace_file
 
-FORMAT = "interp_plugin calibration 1"
+FORMAT = "interp_plugin calibration 2"
+_OLD = "interp_plugin calibration 1"  # without the spread of the inputs, which is not known then
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Calibration:
         model: name of the model.
         texts: how many texts it was measured on.
         state_std: key of a state -> v, float32; it broadcasts to the state.
+        input_std: tau, the standard deviation of one element of the noise layer's output; None: not known.
+        noise_layer: the name of that layer.
 
     Examples::
         >>> import tempfile, torch
@@ -36,6 +40,8 @@ class Calibration:
     model: str
     texts: int
     state_std: Mapping[str, Tensor]
+    input_std: float | None = None
+    noise_layer: str | None = None
 
     def of(self, key: str) -> Tensor:
         """v of a state.
@@ -58,14 +64,22 @@ class Calibration:
     @property
     def digest(self) -> str:
         """A name for these very numbers: equal for equal calibrations."""
-        parts = (key.encode() + v.contiguous().numpy().tobytes() for key, v in sorted(self.state_std.items()))
+        parts = [key.encode() + v.contiguous().numpy().tobytes() for key, v in sorted(self.state_std.items())]
+        if self.input_std is not None:
+            parts.append(f"{self.input_std!r} {self.noise_layer}".encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the tensors, ready for JSON."""
+        names = ("model", "texts", "input_std", "noise_layer")
+        return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, whole or not at all."""
         from safetensors.torch import save
 
-        about = {"format": FORMAT, "about": json.dumps({"model": self.model, "texts": self.texts})}
+        about = {"format": FORMAT, "about": json.dumps(self.about)}
         replace_file(path, save({key: v.contiguous() for key, v in self.state_std.items()}, about))
 
     @classmethod
@@ -85,7 +99,7 @@ class Calibration:
             raise ValueError(
                 f"{str(path)!r} is not a safetensors file; give what calibrate() saved"
             ) from error
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in (FORMAT, _OLD):
             raise ValueError(
                 f"{str(path)!r} is of format {metadata.get('format')!r}, and {FORMAT!r} is needed; calibrate again"
             )

@@ -14,7 +14,7 @@ import torch
 from interp_plugin import forms, rendering, storage
 from interp_plugin.rows import Layer, Record, Row, TextExplanation
 from interp_plugin.scores import Kind, Scores, listed
-from interp_plugin.units import Granularity
+from interp_plugin.units import Aggregate, Granularity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +131,9 @@ class Explanation(Record, Sequence[TextExplanation]):
         texts = f"{len(self)} text{'s' if len(self) != 1 else ''}"
         return f"Explanation({texts}, layers {listed(layers)}, model {self.settings.model!r})"
 
-    def scores(self, kind: Kind = "kept", granularity: Granularity = "token") -> tuple[Scores, ...]:
+    def scores(
+        self, kind: Kind = "kept", granularity: Granularity = "token", aggregate: Aggregate = "sum"
+    ) -> tuple[Scores, ...]:
         """`TextExplanation.scores` of every text.
 
         Example::
@@ -139,7 +141,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> [scores.values.shape for scores in example().scores("loss", "sentence")]
             [torch.Size([2, 3]), torch.Size([2, 3])]
         """
-        return tuple(item.scores(kind, granularity) for item in self.items)
+        return tuple(item.scores(kind, granularity, aggregate) for item in self.items)
 
     @staticmethod
     def merge(*explanations: Explanation) -> Explanation:
@@ -164,12 +166,13 @@ class Explanation(Record, Sequence[TextExplanation]):
             seconds=sum(explanation.seconds for explanation in explanations),
         )
 
-    def to_dict(self, granularity: Granularity = "token") -> dict[str, Any]:
+    def to_dict(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> dict[str, Any]:
         """Everything as lists, strings and numbers, ready for strict JSON: what is not finite is None.
 
-        Scores are (U,) lists in each row; ``standard_error`` is that of kept and of loss, in nats, and ``tied``
-        tells which units cannot be told apart from the next one in rank (see `Scores`), by their kept;
-        ``total_standard_error`` is that of the sum over all units, whose errors are correlated.
+        Scores are (U,) lists in each row, aggregated as `TextExplanation.scores` says; ``standard_error`` is that of
+        kept, ``loss_standard_error`` that of loss, in nats, and ``tied`` tells which units cannot be told apart from
+        the next one in rank (see `Scores`), by their kept; ``total`` is the information kept of the whole text, and
+        ``total_standard_error`` its error: those of the units are correlated.
 
         Example::
 
@@ -181,13 +184,15 @@ class Explanation(Record, Sequence[TextExplanation]):
             "settings": forms.plain(_settings_dict(self.settings)),
             "seconds": forms.plain(self.seconds),
             "granularity": granularity,
-            "texts": [forms.text_dict(item, granularity) for item in self.items],
+            "aggregate": aggregate,
+            "texts": [forms.text_dict(item, granularity, aggregate) for item in self.items],
         }
 
-    def to_pandas(self, granularity: Granularity = "token") -> pd.DataFrame:
-        """A table with one line for each text, row and unit; kept, loss and standard_error are in nats.
+    def to_pandas(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> pd.DataFrame:
+        """A table with one line for each text, row and unit; kept, loss and their standard errors are in nats.
 
-        ``regime_index`` to ``n_backward`` belong to the row and repeat for each of its units.
+        ``standard_error`` is that of kept. ``max_sigma`` to ``n_backward`` belong to the row and repeat for each of
+        its units.
 
         Raises:
             ImportError: pandas is missing.
@@ -197,7 +202,7 @@ class Explanation(Record, Sequence[TextExplanation]):
 
             >>> table = example().to_pandas("word")
             >>> table.groupby("layer")["kept"].sum().round().tolist()
-            [46.0, 23.0]
+            [47.0, 25.0]
         """
         try:
             import pandas as pd
@@ -206,7 +211,9 @@ class Explanation(Record, Sequence[TextExplanation]):
                 "to_pandas needs pandas, which is not installed: pip install interp-plugin[table]"
             ) from error
         lines = [
-            line for number, item in enumerate(self.items) for line in forms.lines(number, item, granularity)
+            line
+            for number, item in enumerate(self.items)
+            for line in forms.lines(number, item, granularity, aggregate)
         ]
         table = pd.DataFrame.from_records(lines, columns=forms.COLUMNS)
         return table.astype(dict.fromkeys(("segment", "start", "end", "position"), "Int64"))
@@ -250,25 +257,42 @@ class Explanation(Record, Sequence[TextExplanation]):
                 f"{os.fspath(path)!r} is damaged: give a file that Explanation.save wrote"
             ) from error
 
-    def show(self, console: Console | None = None, granularity: Granularity = "token") -> None:
+    def show(
+        self,
+        console: Console | None = None,
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
+    ) -> None:
         """Print predictions, tables of units x layers and the cost (console: default stdout).
+
+        Units of several tokens show the mean over them, unless ``aggregate`` asks for their "sum" or "max" (see
+        `TextExplanation.scores`): otherwise the words of most pieces would look most important.
 
         Example::
 
             >>> from rich.console import Console
             >>> example().show(Console(quiet=True))
         """
-        rendering.show(self.to_dict(granularity), console)
+        rendering.show(self.to_dict(granularity, aggregate), console)
 
     @overload
-    def to_html(self, path: None = None, granularity: Granularity = "token") -> str: ...
+    def to_html(
+        self, path: None = None, granularity: Granularity = "token", aggregate: Aggregate = "mean"
+    ) -> str: ...
     @overload
-    def to_html(self, path: str | os.PathLike[str], granularity: Granularity = "token") -> Path: ...
+    def to_html(
+        self, path: str | os.PathLike[str], granularity: Granularity = "token", aggregate: Aggregate = "mean"
+    ) -> Path: ...
 
     def to_html(
-        self, path: str | os.PathLike[str] | None = None, granularity: Granularity = "token"
+        self,
+        path: str | os.PathLike[str] | None = None,
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
     ) -> str | Path:
         """A page for a browser or a notebook: the string, or the path of the file it was written to (UTF-8).
+
+        ``aggregate``: as in `show`.
 
         Raises:
             OSError: the file cannot be written; one that was there before stays as it was.
@@ -278,7 +302,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> "<html" in example().to_html()
             True
         """
-        page = rendering.to_html(self.to_dict(granularity))
+        page = rendering.to_html(self.to_dict(granularity, aggregate))
         if path is None:
             return page
         storage.replace_file(path, page.encode())
@@ -293,31 +317,36 @@ class Explanation(Record, Sequence[TextExplanation]):
         text: int = 0,
         layer: Choice | None = None,
         granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
     ) -> Figure:
         """A Matplotlib figure of a text, or of all of them ("flow"); `rendering.plot` says what each kind shows.
 
-        ``layer`` is a label, or a pair (label, position).
+        ``layer`` is a label, or a pair (label, position); ``aggregate`` is as in `show`.
 
         Example::
 
             >>> len(example().plot("tokens", layer=1).axes[0].patches)
             4
         """
-        return rendering.plot(self.to_dict(granularity), kind, text=text, layer=layer)
+        return rendering.plot(self.to_dict(granularity, aggregate), kind, text=text, layer=layer)
 
     def to_captum(
-        self, layer: Choice | None = None, granularity: Granularity = "token"
+        self,
+        layer: Choice | None = None,
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
     ) -> list[VisualizationDataRecord]:
         """A record of Captum's ``visualize_text`` for each text, at one layer (default each text's last row).
 
-        ``layer`` is a label, or a pair (label, position); see `rendering.captum_records`.
+        ``layer`` is a label, or a pair (label, position), and ``aggregate`` as in `show`; see
+        `rendering.captum_records`.
 
         Example::
 
             >>> [record.raw_input_ids for record in example().to_captum(1, "word")]
             [['[CLS]', 'a', 'film', '[SEP]'], ['[CLS]', 'good', '[SEP]']]
         """
-        return rendering.captum_records(self.to_dict(granularity), layer)
+        return rendering.captum_records(self.to_dict(granularity, aggregate), layer)
 
 
 def example() -> Explanation:
@@ -335,10 +364,12 @@ def example() -> Explanation:
             offsets.append((0, end + 1, end + 1 + len(word)))
             tokens.append(word)
             end += 1 + len(word)
-        noise = torch.tensor([1.0, *sigma, 1.0])
+        noise = torch.tensor([10.0, *sigma, 10.0])
+        below = noise < 10.0
+        more = torch.where(below, noise.sqrt(), noise)
         rows = (
-            Row(1, None, noise, 0.02 * (noise < 1), 0.01, 1.0, 1.02, 0.049, True, 144, 160),
-            Row("output", None, noise.sqrt(), 0.03 * (noise < 1), 0.015, 1.0, 1.5, 0.033, False, 168, 160),
+            Row(1, None, noise, 0.02 * below, 0.01, 10.0, 1.0, 1.02, 0.049, True, 144, 160),
+            Row("output", None, more, 0.03 * below, 0.015, 10.0, 1.0, 1.5, 0.033, False, 168, 160),
         )
         return TextExplanation(
             words,

@@ -12,6 +12,7 @@ from pilot samples that are the same for all seeds, so that all seeds solve the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,16 +25,17 @@ from interp_plugin.refinement import LONG_STEP, NEWTON_ERROR, Step, keep_their_o
 from interp_plugin.trace import examples_at_once, token_mean
 
 PILOT_PAIRS = 4
-CHECK_PAIRS = 12  # that look whether the rate is sound: rare samples, which few pairs miss, say whether it is
+CHECK_PAIRS = 12  # that look for rare samples, which few pairs miss
 MOST_CHECKS = 3
 PILOT_SEED = 0  # whatever the solver's
 PILOT_ROUND = 2**32 + 2  # a stream of its own
 MOST_PILOTS = 12
 SPREAD = 0.16  # standard deviation of log sigma by one pair at the rate asked for, at most: 64 pairs make 2 %
-EDGE = 0.5  # the same at the largest rate where samples are sound; there is a cliff beyond it
-MARGIN = 2  # halvings from that rate to the one that is solved: rare samples must not reach the cliff
+EDGE = 0.3  # the same at the largest rate where samples are sound; there is a cliff beyond it
+MARGIN = 2  # halvings from such a rate to the one that is solved: rare samples must not reach the cliff
 LARGEST_DROP = 6  # of the rate, in halvings, from one set of pilot samples to the next
 CLIMB = 2  # halvings of the rate that are tried to be taken back at a time
+UNSEEN = 0.005  # of log sigma: the least standard error of what is not linear
 ROUNDING = 1e-4  # of log sigma: rounds that differ by less agree
 LARGEST_RISE = 0.3  # of log sigma in a step: the minimum is followed from the small-noise side
 
@@ -188,29 +190,25 @@ class _Few:
                 break
         known = torch.where(steady, known, known * 0.5**MARGIN)
         offset = torch.where(steady.unsqueeze(1), offset, offset * 0.5**MARGIN)  # proportional to the rate
-        return self._checked(draws, known, (self.closed(known) + offset).minimum(self.cap), sound)
+        return *self._checked(draws, known, offset, sound), sound
 
-    def _checked(
-        self, draws: Draws, rates: Tensor, theta: Tensor, sound: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Lower the rates of examples that scatter too much in a larger pilot sample, until they do not."""
+    def _checked(self, draws: Draws, rates: Tensor, offset: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Rates at which a larger pilot sample, of noise twice as large, scatters little enough; and theta there."""
+        theta = (self.closed(rates) + offset).minimum(self.cap)
         looking = sound.nonzero()[:, 0]
         for index in range(MOST_CHECKS):
             if not len(looking):
                 break
             noise = draws.round(PILOT_ROUND + MOST_PILOTS + index, CHECK_PAIRS)
             noise = noise.to(self.cap.device, self.cap.dtype)
-            step = self.step(looking, theta[looking], rates[looking], noise)
-            scatter, _ = self._scatter(looking, step, rates[looking])
-            halvings = (scatter / SPREAD).log2().ceil().clamp(0, LARGEST_DROP)
-            lower = halvings > 0
-            offset = (theta - self.closed(rates))[looking] * torch.exp2(-halvings).unsqueeze(1)
-            moved = torch.minimum(theta[looking] + step.move.clamp(max=LARGEST_RISE), self.cap[looking])
+            wide = (theta[looking] + MARGIN * math.log(2) / 2).minimum(self.cap[looking])
+            step = self.step(looking, wide, rates[looking] * 2**MARGIN, noise)
+            _, halvings = self._scatter(looking, step, rates[looking] * 2**MARGIN)
             rates[looking] *= torch.exp2(-halvings)
-            afresh = (self.closed(rates)[looking] + offset).minimum(self.cap[looking])
-            theta[looking] = torch.where(lower.unsqueeze(1), afresh, moved)
-            looking = looking[lower]
-        return rates, theta, sound
+            offset[looking] *= torch.exp2(-halvings).unsqueeze(1)
+            theta = (self.closed(rates) + offset).minimum(self.cap)
+            looking = looking[halvings > 0]
+        return rates, theta
 
     def _scatter(self, some: Tensor, step: Step, rates: Tensor) -> tuple[Tensor, Tensor]:
         """Standard deviation of log sigma by one pair, and how often the rates have to be halved for it, (b',) each."""
@@ -235,7 +233,7 @@ class _Few:
             average.take(live, theta[live], step, self.cap[live])
             theta[live] = average.mean[live]
             free = step.free
-            error = (average.variance * average.inflation().unsqueeze(1))[live]
+            error = average.error()[live]
             converged[live] = sound[live] & (token_mean(error, free).sqrt() <= settings.tolerance)
             done = converged[live].clone()
             if done.any() and index + 1 < settings.order_rounds:
@@ -247,7 +245,7 @@ class _Few:
         return Solved(
             example=self.examples,
             theta=theta,
-            variance=average.variance * average.inflation().unsqueeze(1),
+            variance=average.error(),
             common_variance=average.common_variance * average.inflation(),
             distortion=average.distortion,
             place=average.place,
@@ -313,6 +311,12 @@ class _Average:
             part = share.reshape(-1, *[1] * (mine.ndim - 1))
             mine[some] = (1 - part).square() * mine[some] + part.square() * theirs
         self.residual[some] = step.residual
+
+    def error(self) -> Tensor:
+        """Variance of log sigma, (b, T), with what samples that were not seen may add where any saw more than a line."""
+        variance = self.variance * self.inflation().unsqueeze(1)
+        bent = token_mean(variance, variance > 0) > ROUNDING**2 / 100
+        return variance + torch.where(bent.unsqueeze(1), UNSEEN**2, 0.0)
 
     def inflation(self) -> Tensor:
         """By how much more the rounds scatter than their own variances explain, at least 1, (b,)."""

@@ -12,20 +12,22 @@ from torch import Tensor
 
 from interp_plugin.rows import Row, TextExplanation
 from interp_plugin.scores import Scores
-from interp_plugin.units import Granularity
+from interp_plugin.units import Aggregate, Granularity
 
 LABELS = ("layer", "position")
-FACTS = ("max_sigma", "regime_index", "distortion", "converged", "n_forward", "n_backward")
+FACTS = ("max_sigma", "input_std", "regime_index", "distortion", "converged", "n_forward", "n_backward")
 COLUMNS = (
     *("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS),
-    *("kept", "loss", "sigma", "standard_error", "tied", *FACTS),
+    *("kept", "loss", "sigma", "standard_error", "loss_standard_error", "tied", *FACTS),
 )
 
 
-def text_dict(item: TextExplanation, granularity: Granularity) -> dict[str, Any]:
+def text_dict(
+    item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
+) -> dict[str, Any]:
     """A text as lists, strings and numbers, ready for strict JSON."""
-    kept, loss, sigma = _all_scores(item, granularity)
-    _, total_error = item.total()  # (R,)
+    kept, loss, sigma = _all_scores(item, granularity, aggregate)
+    total, total_error = item.total()  # (R,)
     rows = [
         {
             **{name: getattr(row, name) for name in LABELS},
@@ -33,7 +35,10 @@ def text_dict(item: TextExplanation, granularity: Granularity) -> dict[str, Any]
             "loss": loss.values[i],
             "kept": kept.values[i],
             "standard_error": kept.standard_error[i],
+            "loss_standard_error": loss.standard_error[i],
+            "sigma_standard_error": sigma.values[i] * sigma.standard_error[i],
             "tied": kept.tied[i],
+            "total": total[i],
             "total_standard_error": total_error[i],
             **{name: getattr(row, name) for name in FACTS},
         }
@@ -45,10 +50,13 @@ def text_dict(item: TextExplanation, granularity: Granularity) -> dict[str, Any]
     return found
 
 
-def lines(number: int, item: TextExplanation, granularity: Granularity) -> Iterator[tuple[Any, ...]]:
+def lines(
+    number: int, item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
+) -> Iterator[tuple[Any, ...]]:
     """The lines of the table of one text, in the order of COLUMNS."""
-    kept, loss, sigma = _all_scores(item, granularity)
-    columns = (kept.values, loss.values, sigma.values, kept.standard_error, kept.tied)  # (R, U) each
+    kept, loss, sigma = _all_scores(item, granularity, aggregate)
+    errors = (kept.standard_error, loss.standard_error)
+    columns = (kept.values, loss.values, sigma.values, *errors, kept.tied)  # (R, U) each
     for row, *scores in zip(item.rows, *(column.tolist() for column in columns), strict=True):
         labels, facts = ([getattr(row, name) for name in names] for names in (LABELS, FACTS))
         units = zip(kept.units, kept.offsets, *scores, strict=True)
@@ -57,12 +65,14 @@ def lines(number: int, item: TextExplanation, granularity: Granularity) -> Itera
             yield (number, item.text, item.pair, u, unit, *place, *labels, *values, *facts)
 
 
-def _all_scores(item: TextExplanation, granularity: Granularity) -> tuple[Scores, Scores, Scores]:
+def _all_scores(
+    item: TextExplanation, granularity: Granularity, aggregate: Aggregate
+) -> tuple[Scores, Scores, Scores]:
     """Kept, loss and sigma."""
     return (
-        item.scores("kept", granularity),
-        item.scores("loss", granularity),
-        item.scores("sigma", granularity),
+        item.scores("kept", granularity, aggregate),
+        item.scores("loss", granularity, aggregate),
+        item.scores("sigma", granularity, aggregate),
     )
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from interp_plugin.attribution import InformationLoss
 from interp_plugin.explanation import Explanation, TextExplanation
-from interp_plugin.problem import cap_of_embedding
+from interp_plugin.problem import std_of_table
 from interp_plugin.rows import Layer
-from interp_plugin.units import Granularity, Offset
+from interp_plugin.units import Aggregate, Granularity, Offset, check_aggregate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,17 +36,22 @@ Important = Literal["kept", "signed"]
 
 
 def to_shap(
-    explanation: Explanation | TextExplanation, layer: Choice = None, granularity: Granularity = "token"
+    explanation: Explanation | TextExplanation,
+    layer: Choice = None,
+    granularity: Granularity = "token",
+    aggregate: Aggregate = "mean",
 ) -> Any:
     """Information kept as a ``shap.Explanation``, for ``shap.plots.text`` and its other plots.
 
-    A base value of 0 makes shap's sum, base value + values = f(x), the nats that the state keeps of the whole
-    text. ``data`` are the pieces of the text, with the blanks between them, and ``error_std`` the standard errors.
+    The base value is 0; shap's sum, base value + values = f(x), is the nats that the state keeps of the whole text
+    where each unit's are the sum over its tokens. ``data`` are the pieces of the text, with the blanks between
+    them, and ``error_std`` the standard errors.
 
     Args:
         explanation: texts, or one of them.
         layer: a label, or (label, position); None: the last row of each text.
         granularity: "token", "word" or "sentence".
+        aggregate: a unit's nats are the "mean" over its tokens, so that words compare, their "sum" or "max".
 
     Returns:
         Of one text, values (U,); of several, an array of such arrays, as shap's own text explainers give them.
@@ -62,18 +67,18 @@ def to_shap(
         >>> from interp_plugin.explanation import example
         >>> values = to_shap(example()[0], layer=1)
         >>> values.data.tolist(), values.values.round().tolist()
-        (['[CLS] ', 'a ', 'film ', '[SEP] '], [0.0, 7.0, 15.0, 0.0])
+        (['[CLS] ', 'a ', 'film ', '[SEP] '], [0.0, 8.0, 15.0, 0.0])
         >>> "film" in shap.plots.text(values, display=False)
         True
     """
     shap = _peer("shap", "to_shap")
     if isinstance(explanation, TextExplanation):
-        values, errors, pieces = _kept(explanation, layer, granularity)
+        values, errors, pieces = _kept(explanation, layer, granularity, aggregate)
         return shap.Explanation(values, 0.0, pieces, feature_names=pieces.tolist(), error_std=errors)
     if not len(explanation):
         raise ValueError("the explanation has 0 texts, and shap shows at least one; explain some first")
     values, errors, pieces = (
-        _ragged(part) for part in zip(*(_kept(item, layer, granularity) for item in explanation))
+        _ragged(part) for part in zip(*(_kept(item, layer, granularity, aggregate) for item in explanation))
     )
     names = [row.tolist() for row in pieces]
     return shap.Explanation(values, np.zeros(len(values)), pieces, feature_names=names, error_std=errors)
@@ -108,7 +113,7 @@ def quantus_explain_func(
         score: "kept", or "signed" (with a target).
         device: where to run; None: where the model is.
         **settings: of :meth:`InformationLoss.attribute`, given to a metric in its ``explain_func_kwargs``; a
-            number for ``max_sigma`` makes the scores of different examples comparable.
+            number for ``input_std`` makes the scores of different examples comparable.
 
     Returns:
         float32; of the inputs' shape but for ``axis``.
@@ -152,7 +157,7 @@ def register_inseq() -> type[Any]:
     tokens with ``attribute_target=True``); the state is what inseq's ``attributed_fn`` computes (by default the
     probability of the token), or a layer, ``load_model(..., state_layer="transformer.h.1")``. Settings of
     :meth:`InformationLoss.attribute` (``rate``, ``solver``, ``score="signed"``, which integrates from zeros here)
-    are keyword arguments of inseq's ``attribute``. The cap on sigma is that of the embedding table, as in
+    are keyword arguments of inseq's ``attribute``. ``input_std`` is that of the embedding table, as in
     :class:`LayerInformationLoss`.
 
     Scores are nats of each token, (T, generated), not normalised. Padding bears no noise; inseq puts it on
@@ -189,9 +194,9 @@ def register_inseq() -> type[Any]:
             settings = {"score": "kept", **(attribution_args or {})}
             _check_important(settings["score"])
             model = self.attribution_model
-            cap = cap_of_embedding(model.get_embedding_layer())
-            if cap is not None:
-                settings.setdefault("max_sigma", cap * float(model.embed_scale))
+            std = std_of_table(model.get_embedding_layer())
+            if std is not None:
+                settings.setdefault("input_std", std * float(model.embed_scale))
             settings.setdefault("token_mask", _inseq_mask(**attribute_fn_main_args))
             shares = self.method.attribute(**attribute_fn_main_args, **settings)
             scores = tuple(share.sum(-1) for share in shares)  # (B, T) each
@@ -210,6 +215,7 @@ def to_interpreto(
     layer: Choice = None,
     granularity: str = "all_tokens",
     targets: int | str | None = None,
+    aggregate: Aggregate = "mean",
 ) -> list[Any]:
     """Information kept as ``AttributionOutput`` of interpreto, for its Insertion, Deletion and ``plot_attributions``.
 
@@ -220,9 +226,10 @@ def to_interpreto(
         model, tokenizer: as interpreto's own classes take them.
         layer: a label, or (label, position); None: the last row of each text.
         granularity: of interpreto: "all_tokens", "token" (without special ones), "word" (as the tokenizer
-            sees them), "part_sentence" or "sentence". The nats of a unit are the sum over its tokens.
+            sees them), "part_sentence" or "sentence".
         targets: the class whose probability the metrics watch; None: the one that the explanation asked
             for, or else the predicted one.
+        aggregate: a unit's nats are the "mean" over its tokens, so that words compare, their "sum" or "max".
 
     Returns:
         One for each text, attributions (1, U).
@@ -258,13 +265,19 @@ def to_interpreto(
         raise ValueError(f"granularity is {granularity!r}: choose from {', '.join(known)}")
     items = [explanation] if isinstance(explanation, TextExplanation) else explanation
     return [
-        _interpreto_output(item, layer, text_model, base, base.Granularity(granularity), targets)
+        _interpreto_output(item, layer, text_model, base, base.Granularity(granularity), targets, aggregate)
         for item in items
     ]
 
 
 def _interpreto_output(
-    item: TextExplanation, layer: Choice, model: HuggingFaceModel, base: Any, granularity: Any, target: Any
+    item: TextExplanation,
+    layer: Choice,
+    model: HuggingFaceModel,
+    base: Any,
+    granularity: Any,
+    target: Any,
+    aggregate: Aggregate,
 ) -> Any:
     """The nats of one text as ``AttributionOutput``; ``base`` is the module of that class."""
     tokenizer = model.tokenizer
@@ -281,15 +294,17 @@ def _interpreto_output(
     if name is None:
         raise ValueError(f"text {item.text!r} has no predicted class; name the one to watch in targets")
     kept, _, _ = _kept(item, layer, "token")
+    check_aggregate(aggregate)
+    combine = getattr(np, aggregate)
     units = granularity.get_indices(inputs, tokenizer)[0]
     return base.AttributionOutput(
-        attributions=torch.tensor([[kept[unit].sum() for unit in units]], dtype=torch.float32),  # (1, U)
+        attributions=torch.tensor([[combine(kept[unit]) for unit in units]], dtype=torch.float32),  # (1, U)
         elements=granularity.get_decomposition(inputs, tokenizer, return_text=True)[0],
         model_inputs_to_explain=inputs,
         targets=torch.tensor([model.class_index(name)]),
         model_task=base.ModelTask.CLASSIFICATION,
         granularity=granularity,
-        granularity_aggregation_strategy=base.GranularityAggregationStrategy.SUM,
+        granularity_aggregation_strategy=base.GranularityAggregationStrategy[aggregate.upper()],
     )
 
 
@@ -311,7 +326,7 @@ def _check_important(score: str) -> None:
 
 
 def _kept(
-    item: TextExplanation, layer: Choice, granularity: Granularity
+    item: TextExplanation, layer: Choice, granularity: Granularity, aggregate: Aggregate = "sum"
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Information kept of one row, its standard errors and the pieces of the text, (U,) each."""
     if layer is None:
@@ -319,7 +334,7 @@ def _kept(
     else:
         row = item.row(*layer) if isinstance(layer, tuple) else item.row(layer)
     number = next(i for i, each in enumerate(item.rows) if each is row)
-    scores = item.scores("kept", granularity)
+    scores = item.scores("kept", granularity, aggregate)
     pieces = np.array(_pieces(item, scores.units, scores.offsets))
     return scores.values[number].numpy(), scores.standard_error[number].numpy(), pieces
 

@@ -8,6 +8,7 @@ optimum wherever sigma is below its cap.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -43,9 +44,34 @@ def information_loss(sigma: Tensor, sizes: Tensor) -> Tensor:
     return log_normal_constant(sizes) + sizes * sigma.log()
 
 
-def information_kept(sigma: Tensor, sizes: Tensor, max_sigma: Tensor) -> Tensor:
-    """I_i = K log(max_sigma / sigma_i) >= 0 in nats; sigma and sizes (B, T), max_sigma (B,)."""
-    return (sizes * (max_sigma.unsqueeze(1) / sigma).log()).clamp(min=0)
+def information_kept(sigma: Tensor, sizes: Tensor, max_sigma: Tensor, input_std: Tensor) -> Tensor:
+    """I_i = K / 2 log(1 + tau^2 / sigma_i^2), less the same at the cap, in nats; (B, T).
+
+    The information that a Gaussian channel with noise sigma_i passes of K elements of variance tau^2 (Cover and
+    Thomas, Elements of Information Theory, eq. 9.16), counted from what passes at the cap, where it is exactly 0.
+
+    Args:
+        sigma, sizes: (B, T).
+        max_sigma, input_std: the cap and tau, (B,).
+
+    Examples::
+        >>> sigma, one = torch.tensor([[0.1, 10.0]]), torch.ones(1)
+        >>> information_kept(sigma, torch.tensor([[2.0, 2.0]]), 10 * one, one)
+        tensor([[4.6052, 0.0000]])
+    """
+    cap, std = max_sigma.unsqueeze(1), input_std.unsqueeze(1)
+    nats = sizes * (_half_log(std / sigma) - _half_log(std / cap))
+    return torch.where(sigma >= cap, 0.0, nats).clamp(min=0)
+
+
+def _half_log(ratio: Tensor) -> Tensor:
+    """1 / 2 log(1 + ratio^2); softplus would round the same number in another way at another place of a tensor."""
+    return torch.where(ratio > 1e6, ratio.log(), ratio.square().log1p() / 2)
+
+
+def kept_slope(sigma: Tensor, sizes: Tensor, input_std: Tensor) -> Tensor:
+    """-dI_i / d log sigma_i = K tau^2 / (tau^2 + sigma_i^2), (B, T): times the error of log sigma, that of I_i."""
+    return sizes / (1 + (sigma / input_std.unsqueeze(1)).square())
 
 
 def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,19 +91,22 @@ def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -
     Args:
         reference: the state s, (B, ...).
         state_std: v, of the shape of ``reference``; None takes v^2 = mean of s^2 of each example.
+            A state that is zero throughout (a dead neuron's) has v = 1, with a warning.
             Elements of zero standard deviation never moved and do not count.
         counted: bool, the shape of ``reference``; false for masked tokens.
     """
     keep = counted.reshape(len(counted), -1)
     if state_std is None:
         size = keep.sum(1, keepdim=True).clamp(min=1)
-        v = (
-            (reference.reshape(keep.shape).square() * keep)
-            .sum(1, keepdim=True)
-            .div(size)
-            .sqrt()
-            .expand_as(keep)
-        )
+        own = (reference.reshape(keep.shape).square() * keep).sum(1, keepdim=True).div(size).sqrt()
+        zero = (own == 0) & keep.any(1, keepdim=True)
+        if zero.any():
+            warnings.warn(
+                f"the state of example {int(zero.nonzero()[0, 0])} is 0 throughout and gives no unit to measure its "
+                "distortion in: 1 is taken; pass a positive state_std",
+                stacklevel=6,
+            )
+        v = torch.where(zero, 1.0, own).expand_as(keep)
     else:
         v = state_std.reshape(keep.shape)
     keep = keep & (v > 0)
@@ -85,8 +114,8 @@ def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -
     if not size.bool().all():
         example = int((size[:, 0] == 0).nonzero()[0, 0])
         raise ValueError(
-            f"the state of example {example} has no element to measure distortion by (all are zero, masked, or have "
-            "zero state_std); pass a positive state_std"
+            f"the state of example {example} has no element to measure distortion by (all are masked, or have zero "
+            "state_std); pass a positive state_std"
         )
     weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.to(v.dtype).sqrt()
     return weight.reshape(reference.shape)

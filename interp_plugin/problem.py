@@ -18,7 +18,8 @@ from interp_plugin.objective import Objective, state_weight
 from interp_plugin.solver import NoiseFit, Solver, solve, solve_together
 from interp_plugin.state import NoisyModel, module_of, select
 
-CAP = 10.0  # the cap on sigma, in standard deviations
+CAP = 10.0  # the cap on sigma, in standard deviations of the inputs
+CONSTANT = 1e-5  # times the root mean square: a smaller standard deviation is rounding
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class Problem:
     objective: Objective
     rate: float
     max_sigma: Tensor
+    input_std: Tensor
 
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
         """Solve it, with gradients on whatever the caller has switched off."""
         with torch.enable_grad():
-            return solve(self.objective, self.rate, self.max_sigma, solver, show_progress)
+            return solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
 
     def sign(self) -> Tensor:
         """+1 or -1 where a token pushes the state up or down, (B, T); the state must be one number."""
@@ -51,16 +53,17 @@ def fit_together(problems: Sequence[Problem], solver: Solver) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer: they share forwards where they can."""
     with torch.enable_grad():
         objectives, caps = [p.objective for p in problems], [p.max_sigma for p in problems]
-        return solve_together(objectives, problems[0].rate, caps, solver)
+        return solve_together(objectives, problems[0].rate, caps, problems[0].input_std, solver)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What the caller sets: lambda, the cap on sigma, and the unit of the state (v)."""
+    """What the caller sets: lambda, the cap on sigma, the unit of the state (v), and the spread of the inputs (tau)."""
 
     rate: float
     max_sigma: float | Tensor | None
     state_std: float | Tensor | None
+    input_std: float | Tensor | None = None
 
 
 def pose(
@@ -75,7 +78,7 @@ def pose(
 
     Args:
         model: not yet run.
-        terms: rate, max_sigma and state_std as the caller gave them.
+        terms: as the caller gave them.
         feature_mask, token_mask: as in ``InformationLoss.attribute``.
         state_mask: which elements of the selected state count, broadcasts to it; None: those of the
             unmasked tokens, where the state has the positions of the tokens.
@@ -97,7 +100,9 @@ def pose(
     state = state.to(torch.promote_types(state.dtype, torch.float32))  # half precision ends here
     weight = state_weight(state, _broadcast_std(terms.state_std, state), counted)
     objective = Objective(model, state, weight, groups, model.max_rows)
-    return Problem(objective, rate, _cap_of(terms.max_sigma, module_of(model.noise_layer), objective))
+    input_std = _input_std_of(terms.input_std, module_of(model.noise_layer), objective)
+    cap = _cap_of(terms.max_sigma, input_std, objective.device)
+    return Problem(objective, rate, cap, input_std.float().to(objective.device))
 
 
 def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:
@@ -145,58 +150,83 @@ def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | 
         ) from error
 
 
-def _cap_of(max_sigma: float | Tensor | None, layer: nn.Module | None, objective: Objective) -> Tensor:
-    """max_sigma of each example, (B,), float32."""
-    batch = len(objective.origin)
-    if max_sigma is None:
-        cap = _default_cap(layer, objective)
-        rule = (
-            "10 standard deviations of this example's inputs; give max_sigma yourself where they are constant"
-        )
-    else:
-        cap = torch.as_tensor(max_sigma, dtype=torch.float32, device=objective.device)
-        rule = "it must be a positive finite number, or one per example"
+def _cap_of(max_sigma: float | Tensor | None, input_std: Tensor, device: torch.device) -> Tensor:
+    """max_sigma of each example, (B,), float32; ``input_std`` as of :func:`_input_std_of`."""
+    given = CAP * input_std if max_sigma is None else max_sigma
+    return _one_per_example("max_sigma", given, len(input_std)).float().to(device)
+
+
+def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
+    """A positive number for each example, (B,), float64 on the CPU: not every device has double precision."""
+    rule = "it must be a positive finite number, or one per example"
+    values = torch.as_tensor(given).detach().cpu().double()
     try:
-        cap = cap.broadcast_to((batch,)).contiguous()
+        values = values.broadcast_to((batch,)).contiguous()
     except RuntimeError as error:
         raise ValueError(
-            f"max_sigma of shape {tuple(cap.shape)} does not broadcast to {batch} examples: {rule}"
+            f"{name} of shape {tuple(values.shape)} does not broadcast to {batch} examples: {rule}"
         ) from error
-    bad = ~(cap.isfinite() & (cap > 0))
+    single = values.float()  # that is how it will be used
+    bad = ~(single.isfinite() & (single > 0))
     if bad.any():
         example = int(bad.nonzero()[0, 0])
-        raise ValueError(f"max_sigma of example {example} is {cap[example]}: {rule}")
-    return cap
+        raise ValueError(f"{name} of example {example} is {single[example]}: {rule}")
+    return values
 
 
-def _default_cap(layer: nn.Module | None, objective: Objective) -> Tensor:
-    of_weights = cap_of_embedding(layer)
-    if of_weights is not None:
-        return torch.tensor(of_weights, device=objective.device)
-    keep = objective.groups.spread(objective.groups.active.to(objective.dtype))
-    size = keep.sum(1)
-    mean = (objective.origin * keep).sum(1) / size
-    variance = ((objective.origin - mean.unsqueeze(1)).square() * keep).sum(1) / size
-    return (CAP * variance.sqrt()).float()
+def _input_std_of(given: float | Tensor | None, layer: nn.Module | None, objective: Objective) -> Tensor:
+    """tau of each example, (B,), float64 on the CPU: given, of the noise layer's table, or of its own elements."""
+    batch = len(objective.origin)
+    if given is None:
+        given = std_of_table(layer)
+    return _own_std(objective) if given is None else _one_per_example("input_std", given, batch)
 
 
-def cap_of_embedding(layer: nn.Module | None) -> float | None:
-    """10 standard deviations of the weights of a layer's largest embedding table; None where it has none.
+def _own_std(objective: Objective) -> Tensor:
+    """The standard deviation of each example's unmasked elements, (B,), float64 on the CPU.
 
-    Five digits, which are the same on any machine, with any number of threads: studies are compared by it.
+    Where they are constant, their root mean square; where they are all zero, 1, with a warning.
     """
-    tables = [m for m in layer.modules() if isinstance(m, nn.Embedding)] if layer is not None else []
-    if not tables:
+    keep = objective.groups.spread(objective.groups.active.to(objective.dtype)).cpu().double()  # (B, N)
+    origin, size = objective.origin.cpu().double(), keep.sum(1)
+    mean = (origin * keep).sum(1) / size
+    variance = ((origin - mean.unsqueeze(1)).square() * keep).sum(1) / size
+    square = (origin.square() * keep).sum(1) / size
+    std = torch.where(variance > CONSTANT**2 * square, variance, square).sqrt()
+    if not std.all():
+        example = int((std == 0).nonzero()[0, 0])
+        warnings.warn(
+            f"what noise is added to is 0 throughout example {example}, which gives no scale for the noise: its "
+            "standard deviation is taken as 1; give input_std yourself",
+            stacklevel=7,
+        )
+    return torch.where(std > 0, std, 1.0)
+
+
+def std_of_table(layer: nn.Module | None) -> float | None:
+    """The standard deviation of a layer's output where the layer is an embedding table; None where it is not one.
+
+    Of the table's elements, times its ``embed_scale``.  Five digits, which are the same on any machine, with any number
+    of threads: studies are compared by it.  A layer that only holds a table may do anything with what it looks up.
+    """
+    if not isinstance(layer, nn.Embedding):
         return None
-    table = max(tables, key=lambda table: table.weight.numel())
-    rows = table.weight.detach().float()  # (entries, K)
+    rows = layer.weight.detach().float()  # (entries, K)
     count = rows.numel()
     # row by row in single precision, then in double: several times faster than std(), and exact
     mean = rows.sum(1).cpu().double().sum() / count
     square = torch.linalg.vector_norm(rows, dim=1).cpu().double().square().sum() / count
-    variance = (square - mean.square()).clamp(min=0) * count / max(count - 1, 1)
-    scale = float(getattr(table, "embed_scale", 1.0))  # BART's and Gemma's tables multiply what they look up
-    return float(f"{CAP * scale * float(variance.sqrt()):.5g}")
+    variance = (square - mean.square()) * count / max(count - 1, 1)
+    scale = abs(
+        float(getattr(layer, "embed_scale", 1.0))
+    )  # BART's and Gemma's tables multiply what they look up
+    std = float(variance.clamp(min=0).sqrt())
+    return float(f"{scale * std:.5g}") if std > CONSTANT * float(square.sqrt()) else None
+
+
+def default_cap(input_std: float) -> float:
+    """max_sigma where the caller gives none: 10 tau."""
+    return float(f"{CAP * input_std:.12g}")
 
 
 def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp_plugin.scores import Kind, Known, Scores, check_kind, listed, score
-from interp_plugin.units import Granularity, Offset, group
+from interp_plugin.units import Aggregate, Granularity, Offset, Unit, check_aggregate, group
 
 Layer = int | str
 
@@ -36,6 +36,7 @@ class Row(Record):
         standard_error: of log sigma, (T,) float32 on the CPU; 0 at the cap.
         common_error: standard error of the mean of log sigma over the tokens, whose errors are correlated.
         max_sigma: the cap, in the units of sigma.
+        input_std: tau, the standard deviation of one element of the noisy layer's output, in the same units.
         regime_index: E, 1 = small-noise regime.
         distortion: D at sigma.
         converged: whether the standard error met the tolerance.
@@ -48,7 +49,7 @@ class Row(Record):
     Example::
 
         >>> sigma, error = torch.tensor([0.1, 0.4]), torch.tensor([0.02, 0.0])
-        >>> Row(3, None, sigma, error, 0.01, 0.4, 1.02, 0.049, True, 144, 160).layer
+        >>> Row(3, None, sigma, error, 0.01, 0.4, 0.04, 1.02, 0.049, True, 144, 160).layer
         3
     """
 
@@ -58,6 +59,7 @@ class Row(Record):
     standard_error: Tensor
     common_error: float
     max_sigma: float
+    input_std: float
     regime_index: float
     distortion: float
     converged: bool
@@ -169,32 +171,38 @@ class TextExplanation(Record):
             raise KeyError(f"layer {layer!r} was not explained: choose from {listed(self.layers)}")
         return rows
 
-    def scores(self, kind: Kind = "kept", granularity: Granularity = "token") -> Scores:
+    def scores(
+        self, kind: Kind = "kept", granularity: Granularity = "token", aggregate: Aggregate = "sum"
+    ) -> Scores:
         """Scores of tokens, words or sentences in every row, with standard errors.
 
         Args:
-            kind: "kept" (nats; high = the state still holds it), "loss" (nats) or "sigma". Nats of a unit
-                are the sum over its tokens; its sigma is their geometric mean, the sigma of equal entropy.
+            kind: "kept" (nats; high = the state still holds it), "loss" (nats) or "sigma".
             granularity: "token", "word" or "sentence". Special tokens are always units of their own.
+            aggregate: nats of a unit are the "sum" over its tokens (information adds up, so a word of more
+                pieces has more), their "mean" (to compare words), or those of the token that the state keeps
+                most of ("max"). Its sigma is the geometric mean, the sigma of equal entropy, or that token's.
 
         Returns:
             `Scores` with values and standard errors (R, U).
 
         Raises:
-            ValueError: another kind or granularity.
+            ValueError: another kind, granularity or aggregate.
 
         Example::
 
             >>> from interp_plugin.explanation import example
             >>> example()[0].scores().values.round().tolist()
-            [[0.0, 7.0, 15.0, 0.0], [0.0, 4.0, 8.0, 0.0]]
+            [[0.0, 8.0, 15.0, 0.0], [0.0, 5.0, 8.0, 0.0]]
         """
         check_kind(kind)
+        check_aggregate(aggregate)
         units = group((self.text, self.pair), self.tokens, self.offsets, granularity)
-        values, error, tied = score(kind, self._known(), units)
+        values, error, tied = score(kind, self._known(), units, aggregate)
         return Scores(
             kind=kind,
             granularity=granularity,
+            aggregate=aggregate,
             units=tuple(unit.name for unit in units),
             offsets=tuple(unit.offset for unit in units),
             rows=tuple((row.layer, row.position) for row in self.rows),
@@ -216,12 +224,16 @@ class TextExplanation(Record):
             >>> from interp_plugin.explanation import example
             >>> nats, error = example()[0].total("kept")
             >>> nats.round(decimals=2).tolist(), error.round(decimals=2).tolist()
-            ([22.51, 11.25], [0.32, 0.48])
+            ([23.11, 13.08], [0.29, 0.38])
         """
         if kind not in ("kept", "loss"):
             raise ValueError(f"kind is {kind!r}: the total of a text is 'kept' or 'loss'")
         known = self._known()
-        return known.per_token(kind).sum(1), self.size * len(self.tokens) * self._each("common_error")
+        nats = known.per_token(kind).sum(1)
+        if kind == "loss":
+            return nats, self.size * len(self.tokens) * self._each("common_error")
+        _, error, _ = score(kind, known, [Unit("", None, tuple(range(len(self.tokens))))])
+        return nats, error[:, 0]
 
     def _each(self, name: str) -> Tensor:
         """One number of every row, (R,) float64."""
@@ -232,6 +244,7 @@ class TextExplanation(Record):
             size=self.size,
             sigma=torch.stack([row.sigma for row in self.rows]),
             cap=self._each("max_sigma"),
+            input_std=self._each("input_std"),
             standard_error=torch.stack([row.standard_error for row in self.rows]),
             common_error=self._each("common_error"),
         )

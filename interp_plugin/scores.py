@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from interp_plugin.units import Granularity, Offset, Unit
+from interp_plugin.units import Aggregate, Granularity, Offset, Unit
 
 Kind = Literal["kept", "loss", "sigma"]
 
@@ -24,6 +25,7 @@ class Scores:
     Attributes:
         kind: "kept" or "loss", in nats, or "sigma", in units of the noisy layer's output.
         granularity: "token", "word" or "sentence".
+        aggregate: how a unit's value comes of its tokens': "sum", "mean" or "max".
         units: their names, U.
         offsets: (segment, start, end) in characters, U; None for a special token.
         rows: (layer, position), R.
@@ -40,11 +42,12 @@ class Scores:
         (('[CLS]', 'a', 'film', '[SEP]'), torch.Size([2, 4]))
         >>> film = scores.of("film").at("output")
         >>> round(film.values.item(), 1), round(film.standard_error.item(), 1)
-        (7.6, 0.2)
+        (8.1, 0.2)
     """
 
     kind: Kind
     granularity: Granularity
+    aggregate: Aggregate
     units: tuple[str, ...]
     offsets: tuple[Offset | None, ...]
     rows: tuple[tuple[int | str, int | None], ...]
@@ -95,7 +98,7 @@ class Scores:
 
             >>> from interp_plugin.explanation import example
             >>> example()[0].scores("kept", "word").at(1).values.round().tolist()
-            [[0.0, 7.0, 15.0, 0.0]]
+            [[0.0, 8.0, 15.0, 0.0]]
         """
         places = [place for place, row in enumerate(self.rows) if row[0] == layer]
         if not places:
@@ -126,12 +129,21 @@ class Known:
     size: int  # K
     log_sigma: Tensor  # (R, T)
     log_cap: Tensor  # (R, 1)
+    log_std: Tensor  # (R, 1), of tau
     variance: Tensor  # (R, T), of log sigma
     covariance: Tensor  # (R, 1), between two tokens that are not at the cap
 
     @classmethod
-    def of(cls, size: int, sigma: Tensor, cap: Tensor, standard_error: Tensor, common_error: Tensor) -> Known:
-        """From sigma and its standard error (R, T), the cap and the error of the mean of log sigma (R,)."""
+    def of(
+        cls,
+        size: int,
+        sigma: Tensor,
+        cap: Tensor,
+        input_std: Tensor,
+        standard_error: Tensor,
+        common_error: Tensor,
+    ) -> Known:
+        """From sigma and its standard error (R, T), the cap, tau and the error of the mean of log sigma (R,)."""
         variance = standard_error.double().square()  # (R, T)
         free = (variance > 0).sum(1)  # (R,), a token at the cap has no error
         total = (variance.shape[1] * common_error).square()  # (R,), of the sum of log sigma
@@ -141,17 +153,27 @@ class Known:
             log_sigma=sigma.double().log(),
             # as float32, like sigma: a token at the cap keeps exactly 0
             log_cap=cap.float().double().log()[:, None],
+            log_std=input_std.double().log()[:, None],
             variance=variance,
             covariance=torch.where(free > 1, shared, 0.0)[:, None],
         )
 
     def per_token(self, kind: Kind) -> Tensor:
         """What adds up over tokens, (R, T): nats, or log sigma."""
-        if kind == "kept":
-            return self.size * (self.log_cap - self.log_sigma).clamp(min=0)
+        if kind == "kept":  # as in objective.information_kept
+            passed = softplus(2 * (self.log_std - self.log_sigma)) - softplus(
+                2 * (self.log_std - self.log_cap)
+            )
+            return self.size / 2 * torch.where(self.log_sigma >= self.log_cap, 0.0, passed).clamp(min=0)
         if kind == "loss":
             return self.size * (0.5 * math.log(2 * math.pi * math.e) + self.log_sigma)
         return self.log_sigma
+
+    def slope(self, kind: Kind) -> Tensor:
+        """By how much :meth:`per_token` changes with log sigma, (R, T), without its sign."""
+        if kind == "kept":  # K tau^2 / (tau^2 + sigma^2)
+            return self.size * (2 * (self.log_std - self.log_sigma)).sigmoid()
+        return torch.full_like(self.log_sigma, self.size if kind == "loss" else 1)
 
 
 def check_kind(kind: str) -> None:
@@ -160,32 +182,47 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"kind is {kind!r}: choose from {', '.join(get_args(Kind))}")
 
 
-def score(kind: Kind, known: Known, units: Sequence[Unit]) -> tuple[Tensor, Tensor, Tensor]:
+def score(
+    kind: Kind, known: Known, units: Sequence[Unit], aggregate: Aggregate = "sum"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Values, standard errors and ties of the units, (R, U) each.
 
-    A unit's nats are the sum over its tokens; its sigma is the one of equal entropy, the geometric mean.
+    A unit's nats are the sum over its tokens, their mean, or those of the token that the state keeps most of; its
+    sigma is the one of equal entropy, the geometric mean, or that token's.
     """
-    n_tokens = known.log_sigma.shape[1]
-    unit_of, weight = torch.empty(n_tokens, dtype=torch.long), torch.ones(n_tokens, dtype=torch.float64)
+    unit_of = torch.empty(known.log_sigma.shape[1], dtype=torch.long)
     for number, unit in enumerate(units):
-        tokens = list(unit.tokens)
-        unit_of[tokens] = number
-        if kind == "sigma":
-            weight[tokens] = 1 / len(tokens)
+        unit_of[list(unit.tokens)] = number
 
     def gather(per_token: Tensor) -> Tensor:  # (R, T) -> (R, U); no matrix product: 0 * inf is NaN
         return per_token.new_zeros(len(per_token), len(units)).index_add(1, unit_of, per_token)
 
-    free = (known.variance > 0) * weight  # (R, T)
-    reach = gather(free)  # (R, U), what the common covariance acts on
-    pairs = reach.square() - gather(free.square())
-    between = torch.where(pairs.abs() > 1e-12, pairs * known.covariance, 0.0)
-    scale = 1 if kind == "sigma" else known.size
-    variance = scale**2 * (gather(known.variance * weight.square()) + between).clamp(min=0)
+    if aggregate == "max":
+        weight = _most_kept(known, units)
+    elif aggregate == "mean" or kind == "sigma":
+        weight = (1 / gather(torch.ones_like(known.log_sigma)))[:, unit_of]
+    else:
+        weight = torch.ones_like(known.log_sigma)  # (R, T)
 
-    values = gather(known.per_token(kind) * weight)  # (R, U)
-    tied = _tied(values if kind == "kept" else -values, variance, scale * reach, known.covariance)
+    slope = known.slope(kind) * weight
+    reach = gather(slope * (known.variance > 0))  # (R, U), what the common covariance acts on
+    pairs = reach.square() - gather(slope.square() * (known.variance > 0))
+    between = torch.where(pairs.abs() > 1e-12 * reach.square(), pairs * known.covariance, 0.0)
+    variance = (gather(known.variance * slope.square()) + between).clamp(min=0)
+
+    values = gather(torch.where(weight > 0, known.per_token(kind) * weight, 0.0))  # (R, U)
+    tied = _tied(values if kind == "kept" else -values, variance, reach, known.covariance)
     return (values.exp() if kind == "sigma" else values), variance.sqrt(), tied
+
+
+def _most_kept(known: Known, units: Sequence[Unit]) -> Tensor:
+    """1 for the token of each unit that bears the least noise, 0 for the others, (R, T)."""
+    weight = torch.zeros_like(known.log_sigma)
+    for unit in units:
+        tokens = torch.tensor(unit.tokens)
+        least = tokens[known.log_sigma[:, tokens].argmin(1)]  # (R,)
+        weight[torch.arange(len(least)), least] = 1
+    return weight
 
 
 def _tied(importance: Tensor, variance: Tensor, reach: Tensor, covariance: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Plan:
             where negative), several or "each" one by one.
         noise_layer: where noise enters.
         target: name of the output that is watched, where the states say which.
-        rate, max_sigma, solver: of the fits.
+        rate, max_sigma, input_std, solver: of the fits.
         max_rows: rows at most in one forward; None starts from what suits the length and halves when
             memory runs out.
     """
@@ -44,6 +44,7 @@ class Plan:
     max_sigma: float | None
     solver: Solver
     max_rows: int | None = None
+    input_std: float | None = None
 
 
 class Finder(Protocol):
@@ -117,7 +118,7 @@ def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
 
 def _fits(batch: Batch, part: _Part, plan: Plan) -> list[NoiseFit]:
     """A fit for each state; with half the rows in a forward whenever memory runs out."""
-    terms = Terms(plan.rate, plan.max_sigma, None)
+    terms = Terms(plan.rate, plan.max_sigma, None, plan.input_std)
     rows = plan.max_rows or batch.default_rows
     while True:
         try:
@@ -246,6 +247,7 @@ def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
         standard_error=errors,
         common_error=float(fit.common_error[index]) * share,  # the fit's is of the tokens below the cap alone
         max_sigma=float(fit.max_sigma[index]),
+        input_std=float(fit.input_std[index]),
         regime_index=float(fit.regime_index[index]),
         distortion=float(fit.distortion[index]),
         converged=bool(fit.converged[index]),

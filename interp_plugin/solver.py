@@ -21,6 +21,7 @@ from interp_plugin.objective import (
     closed_form,
     information_kept,
     information_loss,
+    kept_slope,
     regime_index,
 )
 from interp_plugin.ranks import REPEATS
@@ -121,7 +122,7 @@ class NoiseFit:
 
     Attributes:
         sigma: standard deviation of the noise in input units, (B, T); max_sigma for masked tokens.
-        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is that of the nats.
+        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is that of the loss.
         common_error: of the mean of log sigma over an example's tokens below the cap, (B,): their errors are
             correlated, so it is not what independent ones would give.
         distortion: D at sigma, (B,), dimensionless.
@@ -134,6 +135,7 @@ class NoiseFit:
         rate: lambda, (B,): the one asked for, or a smaller one where a state of few elements, such as a class
             output, has no answer there that samples can tell (``Solver.lower_rate``).
         max_sigma: the cap, (B,).
+        input_std: tau, the standard deviation of the inputs' elements, (B,).
         token_size: K, (B, T).
         token_mask: (B, T), false for tokens that bear no noise.
     """
@@ -149,6 +151,7 @@ class NoiseFit:
     n_backward: Tensor
     rate: Tensor
     max_sigma: Tensor
+    input_std: Tensor
     token_size: Tensor
     token_mask: Tensor
 
@@ -157,8 +160,12 @@ class NoiseFit:
         return information_loss(self.sigma, self.token_size)
 
     def kept(self) -> Tensor:
-        """I_i in nats, (B, T), at least 0: high where the state needs the token."""
-        return information_kept(self.sigma, self.token_size, self.max_sigma)
+        """I_i in nats, (B, T), 0 at the cap: high where the state needs the token."""
+        return information_kept(self.sigma, self.token_size, self.max_sigma, self.input_std)
+
+    def kept_error(self) -> Tensor:
+        """Standard error of :meth:`kept` in nats, (B, T)."""
+        return kept_slope(self.sigma, self.token_size, self.input_std) * self.standard_error
 
     @property
     def at_cap(self) -> Tensor:
@@ -170,6 +177,7 @@ def solve(
     objective: Objective,
     rate: float,
     max_sigma: Tensor,
+    input_std: Tensor,
     solver: Solver,
     show_progress: bool = False,
     curvature: Curvature | None = None,
@@ -181,6 +189,7 @@ def solve(
         objective: D and its derivatives.
         rate: lambda > 0.
         max_sigma: cap, (B,).
+        input_std: tau, (B,), which the information kept is counted with.
         solver: settings.
         show_progress: a bar over the rounds.
         curvature: what ``curvatures`` gives for this objective, where it is known already.
@@ -222,7 +231,7 @@ def solve(
             # an example does not depend on the others
             done += _refine(objective, trace.at(some), c, rate, cap, solver, passes, converged, bar)
     solved += [_solved(each, groups.at(each.example).active, rate, cap, converged) for each in done]
-    return _fit(objective, solved, cap, passes)
+    return _fit(objective, solved, cap, input_std, passes)
 
 
 def _solved(trace: Trace, active: Tensor, rate: float, cap: Tensor, converged: Tensor) -> Solved:
@@ -306,7 +315,11 @@ def closed_theta(objective: Objective, curvature: Tensor, rate: float, cap: Tens
 
 
 def solve_together(
-    objectives: Sequence[Objective], rate: float, max_sigma: Sequence[Tensor], solver: Solver
+    objectives: Sequence[Objective],
+    rate: float,
+    max_sigma: Sequence[Tensor],
+    input_std: Tensor,
+    solver: Solver,
 ) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer; they share forwards where they can.
 
@@ -318,7 +331,7 @@ def solve_together(
     few = len(objectives) > 1 and solver.max_rounds > 0
     found = curvatures(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
     for objective, curvature, caps in zip(objectives, found, max_sigma):
-        fit = solve(objective, rate, caps, solver, curvature=curvature, lead=lead)
+        fit = solve(objective, rate, caps, input_std, solver, curvature=curvature, lead=lead)
         closed = closed_theta(objective, curvature.estimates.mean(0), rate, caps.log().unsqueeze(1))
         certain = fit.converged.unsqueeze(1) & ~fit.at_cap
         lead = torch.where(certain, fit.sigma.log() - closed, 0.0)
@@ -326,7 +339,9 @@ def solve_together(
     return fits
 
 
-def _fit(objective: Objective, parts: list[Solved], cap: Tensor, passes: Tensor) -> NoiseFit:
+def _fit(
+    objective: Objective, parts: list[Solved], cap: Tensor, input_std: Tensor, passes: Tensor
+) -> NoiseFit:
     """Put the examples back in order."""
     order = torch.cat([part.example for part in parts]).argsort()
     whole = Solved(
@@ -362,6 +377,7 @@ def _fit(objective: Objective, parts: list[Solved], cap: Tensor, passes: Tensor)
         n_backward=passes,
         rate=whole.rate.float(),
         max_sigma=cap[:, 0].exp().float(),
+        input_std=input_std,
         token_size=groups.sizes,
         token_mask=groups.active,
     )

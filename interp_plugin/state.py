@@ -328,6 +328,13 @@ class RunningStd:
         self._squares = self._squares + squares + gap.square() * (self.count * len(values) / total)
         self.count = total
 
+    def of_all_elements(self) -> float | None:
+        """The standard deviation of all elements of all samples together, to five digits; None where it is 0."""
+        if self._mean is None or self._squares is None:
+            return None
+        variance = self._squares.mean() / self.count + self._mean.var(unbiased=False)
+        return float(f"{float(variance.sqrt()):.5g}") or None
+
     def mean(self) -> Tensor:
         """Mean of the samples, float32."""
         return self._known(self._mean).float()

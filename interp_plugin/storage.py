@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1  # raise it when a reader of the old format would go wrong
+FORMAT = 2  # raise it when a reader of the old format would go wrong
 _KEY = b"interp_plugin"  # of the file's metadata
 FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
 
@@ -133,6 +133,11 @@ def _header(metadata: Mapping[bytes, bytes] | None, name: str) -> dict[str, Any]
     header: dict[str, Any] = json.loads((metadata or {})[_KEY])
     if not isinstance(header.get("format"), int):
         raise ValueError(_foreign(name))
+    if header["format"] < FORMAT:
+        raise ValueError(
+            f"{name!r} has format {header['format']}, which lacks input_std, and information kept cannot be counted "
+            "without it: explain the texts again"
+        )
     if header["format"] > FORMAT:
         raise ValueError(
             f"{name!r} has format {header['format']}, and this version reads up to {FORMAT}: "
@@ -175,6 +180,7 @@ def fit_columns(arrow: ModuleType) -> dict[str, Any]:
         "standard_error": floats,
         "common_error": arrow.float64(),
         "max_sigma": arrow.float64(),
+        "input_std": arrow.float64(),
         "regime_index": arrow.float64(),
         "distortion": arrow.float64(),
         "converged": arrow.bool_(),

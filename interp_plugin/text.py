@@ -16,7 +16,7 @@ from interp_plugin.batches import Batch, State, batches
 from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.fingerprint import versions
-from interp_plugin.problem import cap_of_embedding, warn_of_training
+from interp_plugin.problem import default_cap, std_of_table, warn_of_training
 from interp_plugin.scoring import Plan, Positions, score, warn_of_deaf_states
 from interp_plugin.solver import Solver
 from interp_plugin.state import LayerCall, RunningStd, Site, module_of
@@ -98,6 +98,7 @@ class TextExplainer:
         *,
         rate: float = 0.1,
         max_sigma: float | None = None,
+        input_std: float | None = None,
         solver: Solver | None = None,
         batch_size: int = 16,
         internal_batch_size: int | Literal["auto"] = "auto",
@@ -124,7 +125,10 @@ class TextExplainer:
             neurons: indices into the last dimension of the layers' states (of "output" ``target`` picks).
             heads: attention heads to watch in place of the layers' outputs.
             rate: lambda > 0, the weight of the entropy against the distortion.
-            max_sigma: cap on sigma; None: 10 standard deviations of the embedding's weights.
+            max_sigma: cap on sigma; None: 10 times ``input_std``.
+            input_std: tau, the standard deviation of one element of what the noise is added to: the spread that
+                information kept is counted against.  None: that of the embedding table; of a noise layer that is no
+                table, what the calibration measured there, or else each text's own.
             solver: how hard to look; default ``Solver()``.
             batch_size: texts at most in a batch.
             internal_batch_size: rows at most in one forward and backward; "auto" starts from what suits the
@@ -145,7 +149,7 @@ class TextExplainer:
         pairs = _pairs(texts)
         targets = _for_each(target, len(pairs))
         labels = self._labels(layers)
-        base = self._terms(rate, max_sigma, solver)
+        base = self._terms(rate, max_sigma, input_std, solver)
         base = replace(
             base,
             positions=positions,
@@ -174,18 +178,19 @@ class TextExplainer:
         *,
         rate: float = 0.1,
         max_sigma: float | None = None,
+        input_std: float | None = None,
         solver: Solver | None = None,
     ) -> Plan:
         """What :meth:`explain` asks of every text, for those that call :func:`scoring.score` themselves.
 
         Args:
-            layers, rate, max_sigma, solver: as in :meth:`explain`.
+            layers, rate, max_sigma, input_std, solver: as in :meth:`explain`.
 
         Raises:
             ValueError: a layer that is not there, or that the calibration does not have.
         """
         states = self._states(self._labels(layers), None, None, None)
-        return replace(self._terms(rate, max_sigma, solver), states=tuple(states))
+        return replace(self._terms(rate, max_sigma, input_std, solver), states=tuple(states))
 
     def calibrate(
         self,
@@ -199,7 +204,8 @@ class TextExplainer:
     ) -> Calibration:
         """Measure the spread of the states over texts, and use it as the unit of distortion from now on.
 
-        Every token of every text is one sample of its layer.
+        Every token of every text is one sample of its layer.  The spread of the noise layer's output is measured
+        too, and used where that layer is no embedding table.
 
         Args:
             texts: some tens to hundreds, of the kind that will be explained.
@@ -218,7 +224,7 @@ class TextExplainer:
             heads = self.model.head_site(label) if label != OUTPUT else None
             if heads is not None:
                 states[_key(label, heads=True)] = State(label, heads[0])
-        running = {key: RunningStd() for key in states}
+        running, inputs = {key: RunningStd() for key in states}, RunningStd()
         asked = self._encode(pairs, _for_each(target, len(pairs)), truncation)
         encodings = [replace(e, target=(), target_positions=()) for e in asked]  # every token is a sample
         with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
@@ -229,6 +235,7 @@ class TextExplainer:
                     self.noise_layer,
                     [s.site for s in states.values()],
                 )
+                inputs.update(batch.origin, batch.token_mask)
                 for key, state in states.items():
                     values = batch.whole(state.site)
                     if state.site is None and self.model.task == "next token":
@@ -236,20 +243,46 @@ class TextExplainer:
                     running[key].update(values, batch.places(state))
                 bar.update(len(some))
         spreads = {key: spread.std() for key, spread in running.items()}
-        self.calibration = Calibration(self.model.name, len(pairs), spreads)
+        self.calibration = Calibration(
+            self.model.name, len(pairs), spreads, inputs.of_all_elements(), self._noise_layer_name
+        )
         return self.calibration
 
-    def _terms(self, rate: float, max_sigma: float | None, solver: Solver | None) -> Plan:
+    def _terms(
+        self, rate: float, max_sigma: float | None, input_std: float | None, solver: Solver | None
+    ) -> Plan:
         """A plan without states."""
+        if not isinstance(input_std, (int, float, type(None))):
+            raise TypeError(
+                f"input_std is a {type(input_std).__name__}; give one number for all texts, or None"
+            )
+        if input_std is None:
+            input_std = self._input_std()
+        if max_sigma is None and input_std is not None:
+            max_sigma = default_cap(input_std)
         return Plan(
             states=(),
             positions=None,
             noise_layer=self.noise_layer,
             target=None,
             rate=rate,
-            max_sigma=cap_of_embedding(module_of(self.noise_layer)) if max_sigma is None else max_sigma,
+            max_sigma=max_sigma,
             solver=Solver() if solver is None else solver,
+            input_std=input_std,
         )
+
+    def _input_std(self) -> float | None:
+        """tau of the noise layer, of its table or as it was calibrated; None: each text has its own."""
+        known, unit = std_of_table(module_of(self.noise_layer)), self.calibration
+        if known is None and unit is not None and unit.noise_layer == self._noise_layer_name:
+            known = unit.input_std
+        return known
+
+    @property
+    def _noise_layer_name(self) -> str:
+        module = module_of(self.noise_layer)
+        names = {id(each): name for name, each in self.model.module.named_modules()}
+        return str(names.get(id(module), type(module).__name__))
 
     def _labels(self, layers: Layers) -> list[Label]:
         """The chosen layers, without repeats, each checked to be there."""
@@ -345,10 +378,9 @@ class TextExplainer:
 
     def settings(self, plan: Plan, neurons: Any = None, heads: Any = None) -> Settings:
         """What the numbers that come of a plan depend on."""
-        names = {id(module): name for name, module in self.model.module.named_modules()}
         return Settings(
             model=self.model.name,
-            noise_layer=names.get(id(module_of(plan.noise_layer)), type(plan.noise_layer).__name__),
+            noise_layer=self._noise_layer_name,
             rate=plan.rate,
             seed=plan.solver.seed,
             tolerance=plan.solver.tolerance,

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 Granularity = Literal["token", "word", "sentence"]
+Aggregate = Literal["sum", "mean", "max"]
 Offset = tuple[int, int, int]  # segment (0 = text, 1 = pair), start, end, in characters
 Span = tuple[int, int]
 
@@ -79,6 +80,12 @@ def group(
         else Unit((texts[place[0]] or "")[place[1] : place[2]], place, tuple(inside))
         for place, inside in members.items()
     )
+
+
+def check_aggregate(aggregate: str) -> None:
+    """Raise a ValueError for a way to aggregate that does not exist."""
+    if aggregate not in get_args(Aggregate):
+        raise ValueError(f"aggregate is {aggregate!r}: choose from {', '.join(get_args(Aggregate))}")
 
 
 def word_spans(text: str) -> list[Span]:

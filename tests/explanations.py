@@ -12,18 +12,26 @@ K = 312  # elements of a token's embedding
 def row(
     kept: Sequence[float | None], layer: int | str = 1, position: int | None = None, error: float = 0.26
 ) -> dict[str, Any]:
-    """One row whose sigma, loss and kept agree (DESIGN.md, section 1)."""
-    cap = 0.5
-    sigma = [None if value is None else cap * math.exp(-value / K) for value in kept]
+    """One row whose sigma, loss and kept agree."""
+    std = 0.05
+    at_cap = K / 2 * math.log(1 + 0.01)
+    # kept + at_cap = K / 2 log(1 + std^2 / sigma^2)
+    sigma = [
+        None if value is None else std / math.sqrt(math.expm1(min(2 * (value + at_cap) / K, 700)))
+        for value in kept
+    ]
     entropy = K / 2 * math.log(2 * math.pi * math.e)
     return {
         "layer": layer,
         "position": position,
         "sigma": sigma,
-        "loss": [None if value is None else entropy + K * math.log(cap) - value for value in kept],
+        "loss": [None if value is None else entropy + K * math.log(value) for value in sigma],
         "kept": list(kept),
         "standard_error": [error] * len(kept),
-        "max_sigma": cap,
+        "loss_standard_error": [error] * len(kept),
+        "sigma_standard_error": [None if value is None else value * error / K for value in sigma],
+        "max_sigma": 10 * std,
+        "input_std": std,
         "regime_index": 1.068,
         "distortion": 0.05,
         "converged": True,

@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, CorpusStudy, PlainModel, Solver
 from interp_plugin.amortised import estimator, features
+from interp_plugin.amortised.origin import common_settings
 from interp_plugin.corpus.check import Agreement, HeldOut
 from interp_plugin.corpus.scorer import is_checked
 
@@ -300,7 +302,7 @@ def test_a_head_refuses_another_model_tokenizer_and_file(head: AmortisedEstimato
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         AmortisedEstimator.load(path, gains(shift=1))
     UNIT.save(tmp_path / "unit.safetensors")
-    with pytest.raises(ValueError, match="'interp_plugin calibration 1'"):
+    with pytest.raises(ValueError, match="'interp_plugin calibration 2'"):
         AmortisedEstimator.load(tmp_path / "unit.safetensors", gains())
     path.write_bytes(b"no head")
     with pytest.raises(ValueError, match="not a safetensors file"):
@@ -347,6 +349,12 @@ def predicted(head: AmortisedEstimator, given: list[str], folder: Path, **settin
     return of_gains(amortised=head, **settings).run(given, folder, window=16, show_progress=False)
 
 
+def test_a_study_whose_texts_have_a_spread_each_is_refused(learned: CorpusResult) -> None:
+    own = SimpleNamespace(path="own", settings={**learned.settings, "input_std": None})
+    with pytest.raises(ValueError, match="'own' has no input_std, so that every text has its own"):
+        common_settings([own])  # type: ignore[list-item]
+
+
 def test_the_rows_are_the_heads_and_some_are_solved_too(head: AmortisedEstimator, tmp_path: Path) -> None:
     given = sentences(50, seed=4)
     result = predicted(head, given, tmp_path)
@@ -365,7 +373,12 @@ def test_the_rows_are_the_heads_and_some_are_solved_too(head: AmortisedEstimator
         ]
         square = torch.stack([each.square().mean() for each in off]).mean()
         assert line.error == pytest.approx(float(square.sqrt()), rel=1e-3)
-        nats = -SIZE * torch.stack([each.mean() for each in off])
+        std, differences = result.settings["input_std"], []
+        for row in checked:  # what is kept at the cap goes out of the difference
+            pair = head.predict(given[row])[0].rows[number].sigma, truth(given[row])[number]
+            ours, theirs = (SIZE / 2 * (1 + (std / sigma.double()) ** 2).log() for sigma in pair)
+            differences.append((ours - theirs).mean())
+        nats = torch.stack(differences)
         assert line.shift == pytest.approx(float(nats.mean()), abs=1e-4)
         assert line.shift_error == pytest.approx(float(nats.std() / math.sqrt(len(nats))), rel=1e-2)
 

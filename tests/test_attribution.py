@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -43,12 +45,18 @@ def scores(score: str, **settings: bool) -> Tensor:
 
 
 def test_scores_are_the_nats_of_the_known_sigma() -> None:
-    entropy = torch.tensor([WIDTH * stats.norm(scale=sigma).entropy() for sigma in SIGMA.tolist()])
-    capped = WIDTH * stats.norm(scale=CAP).entropy()
-    expected = {"sigma": SIGMA, "loss": entropy, "kept": capped - entropy}
-    for score, values in expected.items():
+    def entropy(*spreads: float) -> float:
+        return float(WIDTH * stats.norm(scale=math.hypot(*spreads)).entropy())
+
+    lost = torch.tensor([entropy(sigma) for sigma in SIGMA.tolist()])
+    for score, values in {"sigma": SIGMA, "loss": lost}.items():
         found = scores(score, return_input_shape=False)
         torch.testing.assert_close(found, values.float().expand(2, 3), rtol=2e-3, atol=2e-2)
+    std = 0.7
+    passed = [entropy(sigma, std) - entropy(sigma) for sigma in [*SIGMA.tolist(), CAP]]  # H(x + e) - H(e)
+    kept = torch.tensor(passed[:-1]) - passed[-1]
+    found = scores("kept", return_input_shape=False, input_std=std)
+    torch.testing.assert_close(found, kept.float().expand(2, 3), rtol=2e-3, atol=2e-2)
 
 
 def test_shares_of_the_elements_sum_to_the_token_and_are_alike() -> None:

@@ -137,10 +137,10 @@ def test_a_gradient_that_is_not_finite_names_example_and_step() -> None:
     refuses(ValueError, ["example 3", "closed form"], lambda: attribute(inputs, lambda x: x.sqrt().sum(1)))
 
 
-def test_constant_inputs_need_a_cap() -> None:
-    constant = torch.ones(2, 5)
-    refuses(ValueError, ["max_sigma of example 0 is 0.0", "constant"], lambda: attribute(constant))
-    assert attribute(constant, max_sigma=1.0).isfinite().all()
+def test_constant_inputs_have_a_scale_too() -> None:
+    constant = torch.full((2, 5), 0.3)
+    assert attribute(constant).isfinite().all()
+    assert attribute(constant).equal(attribute(constant, input_std=0.3))
 
 
 # Layers
@@ -263,14 +263,12 @@ def test_a_selector_that_loses_the_batch_or_is_no_tensor() -> None:
     refuses(TypeError, ["selected state", "list"], lambda: attribute(neuron_selector=lambda s: s.tolist()))
 
 
-def test_a_state_of_zeros_needs_state_std() -> None:
-    refuses(
-        ValueError,
-        ["state of example 0", "all are zero", "state_std"],
-        lambda: attribute(forward=lambda x: x - x.detach()),
-    )
+def test_a_state_of_zeros_is_measured_in_its_own_unit_with_a_warning() -> None:
     zeros = torch.zeros(2, 5)
-    assert attribute(zeros, lambda x: x, state_std=1.0, max_sigma=1.0).isfinite().all()
+    known = {"state_std": 1.0, "input_std": 1.0}
+    with pytest.warns(UserWarning, match="state of example 0 is 0 throughout.*state_std"):
+        found = attribute(zeros, lambda x: x, input_std=1.0)
+    assert found.isfinite().all() and found.equal(attribute(zeros, lambda x: x, **known))
 
 
 def test_a_state_std_of_zeros_leaves_nothing_to_measure() -> None:

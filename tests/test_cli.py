@@ -138,8 +138,8 @@ def test_help_shows_every_option_and_examples() -> None:
     result = run("explain", "--help")
     assert result.exit_code == 0
     for option in (
-        "file", "pairs", "model", "tokenizer", "layers", "target", "granularity", "positions", "html", "png", "save",
-        "json", "calibrate", "device", "dtype", "batch-size", "truncation", "rate", "tolerance", "seed",
+        "file", "pairs", "model", "tokenizer", "layers", "target", "granularity", "aggregate", "positions", "html",
+        "png", "save", "json", "calibrate", "device", "dtype", "batch-size", "truncation", "rate", "tolerance", "seed",
     ):  # fmt: skip
         assert f"--{option} " in result.stdout
     examples = [line.strip() for line in result.stdout.splitlines() if "interp-plugin explain" in line]
@@ -265,6 +265,20 @@ def test_granularity_joins_tokens_everywhere(folder: str, granularity: str, unit
     assert data["texts"][0]["units"] == units
 
 
+def test_a_words_nats_are_the_mean_over_its_pieces_unless_asked(folder: str) -> None:
+    arguments = ("a films/ not bad", "--model", folder, "--layers", "1")
+    [pieces] = explained(*arguments)["texts"][0]["rows"]
+    two = pieces["kept"][2:4]
+    more = ("--granularity", "word", "--aggregate")
+    for how, expected in (("mean", sum(two) / 2), ("sum", sum(two)), ("max", max(two))):
+        data = explained(*arguments, *more, how)
+        assert data["aggregate"] == how
+        [row] = data["texts"][0]["rows"]
+        assert row["kept"][2] == pytest.approx(expected)
+        assert row["total"] == pytest.approx(pieces["total"])
+    assert explained(*arguments, *more[:2])["texts"] == explained(*arguments, *more, "mean")["texts"]
+
+
 def test_calibration_is_one_unit_for_all_texts(folder: str, tmp_path: Path) -> None:
     sample = tmp_path / "sample.txt"
     sample.write_text("a good film\nnot a bad film\nthe film\n")
@@ -367,7 +381,7 @@ def test_page_picture_and_table_are_written_and_announced(folder: str, tmp_path:
     assert result.exit_code == 0, result.output
     assert "a film" in html.read_text(encoding="utf-8")
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert Explanation.load(save).to_dict() == json.loads(result.stdout)
+    assert Explanation.load(save).to_dict(aggregate="mean") == json.loads(result.stdout)
     assert result.stderr.splitlines() == [f"wrote {path}" for path in (save, html, png)]
     assert sorted(tmp_path.iterdir()) == sorted((html, png, save))
 

@@ -394,7 +394,7 @@ def test_every_text_and_layer_has_the_distortion_that_was_asked_for(tmp_path: Pa
 @pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
 def test_the_search_finds_the_rate_of_any_power_law(power: float) -> None:
     def fit(rate: float) -> Row:
-        return Row(1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 1.0, 3 * rate**power, True, 5, 4)
+        return Row(1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 0.2, 1.0, 3 * rate**power, True, 5, 4)
 
     row, rate = search(fit, fit(0.1), 0.1, 0.5)
     assert rate == pytest.approx((0.5 / 3) ** (1 / power), rel=0.03 / power)
@@ -405,11 +405,23 @@ def test_the_search_finds_the_rate_of_any_power_law(power: float) -> None:
 def test_a_distortion_that_saturates_below_is_not_reached() -> None:
     def fit(rate: float) -> Row:
         return Row(
-            1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 1.0, 0.04 * rate / (1 + rate), True, 5, 4
+            1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 0.2, 1.0, 0.04 * rate / (1 + rate), True, 5, 4
         )
 
     row, _ = search(fit, fit(0.1), 0.1, 0.05)
     assert not row.converged
+
+
+def test_parts_without_the_spread_of_the_inputs_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [[("film", None), (",", None)]]
+    with monkeypatch.context() as older:
+        older.setattr("interp_plugin.corpus.drafts.FORMAT", 1)
+        with pytest.raises(ValueError, match=r"has format 1, which lacks input_std.*in another folder"):
+            made_up(tmp_path, words, [[[0.5, 0.1], [0.6, 0.2]]])
+    with pytest.raises(ValueError, match="has format 1"):
+        CorpusResult.load(tmp_path)
 
 
 def test_a_distortion_must_be_positive() -> None:

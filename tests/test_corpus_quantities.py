@@ -45,7 +45,17 @@ def result_of(folder: Path, sigmas: list[np.ndarray], **options: Any) -> CorpusR
 
 def kept(sigmas: list[np.ndarray]) -> np.ndarray:
     """Nats of each sentence, (N, L)."""
-    return np.stack([(K * np.log(CAP / s)).sum(1) for s in sigmas])
+    return np.stack([nats(s).sum(1) for s in sigmas])
+
+
+def nats(sigma: np.ndarray) -> np.ndarray:
+    """K / 2 log(1 + tau^2 / sigma^2), less that at the cap; the made-up tau is a tenth of the cap."""
+    std = CAP / 10
+    return K / 2 * (np.log(1 + (std / sigma) ** 2) - np.log(1 + (std / CAP) ** 2))
+
+
+def lost(sigma: np.ndarray) -> np.ndarray:
+    return K / 2 * math.log(2 * math.pi * math.e) + K * np.log(sigma)
 
 
 def line(table: Any, **wanted: Any) -> Any:
@@ -62,9 +72,8 @@ def test_means_of_the_corpus_are_numpys(tmp_path: Path) -> None:
     sigmas = drawn()
     table = result_of(tmp_path, sigmas).layers()
     tokens = np.array([s.shape[1] for s in sigmas])
-    nats = kept(sigmas)
-    lost = np.stack([(K / 2 * math.log(2 * math.pi * math.e) + K * np.log(s)).sum(1) for s in sigmas])
-    for quantity, values in (("kept", nats), ("loss", lost)):
+    whole = np.stack([lost(s).sum(1) for s in sigmas])
+    for quantity, values in (("kept", kept(sigmas)), ("loss", whole)):
         for place, layer in enumerate(LAYERS):
             x = values[:, place]
             expected = {
@@ -85,17 +94,19 @@ def test_the_interval_is_scipys_bootstrap(tmp_path: Path) -> None:
     found = line(
         result_of(tmp_path, sigmas).layers(resamples=20_000), layer=2, quantity="kept", per="sentence"
     )
-    nats = (kept(sigmas)[:, 1],)
-    truth = stats.bootstrap(nats, np.mean, n_resamples=20_000, method="percentile", vectorized=True)
+    sample = (kept(sigmas)[:, 1],)
+    truth = stats.bootstrap(sample, np.mean, n_resamples=20_000, method="percentile", vectorized=True)
     low, high = truth.confidence_interval
     assert [found["low"], found["high"]] == pytest.approx([low, high], abs=0.03 * (high - low))
 
 
 def test_nats_are_those_of_the_explanation_and_its_words(tmp_path: Path) -> None:
-    result = result_of(tmp_path, drawn(), errors=0.01)
-    whole = [item.total("kept") for item in result.explanation()]
-    np.testing.assert_allclose(result.sentences.kept, [nats.numpy() for nats, _ in whole], rtol=1e-6)
-    np.testing.assert_allclose(result.sentences.error, [error.numpy() for _, error in whole], rtol=1e-6)
+    result = result_of(tmp_path, drawn(), errors=0.05, noise=0.1)
+    for kind in ("kept", "loss"):
+        whole = [item.total(kind) for item in result.explanation()]  # type: ignore[arg-type]
+        found, error = getattr(result.sentences, kind), getattr(result.sentences, f"{kind}_error")
+        np.testing.assert_allclose(found, [values.numpy() for values, _ in whole], rtol=1e-6)
+        np.testing.assert_allclose(error, [errors.numpy() for _, errors in whole], rtol=1e-6)
     table = result.explanation([4]).to_pandas("word")
     assert table[table["layer"] == 3]["kept"].sum() == pytest.approx(result.sentences.kept[4, 2])
 
@@ -147,12 +158,12 @@ def test_growth_is_scipys_paired_test_and_only_real_growth_is_a_violation(tmp_pa
         second = first * generator.uniform(1.35, 1.45, (1, 4))
         sigmas.append(np.concatenate([first, second, second * generator.uniform(0.9, 1.02, (1, 4))]))
     table = result_of(tmp_path, sigmas).monotonicity()
-    nats = kept(sigmas)
-    tests = [stats.ttest_rel(nats[:, i + 1], nats[:, i], alternative="greater") for i in (0, 1)]
+    whole = kept(sigmas)
+    tests = [stats.ttest_rel(whole[:, i + 1], whole[:, i], alternative="greater") for i in (0, 1)]
     assert list(table["p"]) == pytest.approx([test.pvalue for test in tests], rel=1e-3, abs=1e-30)
-    assert list(table["growth"]) == pytest.approx(np.diff(nats.mean(0)), rel=1e-4)
+    assert list(table["growth"]) == pytest.approx(np.diff(whole.mean(0)), rel=1e-4)
     assert list(table["violation"]) == [False, True]
-    assert list(table["share"]) == [0.0, (nats[:, 2] > nats[:, 1]).mean()]
+    assert list(table["share"]) == [0.0, (whole[:, 2] > whole[:, 1]).mean()]
     assert ((table["low"] < table["growth"]) & (table["growth"] < table["high"])).all()
 
 
@@ -228,33 +239,33 @@ NAMES = {"s": "special token", "t": "stop word", "o": "other word", "p": "punctu
 
 
 def spoken(folder: Path) -> tuple[CorpusResult, list[np.ndarray]]:
-    """Three sentences with tags, and nats kept of their tokens, (2, T) each."""
+    """Three sentences with tags, and sigma of their tokens, (2, T) each."""
     generator = np.random.default_rng(3)
     sigmas = [generator.uniform(0.05, CAP, (2, len(s))) for s in SENTENCES]
     result = made_up(folder, SENTENCES, [s.tolist() for s in sigmas], size=K, cap=CAP, window=2)
-    return result, [K * np.log(CAP / s) for s in sigmas]
+    return result, sigmas
 
 
 def test_kinds_of_words_have_the_means_of_their_tokens(tmp_path: Path) -> None:
-    result, nats = spoken(tmp_path)
+    result, sigmas = spoken(tmp_path)
     table = result.word_classes()
     for layer in (0, 1):
-        total = sum(n[layer].sum() for n in nats)
+        total = sum(nats(s[layer]).sum() for s in sigmas)
         for letter, name in NAMES.items():
-            values = [
-                n[layer][i] for n, kinds in zip(nats, KINDS) for i, k in enumerate(kinds) if k == letter
-            ]
+            some = np.array(
+                [s[layer][i] for s, kinds in zip(sigmas, KINDS) for i, k in enumerate(kinds) if k == letter]
+            )
+            values = nats(some)
             found = line(table, layer=layer + 1, **{"class": name})
             assert found["kept"] == pytest.approx(np.mean(values), rel=1e-5)
             assert found["tokens"] == len(values)
             assert found["share"] == pytest.approx(np.sum(values) / total, rel=1e-5)
-            lost = K / 2 * math.log(2 * math.pi * math.e) + K * math.log(CAP) - np.mean(values)
-            assert found["loss"] == pytest.approx(lost, rel=1e-5)
+            assert found["loss"] == pytest.approx(lost(some).mean(), rel=1e-5)
 
 
 def test_the_error_of_a_class_is_that_of_a_ratio_over_sentences(tmp_path: Path) -> None:
-    result, nats = spoken(tmp_path)
-    x = np.array([n[0][[k == "o" for k in kinds]].sum() for n, kinds in zip(nats, KINDS)])
+    result, sigmas = spoken(tmp_path)
+    x = np.array([nats(s[0])[[k == "o" for k in kinds]].sum() for s, kinds in zip(sigmas, KINDS)])
     c = np.array([kinds.count("o") for kinds in KINDS], dtype=float)
     residual = x - x.sum() / c.sum() * c
     truth = math.sqrt((residual**2).sum() * 3 / 2) / c.sum()
@@ -308,16 +319,17 @@ def test_a_lexicon_goes_with_its_own_way_only(tmp_path: Path) -> None:
 
 
 def test_knowledge_points_are_those_of_cheng_et_al(tmp_path: Path) -> None:
-    result, nats = spoken(tmp_path)
+    result, sigmas = spoken(tmp_path)
     threshold = 0.05
     table = result.knowledge(threshold)
     for layer in (0, 1):
-        fore = [n[layer][[k == "o" for k in kinds]] for n, kinds in zip(nats, KINDS)]
-        back = [n[layer][[k != "o" for k in kinds]] for n, kinds in zip(nats, KINDS)]
-        mean = np.concatenate(back).mean()
-        points = np.array(
-            [[(some - mean > threshold * K).sum() for some in pair] for pair in zip(fore, back)]
+        front, rear = (
+            [s[layer][[(k == "o") == fore for k in kinds]] for s, kinds in zip(sigmas, KINDS)]
+            for fore in (True, False)
         )
+        bar = lost(np.concatenate(rear)).mean() - threshold * K
+        points = np.array([[(lost(some) < bar).sum() for some in pair] for pair in zip(front, rear)])
+        fore, mean = [nats(some) for some in front], nats(np.concatenate(rear)).mean()
         found = line(table, layer=layer + 1)
         assert found["background"] == pytest.approx(mean, rel=1e-5)
         assert found["foreground_points"] == pytest.approx(points[:, 0].mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from tiny_models import CASES, DEPTH, FAMILIES, LIMIT, SlowTokenizer, exists, model_of, tiny
@@ -563,12 +565,63 @@ def test_one_block_run_several_times_is_several_layers() -> None:
     assert ((first - second).abs() > 0.02).any()
 
 
-def test_kept_is_the_log_of_cap_over_sigma_times_the_width() -> None:
+def test_kept_is_counted_against_the_spread_of_the_embedding_table() -> None:
     bert = explainer("bert", "BertModel")
     item = bert.explain(TEXTS[0], 2, **QUICK)[0]
-    cap = 10 * bert.model.module.get_input_embeddings().weight.std()
-    expected = 16 * torch.log(cap / item.rows[0].sigma)
-    torch.testing.assert_close(item.scores().values[0].float(), expected.detach(), rtol=1e-3, atol=1e-3)
+    std = bert.model.module.get_input_embeddings().weight.detach().std()
+    expected = 8 * (1 + (std / item.rows[0].sigma) ** 2).log() - 8 * math.log(
+        1.01
+    )  # K = 16, the cap at 10 std
+    torch.testing.assert_close(item.scores().values[0].float(), expected, rtol=1e-3, atol=1e-3)
+    assert item.rows[0].input_std == pytest.approx(float(std), rel=1e-4)
+
+
+def test_kept_depends_on_the_cap_by_a_constant_alone() -> None:
+    """Where no token reaches the cap: at half the cap all of them keep K / 2 log(1.04 / 1.01) less."""
+    bert = explainer("bert", "BertModel")
+    item = bert.explain(TEXTS[0], 2, **QUICK)[0]
+    [row] = item.rows
+    half = bert.explain(TEXTS[0], 2, max_sigma=row.max_sigma / 2, **QUICK)[0]
+    assert (row.sigma < row.max_sigma / 2).all()
+    gap = item.scores().values - half.scores().values
+    torch.testing.assert_close(gap, torch.full_like(gap, 8 * math.log(1.04 / 1.01)), rtol=1e-3, atol=1e-3)
+
+
+def test_the_layer_that_holds_the_tables_has_the_spread_of_its_own_output() -> None:
+    """Of BERT's embedding block, whose output is normalised, and whose tables have a spread of 0.02: tokens were all at
+    the cap."""
+    model = explainer("bert", "BertModel")
+    given = {"layers": 1, "solver": Solver(iterations=1)}
+    block = TextExplainer(model.model, noise_layer="embeddings")
+    item = block.explain(TEXTS[0], **given)[0]
+    [row] = item.rows
+    ids = torch.tensor([model.encode(TEXTS[0])[0].ids])
+    with torch.no_grad():
+        own = model.model.module.embeddings(ids).std(unbiased=False)
+    assert row.input_std == pytest.approx(float(own), rel=1e-4)
+    assert row.max_sigma == pytest.approx(10 * float(own), rel=1e-4)
+    assert (row.sigma < row.max_sigma).all()
+    fit = LayerInformationLoss(model.model.module, model.model.module.embeddings, model.model.layers[1]).fit(
+        ids
+    )
+    assert fit.input_std.item() == pytest.approx(float(own), rel=1e-4)
+    # a calibration knows that layer's spread over its texts
+    known = block.calibrate(TEXTS, 1, show_progress=False)
+    with torch.no_grad():
+        each = [model.model.module.embeddings(torch.tensor([e.ids])) for e in model.encode(TEXTS)]
+    whole = torch.cat([x[0] for x in each])
+    assert known.input_std == pytest.approx(float(whole.std(unbiased=False)), rel=1e-4)
+    assert known.noise_layer == "embeddings"
+    [row] = block.explain(TEXTS[0], **given)[0].rows
+    assert row.input_std == pytest.approx(known.input_std)
+    [row] = (
+        TextExplainer(model.model, calibration=known).explain(TEXTS[0], **given)[0].rows
+    )  # at its own table
+    assert row.input_std == pytest.approx(
+        float(model.model.module.get_input_embeddings().weight.std()), rel=1e-4
+    )
+    [row] = block.explain(TEXTS[0], input_std=3.0, **given)[0].rows
+    assert (row.input_std, row.max_sigma) == (3.0, 30.0)
 
 
 def test_the_seed_decides_the_numbers() -> None:
@@ -863,3 +916,23 @@ def test_one_text_to_calibrate_on_is_a_text() -> None:
     bert = TextExplainer(tiny("bert", "BertModel"))
     assert bert.calibrate("a good film", show_progress=False).texts == 1
     assert bert.calibrate(("a good film", "a bad one"), show_progress=False).texts == 1
+
+
+def test_a_calibration_without_the_spread_of_the_inputs_is_still_one_of_the_states(tmp_path: Path) -> None:
+    """What an older version saved."""
+    new = Calibration("m", 2, {"1": torch.ones(3)}, 0.5, "embeddings")
+    new.save(tmp_path / "new")
+    loaded = Calibration.load(tmp_path / "new")
+    assert (loaded.input_std, loaded.noise_layer, loaded.digest) == (0.5, "embeddings", new.digest)
+    about = {"format": "interp_plugin calibration 1", "about": '{"model": "m", "texts": 2}'}
+    (tmp_path / "old").write_bytes(safetensors.torch.save({"1": torch.ones(3)}, about))
+    old = Calibration.load(tmp_path / "old")
+    assert old.input_std is None and torch.equal(old.of("1"), torch.ones(3))
+    assert old.digest != new.digest
+
+
+def test_the_spread_of_the_inputs_is_one_number_for_all_texts() -> None:
+    with pytest.raises(TypeError, match="input_std is a Tensor; give one number for all texts"):
+        explainer("bert", "BertModel").explain("a film", 1, input_std=torch.ones(1))
+    with pytest.raises(ValueError, match="input_std of text 'a film' is -1"):
+        explainer("bert", "BertModel").explain("a film", 1, input_std=-1.0)

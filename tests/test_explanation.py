@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from rich.console import Console
 from torch import Tensor
 
 from interp_plugin import rendering, storage
@@ -46,10 +47,11 @@ def a_row(
     position: int | None = None,
     common: float = 0.0,
     cap: float = 1.0,
+    std: float = 1.0,
 ) -> Row:
     sigma = torch.as_tensor(sigma)
     error = torch.zeros_like(sigma) if error is None else torch.as_tensor(error)
-    return Row(layer, position, sigma, error, common, cap, 1.02, 0.049, True, 144, 160)
+    return Row(layer, position, sigma, error, common, cap, std, 1.02, 0.049, True, 144, 160)
 
 
 def a_text(
@@ -135,6 +137,7 @@ def explanations(draw: st.DrawFn) -> Explanation:
                 standard_error=draw(values),
                 common_error=draw(wide),
                 max_sigma=draw(wide),
+                input_std=draw(wide),
                 regime_index=draw(wide),
                 distortion=draw(wide),
                 converged=draw(st.booleans()),
@@ -162,16 +165,27 @@ def explanations(draw: st.DrawFn) -> Explanation:
 # Scores
 
 
+def nats(sigma: float, size: int = 4, cap: float = 1.0, std: float = 1.0) -> float:
+    """K / 2 log(1 + tau^2 / sigma^2), less that at the cap."""
+    return size / 2 * (math.log(1 + (std / sigma) ** 2) - math.log(1 + (std / cap) ** 2))
+
+
+def slope(sigma: float, size: int = 4, std: float = 1.0) -> float:
+    """Of it by log sigma, without its sign."""
+    return size * std**2 / (std**2 + sigma**2)
+
+
 def test_kept_and_loss_are_the_nats_of_their_definitions() -> None:
     item = a_text(a_row([0.5, 0.1, 1.0], [0.1, 0.2, 0.0]), size=4)
     kept, loss, sigma = (item.scores(kind) for kind in ("kept", "loss", "sigma"))
     for t, value in enumerate(torch.tensor([0.5, 0.1, 1.0]).tolist()):
-        assert kept.values[0, t].item() == pytest.approx(4 * math.log(1 / value))
+        assert kept.values[0, t].item() == pytest.approx(nats(value))
         assert loss.values[0, t].item() == pytest.approx(2 * math.log(2 * math.pi * math.e * value**2))
         assert sigma.values[0, t].item() == pytest.approx(value)
-    torch.testing.assert_close(kept.standard_error, torch.tensor([[0.4, 0.8, 0.0]], dtype=torch.float64))
-    assert torch.equal(kept.standard_error, loss.standard_error)
-    torch.testing.assert_close(sigma.standard_error, kept.standard_error / 4)
+    torch.testing.assert_close(loss.standard_error, torch.tensor([[0.4, 0.8, 0.0]], dtype=torch.float64))
+    expected = [0.1 * slope(0.5), 0.2 * slope(0.1), 0.0]
+    torch.testing.assert_close(kept.standard_error, torch.tensor([expected], dtype=torch.float64))
+    torch.testing.assert_close(sigma.standard_error, loss.standard_error / 4)
 
 
 @pytest.mark.parametrize("cap", [0.1, 0.3, 0.7, 1e-3])
@@ -184,10 +198,60 @@ def test_a_unit_adds_nats_and_takes_the_geometric_mean_of_sigma() -> None:
     item = a_text(a_row([0.5, 0.125, 0.5]), text="ab c", offsets=((0, 0, 1), (0, 1, 2), (0, 3, 4)))
     assert item.scores("sigma", "word").values[0].tolist() == pytest.approx([0.25, 0.5])
     assert item.scores("kept", "word").values[0].tolist() == pytest.approx(
-        [4 * math.log(16), 4 * math.log(2)]
+        [nats(0.5) + nats(0.125), nats(0.5)]
     )
     assert item.scores("kept", "word").units == ("ab", "c")
     assert item.scores("kept", "word").offsets == ((0, 0, 2), (0, 3, 4))
+
+
+WORDS: dict[str, Any] = {"text": "abc d", "offsets": ((0, 0, 1), (0, 1, 2), (0, 2, 3), (0, 4, 5))}
+
+
+def test_a_unit_takes_the_mean_over_its_tokens_or_the_one_that_is_kept_most() -> None:
+    sigma = [0.5, 0.125, 0.3, 0.4]
+    item = a_text(a_row(sigma, [0.1, 0.2, 0.15, 0.05], common=0.1), **WORDS)
+    mean, most = (item.scores("kept", "word", how).values[0].tolist() for how in ("mean", "max"))  # type: ignore[arg-type]
+    assert mean == pytest.approx([sum(map(nats, sigma[:3])) / 3, nats(0.4)])
+    assert most == pytest.approx([nats(0.125), nats(0.4)])
+    assert item.scores("sigma", "word", "max").values[0].tolist() == pytest.approx([0.125, 0.4])
+    assert item.scores("loss", "word", "max").values[0, 0] == item.scores("loss").values[0, 1]
+    assert item.scores("kept", "word", "mean").aggregate == "mean"
+
+
+@pytest.mark.parametrize("kind", ["kept", "loss"])
+def test_the_error_of_a_mean_or_a_maximum_is_that_of_the_whole_covariance_matrix(kind: Any) -> None:
+    error = torch.tensor([0.1, 0.2, 0.15, 0.05], dtype=torch.float64)
+    sigma = [0.9, 0.125, 1.3, 0.4]
+    item = a_text(a_row(sigma, error, common=0.1, cap=10.0), **WORDS)
+    covariance = ((4 * 0.1) ** 2 - error.square().sum()) / 12 * torch.ones(4, 4, dtype=torch.float64)
+    covariance[range(4), range(4)] = error.square()
+    slopes = torch.tensor([slope(each) if kind == "kept" else 4.0 for each in sigma], dtype=torch.float64)
+    for aggregate, first in (("mean", [1 / 3, 1 / 3, 1 / 3, 0.0]), ("max", [0.0, 1.0, 0.0, 0.0])):
+        weights = torch.tensor([first, [0.0, 0, 0, 1]], dtype=torch.float64) * slopes
+        expected = (weights @ covariance @ weights.T).diagonal().sqrt()
+        found = item.scores(kind, "word", aggregate).standard_error[0]  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_word_of_many_pieces_is_not_the_darkest_for_that_alone() -> None:
+    """Three pieces of which each is kept no more than any other token: their sum is the largest, their mean is not."""
+    sigma = [0.2, 0.22, 0.21, 0.15]
+    item = a_text(a_row(sigma, [0.01] * 4, common=0.005), **WORDS)
+    assert item.scores("kept", "word").values[0].argmax() == 0
+    explanation = an_explanation(item)
+    [record] = explanation.to_captum(granularity="word")
+    assert record.word_attributions.argmax() == 1
+    assert explanation.plot("tokens", granularity="word").axes[0].patches[1].get_height() == pytest.approx(
+        nats(0.15)
+    )
+    page = explanation.to_html(granularity="word")
+    assert '<span class="s32" data-unit="1">' in page
+    assert record.attr_score == pytest.approx(sum(map(nats, sigma)))
+
+
+def test_an_unknown_way_to_aggregate_is_refused() -> None:
+    with pytest.raises(ValueError, match="aggregate is 'median': choose from sum, mean, max"):
+        example()[0].scores("kept", "word", "median")  # type: ignore[arg-type]
 
 
 def test_scores_are_found_by_word_and_by_layer() -> None:
@@ -219,16 +283,17 @@ def test_scores_are_found_by_word_and_by_layer() -> None:
 def test_the_error_of_a_unit_is_that_of_the_whole_covariance_matrix(kind: Any, common: float) -> None:
     error = torch.tensor([0.1, 0.2, 0.0, 0.15, 0.05], dtype=torch.float64)
     offsets = ((0, 0, 1), (0, 1, 2), (0, 2, 3), (0, 4, 5), (0, 5, 6))
-    item = a_text(a_row([0.1] * 5, error, common=common), text="abc de", offsets=offsets)
+    sigma = [0.1, 0.9, 0.3, 2.0, 0.6]
+    item = a_text(a_row(sigma, error, common=common, cap=10.0), text="abc de", offsets=offsets)
     free = (error > 0).double()
     covariance = ((5 * common) ** 2 - error.square().sum()) / 12 * torch.outer(free, free)  # (T, T)
     covariance[range(5), range(5)] = error.square()
     weights = torch.tensor([[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1]], dtype=torch.float64)
     if kind == "sigma":
         weights /= weights.sum(1, keepdim=True)
-    expected = (weights @ covariance @ weights.T).diagonal().clamp(min=0).sqrt() * (
-        1 if kind == "sigma" else 4
-    )
+    if kind != "sigma":
+        weights *= 4 if kind == "loss" else torch.tensor([slope(each) for each in sigma])
+    expected = (weights @ covariance @ weights.T).diagonal().clamp(min=0).sqrt()
     torch.testing.assert_close(item.scores(kind, "word").standard_error[0], expected, rtol=1e-5, atol=1e-7)
 
 
@@ -250,8 +315,8 @@ def test_a_unit_of_the_whole_text_has_the_error_of_the_total(granularity: Any) -
 def test_one_token_that_is_not_a_number_spoils_no_other() -> None:
     item = a_text(a_row([math.nan, 0.5, 0.0], [math.nan, 0.1, 0.1]))
     values, error = item.scores("kept").values[0], item.scores("kept").standard_error[0]
-    assert values[1].item() == pytest.approx(4 * math.log(2))
-    assert error.tolist()[1:] == pytest.approx([0.4, 0.4])
+    assert values[1].item() == pytest.approx(nats(0.5))
+    assert error.tolist()[1:] == pytest.approx([0.1 * slope(0.5), 0.4])
     assert values.isnan().tolist() == [True, False, False]
     assert values[2].item() == math.inf
 
@@ -424,7 +489,7 @@ def test_the_dict_is_strict_json(explanation: Explanation, granularity: Any) -> 
 
 def test_the_dict_has_the_keys_that_rendering_reads() -> None:
     values = example().to_dict("sentence")
-    assert list(values) == ["settings", "seconds", "granularity", "texts"]
+    assert list(values) == ["settings", "seconds", "granularity", "aggregate", "texts"]
     assert values["settings"]["rate"] == 0.1
     [text, _] = values["texts"]
     assert text["units"] == ["[CLS]", "a film", "[SEP]"]
@@ -434,12 +499,15 @@ def test_the_dict_has_the_keys_that_rendering_reads() -> None:
     }
     assert [row["layer"] for row in text["rows"]] == [1, "output"]
     for row in text["rows"]:
-        assert {len(row[key]) for key in ("sigma", "loss", "kept", "standard_error", "tied")} == {3}
+        errors = ("standard_error", "loss_standard_error", "sigma_standard_error")
+        assert {len(row[key]) for key in ("sigma", "loss", "kept", *errors, "tied")} == {3}
+        assert row["total"] in example()[0].total()[0]
         assert row["tied"] == [True, False, False]
         assert row["total_standard_error"] in example()[0].total()[1]
         assert {
             "position",
             "max_sigma",
+            "input_std",
             "regime_index",
             "distortion",
             "converged",
@@ -593,11 +661,21 @@ def test_a_cut_or_damaged_file_is_a_value_error_or_reads_on(tmp_path: Path, data
 
 def test_a_file_of_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(storage, "FORMAT", 2)
+        newer.setattr(storage, "FORMAT", 3)
         example().save(tmp_path / "a.parquet")
     with pytest.raises(
-        ValueError, match="has format 2, and this version reads up to 1: pip install --upgrade"
+        ValueError, match="has format 3, and this version reads up to 2: pip install --upgrade"
     ):
+        Explanation.load(tmp_path / "a.parquet")
+
+
+def test_a_file_without_the_spread_of_the_inputs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(storage, "FORMAT", 1)
+        example().save(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"has format 1, which lacks input_std.*explain the texts again"):
         Explanation.load(tmp_path / "a.parquet")
 
 
@@ -648,7 +726,20 @@ def test_pictures_are_drawn_from_the_dict(
         rendering, function, lambda *args, **kwargs: calls.append((args, kwargs)), raising=False
     )
     draw(example())
-    assert calls == [((example().to_dict("word"), *arguments), options)]
+    assert calls == [((example().to_dict("word", "mean"), *arguments), options)]
+
+
+@pytest.mark.parametrize("draw", ["show", "to_html", "plot", "to_captum"])
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
+def test_pictures_aggregate_as_they_are_asked(
+    draw: str, aggregate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    whole = Explanation.to_dict
+    monkeypatch.setattr(Explanation, "to_dict", lambda self, *how: asked.append(how) or whole(self, *how))
+    options = {"console": Console(quiet=True)} if draw == "show" else {}
+    getattr(example(), draw)(granularity="word", aggregate=aggregate, **options)
+    assert asked == [("word", aggregate)]
 
 
 def test_the_page_is_returned_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from interp_plugin import (
 )
 from interp_plugin.explanation import example
 from interp_plugin.interop import quantus_explain_func, register_inseq, to_interpreto, to_shap
-from interp_plugin.problem import cap_of_embedding
+from interp_plugin.problem import std_of_table
 
 TEXTS = ["not a bad film", "it isn't funny, <b>it's</b> dull", "a charming story"]
 QUICK = Solver(tolerance=0.3)
@@ -109,7 +109,7 @@ def test_several_texts_are_rows_of_one_shap_explanation_also_when_they_are_equal
         values = to_shap(texts, layer=2, granularity="word")
         assert len(values) == len(texts)
         for number, item in enumerate(texts):
-            scores = item.scores("kept", "word")
+            scores = item.scores("kept", "word", "mean")
             assert values[number].values.tolist() == scores.values[-1].tolist()
             assert values[number].error_std.tolist() == scores.standard_error[-1].tolist()
             assert values[number].base_values == 0
@@ -153,9 +153,9 @@ def embedded() -> tuple[Any, Tensor, np.ndarray, np.ndarray, float]:
     table = model.get_input_embeddings()
     with torch.no_grad():
         embeddings, classes = table(ids).numpy(), model(ids).logits.argmax(1).numpy()
-    cap = cap_of_embedding(table)
-    assert cap is not None
-    return FromEmbeddings(model).eval(), ids, embeddings, classes, cap
+    std = std_of_table(table)
+    assert std is not None
+    return FromEmbeddings(model).eval(), ids, embeddings, classes, std
 
 
 def first_layer() -> str:
@@ -178,8 +178,8 @@ def kept_of_embedded() -> np.ndarray:
 
 
 def test_quantus_gets_what_is_kept_of_each_token() -> None:
-    wrapped, _, embeddings, classes, cap = embedded()
-    given = quantus_explain_func(wrapped, embeddings, classes, max_sigma=cap, solver=QUICK)
+    wrapped, _, embeddings, classes, std = embedded()
+    given = quantus_explain_func(wrapped, embeddings, classes, input_std=std, solver=QUICK)
     assert given.shape == (*embeddings.shape[:2], 1)
     assert given[..., 0] == pytest.approx(kept_of_embedded(), rel=1e-3, abs=0.05)
 
@@ -225,7 +225,7 @@ def test_quantus_gets_each_number_of_a_table_and_no_score_that_is_high_for_what_
 
 def called(metric: Any, **settings: Any) -> Any:
     """A metric of Quantus, called directly as its users do."""
-    wrapped, _, embeddings, classes, cap = embedded()
+    wrapped, _, embeddings, classes, std = embedded()
     return metric(
         model=wrapped,
         x_batch=embeddings,
@@ -234,7 +234,7 @@ def called(metric: Any, **settings: Any) -> Any:
         channel_first=True,
         softmax=False,
         explain_func=quantus_explain_func,
-        explain_func_kwargs={"max_sigma": cap, "solver": QUICK, **settings},
+        explain_func_kwargs={"input_std": std, "solver": QUICK, **settings},
     )
 
 
@@ -401,7 +401,7 @@ def test_interpreto_gets_what_is_kept_of_each_token() -> None:
 
 def test_interpreto_gets_the_nats_of_its_own_words() -> None:
     pytest.importorskip("interpreto")
-    [output] = to_interpreto(explained()[1], *classifier(), layer=2, granularity="word")
+    [output] = to_interpreto(explained()[1], *classifier(), layer=2, granularity="word", aggregate="sum")
     joined = "".join(output.elements).replace(" ", "").replace("##", "")
     assert joined == TEXTS[1].replace(" ", "")
     kept = explained()[1].scores().values[1]

@@ -15,6 +15,7 @@ from interp_plugin.objective import (
     distortion,
     information_kept,
     information_loss,
+    kept_slope,
     regime_index,
     state_weight,
 )
@@ -38,10 +39,29 @@ def test_information_loss_is_the_entropy_of_the_noise():
     assert information_loss(torch.tensor([[sigma]]), torch.tensor([[5.0]])).item() == pytest.approx(expected)
 
 
-def test_information_kept_is_what_the_cap_would_lose_and_sigma_does_not():
-    sigma, size, cap = torch.tensor([[0.3, 2.0]]), torch.tensor([[5.0, 4.0]]), torch.tensor([2.0])
-    gap = information_loss(cap.expand(1, 2), size) - information_loss(sigma, size)
-    assert torch.allclose(information_kept(sigma, size, cap), gap, atol=1e-6)
+def test_information_kept_is_the_mutual_information_of_a_gaussian_channel_less_that_at_the_cap():
+    sigma, size, std = torch.tensor([[0.3, 2.0], [0.01, 40.0]]), torch.tensor([[5.0, 4.0]] * 2), [0.5, 4.0]
+    cap = [5.0, 40.0]
+
+    def channel(noise: float, spread: float, size: float) -> float:  # H(x + e) - H(e), by SciPy's entropies
+        whole = stats.norm(scale=math.hypot(noise, spread)).entropy()
+        return size * (whole - stats.norm(scale=noise).entropy())
+
+    expected = [
+        [channel(s, std[b], k) - channel(cap[b], std[b], k) for s, k in zip(sigma[b].tolist(), (5, 4))]
+        for b in range(2)
+    ]
+    found = information_kept(sigma, size, torch.tensor(cap), torch.tensor(std))
+    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4)
+    assert found[1, 1] == 0
+
+
+def test_the_error_of_information_kept_is_its_slope_times_that_of_log_sigma():
+    sigma, size, std = torch.tensor([[0.03, 0.5, 3.0]]).double(), torch.full((1, 3), 7.0), torch.tensor([0.5])
+    log_sigma = sigma.log().requires_grad_()
+    kept = information_kept(log_sigma.exp(), size, torch.tensor([5.0]), std)
+    [slope] = torch.autograd.grad(kept.sum(), log_sigma)
+    assert torch.allclose(kept_slope(sigma, size, std), -slope)
 
 
 def test_distortion_is_the_mean_square_in_units_of_v():

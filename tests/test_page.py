@@ -79,7 +79,7 @@ def test_the_table_has_a_caption_headers_and_every_value_with_its_error() -> Non
 def test_cells_wear_the_shades_of_the_other_pictures() -> None:
     source = rendering.to_html(explanation(TWO))
     classes = [attributes["class"] for _, attributes in Page(source).all("td")]
-    assert classes == ["s32", "s0", "s0", "s32"]
+    assert classes == ["s32", "s16", "s16", "s32"]
     for step, share in ((0, 0.0), (32, 1.0)):
         back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(share))
         assert f".s{step}{{background:{back};color:{front}}}" in source
@@ -88,7 +88,7 @@ def test_cells_wear_the_shades_of_the_other_pictures() -> None:
 def test_the_sentence_is_shaded_by_the_last_row_until_the_script_runs() -> None:
     shown = page(TWO)
     units = [(words, a["class"]) for words, a in shown.all("span") if "data-unit" in a]
-    assert units == [("good", "s0"), ("film", "s32")]
+    assert units == [("good", "s16"), ("film", "s32")]
     assert shown.texts("output") == ["output"]
     [(_, slider)] = shown.all("input")
     assert slider["max"] == slider["value"] == "1"
@@ -108,7 +108,7 @@ def test_the_legend_says_unit_sign_scale_and_marks() -> None:
     for claim in (
         "in nats",
         "high = the layer still holds this word",
-        "dark = high",
+        "Shade: from 0",
         "E: regime",
         "≈: within two",
     ):

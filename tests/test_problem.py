@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.problem import Terms, cap_of_embedding, pose
+from interp_plugin.problem import Terms, pose, std_of_table
 from interp_plugin.state import NoisyModel
 
 TERMS = Terms(0.1, None, 1.0)
@@ -61,23 +61,77 @@ def test_the_default_cap_has_the_same_digits_with_any_number_of_threads() -> Non
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(cap_of_embedding(layer))
+            found.append(std_of_table(layer))
     finally:
         torch.set_num_threads(before)
-    assert set(found) == {float(f"{10 * layer.weight.double().std():.5g}")}
+    assert set(found) == {float(f"{layer.weight.double().std():.5g}")}
 
 
-def test_the_largest_table_of_a_layer_sets_the_cap() -> None:
+class Normalised(nn.Module):
+    """Word and place embeddings behind a layer norm, as in BERT: what comes out has another spread than the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 8), nn.Embedding(9, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.words(ids) + self.places(torch.arange(ids.shape[1])))
+        return found
+
+
+def test_a_table_inside_the_noise_layer_does_not_set_the_spread_of_its_output() -> None:
     torch.manual_seed(0)
-    layer = nn.Sequential()
-    layer.add_module("words", nn.Embedding(50, 8))
-    layer.add_module("places", nn.Embedding(9, 8))
+    layer = Normalised()
     with torch.no_grad():
-        layer.places.weight *= 100  # type: ignore[operator]
-    layer.forward = layer.words.forward  # type: ignore[method-assign, assignment, union-attr]
+        layer.words.weight *= 0.01
+    ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    problem = pose(model_of(lambda ids: layer(ids).sum(1), ids, layer), TERMS, None, None)
+    own = layer(ids).flatten(1).std(1, unbiased=False)
+    torch.testing.assert_close(problem.input_std, own)
+    torch.testing.assert_close(problem.max_sigma, 10 * own)
+
+
+def test_the_callers_spread_comes_first_and_sets_the_cap_unless_that_is_given() -> None:
+    layer = nn.Embedding(50, 8)
+    model = model_of(lambda ids: layer(ids).sum(1), torch.tensor([[3, 1, 4], [1, 5, 9]]), layer)
+    for given, expected in ((0.3, [0.3, 0.3]), (torch.tensor([0.3, 2.0]), [0.3, 2.0])):
+        problem = pose(model, Terms(0.1, None, 1.0, given), None, None)
+        assert problem.input_std.tolist() == pytest.approx(expected)
+        assert problem.max_sigma.tolist() == pytest.approx([10 * each for each in expected])
+        assert pose(model, Terms(0.1, 7.0, 1.0, given), None, None).max_sigma.tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("given", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, 0.0])])
+def test_a_spread_that_is_not_positive_is_refused(given: Any) -> None:
+    model = model_of(lambda x: x.sum(1), normal(2, 4, 3))
+    with pytest.raises(ValueError, match=r"input_std of example [01] is .*positive finite number"):
+        pose(model, Terms(0.1, None, 1.0, given), None, None)
+
+
+def test_a_spread_that_does_not_broadcast_is_refused() -> None:
+    model = model_of(lambda x: x.sum(1), normal(2, 4, 3))
+    with pytest.raises(ValueError, match=r"input_std of shape \(3,\) does not broadcast to 2 examples"):
+        pose(model, Terms(0.1, None, 1.0, torch.ones(3)), None, None)
+
+
+def test_constant_inputs_take_their_root_mean_square_and_zeros_1_with_a_warning() -> None:
+    x = torch.stack([torch.full((4, 3), 0.1), normal(4, 3), torch.full((4, 3), -7.0)])
+    model = model_of(lambda x: x.sum(1), x)
+    expected = [0.1, x[1].std(unbiased=False).item(), 7.0]
+    assert pose(model, TERMS, None, None).input_std.tolist() == pytest.approx(expected)
+    with pytest.warns(UserWarning, match="0 throughout example 1.*input_std"):
+        problem = pose(
+            model_of(lambda x: (x + 1).sum(1), x * torch.tensor([1, 0, 1])[:, None, None]), TERMS, None, None
+        )
+    assert problem.input_std.tolist() == pytest.approx([0.1, 1.0, 7.0])
+
+
+def test_a_table_of_one_number_says_nothing_of_a_spread() -> None:
+    layer = nn.Embedding.from_pretrained(torch.full((50, 8), 0.1))
+    assert std_of_table(layer) is None
     model = model_of(lambda ids: layer(ids).sum(1), torch.tensor([[3, 1, 4]]), layer)
-    expected = torch.tensor([float(f"{10 * layer.words.weight.double().std():.5g}")])  # type: ignore[operator]
-    torch.testing.assert_close(pose(model, TERMS, None, None).max_sigma, expected)
+    assert pose(model, TERMS, None, None).input_std.tolist() == pytest.approx([0.1])
 
 
 @pytest.mark.parametrize(

@@ -251,8 +251,8 @@ def test_distortion_is_that_of_sigma_and_not_of_the_place_where_it_was_measured(
     weight = state_weight(state, None, torch.ones_like(state, dtype=torch.bool))
     objective = Objective(model, state, weight, token_groups(model.origin))
     lead = torch.full((1, 3), -0.1)
-    fit = solve(objective, RATE, torch.tensor([100.0]), Solver(iterations=1), lead=lead)
-    closed = solve(objective, RATE, torch.tensor([100.0]), Solver(iterations=0))
+    fit = solve(objective, RATE, torch.tensor([100.0]), torch.ones(1), Solver(iterations=1), lead=lead)
+    closed = solve(objective, RATE, torch.tensor([100.0]), torch.ones(1), Solver(iterations=0))
     assert torch.allclose(fit.sigma, closed.sigma, rtol=1e-4)
     assert fit.distortion.item() == pytest.approx(RATE / 2, rel=0.03)
 
@@ -271,9 +271,9 @@ def test_a_second_state_starts_as_far_from_its_closed_form_as_the_first_one_ende
 
     second.evaluate = watched
     caps = torch.full((2,), 100.0)
-    fits = solve_together([first, second], RATE, [caps, caps], Solver())
+    fits = solve_together([first, second], RATE, [caps, caps], torch.ones(2), Solver())
     assert fits[0].converged.all()
-    closed = solve_together([first, second], RATE, [caps, caps], Solver(iterations=0))[0]
+    closed = solve_together([first, second], RATE, [caps, caps], torch.ones(2), Solver(iterations=0))[0]
     assert not torch.allclose(closed.sigma, fits[0].sigma, rtol=0.1)
     assert torch.allclose(starts[0].float(), fits[0].sigma, rtol=1e-5)
 

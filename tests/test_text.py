@@ -203,7 +203,9 @@ def test_the_error_of_a_total_is_of_the_tokens_below_the_cap() -> None:
     text = TextExplainer(lstm()).explain("the cat sat on a mat", layers="lstm", positions=0, solver=FAST)[0]
     [row] = text.rows  # of which only the first word has a say
     assert (row.sigma[1:] == row.max_sigma).all() and row.standard_error[0] > 0
-    assert float(text.total()[1][0]) == pytest.approx(8 * float(row.standard_error[0]), rel=1e-3)
+    assert float(text.total("loss")[1][0]) == pytest.approx(8 * float(row.standard_error[0]), rel=1e-3)
+    slope = 8 / (1 + (float(row.sigma[0]) / row.input_std) ** 2)
+    assert float(text.total("kept")[1][0]) == pytest.approx(slope * float(row.standard_error[0]), rel=1e-3)
 
 
 def test_explanations_of_different_parts_do_not_merge() -> None:

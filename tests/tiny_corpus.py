@@ -89,6 +89,7 @@ def made_up(
     cap: float = 1.0,
     failures: Sequence[Failure] = (),
     errors: float = 0.0,
+    noise: float = 0.0,
     facts: dict[str, Any] | None = None,
     **settings: Any,
 ) -> CorpusResult:
@@ -98,7 +99,9 @@ def made_up(
     parts.prepare()
     for first in range(0, len(sentences), window):
         some = range(first, min(first + window, len(sentences)))
-        scored = [_scored(i, sentences[i], sigmas[i], layers, size, cap, errors, facts or {}) for i in some]
+        scored = [
+            _scored(i, sentences[i], sigmas[i], layers, size, cap, errors, noise, facts or {}) for i in some
+        ]
         failed = [f for f in failures if f.row in range(first, first + window)]
         about = About(
             first // window, first, len(some) + len(failed), some[-1] + 1 == len(sentences),
@@ -116,6 +119,7 @@ def _scored(
     size: int,
     cap: float,
     error: float,
+    noise: float,
     facts: dict[str, Any],
 ) -> Scored:
     spoken = [(word, tag) for word, tag in words if not word.startswith("[")]
@@ -128,8 +132,8 @@ def _scored(
     known = {"regime_index": 1.0, "distortion": 0.05, "converged": True, "n_forward": 30, "n_backward": 20}
     rows = tuple(
         Row(
-            layer=layer, position=None, sigma=torch.tensor(sigma), standard_error=torch.zeros(len(words)),
-            common_error=error, max_sigma=cap, **{**known, **facts},
+            layer=layer, position=None, sigma=torch.tensor(sigma), standard_error=noise * (torch.tensor(sigma) < cap),
+            common_error=error, max_sigma=cap, input_std=cap / 10, **{**known, **facts},
         )
         for layer, sigma in zip(layers, sigmas)
     )  # fmt: skip

@@ -127,8 +127,10 @@ assert seconds["Interpreter"] < seconds["the published loop, 5000 steps"]
 # %% [markdown]
 # ## From sigma to nats
 #
-# Information kept is K log(cap / sigma): a word with twice the weight keeps K log 2 = 177.4 nats more.  The sign of
-# the weight plays no part: what is kept says how exactly the state still knows a word, not where it pushes.
+# Information kept is K/2 log(1 + tau^2 / sigma^2), less the same at the cap; tau is the spread of the words' numbers.
+# A word with twice the weight bears half the noise: where that is small against tau, it keeps nearly K log 2 = 177.4
+# nats more.  The sign of the weight plays no part: what is kept says how exactly the state still knows a word, not
+# where it pushes.
 # A word that the state does not use bears all the noise it is given, and keeps nothing.
 
 # %%
@@ -139,6 +141,10 @@ kept = InformationLoss(lambda rows: module(rows.transpose(1, 2)).squeeze(-1)).at
 )[0]
 print("W    ", [f"{value:7.0f}" for value in module.weight[0].tolist()])
 print("nats ", [f"{value:7.1f}" for value in kept.tolist()])
-assert abs(float(kept[1] - kept[0]) - K * torch.tensor(2.0).log()) < 0.1
+sigma = (RATE / (2 * 5 * (module.weight[0] ** 2).detach() * (1 / v**2).mean())).sqrt()  # the exact optimum
+tau = x.std(unbiased=False)
+expected = K / 2 * ((1 + (tau / sigma) ** 2) / (1 + (tau / CAP) ** 2)).log()
+assert torch.allclose(kept[:4], expected[:4].float(), atol=0.1)
+assert 0.9 * K * torch.tensor(2.0).log() < kept[1] - kept[0] < K * torch.tensor(2.0).log()
 assert abs(float(kept[1] - kept[3])) < 0.1  # 20 and -20
 assert kept[4] == 0

@@ -195,13 +195,13 @@ beaten = int((figures[:, 1] > harm["least information"]).sum())
 print(f"random choices that move the log-odds more: {beaten} of {len(figures)}")
 
 # %% [markdown]
-# The heads that keep least are the ones to cut, if the model shall go on saying what it said: nearly all random
+# The heads that keep least are the ones to cut, if the model shall go on saying what it said: three of four random
 # choices move it more.  But the choice is no better than small weights for accuracy, where the differences are within
 # the error of 300 texts, and heads save little time: at these lengths most of it goes into the other weights.
 
 # %%
-assert harm["least information"] < harm["most information"] / 1.5
-assert harm["least information"] < min(harm["random, mean of 20"], harm["least magnitude"]) / 1.3
+assert harm["least information"] < harm["most information"] / 1.2
+assert harm["least information"] < min(harm["random, mean of 20"], harm["least magnitude"]) / 1.1
 assert beaten >= 15
 assert abs(right["least information"] - right["least magnitude"]) < 0.07  # three standard errors
 

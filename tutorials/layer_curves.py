@@ -83,8 +83,8 @@ def studied(model: tuple[object, ...], texts: list[str], sample: list[str], fold
     weight = explainer.model.embedding.layer.weight
     # the words of these sentences alone: a model from scratch has never moved the vectors of the others
     used = sorted({i for encoding in explainer.encode(sample, truncation=True) for i in encoding.ids})
-    cap = 10 * float(weight.detach()[used].std())
-    study = CorpusStudy(*model, layers=labels, calibration=calibration, solver=SOLVER, max_sigma=cap)
+    spread = float(weight.detach()[used].std())
+    study = CorpusStudy(*model, layers=labels, calibration=calibration, solver=SOLVER, input_std=spread)
     return study.run(texts, folder, window=WINDOW)
 
 

@@ -42,7 +42,7 @@ from interp_plugin.tokens import Encoding, TextModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = "interp_plugin amortised head 2"
+FORMAT = "interp_plugin amortised head 3"
 EPOCHS = 60
 WORDS = 3  # texts of the training whose tokens tell one tokenizer from another
 
@@ -79,7 +79,11 @@ class AmortisedEstimator:
         known = about.settings
         solver = Solver(**{name: known[name] for name in SOLVER})
         self._plan = explainer.plan(
-            known["layers"], rate=known["rate"], max_sigma=known["max_sigma"], solver=solver
+            known["layers"],
+            rate=known["rate"],
+            max_sigma=known["max_sigma"],
+            input_std=known["input_std"],
+            solver=solver,
         )
 
     @classmethod
@@ -114,14 +118,16 @@ class AmortisedEstimator:
         Raises:
             ValueError: studies of another model, tokenizer or calibration, or that differ in what a head is good for;
                 too few texts; a study at equal distortion, of predictions, of a language model's output, or whose
-                cap is each text's own.
+                input_std is each text's own.
         """
         several = [studies] if isinstance(studies, (CorpusResult, str, os.PathLike)) else studies
         results = [each if isinstance(each, CorpusResult) else CorpusResult.load(each) for each in several]
         known = common_settings(results)
         explainer = explainer_of(model, tokenizer, known, calibration, "the study")
         texts = solved_texts(explainer.model, results)
-        plan = explainer.plan(known["layers"], rate=known["rate"], max_sigma=known["max_sigma"])
+        plan = explainer.plan(
+            known["layers"], rate=known["rate"], max_sigma=known["max_sigma"], input_std=known["input_std"]
+        )
         given = examples(explainer.model, plan, texts, batch_size, show_progress)
         found = [text for text, _ in texts]
         head, error = train(found, given, held_out, epochs, seed, show_progress)
@@ -155,7 +161,7 @@ class AmortisedEstimator:
         }
         about = self._plain()
         if self.calibration is not None:
-            about["calibration"] = {"model": self.calibration.model, "texts": self.calibration.texts}
+            about["calibration"] = self.calibration.about
             tensors |= {f"calibration.{key}": v.contiguous() for key, v in self.calibration.state_std.items()}
         replace_file(path, save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
 
@@ -266,6 +272,7 @@ class AmortisedEstimator:
             standard_error=error * below,
             common_error=mean_error * float(below.float().mean()),
             max_sigma=cap,
+            input_std=float(self.about.settings["input_std"]),
             regime_index=math.nan,
             distortion=math.nan,
             converged=error <= plan.solver.tolerance,

@@ -16,7 +16,7 @@ from interp_plugin.tokens import OUTPUT, TextModel, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MADE_FOR = ("weights", "noise_layer", "layers", "rate", "max_sigma", "calibration")
+MADE_FOR = ("weights", "noise_layer", "layers", "rate", "max_sigma", "input_std", "calibration")
 SOLVER = ("seed", "tolerance", "draws", "iterations")
 
 
@@ -58,9 +58,9 @@ def common_settings(studies: Sequence[CorpusResult]) -> dict[str, Any]:
                 f"the study in {str(study.path)!r} is at equal distortion {settings['distortion']}, where every text "
                 "has a rate of its own; give one at equal rate"
             )
-        if settings["max_sigma"] is None:
+        if settings["input_std"] is None:
             raise ValueError(
-                f"the study in {str(study.path)!r} has no max_sigma, so that every text has its own; give it one"
+                f"the study in {str(study.path)!r} has no input_std, so that every text has its own; give it one"
             )
     return {name: first[name] for name in (*MADE_FOR, *SOLVER)}
 
@@ -80,7 +80,9 @@ def explainer_of(
     bare = TextExplainer(model, tokenizer)
     check_settings({"weights": weights_digest(bare.model.module)}, {"weights": known["weights"]}, what)
     _check_output(bare.model, known["layers"])
-    plan = bare.plan(known["layers"], rate=known["rate"], max_sigma=known["max_sigma"])
+    plan = bare.plan(
+        known["layers"], rate=known["rate"], max_sigma=known["max_sigma"], input_std=known["input_std"]
+    )
     usual = bare.settings(plan).noise_layer == known["noise_layer"]
     explainer = TextExplainer(bare.model, None, None if usual else known["noise_layer"], calibration)
     digest = explainer.settings(plan).calibration

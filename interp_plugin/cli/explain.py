@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from interp_plugin.tokens import Label, TextModel
 
 Granularity = Literal["token", "word", "sentence"]
+Aggregate = Literal["sum", "mean", "max"]
 
 EXAMPLES = """
 Examples:
@@ -91,6 +92,9 @@ def explain(
         ),
     ] = None,
     granularity: Annotated[Granularity, typer.Option(help="What a score is of.")] = "token",
+    aggregate: Annotated[
+        Aggregate, typer.Option(help="How the nats of a word or sentence come of its tokens'.")
+    ] = "mean",
     positions: Annotated[
         str | None,
         typer.Option(
@@ -150,11 +154,11 @@ def explain(
             wanted, chosen, asked, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
             show_progress=progress,
         )  # fmt: skip
-        written = _write(explanation, granularity, html, png, save)
+        written = _write(explanation, granularity, aggregate, html, png, save)
     if as_json:
-        typer.echo(json.dumps(explanation.to_dict(granularity), allow_nan=False))
+        typer.echo(json.dumps(explanation.to_dict(granularity, aggregate), allow_nan=False))
     else:
-        explanation.show(granularity=granularity)
+        explanation.show(granularity=granularity, aggregate=aggregate)
     for path in written:
         typer.echo(f"wrote {path}", err=True)
 
@@ -222,7 +226,12 @@ def _chosen(
 
 
 def _write(
-    explanation: Explanation, granularity: Granularity, html: Path | None, png: Path | None, save: Path | None
+    explanation: Explanation,
+    granularity: Granularity,
+    aggregate: Aggregate,
+    html: Path | None,
+    png: Path | None,
+    save: Path | None,
 ) -> list[Path]:
     """Write what was asked for; returns the files."""
     written = []
@@ -230,9 +239,9 @@ def _write(
         explanation.save(save)
         written.append(save)
     if html is not None:
-        written.append(explanation.to_html(html, granularity=granularity))
+        written.append(explanation.to_html(html, granularity, aggregate))
     for text, path in enumerate(_numbered(png, len(explanation)) if png is not None else []):
-        figure = explanation.plot("layers", text=text, granularity=granularity)
+        figure = explanation.plot("layers", text=text, granularity=granularity, aggregate=aggregate)
         figure.savefig(path, format="png", dpi=DPI)
         written.append(path)
     return written

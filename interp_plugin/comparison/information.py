@@ -9,9 +9,8 @@ from torch import Tensor
 
 from interp_plugin.batches import Batch, State
 from interp_plugin.comparison.inputs import MAX_ROWS, Inputs
-from interp_plugin.problem import Terms, cap_of_embedding
+from interp_plugin.problem import Terms
 from interp_plugin.solver import EXACT, PROBES, Solver
-from interp_plugin.state import module_of
 from interp_plugin.tokens import OUTPUT
 
 RATE = 0.1
@@ -24,7 +23,7 @@ def information_kept(
     """Nats of each token that the state keeps, (T,); for a class the state is all of the class scores."""
     watched = State(OUTPUT, None) if state is None else state
     batch = Batch(inputs.model, [inputs.encoding], inputs.model.embedding, [watched.site])
-    terms = Terms(rate, cap_of_embedding(module_of(inputs.model.embedding)), None)
+    terms = Terms(rate, None, None)
     solver = replace(solver, seed=inputs.seed)
     [fit] = batch.fit([watched], [batch.places(watched)], terms, solver)
     return fit.kept()[0]

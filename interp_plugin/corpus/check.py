@@ -12,7 +12,7 @@ import numpy as np
 
 from interp_plugin.corpus.drafts import SOLVED
 from interp_plugin.corpus.parts import Part
-from interp_plugin.corpus.quantities import batches_of
+from interp_plugin.corpus.quantities import NATS, batches_of, nats_kept
 from interp_plugin.statistics import holm
 from interp_plugin.tokens import Label
 
@@ -143,14 +143,14 @@ def table(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str,
     import pandas as pd
 
     known = HeldOut.restored(held_out)
-    texts, size = _read(parts, layers)
+    texts, shifts = _read(parts, layers)
     nothing = np.full(len(layers), np.nan)
     columns: dict[str, Any] = {"layer": list(layers), "texts": len(texts), "held_out": known.error}
     if texts:
         found = Agreement.of(texts)
         p = _p_of_drift(found, known)
         corrected = holm(p)
-        nats = -size * found.shift  # of kept
+        nats = np.array(shifts)  # (N, L)
         spread = nats.std(0, ddof=1) / math.sqrt(len(texts)) if len(texts) > 1 else nothing
         columns |= {
             "error": found.error, "noise": np.sqrt(found.noise.mean(0)), "spearman": _mean(found.spearman),
@@ -205,17 +205,28 @@ def _p_of_drift(found: Agreement, known: HeldOut) -> Floats:
     return np.where(np.isnan(p), 1.0, p)
 
 
-def _read(parts: Sequence[Part], layers: Sequence[Label]) -> tuple[list[list[Compared]], int]:
-    """log sigma and its error, predicted and solved, of every text and layer that has both; and K."""
+def _read(parts: Sequence[Part], layers: Sequence[Label]) -> tuple[list[list[Compared]], list[list[float]]]:
+    """log sigma and its error, predicted and solved, of every text and layer that has both; and the nats kept of a
+    token, predicted less solved, mean over the tokens.
+    """
     texts: list[list[Compared]] = []
-    size = 0
-    for batch in batches_of(parts, layers, ("size", "sigma", "standard_error", *SOLVED)):
+    shifts: list[list[float]] = []
+    for batch in batches_of(parts, layers, (*NATS, "standard_error", *SOLVED)):
         some = batch.filter(batch.column(SOLVED[0]).is_valid()).to_pylist()
         for place in range(0, len(some), len(layers)):
             lines = some[place : place + len(layers)]
-            size = lines[0]["size"]
             texts.append([_logs(line) for line in lines])
-    return texts, size
+            shifts.append([_shift(line) for line in lines])
+    return texts, shifts
+
+
+def _shift(line: Mapping[str, Any]) -> float:
+    """Nats kept of a token, predicted less solved, mean over the tokens of a line."""
+    predicted, solved = (
+        nats_kept(line["size"], line["max_sigma"], line["input_std"], np.array(line[name], dtype=float))
+        for name in ("sigma", SOLVED[0])
+    )
+    return float((predicted - solved).mean())
 
 
 def _logs(line: Mapping[str, Any]) -> Compared:

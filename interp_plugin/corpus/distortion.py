@@ -53,7 +53,7 @@ def search(fit: Callable[[float], Row], row: Row, rate: float, distortion: float
     Examples::
         >>> import torch
         >>> def fit(rate: float) -> Row:
-        ...     return Row(1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 1.0, rate**0.8, True, 10, 10)
+        ...     return Row(1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 0.2, 1.0, rate**0.8, True, 10, 10)
         >>> row, rate = search(fit, fit(1.0), 1.0, 0.5)
         >>> round(rate, 4), row.n_forward
         (0.4204, 30)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
-FORMAT = 1  # raise it when a reader of the old format would go wrong
+FORMAT = 2  # raise it when a reader of the old format would go wrong
 KEY = b"interp_plugin_corpus"  # of the files' metadata
 SOLVED = ("solved_sigma", "solved_error")
 """Columns of a part whose numbers were predicted: what the solver says of the texts that it checked."""

@@ -30,7 +30,7 @@ def knowledge(
     """A line for each layer; see ``CorpusResult.knowledge``.  Two passes over the parts."""
     import pandas as pd
 
-    kept, counts, classes, size = _nats(parts, layers, classify, foreground)
+    kept, lost, counts, classes, size = _nats(parts, layers, classify, foreground)
     if not (counts.sum(0) > 0).all():
         there = ", ".join(map(repr, classes))
         raise ValueError(
@@ -44,7 +44,8 @@ def knowledge(
         for i, mean in enumerate((fore, back))
     ]
     _, contrast_error = ratio(residual[0] - residual[1], np.ones(len(counts)))
-    points = np.concatenate(list(_points(parts, layers, classify, foreground, back + threshold * size)))
+    bar = ratio(lost, counts[:, 1])[0] - threshold * size
+    points = np.concatenate(list(_points(parts, layers, classify, foreground, bar)))
     rates = [ratio(points[..., i], np.ones(len(points))) for i in (0, 1)]
     both = points.sum(-1)
     with np.errstate(invalid="ignore"):
@@ -76,17 +77,21 @@ def knowledge(
 
 def _nats(
     parts: Sequence[Part], layers: Sequence[Label], classify: Classify, foreground: Collection[str]
-) -> tuple[Floats, Floats, list[str], int]:
-    """Nats kept of foreground and background in each sentence (N, L, 2), their tokens (N, 2), classes and K."""
+) -> tuple[Floats, Floats, Floats, list[str], int]:
+    """Nats kept of foreground and background in each sentence (N, L, 2), nats lost of background (N, L), the tokens of
+    both (N, 2), classes and K.
+    """
     sums, size = Sums(layers), 0
-    kept, counts = [], []
+    kept, background, counts = [], [], []
     for batch in batches_of(parts, layers, COLUMNS):
         size = batch.column("size")[0].as_py()
-        nats, _, tokens = by_class(batch, layers, classify, sums)
+        nats, lost, tokens = by_class(batch, layers, classify, sums)
         fore = _is_foreground(sums, foreground)
         kept.append(np.stack([nats[..., fore].sum(-1), nats[..., ~fore].sum(-1)], axis=-1))
+        background.append(lost[..., ~fore].sum(-1))
         counts.append(np.stack([tokens[:, fore].sum(1), tokens[:, ~fore].sum(1)], axis=1))
-    return np.concatenate(kept), np.concatenate(counts), sums.classes, size
+    nats_kept, nats_lost, tokens = (np.concatenate(each) for each in (kept, background, counts))
+    return nats_kept, nats_lost, tokens, sums.classes, size
 
 
 def _points(
@@ -96,14 +101,14 @@ def _points(
     foreground: Collection[str],
     bar: Floats,
 ) -> Iterator[Floats]:
-    """Tokens above the bar (L,) in foreground and background of each sentence, (S, L, 2)."""
+    """Tokens that lose less than the bar (L,) in foreground and background of each sentence, (S, L, 2)."""
     sums = Sums(layers)
     for batch in batches_of(parts, layers, COLUMNS):
-        codes, sentences, kept, *_ = tokens_of(batch, layers, classify, sums)
+        codes, sentences, _, lost = tokens_of(batch, layers, classify, sums)
         place = 2 * sentences + ~_is_foreground(sums, foreground)[codes]
         n = batch.num_rows // len(layers)
-        above = [np.bincount(place, row > limit, 2 * n) for row, limit in zip(kept, bar)]
-        yield np.stack([each.reshape(n, 2) for each in above], axis=1)
+        below = [np.bincount(place, row < limit, 2 * n) for row, limit in zip(lost, bar)]
+        yield np.stack([each.reshape(n, 2) for each in below], axis=1)
 
 
 def _is_foreground(sums: Sums, foreground: Collection[str]) -> NDArray[np.bool_]:

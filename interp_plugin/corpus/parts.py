@@ -139,7 +139,13 @@ def _about(path: Path) -> About | None:
     try:
         metadata = parquet.read_metadata(path)
         header = json.loads((metadata.metadata or {})[KEY])
-        if header.pop("format") > FORMAT:
+        version = header.pop("format")
+        if version < FORMAT:
+            raise ValueError(
+                f"{str(path)!r} has format {version}, which lacks input_std, and information kept cannot be counted "
+                "without it: run the study again in another folder"
+            )
+        if version > FORMAT:
             raise ValueError(
                 f"{str(path)!r} comes from a newer version of this package: pip install --upgrade interp-plugin"
             )

@@ -29,7 +29,9 @@ BATCH = 4096  # lines in memory at a time
 NO_NUMBERS = "the study has no numbers: every text of its corpus failed, see failures(), or none is done yet"
 PER = ("sentence", "token", "token of a sentence", "dimension")
 _FACTS = ("regime_index", "distortion", "rate", "converged", "n_forward", "n_backward")
-_COLUMNS = ("row", "text", "pair", "size", "max_sigma", "sigma", "common_error", *_FACTS)
+NATS = ("size", "max_sigma", "input_std", "sigma")
+"""Columns of a line that the nats kept of its tokens come of."""
+_COLUMNS = ("row", "text", "pair", *NATS, "standard_error", "common_error", *_FACTS)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Sentences:
         tokens: T of each, (N,).
         size: K, elements of a token's embedding.
         kept, loss: nats of all tokens of a sentence, (N, L).
-        error: their standard error, (N, L), from the noise draws.
+        kept_error, loss_error: their standard errors, (N, L), from the noise draws.
         facts: "regime_index", "distortion", "rate", "converged", "n_forward", "n_backward", (N, L) each.
     """
 
@@ -54,7 +56,8 @@ class Sentences:
     size: int
     kept: Floats
     loss: Floats
-    error: Floats
+    kept_error: Floats
+    loss_error: Floats
     facts: Mapping[str, Floats]
 
     @classmethod
@@ -79,7 +82,8 @@ class Sentences:
             size=found[0].size,
             kept=joined("kept"),
             loss=joined("loss"),
-            error=joined("error"),
+            kept_error=joined("kept_error"),
+            loss_error=joined("loss_error"),
             facts={name: np.concatenate([each.facts[name] for each in found]) for name in _FACTS},
         )
 
@@ -106,6 +110,7 @@ class Sentences:
             int(size[0]),
             shaped(np.add.reduceat(kept, starts)),
             shaped(lengths * size * ENTROPY + size * log_sigma),
+            shaped(_error_of_kept(batch, lengths, starts)),
             shaped(lengths * size * column["common_error"].to_numpy()),
             facts,
         )
@@ -147,16 +152,39 @@ def floats(column: pa.ListArray) -> Floats:
 
 
 def kept_of_tokens(batch: pa.RecordBatch) -> tuple[Floats, Integers]:
-    """Nats kept of each token of each line, one after another, and how many tokens each line has.
-
-    K log(max_sigma / sigma), not below 0.
-    """
+    """Nats kept of each token of each line, one after another, and how many tokens each line has."""
     import pyarrow.compute as pc
 
     sigma = batch.column("sigma")
     lengths: Integers = pc.list_value_length(sigma).to_numpy().astype(np.int64)
-    size, cap = (np.repeat(batch.column(name).to_numpy(), lengths) for name in ("size", "max_sigma"))
-    return size * np.maximum(np.log(cap / floats(sigma)), 0.0), lengths
+    size, cap, std = (np.repeat(batch.column(name).to_numpy(), lengths) for name in NATS[:3])
+    return nats_kept(size, cap, std, floats(sigma)), lengths
+
+
+def nats_kept(size: Any, cap: Any, std: Any, sigma: Floats) -> Floats:
+    """K / 2 log(1 + tau^2 / sigma^2), less the same at the cap, where it is 0; arrays that broadcast."""
+    passed = np.log1p(np.square(std / sigma)) - np.log1p(np.square(std / cap))
+    found: Floats = size / 2 * np.maximum(passed, 0.0)
+    return found
+
+
+def _error_of_kept(batch: pa.RecordBatch, lengths: Integers, starts: Integers) -> Floats:
+    """Standard error of the nats kept of each line's tokens together, as `Known` of the scores has it."""
+    size, _, std = (np.repeat(batch.column(name).to_numpy(), lengths) for name in NATS[:3])
+    variance = np.square(floats(batch.column("standard_error")))
+    slope = size / (1 + np.square(floats(batch.column("sigma")) / std))  # of kept by log sigma
+    total = np.square(lengths * batch.column("common_error").to_numpy())  # variance of the sum of log sigma
+
+    def summed(values: Floats) -> Floats:
+        found: Floats = np.add.reduceat(values, starts)
+        return found
+
+    free = (variance > 0).astype(float)
+    pairs = summed(free) * (summed(free) - 1)
+    shared = np.where(pairs > 0, (total - summed(variance)) / np.maximum(pairs, 1), 0.0)
+    between = np.square(summed(free * slope)) - summed(free * np.square(slope))
+    found: Floats = np.sqrt(np.maximum(summed(variance * np.square(slope)) + shared * between, 0.0))
+    return found
 
 
 def curves(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
@@ -172,7 +200,10 @@ def curves(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
         values = np.concatenate(list(columns.values()), axis=1) / within[:, None]
         mean, error = ratio(values, across)
         low, high = bootstrap(values, across, resamples, seed)
-        solver, _ = ratio(sentences.error / within[:, None], across)
+        solver = {
+            name: ratio(error / within[:, None], across)[0]
+            for name, error in (("kept", sentences.kept_error), ("loss", sentences.loss_error))
+        }
         for place, (name, label) in enumerate((c, layer) for c in columns for layer in sentences.layers):
             listed.append(
                 {
@@ -183,7 +214,7 @@ def curves(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
                     "standard_error": error[place],
                     "low": low[place],
                     "high": high[place],
-                    "solver_error": solver[sentences.of(label)] if name in ("kept", "loss") else np.nan,
+                    "solver_error": solver[name][sentences.of(label)] if name in solver else np.nan,
                     "sentences": len(sentences.rows),
                 }
             )

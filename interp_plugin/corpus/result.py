@@ -161,7 +161,7 @@ class CorpusResult:
         """This study less another of the same texts and draws: two models, or two checkpoints of one.
 
         Paired sentence by sentence, which takes out what the sentences differ in; texts that failed in one are left
-        out.  "kept" depends on each model's max_sigma, and "loss" on the scale of its embeddings: both are given.
+        out.  "kept" is counted against each model's own input_std, and "loss" depends on the scale of its embeddings.
 
         Returns:
             Columns layer, quantity, per (as of :meth:`layers`), difference, standard_error, low, high, p (paired
@@ -233,12 +233,12 @@ class CorpusResult:
 
         A knowledge point is a token of which a layer loses less than of the background by more than a threshold:
         mean H of the background over the corpus - H_i > b (Cheng et al., Explaining Knowledge Distillation by
-        Quantifying the Knowledge, CVPR 2020, on regions of images; here tokens, and the difference of H is that of
-        kept with the other sign).  The quality of a layer's knowledge is the share of its points that lie in the
-        foreground, averaged over sentences that have any.  Concentration is what a layer keeps of a token of the
-        foreground less that of the background, over all tokens of the corpus, as a difference and as a ratio: after
-        Ma et al. (Quantification and Analysis of Layer-wise and Pixel-wise Information Discarding, arXiv:1906.04109),
-        who look at the pixels of an object and around it; the formula here is our own.
+        Quantifying the Knowledge, CVPR 2020, on regions of images; here tokens).  The quality of a layer's knowledge
+        is the share of its points that lie in the foreground, averaged over sentences that have any.  Concentration
+        is what a layer keeps of a token of the foreground less that of the background, over all tokens of the
+        corpus, as a difference and as a ratio: after Ma et al. (Quantification and Analysis of Layer-wise and
+        Pixel-wise Information Discarding, arXiv:1906.04109), who look at the pixels of an object and around it; the
+        formula here is our own.
 
         Args:
             threshold: b, in nats per dimension of the embedding: 0.2 is a noise smaller by 18 %.
@@ -260,8 +260,8 @@ class CorpusResult:
         Of words and tokens, ``result.explanation(rows).to_pandas("word")`` has the lines.
 
         Returns:
-            Columns row (of the corpus), layer, tokens, kept, loss, solver_error (of kept and loss), regime_index,
-            distortion, rate, converged, n_forward, n_backward.
+            Columns row (of the corpus), layer, tokens, kept, loss, kept_error, loss_error (of the solver),
+            regime_index, distortion, rate, converged, n_forward, n_backward.
         """
         import pandas as pd
 
@@ -272,7 +272,8 @@ class CorpusResult:
             "tokens": np.repeat(found.tokens.astype(int), count),
             "kept": found.kept.ravel(),
             "loss": found.loss.ravel(),
-            "solver_error": found.error.ravel(),
+            "kept_error": found.kept_error.ravel(),
+            "loss_error": found.loss_error.ravel(),
             **{name: values.ravel() for name, values in found.facts.items()},
         }
         whole = {"converged": bool, "n_forward": int, "n_backward": int}

@@ -59,7 +59,7 @@ class CorpusStudy:
             recorded.  It takes about three times the passes, and texts are not batched.  None: equal rates.
         calibration: the unit of distortion of each layer; None: each text is its own yardstick, and layers compare
             only roughly.
-        solver, max_sigma: as of :meth:`~interp_plugin.TextExplainer.explain`.
+        solver, max_sigma, input_std: as of :meth:`~interp_plugin.TextExplainer.explain`.
         batch_size: texts at most in a batch.
         truncation: cut off what the model cannot take; otherwise too long a text is recorded as failed.
         amortised: an :class:`~interp_plugin.AmortisedEstimator` that predicts the numbers; the solver then looks only
@@ -94,6 +94,7 @@ class CorpusStudy:
         batch_size: int = 16,
         truncation: bool = False,
         amortised: Estimator | None = None,
+        input_std: float | None = None,
     ) -> None:
         if distortion is not None and amortised is not None:
             raise ValueError(
@@ -107,7 +108,7 @@ class CorpusStudy:
         explainer = TextExplainer(model, tokenizer, noise_layer, calibration)
         if distortion is not None:
             rate = 2 * distortion
-        plan = explainer.plan(layers, rate=rate, max_sigma=max_sigma, solver=solver)
+        plan = explainer.plan(layers, rate=rate, max_sigma=max_sigma, input_std=input_std, solver=solver)
         order = [*explainer.model.layers, OUTPUT]
         self.model = explainer.model
         states = sorted(plan.states, key=lambda state: order.index(state.label))
@@ -184,6 +185,7 @@ class CorpusStudy:
             "distortion": self.distortion,
             "layers": [state.label for state in states],
             "max_sigma": self.plan.max_sigma,
+            "input_std": self.plan.input_std,
             "truncation": self.truncation,
             "window": window,
             "revision": getattr(config, "_commit_hash", None),

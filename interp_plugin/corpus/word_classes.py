@@ -13,7 +13,7 @@ import numpy as np
 
 from interp_plugin.corpus.estimates import Z
 from interp_plugin.corpus.parts import Part, lines
-from interp_plugin.corpus.quantities import BATCH, ENTROPY, batches_of, kept_of_tokens
+from interp_plugin.corpus.quantities import BATCH, ENTROPY, NATS, batches_of, floats, kept_of_tokens
 from interp_plugin.tokens import Label
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ OTHER, UNTAGGED = "other", "untagged"
 BANDS = 6  # decades of counts; the last is open
 _WORDS = ("words", "word_of", "tags")
 _SUMS = ("x", "c", "xx", "xc", "cc", "loss", "sentences")
-COLUMNS = ("row", "size", "max_sigma", "sigma", *_WORDS)
+COLUMNS = ("row", *NATS, *_WORDS)
 
 Classify = Callable[[str, str | None], str]
 """The class of a word, from the word and its tag."""
@@ -100,25 +100,21 @@ def by_class(
     batch: pa.RecordBatch, layers: Sequence[Label], classify: Classify, sums: Sums
 ) -> tuple[Floats, Floats, Floats]:
     """Nats kept and lost of each class in each sentence (S, L, C), and its tokens (S, C)."""
-    codes, sentences, kept, size, log_cap = tokens_of(batch, layers, classify, sums)
+    codes, sentences, kept, lost = tokens_of(batch, layers, classify, sums)
     count, n = len(sums.classes), batch.num_rows // len(layers)
     place = sentences * count + codes
     counts: Floats = np.bincount(place, minlength=n * count).reshape(n, count).astype(float)
-    nats: Floats = np.stack([np.bincount(place, row, n * count).reshape(n, count) for row in kept], axis=1)
-    lost: Floats = np.stack(
-        [
-            np.bincount(place, size * ENTROPY + size * cap - row, n * count).reshape(n, count)
-            for row, cap in zip(kept, log_cap)
-        ],
-        axis=1,
-    )
-    return nats, lost, counts
+
+    def by_sentence(nats: Floats) -> Floats:
+        return np.stack([np.bincount(place, row, n * count).reshape(n, count) for row in nats], axis=1)
+
+    return by_sentence(kept), by_sentence(lost), counts
 
 
 def tokens_of(
     batch: pa.RecordBatch, layers: Sequence[Label], classify: Classify, sums: Sums
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats, Floats]:
-    """Of each token its class, sentence (both (T,)), nats kept (L, T), K (T,) and log max_sigma (L, T)."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
+    """Of each token its class and sentence, (T,) each, and its nats kept and lost, (L, T) each."""
     count = len(layers)
     kept, lengths = kept_of_tokens(batch)
     of_line = np.repeat(np.arange(len(lengths)), lengths)
@@ -128,14 +124,9 @@ def tokens_of(
     sentences = np.repeat(np.arange(len(firsts)), firsts)
     columns = [batch.column(name)[slice(None, None, count)] for name in _WORDS]
     codes = np.fromiter(_codes(columns, classify, sums), dtype=np.int64, count=int(firsts.sum()))
-    size, cap = (batch.column(name).to_numpy().astype(float) for name in ("size", "max_sigma"))
-    return (
-        codes,
-        sentences,
-        kept[order].reshape(count, -1),
-        np.repeat(size[::count], firsts),
-        np.log(np.repeat(cap, lengths)[order].reshape(count, -1)),
-    )
+    size = np.repeat(batch.column("size").to_numpy().astype(float), lengths)
+    lost = size * (ENTROPY + np.log(floats(batch.column("sigma"))))
+    return codes, sentences, kept[order].reshape(count, -1), lost[order].reshape(count, -1)
 
 
 def _codes(columns: Sequence[pa.Array], classify: Classify, sums: Sums) -> Iterable[int]:

@@ -143,7 +143,7 @@ def plot_classes(classes: Classes) -> Figure:
     kept = np.array(classes.kept, dtype=float).T  # (C, L)
     columns = [label(layer) for layer in classes.layers]
     rows = [f"{name} ({count})" for name, count in zip(classes.names, classes.tokens)]
-    low, span = shades.scale(_known(classes.kept), _known(classes.errors))
+    low, span = shades.scale(_known(classes.kept), _known(classes.errors), 0.0)
     size = (
         2.4 + 0.08 * max(map(len, rows)) + 0.75 * len(columns),
         1.2 + 0.4 * len(rows) + drawing.room(columns),
@@ -317,7 +317,7 @@ def _knowledge_cells(line: Mapping[str, Any]) -> list[str]:
 
 
 def _class_rows(classes: Classes) -> Iterator[tuple[str, int, list[tuple[str, str, int]]]]:
-    low, span = shades.scale(_known(classes.kept), _known(classes.errors))
+    low, span = shades.scale(_known(classes.kept), _known(classes.errors), 0.0)
     for c, (name, tokens) in enumerate(zip(classes.names, classes.tokens)):
         cells = []
         for kept, errors in zip(classes.kept, classes.errors):

@@ -82,6 +82,7 @@ def _draw_layers(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
     low, span = shades.scale(
         [value for row in chosen for value in row["kept"]],
         [error for row in chosen for error in row["standard_error"]],
+        0.0,
     )
     names = [labels.row_label(row) for row in chosen]
     figure = drawing.new_figure(

@@ -72,12 +72,13 @@ def legend(explanation: Values) -> str:
     """What the numbers and shades mean: unit, sign, scale, marks."""
     unit = unit_name(explanation)
     lines = [
-        f"Information kept, in nats, ± its standard error: high = the layer still holds this {unit}, 0 = it "
-        "does not need it. Shade: dark = high, from each layer's lowest to its highest; compare within a "
-        "layer. E: regime index, 1 = small-noise regime."
+        f"Information kept, in nats, ± its standard error: high = the layer still holds this {unit}, 0 = noise "
+        "far beyond the spread of the inputs goes unnoticed. Shade: from 0 to each layer's highest; compare "
+        "shades within a layer. E: regime index, 1 = small-noise regime."
     ]
     if unit != "token":
-        lines.append(f"A {unit}'s nats are the sum over its tokens.")
+        how = {"sum": "the sum", "max": "the highest"}.get(str(explanation.get("aggregate")), "the mean")
+        lines.append(f"A {unit}'s nats are {how} over its tokens.")
     if any_tied(explanation):
         lines.append(f"{TIED}: within two standard errors of the next {unit} in rank, so not told apart.")
     rows = [row for text in explanation["texts"] for row in text["rows"]]

@@ -25,14 +25,14 @@ def to_html(explanation: Mapping[str, Any], title: str | None = None) -> str:
 
     Args:
         explanation: what ``Explanation.to_dict()`` gives: texts of T units and R rows; kept, loss and
-            standard_error (R, T) in nats, sigma (R, T) in units of the noise layer's output.
+            standard_error (R, T) in nats, sigma and its error (R, T) in units of the noise layer's output.
         title: heading of the page; default the text, or how many there are.
 
     Example::
 
         >>> row = {"layer": 1, "position": None, "sigma": [0.5], "loss": [7.26], "kept": [6.93],
-        ...        "standard_error": [0.2], "max_sigma": 1.0, "regime_index": 1.02, "converged": True,
-        ...        "n_forward": 64, "n_backward": 32}
+        ...        "standard_error": [0.2], "sigma_standard_error": [0.01], "regime_index": 1.02,
+        ...        "converged": True, "n_forward": 64, "n_backward": 32}
         >>> text = {"text": "a < b", "pair": None, "predicted": None, "probability": None, "target": None,
         ...         "units": ["<"], "offsets": [[0, 2, 3]], "rows": [row]}
         >>> settings = {"rate": 0.1, "seed": 0, "state_std": True, "versions": {}}
@@ -94,7 +94,7 @@ class _Row:
 
     @classmethod
     def of(cls, row: rows.Row) -> _Row:
-        steps = [round(SHADES * share) for share in shades.shares(row["kept"], row["standard_error"])]
+        steps = [round(SHADES * share) for share in shades.shares(row["kept"], row["standard_error"], 0.0)]
         columns = zip(
             labels.rounded(row["kept"], row["standard_error"]), steps, labels.tied(row), strict=True
         )
@@ -137,7 +137,7 @@ class _Text:
             {
                 "loss": [_short(row["loss"]) for row in text["rows"]],
                 "sigma": [_short(row["sigma"]) for row in text["rows"]],
-                "sigmaError": [_short(rows.sigma_errors(row), 2) for row in text["rows"]],
+                "sigmaError": [_short(row["sigma_standard_error"], 2) for row in text["rows"]],
             },
             n_units > max(_PAPER, n_rows),
         )

@@ -21,8 +21,8 @@ def captum_records(
     """One record per text, for ``captum.attr.visualization.visualize_text``.
 
     Attributions are information kept on the scale of the shades, 0 to 1, because ``visualize_text`` clips to
-    [-1, 1]; attr_score is its sum in nats; convergence_score is 1 where the row converged, else 0. Everything
-    readable is escaped, because ``visualize_text`` escapes nothing. What is not known is "-", and a
+    [-1, 1]; attr_score is that of the whole text in nats; convergence_score is 1 where the row converged, else 0.
+    Everything readable is escaped, because ``visualize_text`` escapes nothing. What is not known is "-", and a
     probability that is not known is NaN (``visualize_text`` needs a number there).
 
     Args:
@@ -59,12 +59,12 @@ def _record(text: Mapping[str, Any], row: Mapping[str, Any]) -> visualization.Vi
             )
     target = text["predicted"] if text["target"] is None else text["target"]
     return visualization.VisualizationDataRecord(
-        word_attributions=torch.tensor(shades.shares(kept, row["standard_error"]), dtype=torch.float32),
+        word_attributions=torch.tensor(shades.shares(kept, row["standard_error"], 0.0), dtype=torch.float32),
         pred_prob=math.nan if text["probability"] is None else text["probability"],
         pred_class=_escaped(text["predicted"]),
         true_class=_UNKNOWN,
         attr_class=_escaped(target),
-        attr_score=float(sum(kept)),
+        attr_score=float(rows.total(row)[0]),
         raw_input_ids=[_escaped(unit) for unit in text["units"]],
         convergence_score=float(row["converged"]),
     )

@@ -48,51 +48,19 @@ def one(text: Mapping[str, Any], layer: Choice | None) -> Row:
 def total(row: Row) -> tuple[float, float]:
     """Information kept of all units together and its standard error, nats; NaN where a value is missing.
 
-    Without the row's own total_standard_error, the units' errors count as independent.
+    Without the row's own total, the units' sum; without its error, theirs count as independent.
 
     Example::
 
         >>> total({"kept": [1.0, 2.0], "standard_error": [0.3, 0.4]})
         (3.0, 0.5)
     """
-    kept = _known(row["kept"])
-    error = row.get("total_standard_error")
+    nats, error = row.get("total"), row.get("total_standard_error")
+    if nats is None:
+        nats = sum(_known(row["kept"]))
     if error is None:
         error = math.hypot(*_known(row["standard_error"]))
-    return sum(kept), error
-
-
-def sigma_errors(row: Row) -> list[float | None]:
-    """Standard error of each unit's sigma, in sigma's units, (T,).
-
-    The error of information kept is n times that of log sigma, where n counts the unit's elements (K per
-    token). n follows from kept = n log(max_sigma / sigma) or from loss = n (log(2 pi e) / 2 + log sigma):
-    whichever of the two logarithms is further from zero divides.
-
-    Example::
-
-        >>> row = {"sigma": [0.5], "max_sigma": 1.0, "kept": [6.931471806], "standard_error": [0.2],
-        ...        "loss": [7.257912808]}
-        >>> round(sigma_errors(row)[0], 6)
-        0.01
-    """
-    columns = zip(row["sigma"], row["kept"], row["loss"], row["standard_error"], strict=True)
-    return [_sigma_error(*column, row["max_sigma"]) for column in columns]
-
-
-def _sigma_error(
-    sigma: float | None,
-    kept: float | None,
-    loss: float | None,
-    error: float | None,
-    max_sigma: float | None,
-) -> float | None:
-    if sigma is None or kept is None or loss is None or error is None or not max_sigma or sigma <= 0:
-        return None
-    gap = math.log(max_sigma / sigma)
-    entropy = math.log(2 * math.pi * math.e) / 2 + math.log(sigma)
-    elements = kept / gap if abs(gap) > abs(entropy) else loss / entropy
-    return sigma * error / elements if elements else None
+    return nats, error
 
 
 def _is(row: Row, layer: Choice) -> bool:

@@ -11,33 +11,38 @@ LOW, HIGH = (247, 251, 255), (8, 48, 107)
 Rgb = tuple[int, int, int]
 
 
-def scale(values: Sequence[float | None], errors: Sequence[float | None]) -> tuple[float, float]:
-    """Lowest value (a cap chosen by hand sets the zero) and span of the shades, both in the values' unit.
+def scale(
+    values: Sequence[float | None], errors: Sequence[float | None], zero: float | None = None
+) -> tuple[float, float]:
+    """Where the shades begin and the span of them, both in the values' unit.
 
-    The scale spans at least ten standard errors, so that pure noise does not look like a pattern.
+    They begin at ``zero``, where the values have a natural one, otherwise at the lowest value.  The scale spans at
+    least ten standard errors, so that pure noise does not look like a pattern.
 
     Example::
 
-        >>> scale([1.0, 9.0], [0.5, 0.5])
-        (1.0, 8.0)
+        >>> scale([1.0, 9.0], [0.5, 0.5]), scale([1.0, 9.0], [0.5, 0.5], 0.0)
+        ((1.0, 8.0), (0.0, 9.0))
         >>> scale([1.0, 2.0], [0.5, None])
         (1.0, 5.0)
     """
     known = [value for value in values if value is not None] or [0.0]
-    low = min(known)
+    low = min(known) if zero is None else zero
     widest = max((error for error in errors if error is not None), default=0.0)
     return low, max(max(known) - low, 10 * widest) or 1.0
 
 
-def shares(values: Sequence[float | None], errors: Sequence[float | None]) -> list[float]:
-    """Each value's place on the scale of all of them, 0 (lowest) to 1; a missing value counts as lowest.
+def shares(
+    values: Sequence[float | None], errors: Sequence[float | None], zero: float | None = None
+) -> list[float]:
+    """Each value's place on the scale of all of them, 0 (lowest, or ``zero``) to 1; a missing value counts as 0.
 
     Example::
 
         >>> shares([1.0, 9.0, 5.0, None], [0.5, 0.5, 0.5, None])
         [0.0, 1.0, 0.5, 0.0]
     """
-    low, span = scale(values, errors)
+    low, span = scale(values, errors, zero)
     return [0.0 if value is None else (value - low) / span for value in values]
 
 

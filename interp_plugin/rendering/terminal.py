@@ -139,7 +139,7 @@ def _styles(row: Mapping[str, Any]) -> list[Style]:
     from rich.color import Color
     from rich.style import Style
 
-    pairs = map(shades.shade, shades.shares(row["kept"], row["standard_error"]))
+    pairs = map(shades.shade, shades.shares(row["kept"], row["standard_error"], 0.0))
     return [Style(color=Color.from_rgb(*front), bgcolor=Color.from_rgb(*back)) for back, front in pairs]
 
 

@@ -133,15 +133,27 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "(sizes * (max_sigma.unsqueeze(1) / sigma).log())",
-        "(max_sigma.unsqueeze(1) / sigma).log()",
+        "nats = sizes * (_half_log",
+        "nats = (_half_log",
         "kept: without K",
     ),
     Mutation(
         "objective",
-        "(max_sigma.unsqueeze(1) / sigma).log()",
-        "(sigma / max_sigma.unsqueeze(1)).log()",
+        "_half_log(std / sigma) - _half_log(std / cap)",
+        "_half_log(sigma / std) - _half_log(cap / std)",
         "kept: the ratio upside down",
+    ),
+    Mutation(
+        "objective",
+        "_half_log(std / sigma) - _half_log(std / cap)",
+        "_half_log(std / sigma)",
+        "kept: not 0 at the cap",
+    ),
+    Mutation(
+        "problem",
+        "return _own_std(objective) if given is None",
+        "return _own_std(objective).mean().expand(batch) if given is None",
+        "tau: a batch statistic",
     ),
     Mutation(
         "objective",
@@ -157,8 +169,8 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "            .sqrt()\n            .expand_as(keep)",
-        "            .expand_as(keep)",
+        "div(size).sqrt()\n        zero = ",
+        "div(size)\n        zero = ",
         "the example's own v: its square in its place",
     ),
     Mutation(
@@ -601,8 +613,8 @@ MUTATIONS = (
     ),
     Mutation(
         "scores",
-        'if kind == "kept":\n            return self.size * (self.log_cap - self.log_sigma)',
-        'if kind == "loss":\n            return self.size * (self.log_cap - self.log_sigma)',
+        'if kind == "kept":  # as in objective',
+        'if kind == "loss":  # as in objective',
         "loss gives kept",
     ),
     Mutation(
@@ -619,9 +631,9 @@ MUTATIONS = (
     ),
     Mutation(
         "scores",
-        "variance = scale**2 * (",
-        "variance = scale * (",
-        "standard error of nats: sqrt(K) in place of K",
+        "return self.size * (2 * (self.log_std - self.log_sigma)).sigmoid()",
+        "return torch.full_like(self.log_sigma, self.size)",
+        "standard error of kept: that of the loss",
     ),
     Mutation(
         "scores",
@@ -637,8 +649,8 @@ MUTATIONS = (
     ),
     Mutation(
         "scores",
-        "weight[tokens] = 1 / len(tokens)",
-        "weight[tokens] = 1",
+        'elif aggregate == "mean" or kind == "sigma":',
+        'elif aggregate == "mean":',
         "sigma of a word: the product of its tokens'",
     ),
     Mutation(
@@ -675,25 +687,25 @@ MUTATIONS = (
         "problem",
         "mean.unsqueeze(1)).square() * keep).sum(1)",
         "mean.unsqueeze(1)).square()).sum(1)",
-        "default cap: padding has spread",
+        "tau: padding has spread",
     ),
     Mutation(
         "problem",
-        "(CAP * variance.sqrt()).float()",
-        "(CAP * variance).float()",
-        "default cap: of the variance",
+        "square).sqrt()\n    if not std.all():",
+        "square)\n    if not std.all():",
+        "tau: the variance",
     ),
     Mutation(
         "problem",
         "(square - mean.square())",
         "(square + mean.square())",
-        "default cap of an embedding: the sign of the mean",
+        "tau of an embedding: the sign of the mean",
     ),
     Mutation(
         "problem",
-        "{CAP * scale * float(variance.sqrt()):.5g}",
-        "{CAP * float(variance.sqrt()):.5g}",
-        "default cap of an embedding: without its scale",
+        "{scale * std:.5g}",
+        "{std:.5g}",
+        "tau of an embedding: without its scale",
     ),
     Mutation(
         "problem",

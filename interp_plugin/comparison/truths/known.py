@@ -42,8 +42,9 @@ class Known:
 
     @property
     def kept(self) -> Tensor:
-        """Information kept, (T,), in nats: K log(max_sigma / sigma)."""
-        return self.inputs.embeddings.shape[-1] * (self.max_sigma / self.sigma).log()
+        """Information kept, (T,), in nats: K / 2 log(1 + tau^2 / sigma^2), less the same at the cap of 10 tau."""
+        passed = (self.max_sigma / CAP / self.sigma).square().log1p() - math.log1p(CAP**-2)
+        return self.inputs.embeddings.shape[-1] / 2 * passed
 
 
 class _Linear(nn.Module):
