@@ -236,7 +236,7 @@ MAY_IMPORT = {
     "storage": set(),
     "rendering": set(),
     "huggingface": {"state", "tokens"},
-    "interop": {"attribution", "explanation", "huggingface", "problem", "rows", "units"},
+    "interop": {"attribution", "explanation", "huggingface", "problem", "rows", "solver", "units"},
     "interpreter": {"attribution", "ids", "problem", "rendering", "solver", "state"},
     "ids": {"state"},
     "attribution": {"padding", "problem", "solver", "state"},
