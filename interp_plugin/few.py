@@ -313,7 +313,7 @@ class _Average:
         self.residual[some] = step.residual
 
     def error(self) -> Tensor:
-        """Variance of log sigma, (b, T), with what samples that were not seen may add where any saw more than a line."""
+        """Variance of log sigma, (b, T), with what unseen samples may add where any saw more than a line."""
         variance = self.variance * self.inflation().unsqueeze(1)
         bent = token_mean(variance, variance > 0) > ROUNDING**2 / 100
         return variance + torch.where(bent.unsqueeze(1), UNSEEN**2, 0.0)

@@ -8,6 +8,7 @@ None of them is needed by anything else here, and none is installed with the pac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from itertools import takewhile
@@ -18,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from interp_plugin.attribution import InformationLoss
+from interp_plugin.attribution import InformationLoss, LayerInformationLoss
 from interp_plugin.explanation import Explanation, TextExplanation
 from interp_plugin.problem import std_of_table
 from interp_plugin.rows import Layer
+from interp_plugin.solver import Solver
 from interp_plugin.units import Aggregate, Granularity, Offset, check_aggregate
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ def quantus_explain_func(
     axis: int = -1,
     score: Important = "kept",
     device: Any = None,
+    method: str | None = None,
     **settings: Any,
 ) -> NDArray[Any]:
     """The ``explain_func`` of Quantus' metrics, which are called directly, with ``channel_first=True``.
@@ -112,6 +115,7 @@ def quantus_explain_func(
             token. Of images (B, C, H, W) it is 1, with a ``feature_mask`` that makes each pixel one token.
         score: "kept", or "signed" (with a target).
         device: where to run; None: where the model is.
+        method: the name that ``quantus.evaluate`` knows this function by; not looked at.
         **settings: of :meth:`InformationLoss.attribute`, given to a metric in its ``explain_func_kwargs``; a
             number for ``input_std`` makes the scores of different examples comparable.
 
@@ -158,11 +162,13 @@ def register_inseq() -> type[Any]:
     probability of the token), or a layer, ``load_model(..., state_layer="transformer.h.1")``. Settings of
     :meth:`InformationLoss.attribute` (``rate``, ``solver``, ``score="signed"``, which integrates from zeros here)
     are keyword arguments of inseq's ``attribute``. ``input_std`` is that of the embedding table, as in
-    :class:`LayerInformationLoss`.
+    :class:`LayerInformationLoss`. With ``load_model(..., target_layer="transformer.h.0")`` noise enters at the output
+    of that layer, (B, T, K), in place of the embeddings.
 
     Scores are nats of each token, (T, generated), not normalised. Padding bears no noise; inseq puts it on
     the left, where it moves the noise draws, so that a text in a batch differs from the same one alone within its
-    standard errors.
+    standard errors. Of each generated token ``step_scores`` hold "converged", 1 or 0, and "residual", the largest
+    distance of a token from the optimum, relative (``NoiseFit.residual``).
 
     Raises:
         ImportError: inseq is missing.
@@ -182,27 +188,53 @@ def register_inseq() -> type[Any]:
 
         method_name = "information_loss"
 
-        def __init__(self, attribution_model: Any, state_layer: str | None = None, **kwargs: Any) -> None:
-            super().__init__(attribution_model, **kwargs)
+        def __init__(
+            self,
+            attribution_model: Any,
+            state_layer: str | None = None,
+            target_layer: str | nn.Module | None = None,
+        ) -> None:
+            super().__init__(attribution_model, hook_to_model=False)
             layer = None if state_layer is None else attribution_model.model.get_submodule(state_layer)
-            self.method = InformationLoss(attribution_model, layer)
+            forward = _inseq_forward(attribution_model)
+            self.attribute_batch_ids = target_layer is not None
+            self.forward_batch_embeds = target_layer is None
+            if target_layer is None:
+                self.hook()
+                self.method = InformationLoss(forward, layer)
+            else:
+                self.hook(target_layer=target_layer)  # turns a name into the module
+                self.method = LayerInformationLoss(forward, self.target_layer, layer)
+
+        def prepare_and_attribute(self, *args: Any, **kwargs: Any) -> Any:
+            """As inseq's; the settings that it notes down are such as its ``save`` and ``load`` understand."""
+            outputs = super().prepare_and_attribute(*args, **kwargs)
+            for output in outputs if isinstance(outputs, list) else [outputs]:
+                noted = output.info["attribution_args"]
+                output.info["attribution_args"] = {name: _plain(value) for name, value in noted.items()}
+            return outputs
 
         def attribute_step(
             self, attribute_fn_main_args: dict[str, Any], attribution_args: dict[str, Any] | None = None
         ) -> Any:
             """One generated token: scores (B, T) of the source, of the prefix, or of both."""
-            settings = {"score": "kept", **(attribution_args or {})}
-            _check_important(settings["score"])
-            model = self.attribution_model
+            settings = dict(attribution_args or {})
+            score = settings.pop("score", "kept")
+            settings.pop("return_input_shape", None)
+            _check_important(score)
+            if isinstance(settings.get("solver"), dict):  # as a loaded result notes it
+                settings["solver"] = Solver(**settings["solver"])
+            model, inputs = self.attribution_model, attribute_fn_main_args["inputs"]
+            _check_inseq(model, self.method, attribute_fn_main_args)
             std = std_of_table(model.get_embedding_layer())
-            if std is not None:
+            if std is not None and self.forward_batch_embeds:
                 settings.setdefault("input_std", std * float(model.embed_scale))
             settings.setdefault("token_mask", _inseq_mask(**attribute_fn_main_args))
-            shares = self.method.attribute(**attribute_fn_main_args, **settings)
-            scores = tuple(share.sum(-1) for share in shares)  # (B, T) each
+            values, quality = _inseq_values(self.method, attribute_fn_main_args, settings, score)
+            scores = values.split([each.shape[1] for each in inputs], dim=1)  # (B, T) each
             source, prefix = (*scores, None)[:2] if model.is_encoder_decoder else (None, scores[0])
             return data.CoarseFeatureAttributionStepOutput(
-                source_attributions=source, target_attributions=prefix, step_scores={}
+                source_attributions=source, target_attributions=prefix, step_scores=quality
             )
 
     return InformationLossAttribution
@@ -213,7 +245,7 @@ def to_interpreto(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     layer: Choice = None,
-    granularity: str = "all_tokens",
+    granularity: Any = "all_tokens",
     targets: int | str | None = None,
     aggregate: Aggregate = "mean",
 ) -> list[Any]:
@@ -225,8 +257,8 @@ def to_interpreto(
         explanation: texts, or one of them, of this model and tokenizer.
         model, tokenizer: as interpreto's own classes take them.
         layer: a label, or (label, position); None: the last row of each text.
-        granularity: of interpreto: "all_tokens", "token" (without special ones), "word" (as the tokenizer
-            sees them), "part_sentence" or "sentence".
+        granularity: of interpreto, its ``Granularity`` or its name: "all_tokens", "token" (without special ones),
+            "word" (as the tokenizer sees them), "part_sentence" or "sentence".
         targets: the class whose probability the metrics watch; None: the one that the explanation asked
             for, or else the predicted one.
         aggregate: a unit's nats are the "mean" over its tokens, so that words compare, their "sum" or "max".
@@ -260,14 +292,13 @@ def to_interpreto(
             "language model generates use register_inseq"
         )
     base = import_module("interpreto.attributions.base")
-    known = [each.value for each in base.Granularity]
-    if granularity not in known:
-        raise ValueError(f"granularity is {granularity!r}: choose from {', '.join(known)}")
+    try:
+        level = base.Granularity(granularity)
+    except ValueError:
+        known = ", ".join(each.value for each in base.Granularity)
+        raise ValueError(f"granularity is {granularity!r}: choose from {known}") from None
     items = [explanation] if isinstance(explanation, TextExplanation) else explanation
-    return [
-        _interpreto_output(item, layer, text_model, base, base.Granularity(granularity), targets, aggregate)
-        for item in items
-    ]
+    return [_interpreto_output(item, layer, text_model, base, level, targets, aggregate) for item in items]
 
 
 def _interpreto_output(
@@ -296,7 +327,10 @@ def _interpreto_output(
     kept, _, _ = _kept(item, layer, "token")
     check_aggregate(aggregate)
     combine = getattr(np, aggregate)
+    if item.pair is not None:
+        inputs = _of_pair(inputs)
     units = granularity.get_indices(inputs, tokenizer)[0]
+    _check_segments(item, units, granularity)
     return base.AttributionOutput(
         attributions=torch.tensor([[combine(kept[unit]) for unit in units]], dtype=torch.float32),  # (1, U)
         elements=granularity.get_decomposition(inputs, tokenizer, return_text=True)[0],
@@ -306,6 +340,29 @@ def _interpreto_output(
         granularity=granularity,
         granularity_aggregation_strategy=base.GranularityAggregationStrategy[aggregate.upper()],
     )
+
+
+def _of_pair(inputs: Any) -> Any:
+    """A tokenized pair of texts whose words are counted on in the second: interpreto joins words by their number."""
+
+    class OfPair(type(inputs)):  # type: ignore[misc]
+        def word_ids(self, batch_index: int = 0) -> list[int | None]:
+            """The number of each token's word; None where it is special."""
+            words, segments = super().word_ids(batch_index), self.sequence_ids(batch_index)
+            count = 1 + max((w for w, s in zip(words, segments) if w is not None and s == 0), default=-1)
+            return [w if w is None or s != 1 else w + count for w, s in zip(words, segments)]
+
+    return OfPair(dict(inputs), encoding=inputs.encodings)
+
+
+def _check_segments(item: TextExplanation, units: list[list[int]], granularity: Any) -> None:
+    offsets = item.scores("kept", "token").offsets
+    for unit in units:
+        if len({offsets[i][0] for i in unit if offsets[i] is not None}) > 1:  # type: ignore[index]
+            raise ValueError(
+                f"granularity {granularity.value!r} of interpreto joins the two texts of the pair {item.text!r}, "
+                f"{item.pair!r}; end the first with a full stop, or choose 'word' or 'token'"
+            )
 
 
 def _peer(package: str, name: str) -> Any:
@@ -367,3 +424,70 @@ def _inseq_mask(inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, 
     place = next(i for i, each in enumerate(additional_forward_args) if callable(each))
     masks = takewhile(lambda each: isinstance(each, Tensor), additional_forward_args[place + 1 :])
     return torch.cat([mask.bool() for mask, _ in zip(masks, inputs)], dim=1)
+
+
+def _inseq_forward(attribution_model: nn.Module) -> Any:
+    """inseq's model as a function of its arguments, where texts to contrast with are repeated for each row."""
+
+    def forward(*arguments: Any) -> Any:
+        given = list(arguments)
+        place = _names_place(arguments)
+        for number, name in enumerate(arguments[place], place + 1):
+            if name in CONTRASTS and isinstance(given[number], (str, list)):
+                texts = [given[number]] if isinstance(given[number], str) else given[number]
+                given[number] = texts * len(arguments[0]) if len(texts) == 1 else texts
+        return attribution_model(*given)
+
+    return forward
+
+
+CONTRASTS = ("contrast_sources", "contrast_targets")
+"""What inseq calls the texts that others are contrasted with."""
+
+
+def _names_place(arguments: Sequence[Any]) -> int:
+    """Where the names of the attributed function's own arguments are; their values follow."""
+    return next(i for i, each in enumerate(arguments) if isinstance(each, list))
+
+
+def _check_inseq(model: Any, method: InformationLoss, main: dict[str, Any]) -> None:
+    """Refuse what would be explained wrongly."""
+    arguments, inputs = main["additional_forward_args"], main["inputs"]
+    if len(inputs[0]) > 1 and set(CONTRASTS) & set(arguments[_names_place(arguments)]):
+        raise ValueError(
+            f"{len(inputs[0])} texts are contrasted at once, and inseq aligns one; call attribute for each text"
+        )
+    if isinstance(method, LayerInformationLoss) and model.is_encoder_decoder:
+        layer = method.layer
+        if len(inputs) > 1 or all(each is not layer for each in model.get_encoder().modules()):
+            raise ValueError(
+                f"target_layer is {type(layer).__name__}: of an encoder-decoder model give a layer of the encoder, "
+                "without attribute_target"
+            )
+
+
+def _inseq_values(
+    method: InformationLoss, main: dict[str, Any], settings: dict[str, Any], score: Important
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The score of each token, (B, T), and how good the fit is, (B,) each."""
+    arguments, inputs = main["additional_forward_args"], main["inputs"]
+    if method.state_layer is None and set(CONTRASTS) & set(arguments[_names_place(arguments)]):
+        with torch.no_grad():
+            state = method.forward_func(*inputs, *arguments)
+        if not state.any():  # contrasted with the same token: a difference that nothing changes
+            none = torch.zeros(len(inputs[0]), sum(each.shape[1] for each in inputs))
+            return none, {"converged": torch.ones(len(none)), "residual": torch.zeros(len(none))}
+    fit = method.fit(**main, **settings)
+    values = fit.kept()
+    if score == "signed":  # the same fit again: the draws are the same
+        values = cast(Tensor, method.attribute(**main, **settings, score=score, return_input_shape=False))
+    return values, {"converged": fit.converged.float(), "residual": fit.residual.abs().amax(1).float()}
+
+
+def _plain(value: Any) -> Any:
+    """A setting in numbers, words and lists."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Solver):
+        return asdict(value)
+    return value if isinstance(value, (bool, int, float, str, list, tuple, dict, type(None))) else repr(value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,9 +17,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from interp_plugin.attribution import InformationLoss
+from interp_plugin.ids import OfEmbeddings, TokenIds, as_ids, embedded, run_on_ids
+from interp_plugin.problem import warn_of_training
 from interp_plugin.rendering import draw_words_heatmap
 from interp_plugin.solver import NoiseFit
-from interp_plugin.state import RunningStd
+from interp_plugin.state import RunningStd, Site, gradients_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,8 +30,8 @@ START = 0.01  # of the scale: the minimum is approached from the small-noise sid
 
 
 def calculate_regularization(
-    sampled_x: Iterable[Tensor],
-    Phi: Callable[[Tensor], Tensor],
+    sampled_x: Iterable[Tensor | TokenIds],
+    Phi: Callable[..., Tensor],
     reduced_axes: Sequence[int] | None = None,
     device: torch.device | str | None = None,
 ) -> NDArray[np.floating]:
@@ -35,41 +40,43 @@ def calculate_regularization(
     The states are folded in one at a time and never kept, so `sampled_x` may be a generator.
 
     Args:
-        sampled_x: sentences, each of shape (words, K); two or more.
-        Phi: maps (words, K) to the state, as in :class:`Interpreter`.
+        sampled_x: sentences, each of shape (words, K) or token ids, as `Phi` takes them; two or more.
+        Phi: maps a sentence to the state, as in :class:`Interpreter`.
         reduced_axes: axes of one sentence's state to average out first; they stay with length 1.
             Sentences may differ in length along these axes only.
         device: where to put each sentence before `Phi` sees it; default: where it is.
 
     Returns:
-        Population standard deviation, of the state's shape with 1 for every reduced axis.
+        Population standard deviation, float64, of the state's shape with 1 for every reduced axis.
 
     Examples::
 
         >>> corpus = torch.tensor([[[0.0, 2.0]], [[4.0, 2.5]]])
         >>> calculate_regularization(corpus, lambda x: 10 * x)
-        array([[20. ,  2.5]], dtype=float32)
+        array([[20. ,  2.5]])
     """
     running = RunningStd()
     shape: torch.Size | None = None
     count = 0
     for count, x in enumerate(sampled_x, start=1):
         with torch.no_grad():
-            state = _state(Phi, x if device is None else x.to(device))
+            given = x if device is None or not isinstance(x, Tensor) else x.to(device)
+            state = _state(partial(run_on_ids, Phi) if as_ids(x) is not None else Phi, given)
         for axis in reduced_axes or ():
             if not -state.ndim <= axis < state.ndim:
                 raise ValueError(f"`reduced_axes` has {axis}, but a state has shape {tuple(state.shape)}.")
             state = state.mean(dim=axis, keepdim=True)
         if shape is not None and state.shape != shape:
+            axes = [i for i, (a, b) in enumerate(zip(state.shape, shape)) if a != b]
             raise ValueError(
                 f"sentence {count} has a state of shape {tuple(state.shape)} where the ones before have "
-                f"{tuple(shape)}: name the axes that vary with the length in `reduced_axes`."
+                f"{tuple(shape)}: name the axes that vary with the length, as in `reduced_axes={axes}`."
             )
         shape = state.shape
         running.update(state.unsqueeze(0))
     if count < 2:
         raise ValueError(f"`sampled_x` has {count} sentence(s): a standard deviation needs 2 or more.")
-    std: NDArray[np.floating] = running.std().cpu().numpy()
+    std: NDArray[np.floating] = running.std(torch.float64).cpu().numpy()
     return std
 
 
@@ -80,14 +87,25 @@ class Interpreter:
     Guan et al., "Towards a Deep and Unified Understanding of Deep Neural Models in NLP", ICML 2019.
 
     Args:
-        x: embeddings of the words, of shape (words, K).
-        Phi: maps (words, K) to a state of any shape. A module is used as it is: nothing is trained and
-            its training flag stays.
+        x: embeddings of the words, of shape (words, K); or token ids, a list, an array or a tensor of shape
+            (words,) or (1, words): noise then enters at the output of the embedding that sees them.
+        Phi: maps `x` to a state of any shape; ids are given as they are, or else as a tensor of shape
+            (1, words). A module is used as it is: nothing is trained and its training flag stays.
+            ``torch.no_grad()`` inside does no harm.
         scale: the cap on sigma, called `max_sigma` elsewhere; 10 x std of the word embeddings is usual.
         rate: weight of entropy against distortion.
         regularization: standard deviation of the state, from :func:`calculate_regularization`; it
-            broadcasts to the state. Default: the root mean square of ``Phi(x)``.
+            broadcasts to the state. Elements where it is zero never moved and do not count, and of the
+            others only the square is used. Default: the root mean square of ``Phi(x)``.
         words: names of the words for :meth:`visualize`; default: their positions.
+        embedding: of token ids: the module (or one run of it) whose output bears the noise. Default:
+            ``get_input_embeddings()`` of the model in `Phi`, or the one ``nn.Embedding`` that sees the ids.
+
+    Attributes:
+        x: what bears the noise, (words, K).
+        s, d: the number of words, and K.
+        ratio: logit of sigma / scale, (words, 1); infinite at the cap.
+        regular: `regularization` as a tensor, or None.
 
     Examples::
 
@@ -102,31 +120,33 @@ class Interpreter:
 
     def __init__(
         self,
-        x: Tensor,
-        Phi: Callable[[Tensor], Tensor],
+        x: Tensor | TokenIds,
+        Phi: Callable[..., Tensor],
         scale: float = 0.5,
         rate: float = 0.1,
         regularization: Tensor | NDArray[np.floating] | float | None = None,
         words: Sequence[str] | None = None,
+        embedding: Site | None = None,
     ) -> None:
-        _check_sentence(x)
+        self.Phi = Phi
+        self._of_x: Callable[[Tensor], Any] | OfEmbeddings = Phi
+        if as_ids(x) is not None:
+            x, self._of_x = embedded(Phi, x, embedding)
+        elif embedding is not None:
+            raise ValueError(
+                "`embedding` says where noise enters for token ids, but `x` has embeddings: leave it out."
+            )
+        x = _checked_sentence(x)
         for name, value in (("scale", scale), ("rate", rate)):
             if not 0 < float(value) < math.inf:
                 raise ValueError(f"`{name}` is {value}: it must be positive and finite.")
         if words is not None and len(words) != len(x):
             raise ValueError(f"`words` has {len(words)} entries for {len(x)} rows of `x`: give one a row.")
         self.x = x.detach()
-        self.Phi = Phi
+        self.s, self.d = x.shape
         self.scale = float(scale)
         self.rate = float(rate)
-        self.regularization: Tensor | None = None
-        if regularization is not None:
-            self.regularization = torch.as_tensor(regularization, dtype=x.dtype, device=x.device).detach()
-            if not bool(((self.regularization > 0) & self.regularization.isfinite()).all()):
-                raise ValueError(
-                    "`regularization` holds values that are zero, negative or not finite, and the states are "
-                    "divided by it: leave constant elements out of the state, or clamp it from below."
-                )
+        self.regular = _checked_regularization(regularization, self.x)
         self.words = [str(i) for i in range(len(x))] if words is None else list(words)
         self.fit_: NoiseFit | None = None  # diagnostics of the last `optimize()`; None after Adam
         self._sigma: Tensor | None = None
@@ -134,8 +154,10 @@ class Interpreter:
     def to(self, device: torch.device | str) -> Interpreter:
         """Move the sentence and the regularization, and `Phi` too where it is a module."""
         self.x = self.x.to(device)
-        if self.regularization is not None:
-            self.regularization = self.regularization.to(device)
+        if self.regular is not None:
+            self.regular = self.regular.to(device)
+        if isinstance(self._of_x, OfEmbeddings):
+            self._of_x = self._of_x.to(device)
         if isinstance(self.Phi, nn.Module):
             self.Phi.to(device)
         return self
@@ -154,13 +176,16 @@ class Interpreter:
             lr: learning rate of Adam; default with `iteration` given: 0.01.
             show_progress: show a progress bar.
         """
+        warn_of_training(self.Phi, stacklevel=3)
         state, std = self._reference()
         if iteration is None and lr is None:
             # `Phi` sees one sentence at a time: it has no batch dimension and may unsqueeze or index at will
-            batched = InformationLoss(lambda rows: torch.stack([_state(self.Phi, x).flatten() for x in rows]))
+            batched = InformationLoss(
+                lambda rows: torch.stack([_state(self._of_x, x).flatten() for x in rows])
+            )
             self.fit_ = batched.fit(
                 self.x.unsqueeze(0),
-                state_std=None if self.regularization is None else std.flatten(),
+                state_std=None if self.regular is None else std.flatten(),
                 rate=self.rate,
                 max_sigma=self.scale,
                 show_progress=show_progress,
@@ -175,16 +200,32 @@ class Interpreter:
     def get_sigma(self) -> NDArray[np.floating]:
         """Sigma of each word, (words,), in the units of `x`: small where the state needs the word."""
         if self._sigma is None:
-            raise RuntimeError("there is no sigma yet: call `optimize()` first.")
+            raise RuntimeError("there is no sigma yet: call `optimize()` first, which learns it.")
         sigma: NDArray[np.floating] = self._sigma.cpu().numpy()
         return sigma
 
+    @property
+    def ratio(self) -> Tensor:
+        """Logit of sigma / scale, (words, 1), as in the authors' code; before `optimize` where Adam starts."""
+        if self._sigma is None:
+            return torch.full_like(self.x[:, :1], math.log(START / (1 - START)))
+        return torch.logit(self._sigma / self.scale).unsqueeze(1)
+
     def visualize(self) -> Figure:
-        """Draw sigma as a heat map over the words; shown at once in an interactive session only."""
+        """Draw sigma as a heat map over the words.
+
+        Returns:
+            The figure. An interactive session shows it; a script is told, by a warning, how to keep it.
+        """
         import matplotlib
 
         sigma = self.get_sigma()
         if not (hasattr(sys, "ps1") or matplotlib.is_interactive()):
+            warnings.warn(
+                "visualize() shows figures in interactive sessions only; here it returns the figure: keep it with "
+                'interpreter.visualize().savefig("sigma.png")',
+                stacklevel=2,
+            )
             return draw_words_heatmap(sigma, self.words)
         import matplotlib.pyplot as plt
 
@@ -195,16 +236,21 @@ class Interpreter:
     def _reference(self) -> tuple[Tensor, Tensor]:
         """The state without noise, and the standard deviation of each of its elements."""
         with torch.no_grad():
-            state = _state(self.Phi, self.x)
+            state = _state(self._of_x, self.x)
+        if state.is_inference():
+            raise ValueError(
+                "`Phi` runs under torch.inference_mode(), whose tensors carry no gradient: leave it out, or use "
+                "torch.no_grad() in its place."
+            )
         if not bool(state.isfinite().all()):
             raise ValueError("`Phi(x)` without noise holds NaN or inf: check the model and `x`.")
-        if self.regularization is None:
+        if self.regular is None:
             return state, state.square().mean().sqrt().expand_as(state)
         try:
-            return state, self.regularization.expand_as(state)
+            return state, self.regular.abs().expand_as(state)
         except RuntimeError as error:
             raise ValueError(
-                f"`regularization` of shape {tuple(self.regularization.shape)} does not broadcast to the "
+                f"`regularization` of shape {tuple(self.regular.shape)} does not broadcast to the "
                 f"state's {tuple(state.shape)}: compute it with the same `Phi`, and name in `reduced_axes` "
                 "the axes that vary with the length."
             ) from error
@@ -214,12 +260,14 @@ class Interpreter:
         ratio = torch.full_like(self.x[:, 0], math.log(START / (1 - START))).requires_grad_()
         optimizer = torch.optim.Adam([ratio], lr=lr)
         late = torch.zeros_like(ratio, requires_grad=False)
+        counts = std > 0
         for step in tqdm(range(iteration), disable=not show_progress):
             noise = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
             with torch.enable_grad():
                 log_sigma = math.log(self.scale) + nn.functional.logsigmoid(ratio)
-                noisy = _state(self.Phi, self.x + log_sigma.exp().unsqueeze(1) * noise)
-                loss = ((noisy - state) / std).square().mean() - self.rate * log_sigma.mean()
+                noisy = _state(self._of_x, self.x + log_sigma.exp().unsqueeze(1) * noise)
+                distortion = ((noisy - state)[counts] / std[counts]).square().mean()
+                loss = distortion - self.rate * log_sigma.mean()
             if not bool(loss.isfinite()):
                 raise ValueError(f"`Phi` returned NaN or inf for the noisy `x` of step {step}: check it.")
             (ratio.grad,) = torch.autograd.grad(loss, ratio)
@@ -229,21 +277,47 @@ class Interpreter:
         return late.exp()
 
 
-def _state(Phi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    state = Phi(x)
+def _state(Phi: Callable[..., Any], x: Any) -> Tensor:
+    """``Phi(x)``, with its graph where gradients are on, also if `Phi` switches them off."""
+    with gradients_on() if torch.is_grad_enabled() else contextlib.nullcontext():
+        state = Phi(x)
     if not isinstance(state, Tensor):
         raise TypeError(f"`Phi` returned a {type(state).__name__}: it must return the state as one tensor.")
     if not state.is_floating_point():
         raise TypeError(f"`Phi` returned {state.dtype}: distortion needs a floating-point state.")
+    if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and not state.requires_grad:
+        raise ValueError(
+            "`Phi` returned a state without a gradient: it must be a differentiable function of `x`, without "
+            "detach(), numpy() or torch.inference_mode() on the way (torch.no_grad() is fine)."
+        )
     return state
 
 
-def _check_sentence(x: Tensor) -> None:
+def _checked_sentence(x: Any) -> Tensor:
     if not isinstance(x, Tensor):
-        raise TypeError(f"`x` is a {type(x).__name__}: it must be a tensor of shape (words, K).")
+        raise TypeError(
+            f"`x` is a {type(x).__name__}: give a tensor of shape (words, K), or token ids as a list, array or tensor."
+        )
     if x.ndim != 2 or x.numel() == 0:
         raise ValueError(f"`x` has shape {tuple(x.shape)}: give one sentence, (words, K), no batch axis.")
     if not x.is_floating_point():
-        raise TypeError(f"`x` is {x.dtype}: give floating-point embeddings, not token ids.")
+        raise TypeError(f"`x` is {x.dtype}: give floating-point embeddings, or token ids.")
     if not bool(x.isfinite().all()):
         raise ValueError("`x` holds NaN or inf: noise cannot be added to it.")
+    return x
+
+
+def _checked_regularization(value: Any, x: Tensor) -> Tensor | None:
+    if value is None:
+        return None
+    regular = torch.as_tensor(value, dtype=x.dtype, device=x.device).detach()
+    if not bool(regular.isfinite().all()):
+        raise ValueError(
+            "`regularization` holds NaN or inf: give the standard deviation of each state element."
+        )
+    if not bool(regular.any()):
+        raise ValueError(
+            "`regularization` is zero everywhere, so that no element of the state counts: compute it from sentences "
+            "whose states differ."
+        )
+    return regular

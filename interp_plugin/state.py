@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 Selector = int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
 Forward = Callable[[tuple[Tensor, ...], Tensor], Tensor]
@@ -273,6 +274,32 @@ def no_fastpath() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+class _KeepGradients(TorchFunctionMode):
+    """Lets no one switch gradients off."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not (args or tuple((kwargs or {}).values()))[0]:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def gradients_on() -> Iterator[None]:
+    """Switch gradients on, also where the code that runs inside switches them off with ``torch.no_grad()``.
+
+    ``torch.inference_mode()`` cannot be undone so: its tensors never carry a gradient (``is_inference()``).
+
+    Examples::
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> with gradients_on(), torch.no_grad():
+        ...     y = 2 * x
+        >>> y.requires_grad
+        True
+    """
+    with torch.enable_grad(), _KeepGradients():
+        yield
+
+
 def rnn_backward(forward: Any) -> contextlib.AbstractContextManager[Any]:
     """cuDNN's recurrent kernels have no backward in eval mode: switch cuDNN off where they may run."""
     if not torch.cuda.is_available():
@@ -339,9 +366,9 @@ class RunningStd:
         """Mean of the samples, float32."""
         return self._known(self._mean).float()
 
-    def std(self) -> Tensor:
-        """Population standard deviation of the samples, float32."""
-        return self._known(self._squares).div(max(self.count, 1)).sqrt().float()
+    def std(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Population standard deviation of the samples."""
+        return self._known(self._squares).div(max(self.count, 1)).sqrt().to(dtype)
 
     @staticmethod
     def _known(value: Tensor | None) -> Tensor:

@@ -253,6 +253,23 @@ def test_pixel_flipping_of_quantus_takes_the_token_that_is_kept_most_first() -> 
         assert curves[:, step] == pytest.approx(scores, abs=1e-4)
 
 
+def test_evaluate_of_quantus_takes_us_by_any_name() -> None:
+    quantus = pytest.importorskip("quantus")
+    wrapped, _, embeddings, classes, cap = embedded()
+    metrics = {"Sparseness": quantus.Sparseness(disable_warnings=True)}
+    found = quantus.evaluate(
+        metrics=metrics,
+        xai_methods={"information kept": quantus_explain_func},
+        model=wrapped,
+        x_batch=embeddings,
+        y_batch=classes,
+        explain_func_kwargs={"max_sigma": cap, "solver": QUICK},
+        call_kwargs={"once": {"channel_first": True, "softmax": False}},
+    )
+    expected = called(quantus.Sparseness(disable_warnings=True))
+    assert found["information kept"]["Sparseness"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_sparseness_of_quantus_is_the_gini_index_of_our_scores() -> None:
     quantus = pytest.importorskip("quantus")
     found = called(quantus.Sparseness(disable_warnings=True))
@@ -381,6 +398,99 @@ def test_padding_of_a_batch_in_inseq_keeps_nothing() -> None:
     assert a.sum(0).tolist() == pytest.approx(b.sum(0).tolist(), rel=0.1)  # other draws
 
 
+def test_inseq_puts_the_noise_at_the_target_layer() -> None:
+    model, tokenizer = decoder().model, decoder().tokenizer
+    ids = tokenizer(ANSWER, return_tensors="pt")["input_ids"]
+    for layer in ("transformer.h.0", model.transformer.h[0]):
+        found = attributed(inseq_model(model, tokenizer, target_layer=layer), PROMPT, ANSWER)
+        last = found.sequence_attributions[0].target_attributions[:-1, -1]
+        method = LayerInformationLoss(
+            lambda ids: model(ids).logits[:, -1, tokenizer(ANSWER)["input_ids"][-1]], model.transformer.h[0]
+        )
+        expected = method.attribute(ids[:, :-1], score="kept").sum(-1)[0]
+        assert last.tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=0.02)
+    t5 = tiny("t5", "T5ForConditionalGeneration")
+    loaded = inseq_model(t5.model, t5.tokenizer, target_layer="decoder.block.0")
+    with pytest.raises(ValueError, match=r"target_layer is T5Block.*a layer of the encoder"):
+        attributed(loaded, "The film was", "not bad")
+    with pytest.raises(TypeError, match="target_layr"):
+        inseq_model(model, tokenizer, target_layr="transformer.h.0")
+
+
+def test_results_of_inseq_with_a_solver_can_be_saved_loaded_and_asked_for_again(tmp_path: Path) -> None:
+    inseq = pytest.importorskip("inseq")
+    loaded = inseq_model(decoder().model, decoder().tokenizer)
+    found = attributed(loaded, PROMPT, ANSWER, solver=QUICK, max_sigma=torch.tensor(0.5))
+    found.save(tmp_path / "found.json")
+    again = inseq.FeatureAttributionOutput.load(tmp_path / "found.json")
+    noted = again.info["attribution_args"]
+    assert noted["solver"]["tolerance"] == QUICK.tolerance
+    assert noted["max_sigma"] == 0.5
+    a, b, c = (
+        each.sequence_attributions[0].target_attributions
+        for each in (found, again, attributed(loaded, PROMPT, ANSWER, **noted))
+    )
+    assert torch.equal(a.nan_to_num(), b.nan_to_num())
+    assert torch.equal(a.nan_to_num(), c.nan_to_num())
+
+
+@pytest.mark.parametrize("function, of", [("contrast_prob_diff", 1), ("contrast_logits_diff", 0)])
+def test_inseq_contrasts_the_tokens_of_two_texts(function: str, of: int) -> None:
+    model, tokenizer = decoder().model, decoder().tokenizer
+    loaded, other = inseq_model(model, tokenizer), "The film was not bad film"
+    a, b = (tokenizer(text, return_tensors="pt")["input_ids"] for text in (ANSWER, other))
+    assert a.shape == b.shape
+    [different] = (a != b)[0].nonzero()[:, 0].tolist()
+    found = loaded.attribute(
+        PROMPT,
+        ANSWER,
+        attributed_fn=function,
+        contrast_targets=other,
+        show_progress=False,
+        pretty_progress=False,
+    )
+    scores = found.sequence_attributions[0].target_attributions
+    start = len(a[0]) - scores.shape[1]
+
+    def difference(ids: Tensor) -> Tensor:
+        output: Tensor = model(ids).logits[:, -1]
+        output = output.softmax(-1) if of else output
+        return output[:, a[0, different]] - output[:, b[0, different]]
+
+    method = LayerInformationLoss(difference, model.get_input_embeddings())
+    expected = method.attribute(a[:, :different], score="kept").sum(-1)[0]
+    assert scores[:different, different - start].tolist() == pytest.approx(
+        expected.tolist(), rel=1e-3, abs=0.02
+    )
+    assert not scores[:start, 0].any()  # the same token: their difference is 0, whatever is before
+    with pytest.raises(ValueError, match=r"2 texts are contrasted|batch size \(2\)"):
+        loaded.attribute(
+            [PROMPT] * 2,
+            [ANSWER] * 2,
+            attributed_fn=function,
+            contrast_targets=[other] * 2,
+            show_progress=False,
+        )
+
+
+def test_step_scores_of_inseq_say_whether_each_fit_converged() -> None:
+    model, tokenizer = decoder().model, decoder().tokenizer
+    found = attributed(inseq_model(model, tokenizer), PROMPT, ANSWER, step_scores=["probability"])
+    [sequence] = found.sequence_attributions
+    ids = tokenizer(ANSWER, return_tensors="pt")["input_ids"]
+    start = ids.shape[1] - sequence.target_attributions.shape[1]
+    for step, place in enumerate(range(start, ids.shape[1])):
+        method = LayerInformationLoss(
+            lambda ids, token=ids[0, place]: model(ids).logits[:, -1, token], model.get_input_embeddings()
+        )
+        fit = method.fit(ids[:, :place])
+        assert bool(sequence.step_scores["converged"][step]) == bool(fit.converged)
+        residual = float(fit.residual.abs().max())
+        assert float(sequence.step_scores["residual"][step]) == pytest.approx(residual, rel=0.05, abs=2e-3)
+    assert set(sequence.step_scores) == {"converged", "residual", "probability"}
+    assert "converged" in found.show(display=False, return_html=True)
+
+
 def test_inseq_gets_no_score_that_is_high_for_what_does_not_matter() -> None:
     pytest.importorskip("inseq")
     with pytest.raises(ValueError, match="score is 'loss'"):
@@ -406,6 +516,30 @@ def test_interpreto_gets_the_nats_of_its_own_words() -> None:
     assert joined == TEXTS[1].replace(" ", "")
     kept = explained()[1].scores().values[1]
     assert float(output.attributions.sum()) == pytest.approx(float(kept[1:-1].sum()))  # all but [CLS], [SEP]
+
+
+def test_interpreto_keeps_the_words_of_a_pair_apart() -> None:
+    metrics = pytest.importorskip("interpreto.attributions.metrics")
+    from interpreto import Granularity
+
+    model, tokenizer = classifier()
+    pair = TextExplainer(model, tokenizer).explain([("not bad", "it is unfunny")], layers=1, solver=QUICK)
+    kept = pair[0].scores().values[0]
+    [output] = to_interpreto(pair, model, tokenizer, granularity=Granularity.WORD)
+    assert output.elements == ["not", "bad", "it", "is", "unfunny"]
+    units = [[1], [2], [4], [5], [*range(6, len(pair[0].tokens) - 1)]]
+    expected = [float(kept[unit].sum()) for unit in units]
+    assert output.attributions[0].tolist() == pytest.approx(expected)
+    area, [[curve]] = metrics.Deletion(model, tokenizer).evaluate([output])
+    assert 0 < area < 1
+    first = torch.tensor(tokenizer("not bad", "it is unfunny")["input_ids"])
+    first[units[int(np.argmax(expected))]] = tokenizer.mask_token_id
+    types = tokenizer("not bad", "it is unfunny", return_tensors="pt")["token_type_ids"]
+    with torch.no_grad():
+        logits = model(first[None], token_type_ids=types).logits
+    assert float(curve[1]) == pytest.approx(float(logits.softmax(1)[0, int(output.targets)]), abs=1e-4)
+    with pytest.raises(ValueError, match="'sentence' of interpreto joins the two texts"):
+        to_interpreto(pair, model, tokenizer, granularity="sentence")
 
 
 def test_deletion_and_insertion_of_interpreto_go_from_the_token_that_is_kept_most() -> None:

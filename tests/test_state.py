@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from interp_plugin.state import LayerCall, NoisyModel, RunningStd, select
+from interp_plugin.state import LayerCall, NoisyModel, RunningStd, gradients_on, select
 
 
 @given(sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6), seed=st.integers(0, 100))
@@ -147,3 +147,27 @@ def test_several_sites_are_read_in_one_forward():
     singly = [noisy.at(site).clean()[0] for site in sites]
     assert all(map(torch.equal, noisy.read(sites), singly))
     assert all(map(torch.equal, noisy.perturbed((x,), torch.arange(2), sites), singly))
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_gradients_stay_on_and_are_as_they_were_afterwards(start: bool) -> None:
+    @torch.no_grad()
+    def decorated(x: Tensor) -> Tensor:
+        return 2 * x
+
+    x = torch.ones(2, requires_grad=True)
+    with torch.set_grad_enabled(start):
+        with gradients_on():
+            with torch.no_grad():
+                assert (2 * x).requires_grad
+            assert decorated(x).requires_grad
+            with torch.set_grad_enabled(False), torch.enable_grad():
+                assert (2 * x).requires_grad
+            torch.set_grad_enabled(mode=False)
+            assert (2 * x).requires_grad
+            with torch.inference_mode():
+                assert (2 * x).is_inference()
+        assert torch.is_grad_enabled() == start
+        with pytest.raises(KeyError), gradients_on(), torch.no_grad():
+            raise KeyError
+        assert torch.is_grad_enabled() == start
