@@ -19,7 +19,7 @@ from captum.log import log_usage
 from torch import Tensor, equal, nn
 
 from interp_plugin.padding import FULL, lengths_of
-from interp_plugin.problem import Problem, Terms, pose, warn_of_training
+from interp_plugin.problem import Problem, Terms, pose, warn_of_quality, warn_of_training
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import LayerCall, NoisyModel, RunningStd, Selector, Site, module_of
 
@@ -204,6 +204,7 @@ class InformationLoss(Attribution):
         )  # fmt: skip
         sign = problem.sign() if score == "signed" else 1.0
         fit = problem.fit(solver, show_progress)
+        warn_of_quality(fit, solver)
         if score == "sigma":
             values = fit.sigma
         else:

@@ -266,4 +266,5 @@ class _Forward:
         scores = output[
             torch.arange(len(rows), device=output.device).unsqueeze(1), places
         ]  # (R, n, vocabulary)
-        return scores.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)

@@ -76,7 +76,8 @@ def _jacobian(objective: Objective, examples: Tensor, counted: Tensor) -> Tensor
     places = counted.cumsum(1) - 1
     most = int(counted.sum(1).max()) if len(counted) else 0
     found = objective.origin.new_zeros(len(examples), most, objective.origin.shape[1])
-    for row, element in (part.unbind(1) for part in counted.nonzero().split(objective.max_rows)):
+    elements = counted.nonzero()
+    for row, element in (part.unbind(1) for part in elements.split(objective.max_rows) if len(part)):
         ones = torch.nn.functional.one_hot(element, counted.shape[1]).to(objective.dtype)
         [slopes] = _slopes([objective], examples[row], [ones])
         found[row, places[row, element]] = slopes

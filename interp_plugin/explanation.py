@@ -42,6 +42,7 @@ class Settings:
         calibration: digest of those standard deviations.
         part: of the states that is watched, where it is not the whole.
         amortised: digest of the head that predicted the numbers; None: the solver found them.
+        max_passes: of the solver.
 
     Example::
 
@@ -61,6 +62,7 @@ class Settings:
     calibration: str | None = None
     part: str | None = None
     amortised: str | None = None
+    max_passes: int | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -35,6 +35,8 @@ EDGE = 0.3  # the same at the largest rate where samples are sound; there is a c
 MARGIN = 2  # halvings from such a rate to the one that is solved: rare samples must not reach the cliff
 LARGEST_DROP = 6  # of the rate, in halvings, from one set of pilot samples to the next
 CLIMB = 2  # halvings of the rate that are tried to be taken back at a time
+LARGEST = 1e6  # variance of log sigma that anything is made of
+LOWEST = 2.0**-48  # of the rate asked for; nothing is left of it in single precision
 UNSEEN = 0.005  # of log sigma: the least standard error of what is not linear
 ROUNDING = 1e-4  # of log sigma: rounds that differ by less agree
 LARGEST_RISE = 0.3  # of log sigma in a step: the minimum is followed from the small-noise side
@@ -181,6 +183,7 @@ class _Few:
             sound[looking] = before | found
             steady[looking] = found & at_asked & (scatter <= SPREAD)
             climbing, falling = found & ~at_asked, ~is_good & ~before
+            falling &= rates[looking] > LOWEST * asked[looking]
             change = torch.where(climbing, float(CLIMB), torch.where(falling, -halvings, 0.0))
             rates[looking] = (rates[looking] * torch.exp2(change)).minimum(asked[looking])
             afresh = (self.closed(rates) + offset)[looking].minimum(self.cap[looking])
@@ -190,9 +193,11 @@ class _Few:
                 break
         known = torch.where(steady, known, known * 0.5**MARGIN)
         offset = torch.where(steady.unsqueeze(1), offset, offset * 0.5**MARGIN)  # proportional to the rate
-        return *self._checked(draws, known, offset, sound), sound
+        return *self._checked(draws, known, offset, sound, rate), sound
 
-    def _checked(self, draws: Draws, rates: Tensor, offset: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+    def _checked(
+        self, draws: Draws, rates: Tensor, offset: Tensor, sound: Tensor, asked: float
+    ) -> tuple[Tensor, Tensor]:
         """Rates at which a larger pilot sample, of noise twice as large, scatters little enough; and theta there."""
         theta = (self.closed(rates) + offset).minimum(self.cap)
         looking = sound.nonzero()[:, 0]
@@ -207,6 +212,7 @@ class _Few:
             rates[looking] *= torch.exp2(-halvings)
             offset[looking] *= torch.exp2(-halvings).unsqueeze(1)
             theta = (self.closed(rates) + offset).minimum(self.cap)
+            sound[looking] = rates[looking] > LOWEST * asked
             looking = looking[halvings > 0]
         return rates, theta
 
@@ -216,7 +222,7 @@ class _Few:
         counts = step.free | (self.groups.active[some] & ~step.free.any(1, keepdim=True))
         scatter = token_mean(step.variance, counts).sqrt()
         # D = rate / p at the optimum that continues from small noise, with p at least 2
-        most = torch.maximum((scatter / EDGE).log2(), (step.distortion / rates).log2())
+        most = torch.maximum((scatter / EDGE).log2(), (step.distortion / rates).clamp(min=0).log2())
         halvings = most.ceil().clamp(0, LARGEST_DROP)
         return scatter, torch.where(scatter.isfinite(), halvings, float(LARGEST_DROP))
 
@@ -246,7 +252,7 @@ class _Few:
             example=self.examples,
             theta=theta,
             variance=average.error(),
-            common_variance=average.common_variance * average.inflation(),
+            common_variance=average.common_error(),
             distortion=average.distortion,
             place=average.place,
             residual=average.residual,
@@ -283,12 +289,15 @@ class _Average:
     def take(self, some: Tensor, theta: Tensor, step: Step, cap: Tensor) -> None:
         """Take in a round of some of the examples (indices), made at theta; a long step starts afresh."""
         free, tiny = step.free, torch.finfo(theta.dtype).tiny
-        noise = token_mean(step.variance, free) / step.count
+        noise = token_mean(step.variance, free).clamp(max=LARGEST) / step.count
         length = (token_mean(step.move.square(), free) - noise).clamp(min=0)  # squared, beyond noise
         far = length > (3 * noise).clamp(min=LONG_STEP**2)
         # a Newton step is wrong by a share of its length: its round counts as so many pairs from nearby
         new = step.count * (noise + tiny) / (noise + tiny + NEWTON_ERROR**2 * length)
-        variance = (step.variance / step.count + (NEWTON_ERROR * step.move).square()) * free
+        spread = step.variance.clamp(max=LARGEST) / step.count
+        variance = (spread + (NEWTON_ERROR * step.move).square()) * free
+        moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
+        common = step.common_variance.clamp(max=LARGEST) / step.count + moved
         estimate = torch.minimum(theta + step.move, cap)
         old = torch.where(far, 0.0, self.weight[some])
         compared = old > 0
@@ -306,7 +315,7 @@ class _Average:
             mine[some] = mine[some].lerp(theirs, share.reshape(-1, *[1] * (mine.ndim - 1)))
         for mine, theirs in (
             (self.variance, variance),
-            (self.common_variance, step.common_variance / step.count + NEWTON_ERROR**2 * length),
+            (self.common_variance, common),
         ):
             part = share.reshape(-1, *[1] * (mine.ndim - 1))
             mine[some] = (1 - part).square() * mine[some] + part.square() * theirs
@@ -314,9 +323,15 @@ class _Average:
 
     def error(self) -> Tensor:
         """Variance of log sigma, (b, T), with what unseen samples may add where any saw more than a line."""
-        variance = self.variance * self.inflation().unsqueeze(1)
-        bent = token_mean(variance, variance > 0) > ROUNDING**2 / 100
-        return variance + torch.where(bent.unsqueeze(1), UNSEEN**2, 0.0)
+        return (self.variance * self.inflation().unsqueeze(1)) + self._unseen().unsqueeze(1)
+
+    def common_error(self) -> Tensor:
+        """Variance of the mean of log sigma over the tokens below the cap, (b,)."""
+        return self.common_variance * self.inflation() + self._unseen()
+
+    def _unseen(self) -> Tensor:
+        variance = token_mean(self.variance, self.variance > 0) * self.inflation()
+        return torch.where(variance > ROUNDING**2 / 100, UNSEEN**2, 0.0)
 
     def inflation(self) -> Tensor:
         """By how much more the rounds scatter than their own variances explain, at least 1, (b,)."""

@@ -15,7 +15,10 @@ from interp_plugin.scores import Scores
 from interp_plugin.units import Aggregate, Granularity
 
 LABELS = ("layer", "position")
-FACTS = ("max_sigma", "input_std", "regime_index", "distortion", "converged", "n_forward", "n_backward")
+FACTS = (
+    *("max_sigma", "input_std", "regime_index", "distortion", "converged", "n_forward", "n_backward"),
+    "rate",
+)
 COLUMNS = (
     *("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS),
     *("kept", "loss", "sigma", "standard_error", "loss_standard_error", "tied", *FACTS),

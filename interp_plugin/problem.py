@@ -229,6 +229,29 @@ def default_cap(input_std: float) -> float:
     return float(f"{CAP * input_std:.12g}")
 
 
+def warn_of_quality(fit: NoiseFit, solver: Solver, stacklevel: int = 4) -> None:
+    """Warn once of the examples whose scores are not what was asked for, at the user's line."""
+    count, said = len(fit.converged), []
+    bad = ~fit.converged
+    if bad.any() and solver.max_rounds:
+        free = (fit.standard_error > 0).sum(1).clamp(min=1)
+        error = (fit.standard_error.square().sum(1) / free).sqrt()[bad].amax().item()
+        said.append(
+            f"{int(bad.sum())} of {count} examples did not converge (standard error of log sigma up to {error:.2g}, "
+            f"tolerance {solver.tolerance:g}); raise max_passes or tolerance in solver=Solver(...), or lower rate"
+        )
+    lower = fit.rate < 0.999 * fit.asked_rate
+    if lower.any():
+        said.append(
+            f"{int(lower.sum())} of {count} examples were solved at a smaller rate (down to "
+            f"{fit.rate.min().item():.1g}, not {fit.asked_rate:g}), where samples tell their tokens apart; "
+            "compare scores within an example; "
+            "fit(...).rate says which, and Solver(lower_rate=False) keeps the rate that was asked for"
+        )
+    if said:
+        warnings.warn("; ".join(said), stacklevel=stacklevel)
+
+
 def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
     """Warn of modules whose output is not a function of their input alone, at the user's line.
 

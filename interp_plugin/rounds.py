@@ -131,7 +131,8 @@ def _mirrored(
     which they are not where the state saturates.
     """
     examples, sigma = trace.example[rows], trace.theta[rows].exp()
-    there, back = _both_ways(objective, examples, sigma, noise, scouted)
+    known = None if scouted is None else scouted.at(rows)
+    there, back = _both_ways(objective, examples, sigma, noise, known)
     pair = Evaluation(
         (there.distortion + back.distortion) / 2,
         (there.stationarity + back.stationarity) / 2,
@@ -175,7 +176,7 @@ def _both_ways(
     objective: Objective, examples: Tensor, sigma: Tensor, noise: Tensor, scouted: Evaluation | None
 ) -> tuple[Evaluation, Evaluation]:
     """The draws at ``sigma``, of which the first few may be known, and their mirror images."""
-    known = [] if scouted is None else [scouted.at(examples)]
+    known = [] if scouted is None else [scouted]
     first = sum(len(k.distortion) for k in known)
     seen = objective.evaluate(examples, sigma, torch.cat([noise[first:], -noise]))
     whole = join([*known, seen])

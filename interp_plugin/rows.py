@@ -41,6 +41,8 @@ class Row(Record):
         distortion: D at sigma.
         converged: whether the standard error met the tolerance.
         n_forward, n_backward: sample passes spent.
+        rate: lambda at which it was solved, smaller than the one asked for where a class output has no answer there
+            that samples can tell; NaN where that is not known.
 
     Raises:
         TypeError: the layer is neither an int nor a str.
@@ -65,6 +67,7 @@ class Row(Record):
     converged: bool
     n_forward: int
     n_backward: int
+    rate: float = math.nan
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, (int, str)):

@@ -253,4 +253,5 @@ def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
         converged=bool(fit.converged[index]),
         n_forward=int(fit.n_forward[index]),
         n_backward=int(fit.n_backward[index]),
+        rate=float(fit.rate[index]),
     )

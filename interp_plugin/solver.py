@@ -134,6 +134,7 @@ class NoiseFit:
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda, (B,): the one asked for, or a smaller one where a state of few elements, such as a class
             output, has no answer there that samples can tell (``Solver.lower_rate``).
+        asked_rate: lambda as it was asked for.
         max_sigma: the cap, (B,).
         input_std: tau, the standard deviation of the inputs' elements, (B,).
         token_size: K, (B, T).
@@ -150,6 +151,7 @@ class NoiseFit:
     n_forward: Tensor
     n_backward: Tensor
     rate: Tensor
+    asked_rate: float
     max_sigma: Tensor
     input_std: Tensor
     token_size: Tensor
@@ -210,7 +212,8 @@ def solve(
         trace.theta = (closed + lead).minimum(cap)
     passes = curvature.passes.clone()
     converged = torch.zeros(batch, dtype=torch.bool, device=device)
-    few = curvature.exact & (solver.max_rounds > 0) & solver.lower_rate
+    # where no element has a gradient, the closed form says nothing at any rate
+    few = curvature.exact & (c > 0).any(1) & (solver.max_rounds > 0) & solver.lower_rate
     solved: list[Solved] = []
     if few.any():
         jitter = cache(partial(_jitter, objective, solver.seed))
@@ -231,7 +234,7 @@ def solve(
             # an example does not depend on the others
             done += _refine(objective, trace.at(some), c, rate, cap, solver, passes, converged, bar)
     solved += [_solved(each, groups.at(each.example).active, rate, cap, converged) for each in done]
-    return _fit(objective, solved, cap, input_std, passes)
+    return _fit(objective, solved, rate, cap, input_std, passes)
 
 
 def _solved(trace: Trace, active: Tensor, rate: float, cap: Tensor, converged: Tensor) -> Solved:
@@ -340,7 +343,7 @@ def solve_together(
 
 
 def _fit(
-    objective: Objective, parts: list[Solved], cap: Tensor, input_std: Tensor, passes: Tensor
+    objective: Objective, parts: list[Solved], rate: float, cap: Tensor, input_std: Tensor, passes: Tensor
 ) -> NoiseFit:
     """Put the examples back in order."""
     order = torch.cat([part.example for part in parts]).argsort()
@@ -376,6 +379,7 @@ def _fit(
         n_forward=passes + objective.clean_passes,
         n_backward=passes,
         rate=whole.rate.float(),
+        asked_rate=rate,
         max_sigma=cap[:, 0].exp().float(),
         input_std=input_std,
         token_size=groups.sizes,

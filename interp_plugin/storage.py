@@ -186,6 +186,7 @@ def fit_columns(arrow: ModuleType) -> dict[str, Any]:
         "converged": arrow.bool_(),
         "n_forward": arrow.int64(),
         "n_backward": arrow.int64(),
+        "rate": arrow.float64(),
     }
 
 

@@ -386,6 +386,7 @@ class TextExplainer:
             tolerance=plan.solver.tolerance,
             draws=plan.solver.draws,
             iterations=plan.solver.iterations,
+            max_passes=plan.solver.max_passes,
             state_std=self.calibration is not None,
             calibration=None if self.calibration is None else self.calibration.digest,
             part=next(

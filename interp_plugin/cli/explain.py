@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -129,6 +130,12 @@ def explain(
     tolerance: Annotated[
         float | None, typer.Option(help="Standard error of log sigma to reach.", show_default="the solver's")
     ] = None,
+    max_passes: Annotated[
+        int | None,
+        typer.Option(
+            min=28, help="Sample passes of a text and layer at most.", show_default="enough for most layers"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
     """Print how much of each token every layer keeps, in nats."""
@@ -144,7 +151,8 @@ def explain(
         # torch and transformers take seconds to import: --help and bad input need not wait for them
         from interp_plugin.solver import Solver
 
-        solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
+        solver = Solver(seed=seed, max_passes=max_passes)
+        solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
         explainer = load_explainer(model, tokenizer, device, dtype)
         chosen, asked = _chosen(explainer.model, labels, target)
         progress = sys.stderr.isatty()

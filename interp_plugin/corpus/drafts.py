@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Item
-from interp_plugin.explanation import TextExplanation
+from interp_plugin.explanation import Row, TextExplanation
 from interp_plugin.storage import FLOATS, fit_columns, load_pyarrow, parquet_bytes, text_columns
 from interp_plugin.units import Unit, group
 
@@ -137,7 +138,12 @@ def _lines(scored: Scored) -> Iterator[dict[str, Any]]:
         arrays = {name: getattr(row, name).numpy() for name in FLOATS}
         if check is not None:
             arrays |= {name: getattr(check, of).numpy() for name, of in zip(SOLVED, FLOATS)}
-        yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
+        yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": _known_rate(row, rate)}
+
+
+def _known_rate(row: Row, asked: float) -> float:
+    """Lambda at which a row was solved; a predicted row has the one its head was made for."""
+    return asked if math.isnan(row.rate) else row.rate
 
 
 def _words(text: TextExplanation) -> tuple[Unit, ...]:
@@ -164,7 +170,6 @@ def _schema(arrow: ModuleType, predicted: bool) -> pa.Schema:
             "word_of": arrow.list_(arrow.int32()),  # of each token; null for a special one
             "tags": arrow.list_(arrow.string()),  # of each word
             "position": arrow.int64(),
-            "rate": arrow.float64(),
             **fit_columns(arrow),
             **(dict.fromkeys(SOLVED, floats) if predicted else {}),  # null where the solver did not check
         }

@@ -85,11 +85,35 @@ def legend(explanation: Values) -> str:
     if not all(row["converged"] for row in rows):
         lines.append(
             "Not converged: the passes ran out before the errors were as small as the tolerance asks; ± says what they "
-            "are."
+            "are. More passes help: --max-passes 1000, in Python Solver(max_passes=1000)."
+        )
+    lower = {row_label(row): row["rate"] for row in rows if is_lowered(row, explanation)}
+    if lower:
+        where = ", ".join(f"{label} at {rate:.1g}" for label, rate in lower.items())
+        lines.append(
+            f"Solved at a smaller rate than {explanation['settings']['rate']:.3g}: {where}. At the one asked for the "
+            "map would depend on the samples. The nats of such a row compare with one another, not with other rows'."
         )
     if any(row.get("position") is not None for row in rows):
         lines.append("@5: the state is the hidden vector at position 5, counted from 0.")
     return " ".join(lines)
+
+
+def is_lowered(row: Values, explanation: Values) -> bool:
+    """Whether a row was solved at a smaller rate than the one asked for.
+
+    Example::
+
+        >>> is_lowered({"rate": 0.001}, {"settings": {"rate": 0.1}})
+        True
+    """
+    rate, asked = row.get("rate"), explanation["settings"].get("rate")
+    return rate is not None and asked is not None and rate < 0.999 * asked
+
+
+def rate(row: Values, explanation: Values) -> str | None:
+    """The rate of a row that was solved at a smaller one than asked for, as text."""
+    return f"{row['rate']:.1g}" if is_lowered(row, explanation) else None
 
 
 def cost(explanation: Values) -> str:

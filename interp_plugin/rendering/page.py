@@ -48,7 +48,7 @@ def to_html(explanation: Mapping[str, Any], title: str | None = None) -> str:
         style=templates.source("page.css") + templates.shade_rules(),
         script=script,
         digest=templates.digest(script),
-        texts=[_Text.of(text) for text in explanation["texts"]],
+        texts=[_Text.of(text, explanation) for text in explanation["texts"]],
         unit=labels.unit_name(explanation),
         legend=labels.legend(explanation),
         yardstick=labels.yardstick(explanation),
@@ -90,16 +90,18 @@ class _Row:
     label: str
     regime_index: str
     converged: bool
+    rate: str | None  # where it is smaller than the one asked for
     cells: list[_Cell]  # (T,)
 
     @classmethod
-    def of(cls, row: rows.Row) -> _Row:
+    def of(cls, row: rows.Row, explanation: Mapping[str, Any]) -> _Row:
         steps = [round(SHADES * share) for share in shades.shares(row["kept"], row["standard_error"], 0.0)]
         columns = zip(
             labels.rounded(row["kept"], row["standard_error"]), steps, labels.tied(row), strict=True
         )
         cells = [_Cell(value, error, step, tied) for (value, error), step, tied in columns]
-        return cls(labels.row_label(row), labels.number(row["regime_index"], 2), row["converged"], cells)
+        index, rate = labels.number(row["regime_index"], 2), labels.rate(row, explanation)
+        return cls(labels.row_label(row), index, row["converged"], rate, cells)
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,13 @@ class _Text:
     turned: bool  # units run down the printed page, because across it they do not fit
 
     @classmethod
-    def of(cls, text: Mapping[str, Any]) -> _Text:
+    def of(cls, text: Mapping[str, Any], explanation: Mapping[str, Any]) -> _Text:
         n_units, n_rows = len(text["units"]), len(text["rows"])
         return cls(
             _words(text),
             labels.prediction(text),
             [printable(unit) for unit in text["units"]],
-            [_Row.of(row) for row in text["rows"]],
+            [_Row.of(row, explanation) for row in text["rows"]],
             [[_Piece.of(piece) for piece in line] for line in sentence.lines(text)],
             {
                 "loss": [_short(row["loss"]) for row in text["rows"]],

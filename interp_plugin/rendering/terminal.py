@@ -38,7 +38,11 @@ def show(explanation: Mapping[str, Any], console: Console | None = None) -> None
         if facts:
             console.print(_facts(facts))
         for table in kept_tables(
-            text["units"], text["rows"], unit=labels.unit_name(explanation), width=console.width
+            text["units"],
+            text["rows"],
+            unit=labels.unit_name(explanation),
+            width=console.width,
+            rates=[labels.rate(row, explanation) for row in text["rows"]],
         ):
             console.print(table)
     console.print(Text(labels.legend(explanation), style="dim"))
@@ -50,7 +54,11 @@ def show(explanation: Mapping[str, Any], console: Console | None = None) -> None
 
 
 def kept_tables(
-    units: Sequence[str], rows: Sequence[Mapping[str, Any]], unit: str = "token", width: int = 80
+    units: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    unit: str = "token",
+    width: int = 80,
+    rates: Sequence[str | None] | None = None,
 ) -> list[Table]:
     """Tables of T units x R rows, no wider than ``width``: as many rows (as columns) side by side as fit.
 
@@ -60,6 +68,7 @@ def kept_tables(
             converged and perhaps tied (T,).
         unit: what a unit is, the heading of the first column.
         width: columns of the terminal.
+        rates: of each row, where it is smaller than the one asked for, else None.
 
     Example::
 
@@ -82,7 +91,8 @@ def kept_tables(
     tables = []
     for start in range(0, len(rows), per_table):
         block = range(start, min(start + per_table, len(rows)))
-        table = _empty_table(unit, [headers[i] for i in block], [_footer(rows[i]) for i in block], cell)
+        footers = [_footer(rows[i], rates[i] if rates else None) for i in block]
+        table = _empty_table(unit, [headers[i] for i in block], footers, cell)
         for t, token in enumerate(units):
             # aligned here, because rich would strip the space that stands for no mark
             values = (Text(cells[i][t].rjust(cell), styles[i][t], justify="left") for i in block)
@@ -122,8 +132,9 @@ def _empty_table(unit: str, headers: Sequence[str], footers: Sequence[str], widt
     return table
 
 
-def _footer(row: Mapping[str, Any]) -> str:
-    return f"{labels.number(row['regime_index'], 2)}\n{'yes' if row['converged'] else 'NO'}"
+def _footer(row: Mapping[str, Any], rate: str | None) -> str:
+    facts = f"{labels.number(row['regime_index'], 2)}\n{'yes' if row['converged'] else 'NO'}"
+    return facts if rate is None else f"{facts}\nrate {rate}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
