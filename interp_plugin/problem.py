@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.direction import push, reference_of
+from interp_plugin.forwards import gradients, weight_of
 from interp_plugin.noise import TokenGroups, token_groups
 from interp_plugin.objective import Objective, state_weight
 from interp_plugin.solver import NoiseFit, Solver, solve, solve_together
@@ -31,12 +32,12 @@ class Problem:
 
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
         """Solve it, with gradients on whatever the caller has switched off."""
-        with torch.enable_grad():
+        with gradients():
             return solve(self.objective, self.rate, self.max_sigma, solver, show_progress)
 
     def sign(self) -> Tensor:
         """+1 or -1 where a token pushes the state up or down, (B, T); the state must be one number."""
-        with torch.enable_grad():
+        with gradients():
             layer = module_of(self.objective.model.noise_layer)
             return push(self.objective, reference_of(layer, self.objective)).sign().float()
 
@@ -49,7 +50,7 @@ class Problem:
 
 def fit_together(problems: Sequence[Problem], solver: Solver) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer: they share forwards where they can."""
-    with torch.enable_grad():
+    with gradients():
         objectives, caps = [p.objective for p in problems], [p.max_sigma for p in problems]
         return solve_together(objectives, problems[0].rate, caps, solver)
 
@@ -189,7 +190,7 @@ def cap_of_embedding(layer: nn.Module | None) -> float | None:
     if not tables:
         return None
     table = max(tables, key=lambda table: table.weight.numel())
-    rows = table.weight.detach().float()  # (entries, K)
+    rows = weight_of(table).float()  # (entries, K)
     count = rows.numel()
     # row by row in single precision, then in double: several times faster than std(), and exact
     mean = rows.sum(1).cpu().double().sum() / count
