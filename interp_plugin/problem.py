@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.arguments import repeated
 from interp_plugin.direction import push, reference_of
 from interp_plugin.forwards import gradients, weight_of
 from interp_plugin.noise import TokenGroups, token_groups
@@ -137,6 +138,7 @@ def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | 
         raise ValueError(
             "state_std has negative, NaN or infinite values; give the standard deviation of each state element"
         )
+    std = repeated(std, len(state), state.ndim)
     try:
         return std.broadcast_to(state.shape)
     except RuntimeError as error:
@@ -158,7 +160,7 @@ def _cap_of(max_sigma: float | Tensor | None, layer: nn.Module | None, objective
         cap = torch.as_tensor(max_sigma, dtype=torch.float32, device=objective.device)
         rule = "it must be a positive finite number, or one per example"
     try:
-        cap = cap.broadcast_to((batch,)).contiguous()
+        cap = repeated(cap, batch, 1).broadcast_to((batch,)).contiguous()
     except RuntimeError as error:
         raise ValueError(
             f"max_sigma of shape {tuple(cap.shape)} does not broadcast to {batch} examples: {rule}"

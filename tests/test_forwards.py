@@ -135,9 +135,9 @@ def test_inference_mode_inside_the_forward_is_named() -> None:
             hidden = MLP[0](x)
         return MLP[2](hidden.clone())
 
-    with pytest.raises(ValueError, match="under torch.inference_mode"), untouched(BERT):
+    with pytest.raises(ValueError, match=r"under torch\.inference_mode"), untouched(BERT):
         of_bert(BERT, inferred)
-    with pytest.raises(ValueError, match="under torch.inference_mode"):
+    with pytest.raises(ValueError, match=r"under torch\.inference_mode"):
         InformationLoss(inside).attribute(X, 0, solver=FAST)
 
 
