@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 Call = TypeVar("Call", bound=Callable[..., Any])
 Value = TypeVar("Value")
 
+_PACKAGES = (__name__.split(".")[0], "captum")
 _BASELINE = "noise needs no baseline: leave it out"
 _SOLVER = "how hard to look is solver=Solver(...)"
 _ROWS = "the memory is bounded by internal_batch_size"
@@ -65,6 +67,17 @@ def captum_call(call: Call) -> Call:
         return call(self, *args, **kwargs)
 
     return cast(Call, called)
+
+
+def user_level() -> int:
+    """``stacklevel`` of a warning in the calling function that is shown at the user's line.
+
+    That is the nearest one outside this package and Captum, whose wrappers lie between.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def refuse_settings(name: str, settings: dict[str, Any]) -> None:

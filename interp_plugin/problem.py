@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.arguments import repeated
+from interp_plugin.arguments import repeated, user_level
 from interp_plugin.direction import push, reference_of
 from interp_plugin.forwards import gradients, weight_of
 from interp_plugin.noise import TokenGroups, token_groups
@@ -202,7 +202,7 @@ def cap_of_embedding(layer: nn.Module | None) -> float | None:
     return float(f"{CAP * scale * float(variance.sqrt()):.5g}")
 
 
-def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
+def warn_of_training(*modules: Any, stacklevel: int | None = None) -> None:
     """Warn of modules whose output is not a function of their input alone, at the user's line.
 
     Of a plain function, the modules it calls by name are looked at.
@@ -212,7 +212,7 @@ def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
             warnings.warn(
                 "the model is in training mode and has dropout or batch normalisation, whose own draws or batch "
                 "statistics enter the result; call model.eval() before attributing",
-                stacklevel=stacklevel,
+                stacklevel=stacklevel or user_level(),
             )
             return
 

@@ -225,6 +225,17 @@ def test_several_settings_are_named_at_once() -> None:
         METHOD.attribute(X, steps=3)
 
 
+@pytest.mark.parametrize("name", ["attribute", "fit"])
+def test_a_warning_is_shown_at_the_users_line(name: str) -> None:
+    model = nn.Sequential(nn.Dropout(0.1), seeded(lambda: nn.Linear(5, 2))).train()
+    with pytest.warns(UserWarning, match="training mode") as caught:
+        getattr(InformationLoss(model), name)(X, solver=FAST)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="training mode") as caught:
+        NoiseTunnel(InformationLoss(model)).attribute(X, nt_samples=1, solver=FAST)
+    assert caught[0].filename == __file__
+
+
 def test_settings_that_ask_for_nothing_are_taken() -> None:
     found = METHOD.attribute(X, target=1, baselines=None, return_convergence_delta=False, solver=FAST)
     assert torch.equal(found, METHOD.attribute(X, 1, solver=FAST))
