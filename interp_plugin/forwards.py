@@ -117,3 +117,14 @@ def weight_of(table: nn.Embedding) -> Tensor:
     with torch.no_grad():  # its own forward loads the table; some multiply what they look up
         looked_up: Tensor = table(torch.arange(table.num_embeddings))
     return looked_up / float(getattr(table, "embed_scale", 1.0))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module with parameters computes: their device, or where accelerate loads them to (``cpu_offload``)."""
+    device = next(module.parameters()).device
+    if device.type != "meta":
+        return device
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))  # several in a row
+    found = [at for at in (getattr(one, "execution_device", None) for one in hooks) if at is not None]
+    return torch.device(found[0]) if found else device

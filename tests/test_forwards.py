@@ -11,10 +11,23 @@ import torch
 from test_conformance import BERT, FAST, IDS, MLP, X, hooks, normal, seeded, small_bert, small_mlp, untouched
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import BertModel, XLNetConfig, XLNetModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    XLNetConfig,
+    XLNetModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
-from interp_plugin import InformationLoss, LayerCall, LayerInformationLoss, NeuronInformationLoss
+from interp_plugin import (
+    InformationLoss,
+    LayerCall,
+    LayerInformationLoss,
+    NeuronInformationLoss,
+    TextExplainer,
+    huggingface,
+)
 
 EMBEDDING = "bert.embeddings.word_embeddings"
 
@@ -385,3 +398,27 @@ def test_neurons_of_a_packed_or_mapped_output_are_selected() -> None:
     named = Named()
     found = NeuronInformationLoss(lambda x: named(x)["out"], named).attribute(X, 1, solver=FAST)
     assert torch.equal(found, InformationLoss(MLP).attribute(X, 1, solver=FAST))
+
+
+# Texts
+
+
+@pytest.mark.parametrize("how", ["offloaded", "compiled"])
+def test_texts_are_explained_by_offloaded_and_compiled_models(how: str) -> None:
+    path = str(huggingface.default_model_path())
+    found = []
+    for changed in (False, True):
+        model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if changed and how == "offloaded":
+            pytest.importorskip("accelerate").cpu_offload(model, torch.device("cpu"))
+        elif changed:
+            model.compile(backend="eager")
+            model(**tokenizer("a funny film", return_tensors="pt"))
+        explainer = TextExplainer(model, tokenizer)
+        found.append(explainer.explain(["a funny film", "dull"], layers=[1, "output"]))
+    torch.compiler.reset()
+    for first, second in zip(*found):
+        torch.testing.assert_close(
+            second.scores("sigma").values, first.scores("sigma").values, rtol=1e-4, atol=0
+        )
