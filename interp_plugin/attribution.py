@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -18,6 +19,7 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor, equal, nn
 
+from interp_plugin.arguments import captum_call, repeated, told_mask
 from interp_plugin.padding import FULL, lengths_of
 from interp_plugin.problem import Problem, Terms, pose, warn_of_quality, warn_of_training
 from interp_plugin.solver import NoiseFit, Solver
@@ -87,6 +89,11 @@ def _leave_padding_out(problem: Problem) -> None:
         objective.leave_padding_out(lengths)
 
 
+def _input_of(layer: Site) -> LayerCall:
+    """The input of a layer, whose output (or input) was meant."""
+    return replace(layer, side="input") if isinstance(layer, LayerCall) else LayerCall(layer, None, "input")
+
+
 class InformationLoss(Attribution):
     """How much of each input token is lost on the way to a state of the model, in nats.
 
@@ -118,6 +125,8 @@ class InformationLoss(Attribution):
         (torch.Size([1, 3]), True)
     """
 
+    input_setting: str | None = None  # Captum's name of what moves noise or state to a layer's input
+
     def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
         super().__init__(forward_func)
         if not isinstance(state_layer, (nn.Module, LayerCall, type(None))):
@@ -128,6 +137,7 @@ class InformationLoss(Attribution):
         self.state_layer = state_layer
 
     @log_usage(part_of_slo=True)
+    @captum_call
     def attribute(
         self,
         inputs: Tensors,
@@ -158,12 +168,14 @@ class InformationLoss(Attribution):
             target: which output is the state, as in Captum (an int, tuple, tensor or list); None: all
                 of it.  Not together with a state layer.
             additional_forward_args: further arguments of ``forward_func``, as in Captum.  Tensors whose
-                first dimension is B follow the examples.
+                first dimension is B follow the examples.  An attention mask among them is the ``token_mask``
+                where none is given (see ``arguments.told_mask``; ``token_mask=torch.ones(B, T)`` forgets it).
             feature_mask: integers shaped like the inputs; equal numbers make one token.
             neuron_selector: part of the state: an int or tuple of ints and slices that index it after
                 the batch dimension, or a callable (B, ...) -> (B, ...).
             token_mask: (B, T), false for tokens (padding) that get no noise, keep nothing, and count
-                nowhere: not in n, and not in the state where its dimension 1 runs over the tokens.
+                nowhere: not in n, and not in the state where its dimension 1 runs over the tokens.  As with
+                ``max_sigma``, fewer entries than examples are each repeated, as NoiseTunnel repeats examples.
             state_std: v, broadcasts to the state; makes layers and models comparable (see
                 ``estimate_state_std``).  None: v^2 is the mean of s^2 of each example.
             rate: lambda > 0, the weight of the entropy.
@@ -190,7 +202,8 @@ class InformationLoss(Attribution):
             float32, detached; shaped like ``inputs``, or (B, T).
 
         Raises:
-            TypeError: integer inputs, or a state that is not floating point.
+            TypeError: integer inputs, a state that is not floating point, or arguments of Captum's other
+                methods (``n_steps``, ``baselines``, or baselines second and the target third).
             ValueError: NaN or infinite values, masks or ``state_std`` that do not broadcast, a rate that
                 is not positive, a layer that does not fire exactly once, all tokens masked, score "signed"
                 of a state of several elements.
@@ -220,6 +233,7 @@ class InformationLoss(Attribution):
         """Not offered."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
+    @captum_call
     def fit(
         self,
         inputs: Tensors,
@@ -348,17 +362,31 @@ class InformationLoss(Attribution):
         )
         warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
-        problem = pose(model, terms, mask, token_mask)
+        whole = model.clean()[0]
+        if mask is None and token_mask is None:
+            token_mask = self._told_mask(model)
+        token_mask = repeated(token_mask, model.batch, 2)
+        if mask is not None:
+            mask = tuple(repeated(m, model.batch, m.ndim) for m in mask)
+        problem = pose(model, terms, mask, token_mask, whole=whole)
         if mask is None and token_mask is not None:
             _leave_padding_out(problem)
         return problem
+
+    def _told_mask(self, model: NoisyModel) -> Tensor | None:
+        """Which tokens an argument of the model says are real, (B, T), where those tokens bear the noise."""
+        mask = told_mask(self.forward_func, model.inputs, cast(_ModelRows, model.forward).arguments)
+        [origin, *others] = model.origin
+        return mask if mask is not None and not others and origin.shape[:-1] == mask.shape else None
 
 
 class LayerInformationLoss(InformationLoss):
     """:class:`InformationLoss` with the noise at a layer's output: for token ids, its embedding layer.
 
     The drop-in for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids),
-    and the result has the shape of the layer's output.
+    and the result has the shape of the layer's output, examples first (XLNet's layers give (T, B, K)).
+    ``attribute_to_layer_input=True`` is understood: noise then enters the layer's input, as at
+    ``LayerCall(layer, side="input")``.
 
     Args:
         forward_func: the model, or any function of it.
@@ -376,6 +404,8 @@ class LayerInformationLoss(InformationLoss):
         torch.Size([1, 3])
     """
 
+    input_setting = "attribute_to_layer_input"
+
     def __init__(
         self, forward_func: Callable[..., Any], layer: Site, state_layer: Site | None = None
     ) -> None:
@@ -386,6 +416,12 @@ class LayerInformationLoss(InformationLoss):
                 "call for each of several"
             )
         self.layer = layer
+
+    def at_input(self) -> LayerInformationLoss:
+        """The same method with the noise at the layer's input."""
+        moved = copy.copy(self)
+        moved.layer = _input_of(self.layer)
+        return moved
 
     def _noise_layer(self) -> Site | None:
         return self.layer
@@ -398,7 +434,8 @@ class NeuronInformationLoss(Attribution):
     """:class:`InformationLoss` for part of a layer, under Captum's names for neuron methods.
 
     ``NeuronInformationLoss(f, layer).attribute(x, selector)`` is
-    ``InformationLoss(f, state_layer=layer).attribute(x, neuron_selector=selector)``.
+    ``InformationLoss(f, state_layer=layer).attribute(x, neuron_selector=selector)``; with
+    ``attribute_to_neuron_input=True`` the neurons are the layer's input.
 
     Args:
         forward_func: the model, or any function of it.
@@ -413,11 +450,20 @@ class NeuronInformationLoss(Attribution):
         torch.Size([3, 6])
     """
 
+    input_setting = "attribute_to_neuron_input"
+
     def __init__(self, forward_func: Callable[..., Any], layer: Site) -> None:
         super().__init__(forward_func)
         self.layer = layer
 
+    def at_input(self) -> NeuronInformationLoss:
+        """The same method for neurons of the layer's input."""
+        moved = copy.copy(self)
+        moved.layer = _input_of(self.layer)
+        return moved
+
     @log_usage(part_of_slo=True)
+    @captum_call
     def attribute(
         self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
     ) -> Tensors:
@@ -433,6 +479,7 @@ class NeuronInformationLoss(Attribution):
             inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
         )
 
+    @captum_call
     def fit(
         self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
     ) -> NoiseFit:

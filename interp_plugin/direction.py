@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.forwards import weight_of
 from interp_plugin.objective import Objective
 
 POINTS = 16  # on the way from the reference; more of them turn signs only of pushes near 0
@@ -34,7 +35,8 @@ def push(objective: Objective, reference: Tensor) -> Tensor:
         )
     way = (origin - reference) * groups.spread(groups.active.to(origin.dtype))  # (B, N)
     nodes, weights = (
-        torch.from_numpy(x).to(origin.device, origin.dtype) for x in np.polynomial.legendre.leggauss(POINTS)
+        torch.from_numpy(x).to(origin.dtype).to(origin.device)
+        for x in np.polynomial.legendre.leggauss(POINTS)
     )
     total = torch.zeros_like(origin)
     rows = torch.cartesian_prod(torch.arange(POINTS), torch.arange(len(origin))).to(origin.device)
@@ -53,5 +55,5 @@ def reference_of(layer: nn.Module | None, objective: Objective) -> Tensor:
     if not isinstance(layer, nn.Embedding):
         return torch.zeros_like(origin[:1])
     scale = float(getattr(layer, "embed_scale", 1.0))  # BART's and Gemma's tables multiply what they look up
-    mean = layer.weight.detach().to(origin.device, origin.dtype).mean(0) * scale
+    mean = weight_of(layer).to(origin.device, origin.dtype).mean(0) * scale
     return mean.repeat(origin.shape[1] // len(mean)).unsqueeze(0)

@@ -201,7 +201,9 @@ class _Watched:
         assert module is not None
         runs = self.runs.get(module, 0)
         calls = (
-            [embedding.call] if isinstance(embedding, LayerCall) else self.seen.get(module, list(range(runs)))
+            [embedding.call or 0]
+            if isinstance(embedding, LayerCall)
+            else self.seen.get(module, list(range(runs)))
         )
         if not calls or calls[0] >= runs:
             raise ValueError(

@@ -352,7 +352,7 @@ class Objective:
         if unsteered.any():
             example = int(examples[unsteered][0])
             raise ValueError(
-                f"the state of example {example} moves with its input but carries no gradient (no_grad, detach, argmax "
+                f"the state of example {example} moves with its input but carries no gradient (detach, numpy, argmax "
                 "or rounding on the way); read the state before that step"
             )
         return Evaluation(values, slopes, rows.pull.reshape(count, b, -1))

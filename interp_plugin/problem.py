@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.arguments import repeated, user_level
 from interp_plugin.direction import push, reference_of
+from interp_plugin.forwards import gradients, weight_of
 from interp_plugin.noise import TokenGroups, token_groups
 from interp_plugin.objective import Objective, state_weight
 from interp_plugin.solver import NoiseFit, Solver, solve, solve_together
@@ -33,12 +35,12 @@ class Problem:
 
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
         """Solve it, with gradients on whatever the caller has switched off."""
-        with torch.enable_grad():
+        with gradients():
             return solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
 
     def sign(self) -> Tensor:
         """+1 or -1 where a token pushes the state up or down, (B, T); the state must be one number."""
-        with torch.enable_grad():
+        with gradients():
             layer = module_of(self.objective.model.noise_layer)
             return push(self.objective, reference_of(layer, self.objective)).sign().float()
 
@@ -51,7 +53,7 @@ class Problem:
 
 def fit_together(problems: Sequence[Problem], solver: Solver) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer: they share forwards where they can."""
-    with torch.enable_grad():
+    with gradients():
         objectives, caps = [p.objective for p in problems], [p.max_sigma for p in problems]
         return solve_together(objectives, problems[0].rate, caps, problems[0].input_std, solver)
 
@@ -141,6 +143,7 @@ def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | 
         raise ValueError(
             "state_std has negative, NaN or infinite values; give the standard deviation of each state element"
         )
+    std = repeated(std, len(state), state.ndim)
     try:
         return std.broadcast_to(state.shape)
     except RuntimeError as error:
@@ -161,7 +164,7 @@ def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
     rule = "it must be a positive finite number, or one per example"
     values = torch.as_tensor(given).detach().cpu().double()
     try:
-        values = values.broadcast_to((batch,)).contiguous()
+        values = repeated(values, batch, 1).broadcast_to((batch,)).contiguous()
     except RuntimeError as error:
         raise ValueError(
             f"{name} of shape {tuple(values.shape)} does not broadcast to {batch} examples: {rule}"
@@ -198,7 +201,7 @@ def _own_std(objective: Objective) -> Tensor:
         warnings.warn(
             f"what noise is added to is 0 throughout example {example}, which gives no scale for the noise: its "
             "standard deviation is taken as 1; give input_std yourself",
-            stacklevel=7,
+            stacklevel=user_level(),
         )
     return torch.where(std > 0, std, 1.0)
 
@@ -211,7 +214,7 @@ def std_of_table(layer: nn.Module | None) -> float | None:
     """
     if not isinstance(layer, nn.Embedding):
         return None
-    rows = layer.weight.detach().float()  # (entries, K)
+    rows = weight_of(layer).float()  # (entries, K)
     count = rows.numel()
     # row by row in single precision, then in double: several times faster than std(), and exact
     mean = rows.sum(1).cpu().double().sum() / count
@@ -229,7 +232,7 @@ def default_cap(input_std: float) -> float:
     return float(f"{CAP * input_std:.12g}")
 
 
-def warn_of_quality(fit: NoiseFit, solver: Solver, stacklevel: int = 4) -> None:
+def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
     """Warn once of the examples whose scores are not what was asked for, at the user's line."""
     count, said = len(fit.converged), []
     bad = ~fit.converged
@@ -249,10 +252,10 @@ def warn_of_quality(fit: NoiseFit, solver: Solver, stacklevel: int = 4) -> None:
             "fit(...).rate says which, and Solver(lower_rate=False) keeps the rate that was asked for"
         )
     if said:
-        warnings.warn("; ".join(said), stacklevel=stacklevel)
+        warnings.warn("; ".join(said), stacklevel=user_level())
 
 
-def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
+def warn_of_training(*modules: Any, stacklevel: int | None = None) -> None:
     """Warn of modules whose output is not a function of their input alone, at the user's line.
 
     Of a plain function, the modules it calls by name are looked at.
@@ -262,7 +265,7 @@ def warn_of_training(*modules: Any, stacklevel: int = 5) -> None:
             warnings.warn(
                 "the model is in training mode and has dropout or batch normalisation, whose own draws or batch "
                 "statistics enter the result; call model.eval() before attributing",
-                stacklevel=stacklevel,
+                stacklevel=stacklevel or user_level(),
             )
             return
 

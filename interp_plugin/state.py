@@ -3,128 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
+
+from interp_plugin.forwards import KeepGraph, StateRead, left_early, rnn_backward, uncompiled
+from interp_plugin.forwards import gradients_on as gradients_on
+from interp_plugin.forwards import no_fastpath as no_fastpath
+from interp_plugin.outputs import Layout, is_plain, layout_of, replace_first
+from interp_plugin.outputs import first_tensor as first_tensor
+from interp_plugin.sites import LayerCall as LayerCall
+from interp_plugin.sites import Recorder, checked
+from interp_plugin.sites import Site as Site
+from interp_plugin.sites import at_site as at_site
+from interp_plugin.sites import module_of as module_of
 
 Selector = int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
 Forward = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 """Runs the model on input rows; the second argument, (R,), says which example each row is of."""
 
 
-@dataclass(frozen=True)
-class LayerCall:
-    """One run of a layer that runs several times in a forward (a shared embedding, ALBERT's one block).
-
-    Attributes:
-        layer: the module.
-        call: which of its runs, from 0.
-        side: its output, or what it is given (first argument): attention heads are last seen apart there.
-    """
-
-    layer: nn.Module
-    call: int = 0
-    side: Literal["output", "input"] = "output"
-
-
-Site = nn.Module | LayerCall
-"""Where noise enters or the state is read; a bare module must run exactly once in a forward."""
-
-
-def module_of(site: Site | None) -> nn.Module | None:
-    """The module of a site."""
-    return site.layer if isinstance(site, LayerCall) else site
-
-
-class _StateRead(BaseException):
-    """Raised by a hook to leave the model's forward: what comes after the state is not needed."""
-
-
-def first_tensor(output: Any) -> Any:
-    """A module's output, or the first of several: transformers' layers return either."""
-    return output[0] if isinstance(output, (tuple, list)) else output
-
-
-def _replace_first(output: Any, value: Tensor) -> Any:
-    if isinstance(output, (tuple, list)):
-        return type(output)([value, *output[1:]])
-    return value
-
-
-@contextlib.contextmanager
-def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
-    """Let ``hook`` see, and replace if it returns something, what passes at ``site``."""
-    if site is None:
-        yield
-        return
-    where = site if isinstance(site, LayerCall) else None
-    runs = 0
-
-    def watch(passing: Any) -> Any:
-        nonlocal runs
-        runs += 1
-        return hook(passing) if where is None or runs - 1 == where.call else None
-
-    module = where.layer if where else site
-    assert isinstance(module, nn.Module)
-    if where and where.side == "input":
-        handle = module.register_forward_pre_hook(lambda module, args: watch(args))
-    else:
-        handle = module.register_forward_hook(lambda module, args, output: watch(output))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@dataclass
-class _Recorder:
-    """Keeps what passes at a site and counts how often."""
-
-    name: str
-    site: Site | None
-    fired: int = 0
-    value: Any = None
-
-    def __call__(self, passing: Any) -> None:
-        self.fired += 1
-        value = first_tensor(passing)
-        self.value = value.clone() if isinstance(value, Tensor) else value  # work in place may follow
-
-    def take(self, rows: int) -> Tensor:
-        """The value, if it passed exactly once with the batch dimension first."""
-        if not self.fired and isinstance(self.site, LayerCall):
-            raise ValueError(
-                f"the {self.name} {type(self.site.layer).__name__} has no run {self.site.call} in one forward (counted "
-                "from 0); leave that layer out, or give one that runs"
-            )
-        if self.fired != 1:
-            raise ValueError(
-                f"the {self.name} fired {self.fired} times in one forward, and exactly once is needed; pick a module "
-                "that runs once (of a module used several times, its container or a LayerCall)"
-            )
-        return checked(self.value, rows, f"output of the {self.name}")
-
-
-def checked(value: Any, rows: int, name: str) -> Tensor:
-    """``value`` if it is a floating tensor whose first dimension is the batch."""
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"the {name} is a {type(value).__name__}, and a tensor (or a tuple that begins with one) is needed"
-        )
-    if not value.is_floating_point():
-        raise TypeError(
-            f"the {name} is of type {value.dtype}, and floating point numbers are needed to measure distortion"
-        )
-    if value.ndim == 0 or len(value) != rows:
-        raise ValueError(
-            f"the {name} has shape {tuple(value.shape)} for {rows} examples; its first dimension must be the batch"
-        )
-    return value
+class SelectorError(AssertionError, ValueError):
+    """A selector that does not fit the state: an AssertionError where it is one of Captum's."""
 
 
 def select(state: Tensor, selector: Selector | None) -> Tensor:
@@ -142,7 +45,7 @@ def select(state: Tensor, selector: Selector | None) -> Tensor:
     try:
         return state[(slice(None), *index)]
     except IndexError as error:
-        raise ValueError(
+        raise SelectorError(
             f"neuron_selector {selector!r} does not index a state of shape {tuple(state.shape)} (after the batch "
             "dimension); give an int, a tuple of ints and slices, or a callable"
         ) from error
@@ -170,6 +73,8 @@ class NoisyModel:
     selector: Selector | None = None
     max_rows: int | None = None
     origin: tuple[Tensor, ...] = field(default=(), init=False)
+    _layouts: dict[Site, Layout] = field(default_factory=dict, init=False, repr=False)
+    _switches_gradients: bool = field(default=True, init=False, repr=False)
 
     @property
     def batch(self) -> int:
@@ -182,13 +87,18 @@ class NoisyModel:
         """The same model and noise with the state read at another site."""
         other = replace(self, state_layer=state_layer)
         other.origin = self.origin
-        return other
+        return other._knows(self)
 
     def shorter(self, length: int) -> NoisyModel:
         """The same model and noise on the first positions of each row, dimension 1 of inputs and ``origin``."""
         other = replace(self, inputs=tuple(x[:, :length] for x in self.inputs))
         other.origin = tuple(x[:, :length] for x in self.origin)
-        return other
+        return other._knows(self)
+
+    def _knows(self, other: NoisyModel) -> NoisyModel:
+        """This one, with what was learned of the forward by the other."""
+        self._layouts, self._switches_gradients = other._layouts, other._switches_gradients
+        return self
 
     def clean(self) -> tuple[Tensor, Tensor]:
         """The state without noise, before and after selection, each (B, ...); sets ``origin``."""
@@ -199,33 +109,73 @@ class NoisyModel:
         """The part of a clean state that the selector keeps."""
         return checked(select(whole, self.selector), self.batch, "selected state")
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def read(self, sites: Sequence[Site | None]) -> list[Tensor]:
-        """Run the whole model once without noise; what passes at each site, (B, ...).
+        """Run the whole model once without noise; what passes at each site, (B, ...), examples first.
 
         ``origin`` is set to what noise is added to, each (B, ...).
         """
-        origins, states = [], []
-        for rows in torch.arange(self.batch).split(self.max_rows or self.batch):
-            noise_at = _Recorder("noise layer", self.noise_layer)
-            states_at = [_Recorder("state layer", site) for site in sites]
-            inputs = self._rows(rows)
-            with contextlib.ExitStack() as stack:
-                for recorder in (noise_at, *states_at):
-                    stack.enter_context(at_site(recorder.site, recorder))
-                stack.enter_context(rnn_backward(self.forward))
-                stack.enter_context(no_fastpath())
-                output = self.forward(inputs, rows)
-            # the model may have worked in place on what it was given
-            origins.append((noise_at.take(len(rows)),) if self.noise_layer else self._rows(rows))
-            states.append(
-                [
-                    (at.take(len(rows)) if at.site else checked(output, len(rows), "model's output")).detach()
-                    for at in states_at
-                ]
-            )
+        chunks = torch.arange(self.batch).split(self.max_rows or self.batch)
+        outputs, recorders = zip(*(self._recorded(sites, rows) for rows in chunks))
+        self._find_layouts(recorders, sites, chunks[0])
+        # the model may have worked in place on what it was given
+        origins = [
+            (self._taken(noise_at, rows),) if self.noise_layer else self._rows(rows)
+            for (noise_at, *_), rows in zip(recorders, chunks)
+        ]
+        states = [
+            [
+                (self._taken(at, rows) if at.site else checked(output, len(rows), "model's output")).detach()
+                for at in states_at
+            ]
+            for output, (_, *states_at), rows in zip(outputs, recorders, chunks)
+        ]
         self.origin = tuple(torch.cat(parts) for parts in zip(*origins))
         return [torch.cat(parts) for parts in zip(*states)]
+
+    def _recorded(self, sites: Sequence[Site | None], rows: Tensor) -> tuple[Any, list[Recorder]]:
+        """The forward's output, where it is a state, and what passed at the noise layer and at each site."""
+        recorders = [Recorder("noise layer", self.noise_layer)]
+        recorders += [Recorder("state layer", site) for site in sites]
+        inputs = self._rows(rows)
+        with contextlib.ExitStack() as stack:
+            for recorder in recorders:
+                stack.enter_context(at_site(recorder.site, recorder))
+            for context in (rnn_backward(self.forward), no_fastpath(), uncompiled()):
+                stack.enter_context(context)
+            graph = stack.enter_context(KeepGraph())
+            output = self.forward(inputs, rows)
+        self._switches_gradients = graph.needed
+        return output if None in sites else None, recorders
+
+    def _taken(self, recorder: Recorder, rows: Tensor) -> Tensor:
+        return recorder.take(len(rows), self._layout(recorder.site))
+
+    def _find_layouts(
+        self, recorders: Sequence[list[Recorder]], sites: Sequence[Site | None], rows: Tensor
+    ) -> None:
+        """How examples lie at each site; where that is unclear, seen by one more forward, of the first example."""
+        for chunks in zip(*recorders):
+            if chunks[0].packed:
+                self._layouts[chunks[0].site] = Layout(length=max(at.once().shape[1] for at in chunks))
+        unclear = [
+            index
+            for index, at in enumerate(recorders[0])
+            if at.site and not at.packed and not is_plain(at.once(), len(rows))
+        ]
+        if not unclear:
+            return
+        fewer = rows.new_zeros(1 if len(rows) > 1 else 2)
+        try:
+            _, others = self._recorded(sites, fewer)
+        except Exception:  # whatever a model raises that runs with one number of examples only
+            return
+        for index in unclear:
+            at, other = recorders[0][index], others[index]
+            layout = layout_of(at.value, len(rows), other.value, len(fewer))
+            if at.site and layout:
+                self._layouts[at.site] = layout
 
     def perturb(self, points: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """The state at ``points`` (each (R, ...), row r being of example ``rows[r]``), with its graph; (R, ...).
@@ -241,73 +191,58 @@ class NoisyModel:
         """As :meth:`perturb`, for several sites in one forward and without selection."""
         copies = tuple(point.clone() for point in points)  # the model may work in place, which leaves may not
         inputs = self._rows(rows) if self.noise_layer else copies
-        read: dict[int, Tensor] = {}
+        read: dict[int, Any] = {}
+        written = 0
+
+        def leave_if_done() -> None:
+            if len(read) == len(sites) and (written or not self.noise_layer):
+                raise StateRead
+
+        def write(passing: Any) -> Any:
+            nonlocal written
+            written += 1
+            leave_if_done()  # the state lies before the noise
+            return replace_first(passing, self._layout(self.noise_layer).joined(copies[0]))
 
         def reader(index: int) -> Callable[[Any], None]:
             def hook(passing: Any) -> None:
                 value = first_tensor(passing)
                 read[index] = value.clone() if len(sites) > 1 else value  # work in place may follow
-                if len(read) == len(sites):
-                    raise _StateRead
+                leave_if_done()
 
             return hook
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(at_site(self.noise_layer, lambda passing: _replace_first(passing, copies[0])))
+            stack.enter_context(at_site(self.noise_layer, write))
             for index, site in enumerate(sites):
                 stack.enter_context(at_site(site, reader(index)))
-            stack.enter_context(rnn_backward(self.forward))
-            with contextlib.suppress(_StateRead):
-                output = self.forward(inputs, rows)
-                read.update({index: output for index, site in enumerate(sites) if site is None})
-        return [checked(read[index], len(rows), "state of noisy inputs") for index in range(len(sites))]
+            for context in (rnn_backward(self.forward), uncompiled(), left_early()):
+                stack.enter_context(context)
+            if self._switches_gradients:
+                stack.enter_context(KeepGraph())
+            output = self.forward(inputs, rows)
+            read.update({index: output for index, site in enumerate(sites) if site is None})
+        if (self.noise_layer and written != 1) or len(read) < len(sites):
+            self._refuse_unseen(written, [site for index, site in enumerate(sites) if index not in read])
+        return [
+            checked(self._layout(site).apart(read[index]), len(rows), "state of noisy inputs")
+            for index, site in enumerate(sites)
+        ]
 
+    def _layout(self, site: Site | None) -> Layout:
+        return Layout() if site is None else self._layouts.get(site, Layout())
 
-@contextlib.contextmanager
-def no_fastpath() -> Iterator[None]:
-    """Without gradients torch's fast path for attention zeroes padded positions; with them it does not."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-class _KeepGradients(TorchFunctionMode):
-    """Lets no one switch gradients off."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled and not (args or tuple((kwargs or {}).values()))[0]:
-            return None
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def gradients_on() -> Iterator[None]:
-    """Switch gradients on, also where the code that runs inside switches them off with ``torch.no_grad()``.
-
-    ``torch.inference_mode()`` cannot be undone so: its tensors never carry a gradient (``is_inference()``).
-
-    Examples::
-        >>> x = torch.ones(2, requires_grad=True)
-        >>> with gradients_on(), torch.no_grad():
-        ...     y = 2 * x
-        >>> y.requires_grad
-        True
-    """
-    with torch.enable_grad(), _KeepGradients():
-        yield
-
-
-def rnn_backward(forward: Any) -> contextlib.AbstractContextManager[Any]:
-    """cuDNN's recurrent kernels have no backward in eval mode: switch cuDNN off where they may run."""
-    if not torch.cuda.is_available():
-        return contextlib.nullcontext()
-    module = getattr(forward, "module", None)
-    if isinstance(module, nn.Module) and not any(isinstance(m, nn.RNNBase) for m in module.modules()):
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=False)
+    def _refuse_unseen(self, written: int, unread: Sequence[Site | None]) -> None:
+        """The error of a forward with noise that did not pass where the one without noise did."""
+        if self.noise_layer and written != 1:
+            name, module, times = "noise", module_of(self.noise_layer), written
+        else:
+            name, module, times = "state", module_of(unread[0]), 0
+        raise ValueError(
+            f"the {name} layer {type(module).__name__} ran once without noise and {times} times with it; give "
+            "a layer that runs in every forward, and a model that is not compiled, scripted or exported (those may run "
+            "no hooks)"
+        )
 
 
 class RunningStd:
@@ -337,7 +272,8 @@ class RunningStd:
             values = values[mask.to(values.device).bool()]
         if not len(values):
             return
-        values = values.detach().to(torch.float64)
+        values = values.detach()
+        values = (values.cpu() if values.device.type == "mps" else values).to(torch.float64)  # MPS has none
         if not values.isfinite().all():
             raise ValueError("a state has NaN or infinite values; state_std over it would be meaningless")
         mean, squares = values.mean(0), values.var(0, unbiased=False) * len(values)

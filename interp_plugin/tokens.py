@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.forwards import device_of
 from interp_plugin.state import LayerCall, first_tensor
 
 OUTPUT = "output"
@@ -229,7 +230,7 @@ class PlainModel:
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Ids (B, T), and the mask where the model takes one; see :class:`TextModel`."""
-        device = next(self.embedding.layer.parameters()).device
+        device = device_of(self.embedding.layer)
         longest = max(len(e.ids) for e in encodings)
         ids = torch.full((len(encodings), longest), self.pad_id)
         mask = torch.zeros(len(encodings), longest, dtype=torch.bool)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.forwards import device_of
 from interp_plugin.huggingface import architectures, attention, outputs
 from interp_plugin.huggingface.architectures import token_limit
 from interp_plugin.huggingface.classes import Labels, Vocabulary, likeliest, listed
@@ -92,7 +93,7 @@ class HuggingFaceModel:
     @property
     def device(self) -> torch.device:
         """Where the word embeddings are, which is where inputs go."""
-        return next(self.embedding.layer.parameters()).device
+        return device_of(self.embedding.layer)
 
     @property
     def module(self) -> nn.Module:
