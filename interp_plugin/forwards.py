@@ -24,9 +24,14 @@ class KeepGraph(TorchFunctionMode):
 
     Attributes:
         needed: whether the forward has switched gradients on or off.
+        refuses: inference mode, which cannot be undone.
     """
 
     needed = False
+
+    def __init__(self, refuses: bool = True) -> None:
+        super().__init__()
+        self.refuses = refuses
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -34,7 +39,7 @@ class KeepGraph(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             self.needed = True
             return None
-        if torch.is_inference_mode_enabled():
+        if self.refuses and torch.is_inference_mode_enabled():
             refuse_inference_mode()
         return func(*args, **(kwargs or {}))
 
@@ -58,7 +63,7 @@ def gradients() -> Iterator[None]:
 def gradients_on() -> Iterator[None]:
     """Gradients on, also where the code that runs inside switches them off with ``torch.no_grad()``.
 
-    ``torch.inference_mode()`` cannot be undone so: it is refused.
+    ``torch.inference_mode()`` cannot be undone so: its tensors never carry a gradient (``is_inference()``).
 
     Examples::
         >>> x = torch.ones(2, requires_grad=True)
@@ -67,7 +72,7 @@ def gradients_on() -> Iterator[None]:
         >>> y.requires_grad
         True
     """
-    with gradients(), KeepGraph():
+    with torch.enable_grad(), KeepGraph(refuses=False):
         yield
 
 

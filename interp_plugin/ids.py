@@ -74,7 +74,7 @@ def embedded(
     with torch.no_grad():
         ids, _, watched = _run(Phi, x, module_of(embedding))
     site = watched.site(embedding)
-    value, count = first_tensor(watched.outputs[site.layer][site.call]), watched.row.shape[1]
+    value, count = first_tensor(watched.outputs[site.layer][site.call or 0]), watched.row.shape[1]
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[:-1].numel() != count:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(

@@ -108,6 +108,8 @@ class CorpusStudy:
         explainer = TextExplainer(model, tokenizer, noise_layer, calibration)
         if distortion is not None:
             rate = 2 * distortion
+        if distortion is not None:  # the search finds the rate
+            solver = replace(solver or Solver(), lower_rate=False)
         plan = explainer.plan(layers, rate=rate, max_sigma=max_sigma, input_std=input_std, solver=solver)
         order = [*explainer.model.layers, OUTPUT]
         self.model = explainer.model
