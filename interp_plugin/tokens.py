@@ -289,6 +289,16 @@ def as_int(value: Any) -> Any:
         return value
 
 
+def plain_values(values: Any) -> Any:
+    """What an array, tensor or Series holds, as a list, or of a single number that number; anything else as it is.
+
+    Examples::
+        >>> plain_values(torch.tensor([1, 2])), plain_values(torch.tensor(3)), plain_values(("a", "b"))
+        ([1, 2], 3, ('a', 'b'))
+    """
+    return values.tolist() if callable(getattr(values, "tolist", None)) else values
+
+
 def shown(text: str, most: int = 40) -> str:
     """A text in a message: its beginning, in quotes.
 

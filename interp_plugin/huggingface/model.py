@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +79,14 @@ class HuggingFaceModel:
     """The state of every layer has the tokens of its axis, and no other places, in dimension 1."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        name = wrappers.adapter_name(model)
         model, tokenizer = wrappers.unwrapped(model, tokenizer)
-        _check_parts(model, tokenizer)
+        wrappers.check_parts(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
         self._base: PreTrainedModel = wrappers.base_of(model)
         self._virtual = wrappers.virtual_tokens(model)
-        self.name = _name_of(model)
+        self.name = wrappers.name_of(model) + name
         self._has_decoder = architectures.is_encoder_decoder(self._base)
         self._offset = architectures.padding_offset(self._base)
         self._views: dict[LayerCall, View | EmbeddingView] = {}
@@ -382,27 +382,3 @@ class HuggingFaceModel:
             return self._vocabulary()
         count = getattr(self._base, "num_labels", 0)
         return Labels(label_names(self._base.config, count if isinstance(count, int) else 0))
-
-
-def _name_of(model: PreTrainedModel) -> str:
-    """The id of a model, the name of its folder (not where that is), or its class."""
-    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def _check_parts(model: Any, tokenizer: Any) -> None:
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise TypeError(
-            f"model is a {type(model).__name__}: it must be a model of transformers, as huggingface.load "
-            "gives; a plain PyTorch module comes in as PlainModel(module, tokenizer, embedding)"
-        )
-    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}: it must be a tokenizer of transformers; wrap a tokenizers one "
-            "as PreTrainedTokenizerFast(tokenizer_object=tokenizer)"
-        )
-    if any(type(module).__name__ == "ModernBertUnpaddedRotaryEmbedding" for module in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} with flash attention joins the texts of a batch into one row: the batch dimension "
-            "must stay; load it with attn_implementation='sdpa', or use transformers 5"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -100,3 +101,38 @@ def uses_room(model: Any) -> int:
     """How many of the places that a model has for tokens its virtual tokens take."""
     config = prompt_of(model)
     return 0 if config is None else int(config.num_virtual_tokens)
+
+
+def adapter_name(model: Any) -> str:
+    """The kind of PEFT's adapter, to stand after the name of its base model; "" of other models."""
+    if not _is_peft(model):
+        return ""
+    kinds = {
+        str(getattr(config.peft_type, "value", config.peft_type)) for config in model.peft_config.values()
+    }
+    return f" ({', '.join(sorted(kinds))})"
+
+
+def name_of(model: Any) -> str:
+    """The id of a model, the name of its folder (not where that is), or its class."""
+    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def check_parts(model: Any, tokenizer: Any) -> None:
+    """Refuse what is no model or tokenizer of transformers."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"model is a {type(model).__name__}: it must be a model of transformers, as huggingface.load "
+            "gives; a plain PyTorch module comes in as PlainModel(module, tokenizer, embedding)"
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}: it must be a tokenizer of transformers; wrap a tokenizers one "
+            "as PreTrainedTokenizerFast(tokenizer_object=tokenizer)"
+        )
+    if any(type(module).__name__ == "ModernBertUnpaddedRotaryEmbedding" for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} with flash attention joins the texts of a batch into one row: the batch dimension "
+            "must stay; load it with attn_implementation='sdpa', or use transformers 5"
+        )
