@@ -224,7 +224,7 @@ def _indices(positions: Positions, length: int, name: str) -> list[int]:
     given: Any = plain_values(positions)  # of NumPy or torch
     if given == "each":
         return list(range(length))
-    wanted = [given] if isinstance(given, (int, str)) else [as_int(place) for place in given or []]
+    wanted: list[Any] = [given] if isinstance(given, (int, str)) else [as_int(place) for place in given or []]
     for place in wanted:
         if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
             raise ValueError(
