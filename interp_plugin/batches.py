@@ -147,7 +147,15 @@ class Batch:
             return self.targets.real
         on_decoder = self._model.axis[state.label] == "decoder"
         mask = self._decoder_mask if on_decoder else self.token_mask
-        return mask if whole.ndim > 2 and whole.shape[1] == mask.shape[1] else None
+        if whole.ndim > 2 and whole.shape[1] == mask.shape[1]:
+            return mask
+        if whole.ndim > 2 and getattr(self._model, "tokens_first", False):
+            raise ValueError(
+                f"the state of layer {state.label!r} has shape {tuple(whole.shape)} for {mask.shape[1]} tokens: "
+                "dimension 1 must run over the tokens; watch another layer, or use LayerInformationLoss with modules "
+                "of your choice"
+            )
+        return None
 
     def predicting(self, state: State, real: Tensor, given: Sequence[bool]) -> Tensor:
         """The places that predict the targets, (B, places); all real ones of texts without a given target."""

@@ -16,7 +16,7 @@ from interp_plugin.explanation import Row, TextExplanation
 from interp_plugin.problem import Terms
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import Site
-from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, TextModel, shown
+from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, TextModel, as_int, plain_values, shown
 
 Positions = int | Sequence[int] | Literal["each"] | None
 
@@ -222,9 +222,10 @@ def _one_by_one(
 
 def _indices(positions: Positions, length: int, name: str) -> list[int]:
     """Positions of one text as numbers from 0, checked and without repeats."""
-    if positions == "each":
+    given: Any = plain_values(positions)  # of NumPy or torch
+    if given == "each":
         return list(range(length))
-    wanted = [positions] if isinstance(positions, (int, str)) else list(positions or [])
+    wanted: list[Any] = [given] if isinstance(given, (int, str)) else [as_int(place) for place in given or []]
     for place in wanted:
         if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
             raise ValueError(

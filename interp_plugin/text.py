@@ -20,7 +20,7 @@ from interp_plugin.problem import default_cap, std_of_table, warn_of_training
 from interp_plugin.scoring import Plan, Positions, score, warn_of_deaf_states
 from interp_plugin.solver import Solver
 from interp_plugin.state import LayerCall, RunningStd, Site, module_of
-from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, shown
+from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, as_int, plain_values, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ class TextExplainer:
     Args:
         model: a model of Hugging Face, or a :class:`TextModel` (:class:`PlainModel` makes one of a plain
             PyTorch classifier).
-        tokenizer: the model's, for a model of Hugging Face.
+        tokenizer: the model's, for a model of Hugging Face; a pipeline has its own.
         noise_layer: where noise enters: a module, its dotted name, or one of its runs.  None: the word
             embeddings.
         calibration: the spread of the states (:meth:`calibrate` sets it); None: each text is its own yardstick.
@@ -110,7 +110,8 @@ class TextExplainer:
         A text's result does not depend on the others: they are batched by length, and padding bears no noise.
 
         Args:
-            texts: one text, one pair of sentences (a tuple of two), or a list of either.
+            texts: one text, one pair of sentences (a tuple of two), or a list, array or Series of either; inside
+                it a list of two is a pair, too.
             layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
                 "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
                 the model returns (class scores; of a language model, log probabilities of the target).
@@ -336,6 +337,7 @@ class TextExplainer:
                 f"layer {label!r} has no attention heads that can be told apart; leave heads out"
             )
         site, count, width = found
+        heads = plain_values(heads)
         chosen = [heads] if isinstance(heads, int) else list(heads)
         for head in chosen:
             if head not in range(count):
@@ -411,6 +413,7 @@ def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokeniz
         )
     if isinstance(model, tuple):
         raise TypeError("model is a tuple; give its parts: TextExplainer(*huggingface.load(...))")
+    model, tokenizer = huggingface.unwrapped(model, tokenizer)
     if tokenizer is None:
         raise ValueError(
             f"{type(model).__name__} comes without a tokenizer; give the model's, or a PlainModel for a model in plain "
@@ -438,6 +441,7 @@ def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
     """One text or pair, or a list of them, as (text, pair or None)."""
     if isinstance(texts, (str, tuple)):
         texts = [texts]
+    texts = plain_values(texts)
     if not isinstance(texts, Sequence) or isinstance(texts, bytes):
         raise TypeError(
             f"texts is a {type(texts).__name__}: it must be a str, a pair of str or a list of them"
@@ -446,10 +450,11 @@ def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
         raise ValueError("texts is empty; give at least one text")
     pairs: list[tuple[str, str | None]] = []
     for index, text in enumerate(texts):
-        parts = text if isinstance(text, tuple) and len(text) == 2 else (text, None)
+        text = plain_values(text)
+        parts = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
         if not isinstance(parts[0], str) or not isinstance(parts[1], (str, type(None))):
             raise TypeError(
-                f"text {index} is {text!r}: it must be a str, or a tuple of two for a pair of sentences"
+                f"text {index} is {text!r}: it must be a str, or a tuple or list of two for a pair of sentences"
             )
         pairs.append((parts[0], parts[1]))
     return pairs
@@ -457,7 +462,8 @@ def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
 
 def _for_each(target: Any, count: int) -> list[Any]:
     """One target for each text."""
-    targets = target if isinstance(target, list) else [target] * count
+    target = plain_values(target)
+    targets = [as_int(each) for each in target] if isinstance(target, list) else [target] * count
     if len(targets) != count:
         raise ValueError(f"target lists {len(targets)} for {count} texts; give one for each")
     return targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -247,6 +248,7 @@ class PlainModel:
     def class_index(self, target: int | str) -> int:
         """Number of a class; see :class:`TextModel`."""
         known = list(self.classes or [])
+        target = as_int(target)  # of NumPy or torch
         if isinstance(target, int) and (not known or 0 <= target < len(known)):
             return target
         if target not in known:
@@ -267,6 +269,35 @@ class PlainModel:
     def target_name(self, encoding: Encoding) -> str:
         """Not of a classifier."""
         raise ValueError(f"{self.name} is a classifier and has no target tokens")
+
+
+def as_int(value: Any) -> Any:
+    """A whole number of NumPy or torch as an int; anything else as it is.
+
+    Examples::
+        >>> as_int(torch.tensor(3)), as_int(True), as_int("3"), as_int(torch.tensor(3.0))
+        (3, True, '3', tensor(3.))
+    """
+    if isinstance(value, (int, str)) or not hasattr(value, "__index__"):
+        return value
+    dtype: Any = getattr(value, "dtype", None)
+    dimensions: Any = getattr(value, "ndim", None)
+    if dtype is torch.bool or dimensions:
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # a float
+        return value
+
+
+def plain_values(values: Any) -> Any:
+    """What an array, tensor or Series holds, as a list, or of a single number that number; anything else as it is.
+
+    Examples::
+        >>> plain_values(torch.tensor([1, 2])), plain_values(torch.tensor(3)), plain_values(("a", "b"))
+        ([1, 2], 3, ('a', 'b'))
+    """
+    return values.tolist() if callable(getattr(values, "tolist", None)) else values
 
 
 def shown(text: str, most: int = 40) -> str:

@@ -3,6 +3,7 @@
 from interp_plugin.huggingface.architectures import token_limit, transformer_layers
 from interp_plugin.huggingface.model import HuggingFaceModel, predicted_class
 from interp_plugin.huggingface.pretrained import default_model_path, load, quiet
+from interp_plugin.huggingface.wrappers import unwrapped
 
 __all__ = [
     "HuggingFaceModel",
@@ -12,4 +13,5 @@ __all__ = [
     "quiet",
     "token_limit",
     "transformer_layers",
+    "unwrapped",
 ]

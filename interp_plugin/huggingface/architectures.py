@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from interp_plugin.huggingface.views import Kind
 from interp_plugin.state import LayerCall
 from interp_plugin.tokens import Label
 
@@ -72,11 +73,14 @@ def word_embedding(model: nn.Module) -> nn.Module:
         ValueError: there is none.
     """
     found = None
-    try:
-        reader: Any = _stacks(model)[0] if is_encoder_decoder(model) else model
-        found = reader.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        pass  # no such method, or one that transformers left unwritten: the error below says so
+    readers: list[Any] = [_stacks(model)[0], model] if is_encoder_decoder(model) else [model]
+    for reader in readers:  # an encoder may not say, as FSMT's
+        try:
+            found = reader.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            continue  # no such method, or one that transformers left unwritten: the error below says so
+        if found is not None:
+            break
     if not isinstance(found, nn.Module):
         raise ValueError(
             f"{type(model).__name__} has no word embeddings (get_input_embeddings() gives {found!r}): noise must enter "
@@ -147,19 +151,62 @@ def _single_stack(model: nn.Module, config: Any) -> list[LayerCall]:
 def _depth(config: Any, stack: Any, name: str) -> int | None:
     """How many blocks encoder or decoder has: BART says it in its one configuration, T5 in each stack's own."""
     own = getattr(stack, "config", config)
-    value = getattr(own, f"{name}_layers", None) or getattr(own, "num_hidden_layers", None)
-    return None if value is None else int(value)
+    names = (f"{name}_layers", f"num_{name}_layers", "num_hidden_layers")
+    values = (getattr(own, each, None) for each in names)
+    return next((int(value) for value in values if value), None)
 
 
 def _blocks(stack: nn.Module, length: int | None) -> list[nn.Module]:
     for part in _around_the_embedding(stack):
         for module in part.modules():  # parents come before their children
             if isinstance(module, nn.ModuleList) and len(module) == length:
-                return list(module)
+                return _whole(part, module)
     raise ValueError(
         f"{type(stack).__name__} has no ModuleList of {length} blocks (config.num_hidden_layers): each layer must be a "
         "module of its own; use LayerInformationLoss with the modules of your choice"
     )
+
+
+def _whole(part: nn.Module, found: nn.ModuleList) -> list[nn.Module]:
+    """The modules whose outputs are the hidden states, where the list that was found may hold parts of blocks.
+
+    XLM and FlauBERT keep the parts of all blocks in parallel lists, and a block ends with its second norm; in
+    SqueezeBERT the forward of a block is called past its hooks, and it ends with its ``output``.
+    """
+    if any(isinstance(block, nn.ModuleList) for block in found):
+        raise ValueError(
+            f"{type(part).__name__} keeps its blocks in lists of lists: each layer must be a module of one list; use "
+            "LayerInformationLoss with the modules of your choice"
+        )
+    if all(type(block).__name__ == "SqueezeBertModule" for block in found):
+        return [block.get_submodule("output") for block in found]
+    owner: Any = next(module for module in part.modules() if any(each is found for each in module.children()))
+    lists = [child for child in owner.children() if isinstance(child, nn.ModuleList)]
+    parallel = [each for each in lists if len(each) == len(found)]
+    if len(parallel) == 1:
+        return list(found)
+    if not hasattr(owner, "layer_norm2") or getattr(owner, "pre_norm", False):
+        raise ValueError(
+            f"{type(owner).__name__} keeps the parts of its blocks in {len(parallel)} lists, and no module gives out "
+            "what a whole block computes; use LayerInformationLoss with the modules of your choice"
+        )
+    return list(owner.layer_norm2)
+
+
+def view_of_states(model: nn.Module, label: Label) -> Kind | None:
+    """How a block's tokens stand in its output, where that is not (B, T, ...): the model adds places to the text."""
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    side = str(label).split(".")[0]
+    if kind == "squeezebert":
+        return "tokens in the last dimension"
+    padded = kind == "longformer" or (kind == "led" and side == "encoder")  # to whole windows of attention
+    predicts = kind == "prophetnet" and side == "decoder"  # further streams follow that of the text
+    return "tokens at the beginning" if padded or predicts else None
+
+
+def pads_to_windows(model: nn.Module) -> bool:
+    """Whether the model pads the text to whole windows of attention before it embeds it."""
+    return getattr(getattr(model, "config", None), "model_type", "") in ("longformer", "led")
 
 
 def _around_the_embedding(stack: nn.Module) -> Iterator[nn.Module]:
@@ -177,7 +224,9 @@ def _around_the_embedding(stack: nn.Module) -> Iterator[nn.Module]:
 def keeps_padding_out(model: nn.Module) -> bool:
     """Whether texts of different lengths may share a batch: FNet mixes all places, ConvBERT convolves over them."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    return "attention_mask" in forward_names(model) and kind != "convbert"
+    summary = getattr(getattr(model, "sequence_summary", None), "summary_type", "")
+    reads_the_end = summary == "last"  # XLNet's classifier takes the last place, be it padding
+    return "attention_mask" in forward_names(model) and kind != "convbert" and not reads_the_end
 
 
 def attention_heads(model: nn.Module, label: Label) -> int | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from interp_plugin.huggingface import tokenization
+from interp_plugin.tokens import as_int
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,12 +88,40 @@ class Vocabulary:
 
 
 def checked(target: Any) -> int | str:
-    """``target`` if it names a class."""
+    """``target`` if it names a class; a number of NumPy or torch as an int."""
+    target = as_int(target)
     if isinstance(target, bool) or not isinstance(target, (int, str)):
         raise TypeError(
             f"target is a {type(target).__name__}: it must be a label or an index; give one of them"
         )
     return target
+
+
+def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
+    """Names of at least ``count`` classes; a class that the configuration does not name is "LABEL_" and its number.
+
+    Args:
+        config: has ``id2label``, number -> name; numbers may be strings, as in JSON.
+
+    Raises:
+        ValueError: a key that is no number.
+
+    Examples::
+        >>> from types import SimpleNamespace
+        >>> label_names(SimpleNamespace(id2label={"1": "good"}), 3)
+        ('LABEL_0', 'good', 'LABEL_2')
+    """
+    given = getattr(config, "id2label", None) or {}
+    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+    try:
+        names = {int(number): str(name) for number, name in pairs}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.id2label is {given!r}: its keys must be the numbers of the classes; turn it round if names and "
+            "numbers are swapped"
+        ) from error
+    count = max([count, *(number + 1 for number in names)])
+    return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
 
 
 def listed(names: Sequence[int | str], most: int = 20) -> str:

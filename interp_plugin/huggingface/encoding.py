@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from interp_plugin.huggingface import tokenization
 from interp_plugin.huggingface.classes import Vocabulary
 from interp_plugin.huggingface.tokenization import Pieces
-from interp_plugin.tokens import Encoding, Target
+from interp_plugin.tokens import Encoding, Target, as_int
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +55,7 @@ class Encoder:
 
     def __call__(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
         """One text or pair, checked; see ``HuggingFaceModel.encode``."""
+        target = as_int(target)
         tokenization.checked(text)
         if pair is not None:
             tokenization.checked(pair, "pair")

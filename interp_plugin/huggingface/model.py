@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from interp_plugin.forwards import device_of
-from interp_plugin.huggingface import architectures, attention, outputs
+from interp_plugin.huggingface import architectures, attention, outputs, wrappers
 from interp_plugin.huggingface.architectures import token_limit
-from interp_plugin.huggingface.classes import Labels, Vocabulary, likeliest, listed
+from interp_plugin.huggingface.classes import Labels, Vocabulary, label_names, likeliest, listed
 from interp_plugin.huggingface.encoding import Encoder, Reading
+from interp_plugin.huggingface.views import EmbeddingView, Kind, View, showing
 from interp_plugin.state import LayerCall
 from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, Target, Task
 
@@ -36,7 +36,7 @@ def predicted_class(model: PreTrainedModel, logits: Tensor) -> tuple[str, float]
         )
     many = getattr(model.config, "problem_type", None) == "multi_label_classification"
     index, probability = likeliest(logits, exclusive=not many)
-    return str(model.config.id2label[index]), probability
+    return label_names(model.config, len(logits))[index], probability
 
 
 class HuggingFaceModel:
@@ -45,6 +45,7 @@ class HuggingFaceModel:
     Args:
         model: an encoder, decoder or encoder-decoder: bare, or with a head for sequence classes, token
             classes, masked tokens or the next token.  It is used as it is: nothing on it changes.
+            Of a pipeline, DataParallel, a CrossEncoder and PEFT's adapters the model inside is used.
         tokenizer: the one that the model was trained with.
 
     Attributes:
@@ -75,20 +76,31 @@ class HuggingFaceModel:
         ([6, 4], 'sequence classes', torch.Size([2, 2]))
     """
 
+    tokens_first = True
+    """The state of every layer has the tokens of its axis, and no other places, in dimension 1."""
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        _check_parts(model, tokenizer)
+        name = wrappers.adapter_name(model)
+        model, tokenizer = wrappers.unwrapped(model, tokenizer)
+        wrappers.check_parts(model, tokenizer)
         self.model = model
         self.tokenizer = tokenizer
-        self.embedding = LayerCall(architectures.word_embedding(model))
-        self.layers: Mapping[Label, LayerCall] = architectures.layer_calls(model)
-        self.name = _name_of(model)
-        self._has_decoder = architectures.is_encoder_decoder(model)
-        self._offset = architectures.padding_offset(model)
+        self._base: PreTrainedModel = wrappers.base_of(model)
+        self._virtual = wrappers.virtual_tokens(model)
+        self.name = wrappers.name_of(model) + name
+        self._has_decoder = architectures.is_encoder_decoder(self._base)
+        self._offset = architectures.padding_offset(self._base)
+        self._views: dict[LayerCall, View | EmbeddingView] = {}
+        self.embedding = self._embedding()
+        self._blocks: Mapping[Label, LayerCall] = architectures.layer_calls(self._base)
+        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self._blocks, OUTPUT)}
+        self.layers: Mapping[Label, LayerCall] = {
+            label: self._viewed(block, label) for label, block in self._blocks.items()
+        }
         self._names = self._argument_names()
-        self.pads = architectures.keeps_padding_out(model)
-        self._head = outputs.head_of(self.model, self._names, self.device)
+        self.pads = architectures.keeps_padding_out(self._base)
+        self._head = outputs.head_of(self._base, self._names, self.device)
         self.task: Task = self._head.task
-        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self.layers, OUTPUT)}
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +135,7 @@ class HuggingFaceModel:
     @property
     def limit(self) -> int:
         """The most tokens, special ones included."""
-        return token_limit(self.model, self.tokenizer)
+        return token_limit(self._base, self.tokenizer) - wrappers.uses_room(self.model)
 
     def encode(
         self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
@@ -172,7 +184,14 @@ class HuggingFaceModel:
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Logits, or the last hidden state; see the class."""
-        return outputs.answer(self.model, self.task, self._named(arguments))
+        inputs = self._named(arguments)
+        lengths: dict[Axis, int] = {
+            "input": inputs["input_ids"].shape[1],
+            "decoder": inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1],
+        }
+        with showing(self._views.values(), lengths):
+            answer = outputs.answer(self.model, self._base, self.task, inputs)
+        return answer if self.task == "sequence classes" else answer[:, -lengths[self.axis[OUTPUT]] :]
 
     def attentions(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """What every token attends to in each block, (R, heads, T, T) each, for arguments as in a call.
@@ -180,8 +199,13 @@ class HuggingFaceModel:
         Whatever kernel the model uses, these are the weights of the plain computation.
 
         Raises:
-            ValueError: an encoder-decoder, or a model that gives no weights out.
+            ValueError: an encoder-decoder, a model with virtual tokens, or one that gives no weights out.
         """
+        if wrappers.prompt_of(self.model) is not None:
+            raise ValueError(
+                f"{self.name} attends to the virtual tokens of {type(self.model).__name__} too, which are no tokens of "
+                "the text; use another method"
+            )
         return attention.attention_weights(self.model, self._named(arguments))
 
     def value_site(self, label: Label) -> tuple[LayerCall, int] | None:
@@ -190,7 +214,8 @@ class HuggingFaceModel:
         Returns:
             The site and the number of parts (3 where queries and keys stand before them); None where it is not known.
         """
-        return attention.value_site(self._block(label))
+        block = self._block(label)
+        return None if self._kind(label) else attention.value_site(block)
 
     def class_index(self, target: int | str) -> int:
         """Index of a class given by its label or index; of a token, for models whose classes are tokens.
@@ -231,10 +256,10 @@ class HuggingFaceModel:
         """
         site = architectures.head_site(self._block(label))
         width = None if site is None else architectures.heads_width(site)
-        number = architectures.attention_heads(self.model, label)
+        number = architectures.attention_heads(self._base, label)
         if site is None or not number or not width or width % number:
             return None
-        return site, number, width // number
+        return self._viewed(site, label), number, width // number
 
     def target_name(self, encoding: Encoding) -> str:
         """The tokens that are asked for, as text."""
@@ -249,10 +274,40 @@ class HuggingFaceModel:
         return dict(zip(self._names, arguments, strict=True))
 
     def _block(self, layer: Label) -> LayerCall:
-        if layer not in self.layers:
-            names = listed(list(self.layers))
+        if layer not in self._blocks:
+            names = listed(list(self._blocks))
             raise ValueError(f"layer {layer!r} does not exist: the model has {names}; choose one of them")
-        return self.layers[layer]
+        return self._blocks[layer]
+
+    def _embedding(self) -> LayerCall:
+        """Where noise enters: PEFT's prompts call the table that they found, an encoder its own."""
+        table = getattr(self.model, "word_embeddings", None) if self._virtual["input"] else None
+        table = architectures.word_embedding(self._base) if table is None else table
+        if not (architectures.pads_to_windows(self._base) and isinstance(table, nn.Embedding)):
+            return LayerCall(table)
+        view = EmbeddingView(table)
+        self._views[view.site] = view
+        return LayerCall(view)
+
+    def _kind(self, label: Label) -> Kind | None:
+        """How the tokens stand in a block's output, where not alone in dimension 1."""
+        kind = architectures.view_of_states(self._base, label)
+        if not self._virtual[self.axis[label]]:
+            return kind
+        if kind is not None:
+            raise ValueError(
+                f"{type(self.model).__name__} puts virtual tokens before the text, and "
+                f"{type(self._base).__name__} adds places of its own: which are the text's is not known; give the base "
+                "model"
+            )
+        return "tokens at the end"
+
+    def _viewed(self, site: LayerCall, label: Label) -> LayerCall:
+        """A site whose output has the tokens in dimension 1: the given one, or the view of it."""
+        kind = self._kind(label)
+        if kind is None:
+            return site
+        return LayerCall(self._views.setdefault(site, View(site, kind, self.axis[label])))
 
     # -- texts
 
@@ -278,7 +333,7 @@ class HuggingFaceModel:
         start = self._setting("bos_token_id") if start is None else start
         if start is None:
             raise ValueError(
-                f"{type(self.model).__name__} does not say what its decoder starts with: config.decoder_start_token_id "
+                f"{type(self._base).__name__} does not say what its decoder starts with: config.decoder_start_token_id "
                 "is None; set it to the token id that the model was trained with"
             )
         forced = self._setting("forced_bos_token_id")
@@ -286,7 +341,7 @@ class HuggingFaceModel:
 
     def _setting(self, name: str) -> int | None:
         """A token id from the configuration, or from that of generation."""
-        for config in (self.model.config, getattr(self.model, "generation_config", None)):
+        for config in (self._base.config, getattr(self._base, "generation_config", None)):
             value = getattr(config, name, None)
             if value is not None:
                 return int(value[0] if isinstance(value, (list, tuple)) else value)
@@ -300,9 +355,11 @@ class HuggingFaceModel:
     # -- the model
 
     def _argument_names(self) -> tuple[str, ...]:
-        taken = architectures.forward_names(self.model)
+        taken = architectures.forward_names(self._base)
+        if self._base is not self.model:
+            taken &= wrappers.names_kept(self.model)
         names = ["input_ids", "attention_mask"]
-        types = getattr(architectures.text_config(self.model), "type_vocab_size", 0) or 0
+        types = getattr(architectures.text_config(self._base), "type_vocab_size", 0) or 0
         given = "token_type_ids" in self.tokenizer.model_input_names
         if types > 1 and given and "token_type_ids" in taken:  # GPT-2 would add them as words
             names.append("token_type_ids")
@@ -318,35 +375,11 @@ class HuggingFaceModel:
 
     def _vocabulary(self) -> Vocabulary:
         rows = getattr(self.embedding.layer, "num_embeddings", None)
-        size = architectures.text_config(self.model).vocab_size if rows is None else rows
+        size = architectures.text_config(self._base).vocab_size if rows is None else rows
         return Vocabulary(self.tokenizer, int(size))
 
     def _classes(self) -> Labels | Vocabulary:
         if self._head.of_tokens:
             return self._vocabulary()
-        names = self.model.config.id2label
-        return Labels(tuple(str(names[index]) for index in sorted(names)))
-
-
-def _name_of(model: PreTrainedModel) -> str:
-    """The id of a model, the name of its folder (not where that is), or its class."""
-    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def _check_parts(model: Any, tokenizer: Any) -> None:
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise TypeError(
-            f"model is a {type(model).__name__}: it must be a model of transformers, as huggingface.load "
-            "gives; a plain PyTorch module comes in as PlainModel(module, tokenizer, embedding)"
-        )
-    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}: it must be a tokenizer of transformers; wrap a tokenizers one "
-            "as PreTrainedTokenizerFast(tokenizer_object=tokenizer)"
-        )
-    if any(type(module).__name__ == "ModernBertUnpaddedRotaryEmbedding" for module in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} with flash attention joins the texts of a batch into one row: the batch dimension "
-            "must stay; load it with attn_implementation='sdpa', or use transformers 5"
-        )
+        count = getattr(self._base, "num_labels", 0)
+        return Labels(label_names(self._base.config, count if isinstance(count, int) else 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -47,51 +47,96 @@ def head_of(model: PreTrainedModel, names: Sequence[str], device: torch.device) 
     for kind in type(model).__mro__:
         for end, head in HEADS.items():
             if kind.__name__.endswith(end):
-                return head
+                return _masked(model, head)
     if getattr(model, "base_model", None) is model:
         return Head("none")
     shape = _shape_of_logits(model, names, device)
     if len(shape) == 2:
         return Head("sequence classes")
     if len(shape) == 3:
-        return Head("next token", of_tokens=True) if model.can_generate() else Head("token classes")
+        if not model.can_generate():
+            return Head("token classes")
+        return _masked(model, Head("next token", of_tokens=True))
     raise ValueError(
         f"{type(model).__name__} gives out no logits of shape (B, C) or (B, T, C): a head must be for sequence "
         "classes, token classes, masked or next tokens; give its base_model to look at its layers"
     )
 
 
+def _masked(model: PreTrainedModel, head: Head) -> Head:
+    """The head of a language model, which in XLM and FlauBERT is one for masked tokens unless it says "causal"."""
+    masked = head.task == "next token" and not getattr(model.config, "causal", True)
+    return Head("token classes", of_tokens=True) if masked else head
+
+
 @torch.no_grad()
 def _shape_of_logits(model: nn.Module, names: Sequence[str], device: torch.device) -> tuple[int, ...]:
-    """Shape of the logits for a single token; () if there are none."""
-    one = torch.zeros(1, 1, dtype=torch.long, device=device)
-    inputs = {name: one + 1 if name == "attention_mask" else one for name in names}
-    try:
-        with torch.random.fork_rng():  # dropout, in training mode
-            logits = getattr(run(model, inputs), "logits", None)
-    except (TypeError, ValueError, RuntimeError, IndexError):  # a head for other inputs: the caller says so
-        return ()
-    return tuple(logits.shape) if isinstance(logits, Tensor) else ()
+    """Shape of the logits for a single token; () if there are none, or one score for each token or choice."""
+    shapes = set()
+    for length in (1, 2):
+        tokens = torch.zeros(1, length, dtype=torch.long, device=device)
+        inputs = {name: tokens + 1 if name == "attention_mask" else tokens for name in names}
+        try:
+            with torch.random.fork_rng():  # dropout, in training mode
+                logits = getattr(run(model, inputs), "logits", None)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return ()  # a head for other inputs: the caller says so
+        shapes.add(_shape_for_one_token(logits, length) if isinstance(logits, Tensor) else ())
+    return shapes.pop() if len(shapes) == 1 else ()
 
 
-def answer(model: PreTrainedModel, task: Task, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits, (B, C) or (B, T, C); the last hidden state, (B, T, H), of a model without a head."""
+def _shape_for_one_token(logits: Tensor, length: int) -> tuple[int, ...]:
+    """Shape of logits (B, C), or of (B, T, C) with T = 1."""
+    shape = tuple(logits.shape)
+    return (shape[0], shape[1] // length, shape[2]) if len(shape) == 3 else shape
+
+
+def answer(model: PreTrainedModel, base: nn.Module, task: Task, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits, (B, C) or (B, T, C); the last hidden state, (B, T, H), of a model without a head.
+
+    Args:
+        base: the model of transformers inside ``model``, or ``model`` itself.
+    """
     with _uncompiled(model.config):
-        if task == "sequence classes" and isinstance(getattr(model, "score", None), nn.Module):
-            return _score_of_last_token(model, inputs)
+        scores = _scores_of_tokens(base) if task == "sequence classes" else None
+        if scores is not None:
+            return _score_of_last_token(model, scores, inputs)
         output = run(model, inputs)
         return cast(Tensor, output.last_hidden_state if task == "none" else output.logits)
 
 
-def _score_of_last_token(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+def _scores_of_tokens(model: Any) -> nn.Module | None:
+    """The head of a decoder's classifier, which scores every token; None: it is no such classifier."""
+    name = "classifier" if getattr(model.config, "model_type", "") == "ctrl" else "score"
+    head = getattr(model, name, None)
+    return head if isinstance(head, nn.Module) else None
+
+
+class _ScoresRead(BaseException):
+    """Raised by a hook to leave the model's forward: what it does with the scores is not needed."""
+
+
+def _score_of_last_token(model: Any, scores: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits of a decoder's classifier, (B, C), at each text's last token.
 
     transformers looks for the last token that is not the padding token: it finds another one where a text
     ends with that token, and refuses batches where there is none (config.pad_token_id is None).
     """
-    hidden = run(model.base_model, inputs).last_hidden_state  # (B, T, H)
-    logits = cast(Tensor, model.score(hidden))  # (B, T, C)
+    found: list[Tensor] = []
+
+    def read(module: nn.Module, args: Any, output: Tensor) -> None:
+        found.append(output)
+        raise _ScoresRead
+
+    handle = scores.register_forward_hook(read)
+    try:
+        with suppress(_ScoresRead):
+            run(model, inputs)
+    finally:
+        handle.remove()
+    [logits] = found
     mask = inputs["attention_mask"].to(logits.device)
+    logits = logits[:, -mask.shape[1] :]  # (B, T, C), after virtual tokens
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
     return logits[torch.arange(len(last), device=last.device), last]
 
