@@ -240,7 +240,10 @@ class _Few:
             theta[live] = average.mean[live]
             free = step.free
             error = average.error()[live]
-            converged[live] = sound[live] & (token_mean(error, free).sqrt() <= settings.tolerance)
+            size = token_mean(error, free).sqrt()
+            # a second round has to agree, but where the state is linear
+            seen = (average.rounds[live] > 0) | (size < ROUNDING)
+            converged[live] = sound[live] & seen & (size <= settings.tolerance)
             done = converged[live].clone()
             if done.any() and index + 1 < settings.order_rounds:
                 jitter = settings.jitter()
@@ -268,6 +271,7 @@ class _Average:
     mean: Tensor  # of the rounds' estimates of log sigma, (b, T)
     place: Tensor  # of the iterates they were made at, (b, T)
     variance: Tensor  # of the mean, (b, T)
+    excess: Tensor  # what the last round adds to it where it disagrees, (b, T)
     common_variance: Tensor  # of what all tokens of it share, (b,)
     distortion: Tensor  # (b,)
     residual: Tensor  # of the last round, (b, T)
@@ -282,6 +286,7 @@ class _Average:
             mean=theta.clone(),
             place=theta.clone(),
             variance=torch.zeros_like(theta),
+            excess=torch.zeros_like(theta),
             residual=torch.full_like(theta, torch.nan),
             **dict(zip(("common_variance", "distortion", "weight", "rounds", "surprise"), each)),
         )
@@ -301,8 +306,11 @@ class _Average:
         estimate = torch.minimum(theta + step.move, cap)
         old = torch.where(far, 0.0, self.weight[some])
         compared = old > 0
-        gap = token_mean((estimate - self.mean[some]).square(), free)
-        expected = token_mean(variance + self.variance[some], free).clamp(min=ROUNDING**2)
+        apart, explained = (estimate - self.mean[some]).square() * free, variance + self.variance[some]
+        # a token that moved more than two of its standard errors: Newton's step is too long where D grows as sigma^4
+        excess = (apart - 4 * explained).clamp(min=0) / 4
+        self.excess[some] = torch.where(compared.unsqueeze(1), excess, 0.0)
+        gap, expected = token_mean(apart, free), token_mean(explained, free).clamp(min=ROUNDING**2)
         self.surprise[some] = torch.where(compared, self.surprise[some] + gap / expected, 0.0)
         self.rounds[some] = torch.where(compared, self.rounds[some] + 1, 0.0)
         self.weight[some] = old + new
@@ -323,7 +331,7 @@ class _Average:
 
     def error(self) -> Tensor:
         """Variance of log sigma, (b, T), with what unseen samples may add where any saw more than a line."""
-        return (self.variance * self.inflation().unsqueeze(1)) + self._unseen().unsqueeze(1)
+        return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
 
     def common_error(self) -> Tensor:
         """Variance of the mean of log sigma over the tokens below the cap, (b,)."""
