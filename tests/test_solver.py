@@ -315,7 +315,7 @@ def test_an_example_that_is_no_longer_quiet_leaves_where_others_had_to(monkeypat
 
     monkeypatch.setattr("interp_plugin.solver.update", watched)
     solver = Solver()
-    assert (solver.max_rounds, solver.quiet_rounds) == (6, 24)
+    assert (solver.max_rounds, solver.quiet_rounds) == (8, 24)
     InformationLoss(lambda x: x.exp()).fit(normal(1, 4, 128), max_sigma=100.0, solver=solver)
     assert rounds == list(range(9))
 

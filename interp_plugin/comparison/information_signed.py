@@ -42,6 +42,6 @@ def _kept(inputs: Inputs, target: int | None, state: State | None, score: Score)
         rate=RATE,
         score=score,
         return_input_shape=False,
-        solver=Solver(seed=inputs.seed),
+        solver=Solver(seed=inputs.seed, lower_rate=False),
     )
     return cast(Tensor, scores)[0]

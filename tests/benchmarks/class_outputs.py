@@ -19,9 +19,9 @@ and place of the noise (word embeddings, the embedding block's output):
                 (of the draws and of log sigma)
 
 Of converged fits only, but for the first three. `--small` prints the share converged, in 2 s.e. and the largest
-error in standard errors, of log sigma of 40 random networks (10 inputs of one element, 32 hidden units, 3 classes) and of 60
-quadratic states of 1, 2 and 8 elements a token, against long runs of plain code at the rate that was solved, and the
-largest error of linear states of one number against the closed form.
+error in standard errors, of log sigma of 40 random networks (10 inputs of one element, 32 hidden units, 3 classes)
+and of 60 quadratic states of 1, 2 and 8 elements a token, against long runs of plain code at the rate that was solved,
+and the largest error of linear states of one number against the closed form.
 """
 
 from __future__ import annotations
