@@ -112,7 +112,7 @@ def word_shares(model):
     explainer = TextExplainer(model, tokenizer)
     explainer.calibrate(clean[0][:60], show_progress=False)  # one unit for the logits of each model
     found = defaultdict(list)
-    explanation = explainer.explain(PROBES, layers="output", solver=Solver(tolerance=0.05))
+    explanation = explainer.explain(PROBES, layers="output", solver=Solver(tolerance=0.05, lower_rate=False))
     for scores in explanation.scores("kept", "word"):
         shares = scores.values[0] / scores.values[0].sum()
         for word, share in zip(scores.units, shares.tolist()):

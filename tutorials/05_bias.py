@@ -140,7 +140,7 @@ def shares(model, texts):
     """Share of the identity term in each text, (texts,)."""
     explainer = TextExplainer(model, tokenizer)
     explainer.calibrate(comments(60, seed=3, complaints_about_french=0.5)[0], show_progress=False)
-    explanation = explainer.explain(texts, layers="output", solver=Solver(tolerance=0.05))
+    explanation = explainer.explain(texts, layers="output", solver=Solver(tolerance=0.05, lower_rate=False))
     found = []
     for scores in explanation.scores("kept", "word"):
         [nation] = set(NATIONS) & set(scores.units)

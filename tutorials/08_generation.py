@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from interp_plugin import TextExplainer
+from interp_plugin import Solver, TextExplainer
 
 PLACES, THINGS = (
     words.split()
@@ -102,7 +102,8 @@ def spans(continuation):
 
 prompt, continuation, _ = example()
 targets = [(continuation, span) for span in spans(continuation)]
-explanation = explainer.explain([prompt] * 2, layers=["all", "output"], target=targets)
+solver = Solver(lower_rate=False)  # by default the output would be solved at a smaller rate, where it is well known
+explanation = explainer.explain([prompt] * 2, layers=["all", "output"], target=targets, solver=solver)
 explanation.show()
 assert [item.target for item in explanation] == continuation.split()
 
