@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -160,9 +161,11 @@ def test_a_batch_with_padding_is_its_single_sentences() -> None:
 
     def signed(ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
         return method.attribute(
-            ids, 0, (mask,), token_mask=mask, score="signed", return_input_shape=False, solver=FAST, **more
+            ids, 0, (mask,), token_mask=mask, score="signed", return_input_shape=False, solver=solver, **more
         )
 
+    # at a smaller rate noise moves a single-precision output by a thousandth, and rounding by 2e-4 of that
+    solver = replace(FAST, lower_rate=False)
     batch = signed(ids, mask)
     torch.testing.assert_close(batch[:1, :3], signed(ids[:1, :3], mask[:1, :3]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(batch, signed(ids, mask, internal_batch_size=3), rtol=1e-4, atol=1e-4)

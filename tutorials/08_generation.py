@@ -102,7 +102,9 @@ def spans(continuation):
 
 prompt, continuation, _ = example()
 targets = [(continuation, span) for span in spans(continuation)]
-solver = Solver(lower_rate=False)  # by default the output would be solved at a smaller rate, where it is well known
+solver = Solver(
+    lower_rate=False
+)  # by default the output would be solved at a smaller rate, where it is well known
 explanation = explainer.explain([prompt] * 2, layers=["all", "output"], target=targets, solver=solver)
 explanation.show()
 assert [item.target for item in explanation] == continuation.split()

@@ -244,7 +244,8 @@ def as_published() -> Method:
         watched = State(OUTPUT, None, None, torch.ones(1, device=inputs.ids.device))
         batch = Batch(inputs.model, [inputs.encoding], inputs.model.embedding, [None])
         terms = Terms(float(inputs.length), None, None)
-        [fit] = batch.fit([watched], [None], terms, Solver(seed=inputs.seed))
+        solver = Solver(seed=inputs.seed, lower_rate=False)
+        [fit] = batch.fit([watched], [None], terms, solver)
         return 1 / fit.sigma[0]
 
     return Method(
