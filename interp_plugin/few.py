@@ -163,10 +163,8 @@ class _Few:
         draws = Draws([x.shape[1:] for x in self.objective.model.origin], PILOT_SEED)
         asked = torch.full_like(self.cap[:, 0], rate)
         rates, theta = asked.clone(), self.closed(asked)
-        known, offset = (
-            rates.clone(),
-            torch.zeros_like(theta),
-        )  # the largest sound rate, and theta less its closed form
+        # the largest sound rate so far, and theta less its closed form there
+        known, offset = rates.clone(), torch.zeros_like(theta)
         sound, steady = torch.zeros(2, len(rates), dtype=torch.bool, device=rates.device)
         looking = torch.arange(len(rates), device=rates.device)
         for index in range(MOST_PILOTS):
