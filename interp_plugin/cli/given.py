@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import sys
@@ -141,6 +142,7 @@ def load_explainer(model: str | None, tokenizer: str | None, device: str, dtype:
 
         _check_device(device)
         source = huggingface.default_model_path() if model is None else model
+        gc.collect()  # hooks and views of a model that was loaded before may hold it in a cycle
         with huggingface.quiet():
             return TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
 
