@@ -125,10 +125,13 @@ def _offload_again(traceback: TracebackType | None) -> None:
     Its hooks load a module's own weights before its forward and put them away after it, but not when it raises.
     """
     while traceback is not None:
-        module = traceback.tb_frame.f_locals.get("module")
-        hook = getattr(module, "_hf_hook", None)
-        if hook is not None and traceback.tb_frame.f_code.co_name == "new_forward":
-            hook.post_forward(module, None)
+        frame = traceback.tb_frame
+        # of these alone: reading f_locals of left_early's own frame would tie the error, and all it holds, in a cycle
+        if frame.f_code.co_name == "new_forward":
+            module = frame.f_locals.get("module")
+            hook = getattr(module, "_hf_hook", None)
+            if hook is not None:
+                hook.post_forward(module, None)
         traceback = traceback.tb_next
 
 

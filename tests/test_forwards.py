@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -422,3 +424,17 @@ def test_texts_are_explained_by_offloaded_and_compiled_models(how: str) -> None:
         torch.testing.assert_close(
             second.scores("sigma").values, first.scores("sigma").values, rtol=1e-4, atol=0
         )
+
+
+def test_a_forward_that_was_left_early_keeps_nothing_alive() -> None:
+    """It tied the error's traceback, and with it the model and its activations, in a reference cycle."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    alive = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        LayerInformationLoss(model, model[0], model[1]).fit(torch.randn(1, 3, 4), solver=FAST)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()

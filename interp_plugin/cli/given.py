@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 import sys
@@ -142,7 +141,6 @@ def load_explainer(model: str | None, tokenizer: str | None, device: str, dtype:
 
         _check_device(device)
         source = huggingface.default_model_path() if model is None else model
-        gc.collect()  # hooks and views of a model that was loaded before may hold it in a cycle
         with huggingface.quiet():
             return TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
 
