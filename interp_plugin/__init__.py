@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from interp_plugin.calibration import Calibration
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
+    from interp_plugin.erased import InformationErased, LayerInformationErased
     from interp_plugin.explanation import Explanation
     from interp_plugin.interpreter import Interpreter, calculate_regularization
+    from interp_plugin.method.erasure import ErasureFit, log_odds
     from interp_plugin.solver import NoiseFit, Solver
     from interp_plugin.state import LayerCall
     from interp_plugin.text import TextExplainer
@@ -29,11 +31,14 @@ __all__ = [
     "Calibration",
     "CorpusResult",
     "CorpusStudy",
+    "ErasureFit",
     "Explanation",
+    "InformationErased",
     "InformationLoss",
     "InformationLossLLMAttribution",
     "Interpreter",
     "LayerCall",
+    "LayerInformationErased",
     "LayerInformationLoss",
     "NeuronInformationLoss",
     "NoiseFit",
@@ -42,6 +47,7 @@ __all__ = [
     "TextExplainer",
     "calculate_regularization",
     "huggingface",
+    "log_odds",
 ]
 
 _HOMES = {
@@ -55,9 +61,11 @@ _HOMES = {
     "calibration": ("Calibration",),
     "corpus.result": ("CorpusResult",),
     "corpus.study": ("CorpusStudy",),
+    "erased": ("InformationErased", "LayerInformationErased"),
     "explanation": ("Explanation",),
     "huggingface": ("huggingface",),
     "interpreter": ("Interpreter", "calculate_regularization"),
+    "method.erasure": ("ErasureFit", "log_odds"),
     "solver": ("NoiseFit", "Solver"),
     "state": ("LayerCall",),
     "text": ("TextExplainer",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -62,7 +62,7 @@ def captum_call(call: Call) -> Call:
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.input_setting is not None and kwargs.pop(self.input_setting, False):
             self = self.at_input()
-        refuse_settings(f"{type(self).__name__}.{call.__name__}", kwargs)
+        refuse_settings(f"{type(self).__name__}.{call.__name__}", kwargs, inspect.signature(call).parameters)
         refuse_order(call, args)
         return call(self, *args, **kwargs)
 
@@ -80,14 +80,15 @@ def user_level() -> int:
     return level
 
 
-def refuse_settings(name: str, settings: dict[str, Any]) -> None:
+def refuse_settings(name: str, settings: dict[str, Any], own: Container[str] = ()) -> None:
     """Take out what other methods' settings ask for nothing (None, False), and refuse the others at once.
 
     Args:
         name: of what is called.
         settings: its keyword arguments; changed in place.
+        own: those that it has itself.
     """
-    given = {key: settings.pop(key) for key in list(settings) if key in FOREIGN}
+    given = {key: settings.pop(key) for key in list(settings) if key in FOREIGN and key not in own}
     asked = {key: value for key, value in given.items() if value is not None and value is not False}
     if not asked:
         return
@@ -104,6 +105,8 @@ def refuse_settings(name: str, settings: dict[str, Any]) -> None:
 def refuse_order(call: Callable[..., Any], args: Sequence[Any]) -> None:
     """Refuse arguments without names that are in integrated gradients' order: (inputs, baselines, target)."""
     names = list(inspect.signature(call).parameters)[1:]
+    if names[1] == "baselines":
+        return
     second, third = (*args, None, None, None)[1:3]
     at_neuron = names[1] == "neuron_selector"  # (inputs, neuron_selector, baselines) there
     if at_neuron:
@@ -206,6 +209,26 @@ def told_mask(
         if real.any(1).all() and not real.all():
             found = real if found is None else found & real.to(found.device)
     return found if found is not None and found.any(1).all() else None
+
+
+def mask_argument(
+    forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
+) -> tuple[int, bool] | None:
+    """Which argument is the attention mask, (B, T), and whether it says 1 for what is left out; None: none is.
+
+    Its name decides, as in :func:`told_mask`; where names say nothing, a mask that is told there, or all ones.
+    """
+    arguments = arguments or ()
+    names = [*parameter_names(forward)[len(inputs) :], *[None] * len(arguments)]
+    unnamed = None
+    for index, (name, argument) in enumerate(zip(names, arguments)):
+        if not isinstance(argument, Tensor) or argument.ndim != 2 or argument.shape != inputs[0].shape[:2]:
+            continue
+        if name in KEEP or name in LEAVE_OUT:
+            return index, name in LEAVE_OUT
+        if not _says_other(name) and ((argument == 1).all() or _is_padding(argument, inputs[0])):
+            unnamed = index if unnamed is None else unnamed
+    return None if unnamed is None else (unnamed, False)
 
 
 def _says_other(name: str | None) -> bool:

@@ -4,97 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _format_output,
-    _format_tensor_into_tuples,
-    _run_forward,
-    _validate_target,
-)
+from captum._utils.common import _format_tensor_into_tuples
 from captum.attr import LLMAttributionResult, LLMGradientAttribution
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
-from torch import Tensor, equal, nn
+from torch import Tensor
 
-from interp_plugin.arguments import captum_call, repeated, told_mask
-from interp_plugin.padding import FULL, lengths_of
-from interp_plugin.problem import Problem, Terms, pose, warn_of_quality, warn_of_training
+from interp_plugin.arguments import captum_call
+from interp_plugin.erased import LayerInformationErased
+from interp_plugin.posed import AtLayer, Tensors, TokenAttribution, input_of
+from interp_plugin.problem import Terms, warn_of_quality
 from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import LayerCall, NoisyModel, RunningStd, Selector, Site, module_of
+from interp_plugin.state import RunningStd, Selector, Site
 
-Tensors = Tensor | tuple[Tensor, ...]
 Score = Literal["loss", "kept", "sigma", "signed"]
 SCORES = ("loss", "kept", "sigma", "signed")
 
 
-@dataclass(frozen=True)
-class _ModelRows:
-    """Runs ``forward_func`` on rows: arguments and targets that have one entry an example follow the rows.
-
-    Where ``tokens`` are known, arguments that have one entry a token are cut to the length of the inputs.
-    """
-
-    module: Callable[..., Any]
-    batch: int
-    target: Any
-    arguments: tuple[Any, ...] | None
-    tokens: int | None = None
-
-    def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        arguments = self.arguments and tuple(self._at(a, rows, inputs[0].shape[1]) for a in self.arguments)
-        output = _run_forward(self.module, inputs, self._target_at(rows), arguments)
-        return cast(Tensor, output)
-
-    def _at(self, argument: Any, rows: Tensor, length: int) -> Any:
-        if not isinstance(argument, Tensor) or not argument.ndim or len(argument) != self.batch:
-            return argument
-        if argument.shape[1:2] == (self.tokens,):
-            argument = argument[:, :length]
-        return argument[rows.to(argument.device)]
-
-    def is_told(self, mask: Tensor) -> bool:
-        """Whether an argument says which tokens are real, (B, T), and all arguments can be cut after any of them."""
-        told, (batch, tokens) = False, mask.shape
-        for argument in self.arguments or ():
-            if not isinstance(argument, (Tensor, bool, int, float, str, type(None))):
-                return False
-            if isinstance(argument, Tensor) and tokens in argument.shape:
-                if argument.shape[:2] != (batch, tokens) or tokens in argument.shape[2:]:
-                    return False
-                real = argument.bool()
-                told |= argument.ndim == 2 and any(equal(m, mask.to(m.device)) for m in (real, ~real))
-        return told
-
-    def _target_at(self, rows: Tensor) -> Any:
-        if isinstance(self.target, list):
-            return [self.target[row] for row in rows.tolist()]
-        if isinstance(self.target, Tensor) and self.target.numel() > 1:
-            return self.target[rows.to(self.target.device)]
-        return self.target
-
-
-def _leave_padding_out(problem: Problem) -> None:
-    """Spare a batch of texts of different lengths most of its padding, where the model is given a mask of it."""
-    objective, model = problem.objective, problem.objective.model
-    forward, mask, [origin, *others] = cast(_ModelRows, model.forward), objective.groups.active, model.origin
-    lengths = lengths_of(mask)
-    if others or lengths is None or lengths.min() >= FULL * mask.shape[1]:
-        return
-    tensors = (origin, *model.inputs)
-    if origin.ndim == 3 and all(x.shape[:2] == mask.shape for x in tensors) and forward.is_told(mask):
-        model.forward = replace(forward, tokens=mask.shape[1])
-        objective.leave_padding_out(lengths)
-
-
-def _input_of(layer: Site) -> LayerCall:
-    """The input of a layer, whose output (or input) was meant."""
-    return replace(layer, side="input") if isinstance(layer, LayerCall) else LayerCall(layer, None, "input")
-
-
-class InformationLoss(Attribution):
+class InformationLoss(TokenAttribution):
     """How much of each input token is lost on the way to a state of the model, in nats.
 
     Learns, for every token, the largest Gaussian noise that the state does not notice (Guan et al.,
@@ -124,17 +53,6 @@ class InformationLoss(Attribution):
         >>> scores.shape, bool(scores[0, 0] > scores[0, 1] > scores[0, 2])
         (torch.Size([1, 3]), True)
     """
-
-    input_setting: str | None = None  # Captum's name of what moves noise or state to a layer's input
-
-    def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
-        super().__init__(forward_func)
-        if not isinstance(state_layer, (nn.Module, LayerCall, type(None))):
-            raise TypeError(
-                f"state_layer is {state_layer!r}, a {type(state_layer).__name__}; give the module whose output is the "
-                "state (model.get_submodule finds one by its dotted name), or None for the forward's output"
-            )
-        self.state_layer = state_layer
 
     @log_usage(part_of_slo=True)
     @captum_call
@@ -183,10 +101,12 @@ class InformationLoss(Attribution):
             score: "loss" (H_i, nats), "kept" (I_i, what a Gaussian channel with noise sigma_i passes of elements
                 of standard deviation tau, K/2 log(1 + tau^2 / sigma_i^2), less the same at the cap: nats, high =
                 important, 0 = noise far beyond the spread of the inputs goes unnoticed),
-                "sigma" (input units), or "signed": I_i times the sign of the token's push on the state.  It
-                needs a state of one number (a ``target``, one neuron) and 16 more forward and backward
-                passes an example, which integrate the state's gradient from an input that says nothing:
-                the mean row of an embedding layer's table; zeros for raw inputs and other layers.
+                "sigma" (input units), or "signed": what the token adds to a state of one number (a ``target``, one
+                neuron), below 0 where it takes away, in units of the state.  No noise is learned for it: the
+                state's gradient is integrated on the way to white noise with the spread ``input_std`` around the mean
+                row of an embedding layer's table (around 0 for raw inputs and other layers), in 36 forward and
+                backward passes.  Scores sum to the state less its mean on that noise (see
+                ``method.noise_path``); a warning says where they miss it by more than 5 %.
             return_input_shape: True: the shape of the inputs, each element with its share, H_i / K, so
                 that ``.sum(dim=-1)`` is the token's score ("sigma": sigma itself on each element).
                 False: (B, T), one score a token.
@@ -215,23 +135,15 @@ class InformationLoss(Attribution):
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
             Terms(rate, max_sigma, state_std, input_std), internal_batch_size,
         )  # fmt: skip
-        sign = problem.sign() if score == "signed" else 1.0
-        fit = problem.fit(solver, show_progress)
-        warn_of_quality(fit, solver)
-        if score == "sigma":
-            values = fit.sigma
+        if score == "signed":
+            values = problem.signed(solver.seed)
         else:
-            values = fit.loss() if score == "loss" else fit.kept() * sign
+            fit = problem.fit(solver, show_progress)
+            warn_of_quality(fit, solver)
+            values = {"sigma": lambda: fit.sigma, "loss": fit.loss, "kept": fit.kept}[score]()
         if not return_input_shape:
             return values
-        if score != "sigma":
-            values = values / fit.token_size.clamp(min=1)
-        is_tuple = isinstance(inputs, tuple) and self._noise_layer() is None
-        return cast(Tensors, _format_output(is_tuple, problem.shaped(values)))
-
-    def attribute_future(self) -> None:
-        """Not offered."""
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+        return self._shaped(problem, values, share=score != "sigma", is_tuple=isinstance(inputs, tuple))
 
     @captum_call
     def fit(
@@ -286,101 +198,8 @@ class InformationLoss(Attribution):
             running.update(state, mask if state.ndim > 2 else None)
         return running.std()
 
-    def _model(
-        self,
-        inputs: tuple[Tensor, ...],
-        target: Any,
-        additional_forward_args: Any,
-        neuron_selector: Selector | None,
-        internal_batch_size: int | None,
-    ) -> NoisyModel:
-        """The model as a function from noise to state, its arguments checked."""
-        if target is not None and self.state_layer is not None:
-            raise ValueError(
-                f"target={target!r} picks an output, but the state is at {type(module_of(self.state_layer)).__name__}; "
-                "use neuron_selector to pick a part of that layer, or leave state_layer out"
-            )
-        batch = len(inputs[0])
-        if not batch or not all(x.numel() for x in inputs):
-            raise ValueError(
-                f"inputs of shape {[tuple(x.shape) for x in inputs]} are empty; give at least one example and token"
-            )
-        if any(x.ndim < 2 for x in inputs):
-            raise ValueError(
-                f"inputs of shape {[tuple(x.shape) for x in inputs]} have no dimension but the batch; give (B, ...), "
-                "one example as inputs.unsqueeze(0)"
-            )
-        if any(len(x) != batch for x in inputs):
-            raise ValueError(f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree")
-        if internal_batch_size is not None and internal_batch_size < 1:
-            raise ValueError(
-                f"internal_batch_size is {internal_batch_size}; give a positive number of rows or None"
-            )
-        _validate_target(batch, target)
-        arguments = _format_additional_forward_args(additional_forward_args)
-        forward = _ModelRows(self.forward_func, batch, target, arguments)
-        return NoisyModel(
-            forward,
-            inputs,
-            self._noise_layer(),
-            self.state_layer,
-            neuron_selector,
-            max_rows=internal_batch_size,
-        )
 
-    def _noise_layer(self) -> Site | None:
-        return None
-
-    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        tensors = _format_tensor_into_tuples(inputs)
-        for tensor in tensors:
-            if not tensor.is_floating_point():
-                raise TypeError(
-                    f"inputs are of type {tensor.dtype}, and noise needs floating point numbers; for token ids use "
-                    "LayerInformationLoss(forward_func, layer=the embedding layer)"
-                )
-        return tuple(tensor.detach() for tensor in tensors)
-
-    def _problem(
-        self,
-        inputs: Tensors,
-        target: Any,
-        additional_forward_args: Any,
-        feature_mask: Tensors | None,
-        neuron_selector: Selector | None,
-        token_mask: Tensor | None,
-        terms: Terms,
-        internal_batch_size: int | None,
-    ) -> Problem:
-        """Check the arguments, run the model once without noise, and set up what the solver needs."""
-        model = self._model(
-            self._checked_inputs(inputs),
-            target,
-            additional_forward_args,
-            neuron_selector,
-            internal_batch_size,
-        )
-        warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
-        mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
-        whole = model.clean()[0]
-        if mask is None and token_mask is None:
-            token_mask = self._told_mask(model)
-        token_mask = repeated(token_mask, model.batch, 2)
-        if mask is not None:
-            mask = tuple(repeated(m, model.batch, m.ndim) for m in mask)
-        problem = pose(model, terms, mask, token_mask, whole=whole)
-        if mask is None and token_mask is not None:
-            _leave_padding_out(problem)
-        return problem
-
-    def _told_mask(self, model: NoisyModel) -> Tensor | None:
-        """Which tokens an argument of the model says are real, (B, T), where those tokens bear the noise."""
-        mask = told_mask(self.forward_func, model.inputs, cast(_ModelRows, model.forward).arguments)
-        [origin, *others] = model.origin
-        return mask if mask is not None and not others and origin.shape[:-1] == mask.shape else None
-
-
-class LayerInformationLoss(InformationLoss):
+class LayerInformationLoss(AtLayer, InformationLoss):
     """:class:`InformationLoss` with the noise at a layer's output: for token ids, its embedding layer.
 
     The drop-in for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids),
@@ -403,31 +222,6 @@ class LayerInformationLoss(InformationLoss):
         >>> method.attribute(ids, score="kept", return_input_shape=False).shape
         torch.Size([1, 3])
     """
-
-    input_setting = "attribute_to_layer_input"
-
-    def __init__(
-        self, forward_func: Callable[..., Any], layer: Site, state_layer: Site | None = None
-    ) -> None:
-        super().__init__(forward_func, state_layer)
-        if not isinstance(layer, (nn.Module, LayerCall)):
-            raise TypeError(
-                f"layer is a {type(layer).__name__}, and noise enters at one module's output; give one module, and one "
-                "call for each of several"
-            )
-        self.layer = layer
-
-    def at_input(self) -> LayerInformationLoss:
-        """The same method with the noise at the layer's input."""
-        moved = copy.copy(self)
-        moved.layer = _input_of(self.layer)
-        return moved
-
-    def _noise_layer(self) -> Site | None:
-        return self.layer
-
-    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        return tuple(tensor.detach() for tensor in _format_tensor_into_tuples(inputs))
 
 
 class NeuronInformationLoss(Attribution):
@@ -459,7 +253,7 @@ class NeuronInformationLoss(Attribution):
     def at_input(self) -> NeuronInformationLoss:
         """The same method for neurons of the layer's input."""
         moved = copy.copy(self)
-        moved.layer = _input_of(self.layer)
+        moved.layer = input_of(self.layer)
         return moved
 
     @log_usage(part_of_slo=True)
@@ -497,13 +291,18 @@ class NeuronInformationLoss(Attribution):
 
 
 class InformationLossLLMAttribution(LLMGradientAttribution):
-    """Captum's ``LLMGradientAttribution`` for :class:`LayerInformationLoss`.
+    """Captum's ``LLMGradientAttribution`` for :class:`LayerInformationLoss` and :class:`LayerInformationErased`.
 
-    The state is the log probability of each output token.  Over several output tokens the sequence's
-    score is the mean over them: a sum of entropies of the same input tokens has no meaning.
+    The state is the log probability of each output token.  Over several output tokens the sequence's score of
+    information loss is the mean over them: a sum of entropies of the same input tokens has no meaning.  What is lost
+    with erased tokens adds up, as log probabilities do.
     """
 
-    SUPPORTED_METHODS = (*LLMGradientAttribution.SUPPORTED_METHODS, LayerInformationLoss)
+    SUPPORTED_METHODS = (
+        *LLMGradientAttribution.SUPPORTED_METHODS,
+        LayerInformationLoss,
+        LayerInformationErased,
+    )
 
     def attribute(self, *args: Any, **kwargs: Any) -> LLMAttributionResult:
         """As ``LLMGradientAttribution.attribute``; further keyword arguments go to our ``attribute``."""

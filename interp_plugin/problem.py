@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.arguments import repeated, user_level
-from interp_plugin.direction import push, reference_of
 from interp_plugin.forwards import gradients, weight_of
+from interp_plugin.method.noise_path import noise_path
 from interp_plugin.noise import TokenGroups, token_groups
 from interp_plugin.objective import Objective, state_weight
 from interp_plugin.solver import NoiseFit, Solver, solve, solve_together
 from interp_plugin.state import NoisyModel, module_of, select
 
 CAP = 10.0  # the cap on sigma, in standard deviations of the inputs
+INCOMPLETE = 0.05  # share of the change by which signed scores may miss it before that is said
 CONSTANT = 1e-5  # times the root mean square: a smaller standard deviation is rounding
 
 
@@ -38,11 +39,21 @@ class Problem:
         with gradients():
             return solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
 
-    def sign(self) -> Tensor:
-        """+1 or -1 where a token pushes the state up or down, (B, T); the state must be one number."""
+    def signed(self, seed: int) -> Tensor:
+        """What each token adds to a state of one number, (B, T), by the noise path; warns where it does not add up."""
         with gradients():
             layer = module_of(self.objective.model.noise_layer)
-            return push(self.objective, reference_of(layer, self.objective)).sign().float()
+            path = noise_path(self.objective, nothing(layer, self.objective), self.input_std, seed)
+        share = (path.error.abs() / path.change.abs().clamp(min=torch.finfo(torch.float32).tiny)).max().item()
+        if share > INCOMPLETE:
+            example = int((path.error.abs() / path.change.abs()).nan_to_num().argmax())
+            warnings.warn(
+                f"the signed scores of example {example} sum to {path.score[example].sum().item():.4g}, and the state "
+                f"changes by {path.change[example].item():.4g} from noise to the input: the integral is off by "
+                f"{100 * share:.0f} %; read them as signs, or explain another function of the output",
+                stacklevel=user_level(),
+            )
+        return path.score
 
     def shaped(self, values: Tensor) -> tuple[Tensor, ...]:
         """A value of each token, (B, T), at each of its elements, in the shapes of what bears the noise."""
@@ -151,6 +162,16 @@ def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | 
             f"state_std of shape {tuple(std.shape)} does not broadcast to the state, {tuple(state.shape)}; estimate it "
             "with estimate_state_std on the same layer and neuron_selector"
         ) from error
+
+
+def nothing(layer: nn.Module | None, objective: Objective) -> Tensor:
+    """The input that says nothing, (1, N): an embedding table's mean row, zeros anywhere else."""
+    origin = objective.origin
+    if not isinstance(layer, nn.Embedding):
+        return torch.zeros_like(origin[:1])
+    scale = float(getattr(layer, "embed_scale", 1.0))  # BART's and Gemma's tables multiply what they look up
+    mean = weight_of(layer).to(origin.device, origin.dtype).mean(0) * scale
+    return mean.repeat(origin.shape[1] // len(mean)).unsqueeze(0)
 
 
 def _cap_of(max_sigma: float | Tensor | None, input_std: Tensor, device: torch.device) -> Tensor:

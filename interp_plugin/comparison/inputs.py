@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from interp_plugin.batches import State
+from interp_plugin.method.erasure import log_odds
 from interp_plugin.state import NoisyModel, Selector, Site, no_fastpath
 from interp_plugin.tokens import Encoding, TextModel
 
@@ -234,7 +235,7 @@ class Answer(nn.Module):
     def _read(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
         value = self._passing(arguments, embeddings).float()
         if self.state is None:
-            return _log_odds(value, self.target)
+            return log_odds(value, cast(int, self.target))
         origin = self.origin.float()
         std = self.state.selected_std
         scale = origin.square().mean().sqrt() if std is None else std.to(origin.device)
@@ -262,14 +263,6 @@ class _Forward:
 
     def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         return self.model(*inputs)
-
-
-def _log_odds(scores: Tensor, target: int | None) -> Tensor:
-    """Of one class against all others, (R, C) -> (R,); a single score is taken as it is."""
-    if scores.shape[1] == 1:
-        return scores[:, 0]
-    others = [index for index in range(scores.shape[1]) if index != target]
-    return scores[:, target] - scores[:, others].logsumexp(1)
 
 
 @contextmanager

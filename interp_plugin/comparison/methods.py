@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp_plugin.batches import State
-from interp_plugin.comparison import attention, gradients, information, information_signed, perturbations
+from interp_plugin.comparison import attention, erased, gradients, information, log_probability, perturbations
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.judged import Explains, Method
 from interp_plugin.tokens import shown
@@ -23,6 +23,7 @@ def random_scores(inputs: Inputs, target: int | None, state: State | None) -> Te
 
 
 _GUAN = "Guan et al. 2019"
+_ERASED = "learned erasure channel; ours"
 _IG = "Sundararajan et al. 2017; captum IntegratedGradients"
 
 _ALL = (
@@ -41,15 +42,20 @@ _ALL = (
         "information kept (closed form)", information.closed_form, source=f"{_GUAN}, eq. 7, small noise", draws=True
     ),
     Method(
-        "information kept (log-probability)", information_signed.of_log_probability, explains="class",
+        "information kept (log-probability)", log_probability.of_log_probability, explains="class",
         source=f"{_GUAN}, eq. 7", draws=True,
     ),
     Method(
-        "information kept (signed)", information_signed.signed_information, signed=True, explains="class",
-        source=f"{_GUAN}, eq. 7; sign of integrated gradients", draws=True,
-    ),
-    Method(
         "gradient norm of the state", information.gradient_norm, source="the closed form, without ours", draws=True
+    ),
+    Method("erased", erased.erased(), signed=True, source=_ERASED, draws=True),
+    Method(
+        "erased (and hidden)", erased.erased(ways=("mask", "attention")), signed=True, source=_ERASED, draws=True
+    ),
+    Method("erased (keep)", erased.erased(side="keep"), signed=True, source=_ERASED, draws=True),
+    Method(
+        "noise path", erased.noise_path, signed=True, draws=True,
+        source="integrated gradients from white noise; ours",
     ),
     *(
         Method(

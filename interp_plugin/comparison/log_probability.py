@@ -1,4 +1,4 @@
-"""Our own method asked about the probability of one class: what it takes to believe it, and what speaks against it."""
+"""Our own method asked about the log-probability of one class: what it takes to believe it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from interp_plugin.attribution import LayerInformationLoss, Score
+from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.batches import State
 from interp_plugin.comparison.information import RATE
 from interp_plugin.comparison.inputs import Answer, Inputs
@@ -20,15 +20,6 @@ def of_log_probability(inputs: Inputs, target: int | None, state: State | None) 
     It cannot rise above 0: where the model is sure of the class, noise that drowns what speaks for it shows, and
     noise that drowns what speaks against it hardly does.  The scores themselves feel both alike.
     """
-    return _kept(inputs, target, state, "kept")
-
-
-def signed_information(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """The same below 0 for tokens that push the log-probability down, (T,)."""
-    return _kept(inputs, target, state, "signed")
-
-
-def _kept(inputs: Inputs, target: int | None, state: State | None, score: Score) -> Tensor:
     answer = Answer(inputs, target, state)
     ids, *others = inputs.arguments
 
@@ -40,7 +31,7 @@ def _kept(inputs: Inputs, target: int | None, state: State | None, score: Score)
         additional_forward_args=tuple(others),
         state_std=1.0,
         rate=RATE,
-        score=score,
+        score="kept",
         return_input_shape=False,
         solver=Solver(seed=inputs.seed, lower_rate=False),
     )

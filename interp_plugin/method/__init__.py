@@ -1,0 +1,1 @@
+"""The method, in torch alone: nothing here knows Captum, transformers or text."""

@@ -1,0 +1,361 @@
+r"""The learned erasure channel: which tokens carry a class or a state.
+
+Token i is erased with probability p_i, independently of the others.  With Delta(b) the damage done by erasing the
+tokens b (the loss of a class's log-odds, or the distortion D of a state), the channel solves::
+
+    max_p  Delta(p) - T sum_i KL(p_i || pi),   Delta(p) = E_{b ~ p} Delta(b)
+
+It is the twin of Guan et al.'s objective (ICML 2019, eq. 7) with a discrete channel.  Its stationarity,
+T (logit p_i - logit pi) = dDelta/dp_i, makes the derivative s_i of the multilinear extension Delta(p) the score of a
+token: the mean damage done by erasing it, over the erasures of the others that the channel makes.  With T to infinity
+all p_i are pi, and at pi = 1/2 the scores are Banzhaf values; Shapley values are their mean over pi from 0 to 1 (Owen,
+1972).  T < 0 turns the channel round: most erasure that harms least, the side that Guan et al. take (side "keep").
+
+The derivatives are the coefficients of a linear regression of Delta(b) on b under p.  They are estimated from few
+masks by a ridge regression on what integrated gradients leave unexplained (regression-adjusted estimators: Witter et
+al., arXiv 2506.11849), in rounds that each draw from the channel of the scores so far (mean-field games: Bian et al.,
+arXiv 2106.02938; deletion and preservation games: Fong and Vedaldi, ICCV 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+Side = Literal["damage", "keep"]
+Damage = Callable[[Tensor, Tensor], Tensor]
+"""(examples (R,), erased tokens (R, T), bool) -> the damage done to each row's example, (R,)."""
+
+PRIOR_POINTS = 8  # of integrated gradients: as many forward and backward passes
+ROUNDS = (0.25, 0.25, 0.5)  # shares of the masks; each round draws from the channel of the scores so far
+TEMPERATURE = 0.5  # |T|, in standard deviations of the scores over the tokens
+SHARES = {"damage": 0.3, "keep": 0.7}  # of the tokens that is erased on average, by side
+LEAST = 0.03  # p_i lies between this and 1 less this: no token is always, or never, erased
+STEPS, DAMPING = 200, 0.3  # of the fixed point where all erasures are known
+PENALTIES = np.logspace(-3, 4, 36)  # of the ridge, in units of the masks' variance
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """How the channel is learned.
+
+    Attributes:
+        side: "damage": the fewest erasures that damage most; "keep": the most erasures that harm least.
+        passes: forward and backward passes an example, 16 of which are the prior's; a text whose erasures are no more
+            than the rest is enumerated.
+        seed: of the masks.
+
+    Raises:
+        ValueError: another side, or fewer than 20 passes.
+    """
+
+    side: Side = "damage"
+    passes: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.side not in get_args(Side):
+            raise ValueError(f"side is {self.side!r}; choose from {', '.join(map(repr, get_args(Side)))}")
+        if self.passes < 2 * PRIOR_POINTS + 4:
+            raise ValueError(
+                f"passes is {self.passes}; give at least {2 * PRIOR_POINTS + 4}: {2 * PRIOR_POINTS} of them are "
+                "integrated gradients'"
+            )
+
+    @property
+    def masks(self) -> int:
+        """That are tried in all."""
+        return self.passes - 2 * PRIOR_POINTS
+
+
+@dataclass(frozen=True)
+class ErasureFit:
+    """The learned channel of B examples with T tokens.
+
+    Attributes:
+        score: s_i = dDelta/dp_i, (B, T): the answer that is lost with the token (below 0: its erasure raises the
+            answer), in units of the answer where the state is one number, in D otherwise; 0 at other tokens.
+        standard_error: of ``score``, (B, T); 0 where all erasures were enumerated.
+        probability: p_i, (B, T), that the token is erased by the channel that ``score`` is the derivative at.
+        damage: Delta(p), the mean damage that this channel does, (B,).
+        temperature: T of the channel of these scores, (B,).
+        token_mask: which tokens can be erased, (B, T).
+        n_forward, n_backward: passes an example, (B,).
+    """
+
+    score: Tensor
+    standard_error: Tensor
+    probability: Tensor
+    damage: Tensor
+    temperature: Tensor
+    token_mask: Tensor
+    n_forward: Tensor
+    n_backward: Tensor
+
+
+def log_odds(scores: Tensor, target: int) -> Tensor:
+    """log p / (1 - p) of one class against all others by the scores of all, (R, C) -> (R,); it never saturates.
+
+    A single score is taken as it is: that of a binary model is its log-odds already.
+
+    Examples::
+        >>> log_odds(torch.tensor([[1.0, 3.0]]), 1), log_odds(torch.zeros(1, 3), 0).exp()
+        (tensor([2.]), tensor([0.5000]))
+    """
+    if scores.shape[1] == 1:
+        return scores[:, 0]
+    others = [index for index in range(scores.shape[1]) if index != target]
+    return scores[:, target] - scores[:, others].logsumexp(1)
+
+
+def channel(scores: Array, side: Side) -> tuple[Array, float]:
+    """p of the channel of these scores, (n,), and its temperature T.
+
+    p_i = sigmoid(mu + s_i / T) with T = 0.5 standard deviations of the scores (less than 0 for side "keep"), and mu
+    such that the mean of p, each between 0.03 and 0.97, is 0.3 (0.7 for side "keep").
+
+    Examples::
+        >>> p, temperature = channel(np.array([0.0, 0.0, 0.0, 2.0]), "damage")
+        >>> p.round(2), round(float(p.mean()), 3)
+        (array([0.1 , 0.1 , 0.1 , 0.91]), 0.3)
+    """
+    spread, share = float(scores.std()), SHARES[side]
+    temperature = TEMPERATURE * spread * (1 if side == "damage" else -1)
+    if spread <= 1e-12 * float(np.abs(scores).max(initial=0.0)):  # all alike
+        return np.full(len(scores), share), temperature
+    lean = (scores - scores.mean()) / temperature
+    low, high = -50.0 - abs(lean).max(), 50.0 + abs(lean).max()
+    for _ in range(60):
+        mu = (low + high) / 2
+        p = _clamped_sigmoid(mu + lean)
+        low, high = (mu, high) if p.mean() < share else (low, mu)
+    return p, temperature
+
+
+def _clamped_sigmoid(x: Array) -> Array:
+    p: Array = np.clip(1 / (1 + np.exp(-np.clip(x, -40, 40))), LEAST, 1 - LEAST)
+    return p
+
+
+def draw_masks(p: Array, count: int, generator: np.random.Generator) -> Array:
+    """Erasures of n tokens with probability p, (count, n), bool, every column balanced.
+
+    Token i is erased in count p_i of them, rounded up or down at random.
+    """
+    expected = count * p
+    ones = np.floor(expected + generator.random(len(p)))  # (n,)
+    order = generator.random((count, len(p))).argsort(0).argsort(0)
+    return order < ones
+
+
+def regress(masks: Array, damages: Array, prior: Array) -> tuple[Array, Array]:
+    """Coefficients of the damages on the masks, (n,), and their standard errors.
+
+    Ridge regression of what an intercept and a multiple of the prior leave, with the penalty of least generalised
+    cross-validation (Golub, Heath and Wahba, 1979); errors of its posterior.
+
+    Args:
+        masks: (m, n).
+        damages: (m,).
+        prior: expected coefficients up to a factor, (n,).
+    """
+    centred = masks - masks.mean(0)
+    y = damages - damages.mean()
+    along = centred @ prior
+    factor = max(float(along @ y) / max(float(along @ along), 1e-300), 0.0)
+    u, singular, vt = np.linalg.svd(centred, full_matrices=False)
+    rest = u.T @ (y - factor * along)
+    square = singular**2
+    outside = max(float(((y - factor * along) ** 2).sum() - (rest**2).sum()), 0.0)
+    m = len(y)
+    best, chosen = np.inf, PENALTIES[-1]
+    for penalty in PENALTIES:
+        shrink = penalty / (square + penalty)
+        residual = float(((shrink * rest) ** 2).sum()) + outside
+        free = m - 2 - float((1 - shrink).sum())  # an intercept and the prior's factor
+        if free > 0.5 and residual / free**2 < best:
+            best, chosen = residual / free**2, penalty
+    shrink = chosen / (square + chosen)
+    residual = float(((shrink * rest) ** 2).sum()) + outside
+    noise = residual / max(m - 2 - float((1 - shrink).sum()), 0.5)
+    found = factor * prior + vt.T @ (singular / (square + chosen) * rest)
+    # posterior covariance: noise (X'X + penalty)^-1
+    inside = vt.T**2 @ (1 / (square + chosen)) + (1 - (vt**2).sum(0)) / chosen
+    return found, np.sqrt(noise * inside)
+
+
+def learn_erasure(
+    players: Tensor,
+    damage: Damage,
+    prior: Callable[[Tensor], Tensor],
+    settings: Erasure = Erasure(),
+    ways: int = 1,
+) -> ErasureFit:
+    """Learn the channel of every example.
+
+    An example's result depends on the seed and on its own tokens alone: not on its neighbours, nor on padding.
+
+    Args:
+        players: which tokens can be erased, (B, T), bool.
+        damage: of erasures; called with rows of several examples.
+        prior: of examples (b,), what each token's erasure may cost up to a factor, (b, T).
+        settings: how it is learned.
+        ways: forward passes that ``damage`` takes a row.
+
+    Raises:
+        ValueError: damages that are not finite.
+
+    Examples::
+        >>> weights = torch.tensor([2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0, 0.0])  # the damage of each token adds up
+        >>> fit = learn_erasure(
+        ...     torch.ones(1, 8, dtype=torch.bool), lambda _, erased: erased.float() @ weights, lambda _: weights[None]
+        ... )
+        >>> torch.allclose(fit.score, weights, atol=1e-4), bool(fit.probability[0, 0] > fit.probability[0, 2])
+        (True, True)
+    """
+    masks = [_Masks(row.nonzero()[:, 0].numpy(), settings) for row in players.cpu()]
+    learning = [number for number, each in enumerate(masks) if not each.is_small]
+    guess = np.zeros(players.shape)
+    if learning:
+        guess[learning] = prior(torch.tensor(learning)).detach().cpu().double().numpy()
+    for number, each in enumerate(masks):
+        each.prior = guess[number, each.places]
+    for index in range(len(ROUNDS)):
+        asked = [
+            (number, each.next(index))
+            for number, each in enumerate(masks)
+            if len(each.places) and (index == 0 or not each.is_small)
+        ]
+        if not asked:
+            break
+        rows = [np.full(len(erased), number) for number, erased in asked]
+        whole = np.zeros((sum(map(len, rows)), players.shape[1]), dtype=bool)
+        for at, (number, erased) in zip(np.cumsum([0, *map(len, rows)]), asked):
+            whole[at : at + len(erased), masks[number].places] = erased
+        found = (
+            damage(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(whole)).detach().cpu().double()
+        )
+        bad = ~found.isfinite()
+        if bad.any():
+            number = int(np.concatenate(rows)[int(bad.nonzero()[0, 0])])
+            raise ValueError(f"the model gave NaN or infinite values for example {number} with tokens erased")
+        for (number, erased), values in zip(asked, found.split(list(map(len, rows)))):
+            masks[number].take(erased, values.numpy())
+    learned = [each.learned() for each in masks]
+    forwards = [ways * len(each.damages) + (0 if each.is_small else PRIOR_POINTS) for each in masks]
+
+    def at_places(values: Sequence[Array]) -> Tensor:
+        filled = torch.zeros(players.shape)
+        for row, each, own in zip(filled, masks, values):
+            row[torch.from_numpy(each.places)] = torch.from_numpy(own).float()
+        return filled
+
+    scores, errors, probabilities, damages, temperatures = zip(*learned)
+    return ErasureFit(
+        score=at_places(scores),
+        standard_error=at_places(errors),
+        probability=at_places(probabilities),
+        damage=torch.tensor(damages, dtype=torch.float32),
+        temperature=torch.tensor(temperatures, dtype=torch.float32),
+        token_mask=players.cpu(),
+        n_forward=torch.tensor(forwards),
+        n_backward=torch.tensor([0 if each.is_small else PRIOR_POINTS for each in masks]),
+    )
+
+
+class _Masks:
+    """The erasures of one example that were tried so far, and what they say."""
+
+    def __init__(self, places: Array, settings: Erasure) -> None:
+        self.places, self.settings = places, settings
+        self.generator = np.random.Generator(np.random.Philox(key=settings.seed))
+        n = len(places)
+        self.is_small = n < 63 and 2**n <= settings.masks
+        self.prior = np.zeros(n)
+        self.masks, self.damages = np.zeros((0, n), dtype=bool), np.zeros(0)
+        self.p, self.last = (
+            np.full(n, SHARES[settings.side]),
+            0,
+        )  # of the last round, and how many masks it has
+
+    def next(self, index: int) -> Array:
+        """The erasures of a round, (m, n)."""
+        n = len(self.places)
+        if self.is_small:
+            every: Array = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1
+            return every
+        self.p, _ = channel(self._scores()[0] if index else self.prior, self.settings.side)
+        done, total = (round(self.settings.masks * sum(ROUNDS[:end])) for end in (index, index + 1))
+        return draw_masks(self.p, total - done, self.generator)
+
+    def take(self, masks: Array, damages: Array) -> None:
+        """What was asked for, and the damage that it does."""
+        self.masks, self.damages = (
+            np.concatenate([self.masks, masks]),
+            np.concatenate([self.damages, damages]),
+        )
+        self.last = len(masks)
+
+    def _scores(self) -> tuple[Array, Array]:
+        """Scores and standard errors.
+
+        From all masks; then what these miss at the last round's p, which the derivative is taken at.
+        """
+        scores, errors = regress(self.masks, self.damages, self.prior)
+        masks, damages = self.masks[-self.last :], self.damages[-self.last :]
+        change, more = regress(masks, damages - masks @ scores, np.zeros(len(scores)))
+        return scores + change, np.hypot(errors, more)
+
+    def learned(self) -> tuple[Array, Array, Array, float, float]:
+        """Scores, their standard errors, p, Delta(p) and T."""
+        if not len(self.places):
+            return self.prior, self.prior, self.prior, 0.0, 0.0
+        if self.is_small:
+            return self._enumerated()
+        scores, errors = self._scores()
+        _, temperature = channel(scores, self.settings.side)
+        masks, damages = self.masks[-self.last :], self.damages[-self.last :]
+        mean = damages.mean() + (self.p - masks.mean(0)) @ scores
+        return scores, errors, self.p, float(mean), temperature
+
+    def _enumerated(self) -> tuple[Array, Array, Array, float, float]:
+        """The fixed point p = channel(dDelta/dp), by damped steps, with the exact derivative."""
+        p = self.p
+        for _ in range(STEPS):
+            scores, damage = multilinear(self.damages, p)
+            towards, temperature = channel(scores, self.settings.side)
+            p = p + DAMPING * (towards - p)
+        scores, damage = multilinear(self.damages, p)
+        return scores, np.zeros(len(p)), p, damage, temperature
+
+
+def multilinear(damages: Array, p: Array) -> tuple[Array, float]:
+    """Derivative and value of the multilinear extension, (n,), from the damage of all 2^n erasures.
+
+    Erasure number m erases the tokens whose bit is set in m.
+
+    Examples::
+        >>> slope, value = multilinear(np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.25, 0.5]))  # one of the two alone
+        >>> slope.tolist(), value
+        ([0.0, 0.5], 0.5)
+    """
+    n = len(p)
+    cube = damages.reshape([2] * n)  # the last axis is token 0
+    slopes = np.empty(n)
+    for token in range(n):
+        rest = cube
+        for other in range(n):  # axis -1 is always the next token
+            low, high = rest[..., 0], rest[..., 1]
+            rest = high - low if other == token else (1 - p[other]) * low + p[other] * high
+        slopes[token] = rest
+    whole = cube
+    for other in range(n):
+        whole = (1 - p[other]) * whole[..., 0] + p[other] * whole[..., 1]
+    return slopes, float(whole)
