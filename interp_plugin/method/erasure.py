@@ -38,7 +38,7 @@ ROUNDS = (0.25, 0.25, 0.5)  # shares of the masks; each round draws from the cha
 TEMPERATURE = 0.5  # |T|, in standard deviations of the scores over the tokens
 SHARES = {"damage": 0.3, "keep": 0.7}  # of the tokens that is erased on average, by side
 LEAST = 0.03  # p_i lies between this and 1 less this: no token is always, or never, erased
-STEPS, DAMPING = 200, 0.3  # of the fixed point where all erasures are known
+STEPS, DAMPING = 100, 0.3  # of the fixed point where all erasures are known
 PENALTIES = np.logspace(-3, 4, 36)  # of the ridge, in units of the masks' variance
 
 
@@ -131,8 +131,8 @@ def channel(scores: Array, side: Side) -> tuple[Array, float]:
     if spread <= 1e-12 * float(np.abs(scores).max(initial=0.0)):  # all alike
         return np.full(len(scores), share), temperature
     lean = (scores - scores.mean()) / temperature
-    low, high = -50.0 - abs(lean).max(), 50.0 + abs(lean).max()
-    for _ in range(60):
+    low, high = -5.0 - abs(lean).max(), 5.0 + abs(lean).max()
+    for _ in range(35):
         mu = (low + high) / 2
         p = _clamped_sigmoid(mu + lean)
         low, high = (mu, high) if p.mean() < share else (low, mu)
@@ -280,27 +280,22 @@ class _Masks:
         self.is_small = n < 63 and 2**n <= settings.masks
         self.prior = np.zeros(n)
         self.masks, self.damages = np.zeros((0, n), dtype=bool), np.zeros(0)
-        self.p, self.last = (
-            np.full(n, SHARES[settings.side]),
-            0,
-        )  # of the last round, and how many masks it has
+        self.p = np.full(n, SHARES[settings.side])  # of the last round
+        self.last = 0  # masks in the last round
 
     def next(self, index: int) -> Array:
         """The erasures of a round, (m, n)."""
         n = len(self.places)
         if self.is_small:
-            every: Array = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1
-            return every
+            return every_erasure(n)
         self.p, _ = channel(self._scores()[0] if index else self.prior, self.settings.side)
         done, total = (round(self.settings.masks * sum(ROUNDS[:end])) for end in (index, index + 1))
         return draw_masks(self.p, total - done, self.generator)
 
     def take(self, masks: Array, damages: Array) -> None:
         """What was asked for, and the damage that it does."""
-        self.masks, self.damages = (
-            np.concatenate([self.masks, masks]),
-            np.concatenate([self.damages, damages]),
-        )
+        self.masks = np.concatenate([self.masks, masks])
+        self.damages = np.concatenate([self.damages, damages])
         self.last = len(masks)
 
     def _scores(self) -> tuple[Array, Array]:
@@ -332,6 +327,8 @@ class _Masks:
             scores, damage = multilinear(self.damages, p)
             towards, temperature = channel(scores, self.settings.side)
             p = p + DAMPING * (towards - p)
+            if abs(towards - p).max() < 1e-6:
+                break
         scores, damage = multilinear(self.damages, p)
         return scores, np.zeros(len(p)), p, damage, temperature
 
@@ -339,23 +336,21 @@ class _Masks:
 def multilinear(damages: Array, p: Array) -> tuple[Array, float]:
     """Derivative and value of the multilinear extension, (n,), from the damage of all 2^n erasures.
 
-    Erasure number m erases the tokens whose bit is set in m.
+    Args:
+        damages: in the order of :func:`every_erasure`, (2^n,).
+        p: above 0 and below 1, (n,).
 
     Examples::
         >>> slope, value = multilinear(np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.25, 0.5]))  # one of the two alone
         >>> slope.tolist(), value
         ([0.0, 0.5], 0.5)
     """
-    n = len(p)
-    cube = damages.reshape([2] * n)  # the last axis is token 0
-    slopes = np.empty(n)
-    for token in range(n):
-        rest = cube
-        for other in range(n):  # axis -1 is always the next token
-            low, high = rest[..., 0], rest[..., 1]
-            rest = high - low if other == token else (1 - p[other]) * low + p[other] * high
-        slopes[token] = rest
-    whole = cube
-    for other in range(n):
-        whole = (1 - p[other]) * whole[..., 0] + p[other] * whole[..., 1]
-    return slopes, float(whole)
+    erased = every_erasure(len(p))
+    weight = np.where(erased, p, 1 - p).prod(1) * damages
+    return weight @ ((erased - p) / (p * (1 - p))), float(weight.sum())
+
+
+def every_erasure(n: int) -> Array:
+    """All erasures of n tokens, (2^n, n), bool: number m erases the tokens whose bit is set in m."""
+    every: Array = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1
+    return every

@@ -37,7 +37,7 @@ NAMES = (
     OURS,
     "information kept (last layer)",
     "information kept (log-probability)",
-    "information kept (signed)",
+    "noise path",
     "gradient norm of the state",
     *(name for name in METHODS if name.startswith("integrated gradients")),
     "saliency (L2)",

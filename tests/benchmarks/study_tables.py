@@ -101,7 +101,7 @@ STUDIES = {
         (
             "information kept (log-probability)",
             "information kept",
-            "information kept (signed)",
+            "noise path",
             "gradient norm*",
             "integrated gradients ([MASK]*",
             "integrated gradients (zero, signed)",
