@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from interp_plugin.batches import State
-from interp_plugin.comparison import attention, gradients, information, information_signed, perturbations
+from interp_plugin.comparison import (
+    attention,
+    decompx,
+    gradients,
+    information,
+    information_signed,
+    noiser,
+    perturbations,
+    propagation,
+)
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.judged import Explains, Method
 from interp_plugin.tokens import shown
@@ -114,6 +123,16 @@ _ALL = (
     ),
     Method("attention rollout", attention.attention_rollout, source="Abnar and Zuidema 2020"),
     Method("value zeroing", attention.value_zeroing, source="Mohebbi et al. 2023"),
+    Method("GIM", propagation.gim, signed=True, source="Edin et al. 2025"),
+    Method("AttnLRP", propagation.attn_lrp, signed=True, source="Achtibat et al. 2024"),
+    Method("DecompX", decompx.decompx, signed=True, source="Modarressi et al. 2023"),
+    *(
+        Method(
+            f"Noiser ({reading})", noiser.noiser(reading), signed=reading == "probability", explains="class",
+            source="Ghasemi Madani et al. 2025", draws=True,
+        )
+        for reading in noiser.READINGS
+    ),
     Method("random", random_scores, source="-", draws=True),
 )  # fmt: skip
 
