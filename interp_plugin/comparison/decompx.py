@@ -24,10 +24,10 @@ _TOLERANCE = 1e-3  # of the sum of the parts, relative to the largest element of
 
 
 def decompx(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """What each token adds to the log-odds of the class, (T,), signed; of a state the size of its part.
+    """What each token adds to the log-odds of the class, or to a state along itself, (T,), signed.
 
-    The log-odds are split at the text, where they are linear in the scores for two classes.  For a state it is
-    the root mean square of the token's vectors over the state's elements, in units of v (the paper's norms).
+    The log-odds are split where they are linear in the scores: at the text; of two classes everywhere.  A state s
+    is the sum of a vector s_k for each token, whose score is ``mean(s s_k / v^2)``.  Both add up to the whole.
 
     Raises:
         ValueError: the model is no encoder of linear layers, layer normalisation, fused attention and element-wise
@@ -36,10 +36,8 @@ def decompx(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     parts = _parts(inputs, state)
     if state is None:
         return _of_log_odds(parts, 0 if target is None else target)
-    std = state.selected_std
-    whole = parts.sum(0)
-    v = whole.square().mean().sqrt() if std is None else std.to(parts.device)
-    return (parts / v).square().flatten(1).mean(1).sqrt()
+    weight = parts.sum(0) / Answer(inputs, state=state).scale.square()
+    return (parts * weight).flatten(1).mean(1)
 
 
 def _of_log_odds(parts: Tensor, target: int) -> Tensor:
@@ -67,11 +65,11 @@ def _parts(inputs: Inputs, state: State | None) -> Tensor:
         apart = torch.zeros_like(hidden)
         places = torch.arange(length)
         apart[places, places] = hidden[0]
-        followed.inside -= 1
+        followed.paused -= 1
         return (apart, *passing[1:])
 
     with following(model.module, _rules(values), _activation) as followed:
-        followed.inside += 1  # the parts begin at the first layer: what comes before it stays as it is
+        followed.paused += 1  # what comes before the first layer is not split
         with at_site(LayerCall(first.layer, first.call or 0, "input"), split):
             rows = torch.zeros(length + 1, dtype=torch.long)
             parts = noisy.perturb(inputs.rows(length + 1), rows).float()
@@ -167,7 +165,9 @@ def _activation(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return x * slope(function, x.sum(0))
 
 
-def _attention(attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _attention(
+    attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
     """The weights of the whole, applied to the values of each part (eq. 4)."""
     query, key = (x.sum(0, keepdim=True).expand_as(x) for x in (query, key))
     return attention(query, key, value, *args, **kwargs)

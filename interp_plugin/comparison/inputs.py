@@ -238,7 +238,7 @@ class Answer(nn.Module):
             for value in values:
                 stays = kept[len(distances)].to(whole.device)
                 there = whole[stays] if whole.ndim > 1 else whole  # a pooled state has no places
-                moved = (value[: len(there)] - there) / self._scale  # padding is to the right
+                moved = (value[: len(there)] - there) / self.scale  # padding is to the right
                 distances.append(moved.square().mean().cpu())
         return -torch.stack(distances)
 
@@ -254,17 +254,17 @@ class Answer(nn.Module):
         with torch.no_grad(), no_fastpath():
             return self._passing(self.inputs.arguments, None)
 
+    @property
+    def scale(self) -> Tensor:
+        """v of the state, which broadcasts to it."""
+        origin, std = self.origin.float(), None if self.state is None else self.state.selected_std
+        return origin.square().mean().sqrt() if std is None else std.to(origin.device)
+
     def _read(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
         value = self._passing(arguments, embeddings).float()
         if self.state is None:
             return _log_odds(value, self.target)
-        return -((value - self.origin.float()) / self._scale).square().flatten(1).mean(1)
-
-    @property
-    def _scale(self) -> Tensor:
-        """v of the state."""
-        origin, std = self.origin.float(), None if self.state is None else self.state.selected_std
-        return origin.square().mean().sqrt() if std is None else std.to(origin.device)
+        return -((value - self.origin.float()) / self.scale).square().flatten(1).mean(1)
 
     def _passing(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
         """What passes where the answer is read, (R, ...), with its graph."""

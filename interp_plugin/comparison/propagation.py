@@ -1,9 +1,9 @@
 """Methods of one backward pass that follows rules of its own: GIM and AttnLRP.
 
-Both are implemented from their papers, for any model made of the operations that have a rule.  The packages of
-their authors cover other ground: ``gim-explain`` 0.1.4 reaches either the softmax (attention computed step by step) or
-queries, keys and values (the fused kernel) of a transformers model, and only the norms of torch; ``lxt`` 2.1 holds a
-copy of transformers' own BERT of version 4, which version 5 cannot import.
+Both are implemented from their papers, for any model made of the operations that have a rule.  The authors' packages
+do not do it.  Of a model of transformers ``gim-explain`` 0.1.4 reaches the softmax where attention is computed step
+by step, or queries, keys and values where it is fused, never both, and no norms but torch's.  ``lxt`` 2.1 imports names
+that transformers 5 no longer has.  The tests compare with both.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def attn_lrp(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 
     The rules of the paper in its efficient form: norms keep their scale and element-wise functions their slope
     f(x) / x (eq. 9), the factors of a product share its relevance (eq. 7), and softmax and linear layers have plain
-    gradients (eq. 13; epsilon rule with epsilon 0).  Biases absorb relevance, and so does the softmax.
+    gradients (proposition 3.1; epsilon rule with epsilon 0).  Biases absorb relevance, and so does the softmax.
     """
     gradient = _gradient(inputs, target, state, _rules(1.0), _identity)
     return signed(gradient * inputs.embeddings)
@@ -57,7 +57,7 @@ def _gradient(
         ValueError: no attention was seen that could follow the rules.
     """
     points = inputs.embeddings.clone().requires_grad_()
-    read = _class_score(inputs, target) if state is None else _shift(inputs, state)
+    read = Answer(inputs, target) if state is None else _along_itself(inputs, state)
     with torch.enable_grad(), following(inputs.model.module, rules, activation) as followed:
         answer = read(points)
     if not followed.seen & set(ATTENTION):
@@ -69,29 +69,16 @@ def _gradient(
     return gradient
 
 
-def _class_score(inputs: Inputs, target: int | None) -> Callable[[Tensor], Tensor]:
-    return Answer(inputs, target)
+def _along_itself(inputs: Inputs, state: State) -> Callable[[Tensor], Tensor]:
+    """The part of a state along what it is at the text, ``mean(s Phi(x) / v^2)``: linear in the state, (1,).
 
-
-def _shift(inputs: Inputs, state: State) -> Callable[[Tensor], Tensor]:
-    """How far a state has come from that of the [PAD] baseline, along the way to the text's own; linear in the state.
-
-    ``mean((s - s0) / v * (Phi(x) - s0) / v)``: at the text this is the distance D of the baseline.  D itself has no
-    gradient at the text; for a linear model integrated gradients of D are those of this number.
+    Relevance starts from a neuron's own value, so that here it starts from ``s^2 / v^2``.  The distance D, which other
+    methods explain, has no gradient at the text.
     """
     noisy = inputs.noisy(inputs.model.embedding, state.site, state.selector)
     answer = Answer(inputs, state=state)
-
-    def at(points: Tensor) -> Tensor:
-        return noisy.perturb((points,), torch.arange(1)).float()
-
-    origin = answer.origin.float()
-    with torch.no_grad():
-        away = origin - at(baseline_of(inputs, "[PAD]"))
-    std = state.selected_std
-    variance = origin.square().mean() if std is None else std.to(origin.device).square()
-    weight = away / variance / away.numel()
-    return lambda points: (weight * at(points)).sum()
+    weight = answer.origin.float() / answer.scale.square()
+    return lambda points: (weight * noisy.perturb((points,), torch.arange(1)).float()).flatten(1).mean(1)
 
 
 def _rules(temperature: float) -> dict[str, Rule]:
@@ -99,7 +86,7 @@ def _rules(temperature: float) -> dict[str, Rule]:
     return {
         "layer_norm": _layer_norm,
         "rms_norm": _rms_norm,
-        "rsqrt": lambda rsqrt, *args, **kwargs: rsqrt(*args, **kwargs).detach(),  # the scale of transformers' RMS norms
+        "rsqrt": _constant,  # the scale of transformers' own RMS norms
         "softmax": softmax,
         "scaled_dot_product_attention": lambda _, *args, **kwargs: _attention(softmax, *args, **kwargs),
         **dict.fromkeys(_PRODUCTS, _product),
@@ -112,6 +99,10 @@ def _plain(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _identity(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return x * slope(function, x.detach())
+
+
+def _constant(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    return function(*args, **kwargs).detach()
 
 
 def _product(product: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -184,4 +175,5 @@ def _attention(
     elif attn_mask is not None:
         scores = scores + attn_mask
     weights = softmax(torch.softmax, scores, -1)
-    return _product(torch.matmul, dropout(weights, dropout_p), value)
+    weights = dropout(weights, dropout_p) if dropout_p else weights
+    return _product(torch.matmul, weights, value)

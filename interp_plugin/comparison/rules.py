@@ -19,7 +19,19 @@ Rule = Callable[..., Any]
 Activation = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """(an element-wise function f with f(0) = 0, x) -> what is used in place of f(x)."""
 
-ACTIVATIONS = ("celu", "elu", "gelu", "hardswish", "leaky_relu", "mish", "relu", "relu6", "selu", "silu", "tanh")
+ACTIVATIONS = (
+    "celu",
+    "elu",
+    "gelu",
+    "hardswish",
+    "leaky_relu",
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "silu",
+    "tanh",
+)
 ATTENTION = ("scaled_dot_product_attention", "softmax")
 _NEAR_ZERO = 1e-6
 
@@ -32,7 +44,7 @@ class Rules(TorchFunctionMode):
 
     Attributes:
         seen: names of the operations whose rule was followed.
-        inside: how many modules are running that are handled as a whole.
+        paused: while it is above 0 no rule is followed.
 
     Examples::
         >>> with Rules({"relu": lambda relu, x: relu(x) + 10}) as rules:
@@ -46,13 +58,13 @@ class Rules(TorchFunctionMode):
         super().__init__()
         self.rules = rules
         self.seen: set[str] = set()
-        self.inside = 0
+        self.paused = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if self.inside or name not in self.rules:
+        if self.paused or name not in self.rules:
             return func(*args, **(kwargs or {}))
         self.seen.add(name)
         return self.rules[name](func, *args, **(kwargs or {}))
@@ -72,12 +84,13 @@ def following(module: nn.Module, rules: Mapping[str, Rule], activation: Activati
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def enter(part: nn.Module, args: Any) -> None:
-        mode.inside += 1
+        mode.paused += 1
 
     def leave(part: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        mode.inside -= 1
-        with torch._C.DisableTorchFunction():
-            return activation(part.forward, args[0])
+        try:
+            return activation(part.forward, args[0]) if mode.paused == 1 else output
+        finally:
+            mode.paused -= 1
 
     with ExitStack() as stack:
         for part in module.modules():
@@ -95,18 +108,17 @@ def slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """f(x) / x, which makes a linear function of f (AttnLRP, eq. 9; DecompX, eq. 10); at 0 that of a point nearby.
 
     Examples::
-        >>> slope(torch.relu, torch.tensor([-2.0, 0.0, 3.0]))
-        tensor([0., 1., 1.])
+        >>> slope(torch.tanh, torch.tensor([-2.0, 0.0, 2.0]))
+        tensor([0.4820, 1.0000, 0.4820])
     """
     away = torch.where(x.abs() < _NEAR_ZERO, _NEAR_ZERO, x)
     return function(away.clone()) / away  # some activations work in place
 
 
 def _is_activation(part: nn.Module) -> bool:
-    """Whether a module is an element-wise function: torch and transformers keep them in modules of their own."""
-    kind = type(part)
-    within = kind.__module__ in ("torch.nn.modules.activation", "transformers.activations")
-    return within and not any(part.children()) and "Softm" not in kind.__name__
+    """Whether a module is one of the functions above: they are recognised by their classes' names."""
+    name = type(part).__name__.lower()
+    return not any(part.children()) and any(kind in name for kind in ("elu", "silu", "swish", "mish", "tanh"))
 
 
 def _of_function(activation: Activation) -> Rule:
