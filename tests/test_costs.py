@@ -71,7 +71,7 @@ def test_passes_of_methods_for_transformers_are_those_they_say() -> None:
         "GIM": (1, 1),
         "AttnLRP": (1, 1),
         "DecompX": (inputs.length + 2, 0),  # a row for each token, one for biases, one for the text
-        "Noiser (noise)": (1 + 100 * words, 0),  # 10 draws at each of 10 scales
+        "Noiser": (1 + 100 * words, 0),  # 10 draws at each of 10 scales
     }.items():
         with measured(BERT) as cost:
             METHODS[name](inputs, 1, None)

@@ -48,12 +48,9 @@ def test_the_scores_are_those_of_the_largest_noise_found_by_trying_all() -> None
         vectors = net.embedding(inputs.ids)[0]
 
         def mean_probabilities(place: int, k: float) -> Tensor:
-            found = []
-            for draw in noise:
-                noisy = vectors.clone()
-                noisy[place] += k * draw
-                found.append(net.head(net.weights @ noisy).softmax(-1))
-            return torch.stack(found).mean(0)
+            noisy = vectors.repeat(DRAWS, 1, 1)
+            noisy[:, place] += k * noise
+            return net.head(torch.einsum("btk,t->bk", noisy, net.weights)).softmax(-1).mean(0)  # type: ignore[no-any-return]
 
         predicted = int(clean.argmax())
         largest = []
@@ -63,24 +60,19 @@ def test_the_scores_are_those_of_the_largest_noise_found_by_trying_all() -> None
             ]
             assert holds == list(range(1, len(holds) + 1))  # or bisection could end anywhere
             largest.append(len(holds) / 1024)
-    assert min(largest) < 1 - 2 / 1024  # some noise changes the prediction, or the claim would be empty
-    by_noise = METHODS["Noiser (noise)"](inputs, predicted, None)
-    assert torch.allclose(1 - by_noise, torch.tensor(largest), atol=2 / 1024)
-    for target in (predicted, (predicted + 1) % 3):
-        with torch.no_grad():
-            under = [mean_probabilities(place, 1 - float(by_noise[place]))[target] for place in range(4)]
-        truth = [float(clean[target] - probability) for probability in under]
-        found = METHODS["Noiser (probability)"](inputs, target, None)
-        assert torch.allclose(found, torch.tensor(truth), atol=1e-5)
+        assert min(largest) < 0.99  # some noise changes the prediction, or the claim would be empty
+        for target in range(3):
+            lost = METHODS["Noiser"](inputs, target, None)
+            truth = [clean[target] - mean_probabilities(place, k)[target] for place, k in enumerate(largest)]
+            assert torch.allclose(lost, torch.stack(truth), atol=2e-3)  # bisection ends within 1 / 1024 of k
 
 
-def test_a_word_that_is_not_read_bears_all_noise() -> None:
+def test_a_word_that_is_not_read_loses_nothing() -> None:
     inputs, _ = inputs_of(3)
-    assert float(METHODS["Noiser (noise)"](inputs, 0, None)[2]) == pytest.approx(0, abs=2**-10)
-    assert float(METHODS["Noiser (probability)"](inputs, 0, None)[2]) == pytest.approx(0, abs=1e-6)
+    assert float(METHODS["Noiser"](inputs, 0, None)[2]) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_model_of_one_score_is_refused() -> None:
     inputs, _ = inputs_of(1)
     with pytest.raises(ValueError, match="has one score, and no predicted class"):
-        METHODS["Noiser (noise)"](inputs, 0, None)
+        METHODS["Noiser"](inputs, 0, None)

@@ -126,12 +126,8 @@ _ALL = (
     Method("GIM", propagation.gim, signed=True, source="Edin et al. 2025"),
     Method("AttnLRP", propagation.attn_lrp, signed=True, source="Achtibat et al. 2024"),
     Method("DecompX", decompx.decompx, signed=True, source="Modarressi et al. 2023"),
-    *(
-        Method(
-            f"Noiser ({reading})", noiser.noiser(reading), signed=reading == "probability", explains="class",
-            source="Ghasemi Madani et al. 2025", draws=True,
-        )
-        for reading in noiser.READINGS
+    Method(
+        "Noiser", noiser.noiser, signed=True, explains="class", source="Ghasemi Madani et al. 2025", draws=True
     ),
     Method("random", random_scores, source="-", draws=True),
 )  # fmt: skip

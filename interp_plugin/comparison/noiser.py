@@ -6,29 +6,19 @@ Ghasemi Madani et al. (2025), written from the paper and with the constants of i
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import MAX_ROWS, Answer, Inputs
-from interp_plugin.comparison.judged import Score
 
-Reading = Literal["probability", "noise"]
-READINGS: tuple[Reading, ...] = ("probability", "noise")
 DRAWS = 10
 HALVINGS = 10  # of the interval from 0 to 1 that holds the largest noise
 
 
-def noiser(reading: Reading) -> Score:
-    """How much of the class's probability is lost under the largest noise, or 1 less that noise."""
-    return partial(_noiser, reading=reading)
-
-
-def _noiser(inputs: Inputs, target: int | None, state: State | None, *, reading: Reading) -> Tensor:
-    """What the bounded noise does, (T,); 0 for who is no player.
+def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """What the probability of the class loses under the largest noise, (T,), signed; 0 for who is no player.
 
     A token of K elements gets Gaussian noise of standard deviation ``k / sqrt(2 ln K)``, so that its largest
     element is about k.  Bisection finds the largest k up to 1 for which the mean probability of 10 draws, the same
@@ -52,7 +42,7 @@ def _noiser(inputs: Inputs, target: int | None, state: State | None, *, reading:
         holds = noisy.argmax(1) == whole.argmax()
         low, high = torch.where(holds, scale, low), torch.where(holds, high, scale)
     scores = torch.zeros(inputs.length)
-    scores[places] = 1 - scale if reading == "noise" else whole[0, target] - noisy[:, target]
+    scores[places] = whole[0, target] - noisy[:, target]
     return scores
 
 
