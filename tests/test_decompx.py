@@ -164,11 +164,12 @@ def test_other_encoders_add_up_too(family: str) -> None:
 
 
 def test_what_is_not_decomposed_is_refused() -> None:
-    """A gated layer multiplies two activations, and attention by steps is no operation of its own."""
+    """Gates multiply activations, attention by steps is not one operation, DeBERTa's positions are no tokens."""
     llama = by_formula("llama")
     eager = by_formula()
     eager.model.module.set_attn_implementation("eager")  # type: ignore[operator]
-    for inputs in (llama, eager):
+    deberta = tiny("deberta-v2", "DebertaV2ForSequenceClassification", num_labels=2)
+    for inputs in (llama, eager, Inputs(deberta, deberta.encode("The film was good"))):
         with pytest.raises(ValueError, match="it has operations that are not decomposed"):
             DECOMPX(inputs, 1, None)
     plain = lstm()

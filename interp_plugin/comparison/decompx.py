@@ -68,7 +68,8 @@ def _parts(inputs: Inputs, state: State | None) -> Tensor:
         followed.paused -= 1
         return (apart, *passing[1:])
 
-    with following(model.module, _rules(values), _activation) as followed:
+    rules = _rules(values, length + 1, model.name)
+    with following(model.module, rules, _activation) as followed:
         followed.paused += 1  # what comes before the first layer is not split
         with at_site(LayerCall(first.layer, first.call or 0, "input"), split):
             rows = torch.zeros(length + 1, dtype=torch.long)
@@ -104,18 +105,23 @@ def _value_weight(model: Any, label: Label) -> nn.Parameter:
 def _check_sum(inputs: Inputs, found: Tensor, whole: Tensor) -> None:
     gap = float((found - whole).abs().max() / whole.abs().max().clamp(min=torch.finfo(whole.dtype).tiny))
     if not gap <= _TOLERANCE:
-        raise ValueError(
-            f"the parts of the tokens add up to what {inputs.model.name} computes but for {gap:.1g} of it, and "
-            f"{_TOLERANCE:g} is allowed: it has operations that are not decomposed; use an encoder such as BERT with "
-            "attention 'sdpa' (set_attn_implementation), or another method"
+        raise _unknown(
+            f"the parts of the tokens differ from what {inputs.model.name} computes by {gap:.1g} of it"
         )
+
+
+def _unknown(what: str) -> ValueError:
+    return ValueError(
+        f"{what}: it has operations that are not decomposed; use an encoder such as BERT with attention 'sdpa' "
+        "(set_attn_implementation), or another method"
+    )
 
 
 # Each rule sees the parts as rows, (T + 1, ...), and the whole as their sum.  The last row is no token's: it carries
 # the bias of value vectors, which attention leaves as it is, to the linear layer after attention (eq. 3).
 
 
-def _rules(values: set[int]) -> dict[str, Rule]:
+def _rules(values: set[int], count: int, name: str) -> dict[str, Rule]:
     def of_linear(_: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         parts = linear(x, weight)
         if bias is None:
@@ -125,11 +131,20 @@ def _rules(values: set[int]) -> dict[str, Rule]:
             return parts
         return _shared(parts, parts[-1] + bias)
 
-    return {
+    def of_parts(rule: Rule) -> Rule:
+        def checked(operation: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if len(x) != count:
+                raise _unknown(f"{name} computes with {len(x)} rows where there are {count} parts")
+            return rule(operation, x, *args, **kwargs)
+
+        return checked
+
+    rules: dict[str, Rule] = {
         "linear": of_linear,
         "layer_norm": _layer_norm,
         "scaled_dot_product_attention": _attention,
     }
+    return {operation: of_parts(rule) for operation, rule in rules.items()}
 
 
 def _shared(parts: Tensor, bias: Tensor) -> Tensor:
