@@ -136,9 +136,10 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 """Name -> method, in the order of tables.
 
 What explains only a class: gradients at the text itself, as a state's distance from itself has none there
-(``gradient norm of the state`` is their counterpart), deletion, which leaves a state no place for the
-token, and what watches a certain output.  ``signed`` scores are those of how much a token speaks for the
-class; asked about a state they say how far it moves, and hardly go below 0.
+(``gradient norm of the state`` is their counterpart, and GIM, AttnLRP and DecompX split the state along itself in place
+of its distance), leave-one-out, which asks what the rest is without the token, and what watches a certain output.
+``signed`` scores are those of how much a token speaks for the class; asked about a state they say how far it
+moves, and hardly go below 0 but for those three.
 """
 
 
