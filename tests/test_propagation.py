@@ -128,12 +128,12 @@ def linear(x: Tensor, part: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("state", [None, 1, 2])
-def test_gim_is_the_gradient_of_the_papers_equations_times_the_difference_from_padding(
+def test_gim_is_the_gradient_of_the_papers_equations_times_the_difference_from_a_mask(
     state: int | None,
 ) -> None:
     inputs = by_formula()
     gradient, _ = ByHand(inputs, temperature=2, identity=False).gradient(state)
-    truth = (gradient * (inputs.embeddings - baseline_of(inputs, "[PAD]"))[0]).sum(-1)
+    truth = (gradient * (inputs.embeddings - baseline_of(inputs, "[MASK]"))[0]).sum(-1)
     watched = None if state is None else State(state, inputs.model.layers[state])
     found = GIM(inputs, 1 if state is None else None, watched)
     assert torch.allclose(found.double(), truth, atol=1e-6, rtol=1e-4)

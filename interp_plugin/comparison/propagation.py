@@ -27,12 +27,13 @@ _PRODUCTS = ("bmm", "einsum", "matmul", "mul", "multiply", "__matmul__", "__mul_
 
 
 def gim(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Gradient interaction modifications: the embedding less that of [PAD], times a modified gradient, (T,), signed.
+    """Gradient interaction modifications: the embedding less a baseline's, times a modified gradient, (T,), signed.
 
-    In the backward pass a softmax has the gradient of temperature 2, norms keep their scale, and each factor of a
-    product of two activations gets half of its gradient, so that queries and keys get a quarter.
+    The baseline, which the package leaves to the user, is [MASK], or [PAD] where the model has none.  In the backward
+    pass a softmax has the gradient of temperature 2, norms keep their scale, and each factor of a product of two
+    activations gets half of its gradient, so that queries and keys get a quarter.
     """
-    baseline = baseline_of(inputs, "[PAD]")
+    baseline = baseline_of(inputs, "[PAD]" if inputs.model.mask_id is None else "[MASK]")
     gradient = _gradient(inputs, target, state, _rules(TEMPERATURE), _plain)
     return signed(gradient * (inputs.embeddings - baseline))
 
