@@ -9,14 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_plain import cnn, lstm
-from torch import Tensor
+from tiny_plain import cnn, lstm, tokenizer
+from torch import Tensor, nn
 
 from interp_plugin import huggingface
 from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs, seeded
 from interp_plugin.comparison.judged import Method, Metric, Trial
 from interp_plugin.huggingface import HuggingFaceModel
+from interp_plugin.tokens import OUTPUT, PlainModel
 
 MODEL = HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
 TEXT = "a good film , not a bad one"
@@ -148,9 +149,55 @@ def test_what_cannot_be_removed_says_what_can(removal: str, inputs: Inputs, mess
         Answer(inputs, 1).of_kept(torch.zeros(1, inputs.length, dtype=torch.bool), removal)
 
 
-def test_a_state_of_tokens_loses_its_places_with_deletion() -> None:
-    with pytest.raises(ValueError, match="loses its tokens with deletion"):
-        Answer(INPUTS, state=State(1, MODEL.layers[1])).of_kept(all_but(0), "delete")
+@pytest.mark.parametrize("v", [None, 0.7])
+def test_a_state_without_deleted_tokens_is_that_of_those_that_stay(v: float | None) -> None:
+    """By transformers alone: each remaining token's vector in the shorter text and in the whole one."""
+    label = 2
+    std = None if v is None else torch.linspace(v, 2 * v, INPUTS.embeddings.shape[-1])
+    answer = Answer(INPUTS, state=State(label, MODEL.layers[label], None, std))
+    kept = torch.cat([all_but(0), all_but(1, 3), torch.ones(1, INPUTS.length, dtype=torch.bool)])
+    truth = []
+    with torch.no_grad():
+        [whole] = MODEL.model(INPUTS.ids, output_hidden_states=True).hidden_states[label]
+        scale = whole.square().mean().sqrt() if std is None else std
+        for row in kept:
+            [shorter] = MODEL.model(INPUTS.ids[:, row], output_hidden_states=True).hidden_states[label]
+            truth.append(-((shorter - whole[row]) / scale).square().mean())
+    assert min(truth) < -1e-3
+    assert torch.allclose(answer.of_kept(kept, "delete"), torch.stack(truth), atol=1e-5)
+
+
+def test_a_pooled_state_has_no_places_to_lose() -> None:
+    model = cnn()
+    inputs = Inputs(model, model.encode("the film was good"))
+    kept = torch.tensor([[True, False, True, True]])
+    found = Answer(inputs, state=State(OUTPUT, None)).of_kept(kept, "delete")
+    with torch.no_grad():
+        whole = model(*inputs.arguments)
+        shorter = model(*model.collate([model.encode("the was good")])[0])
+    assert torch.allclose(found, -(shorter - whole).square().mean() / whole.square().mean(), atol=1e-6)
+
+
+class Pairs(nn.Module):
+    """Reads the means of neighbouring words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.pool, self.head = nn.Embedding(12, 4), nn.AvgPool1d(2), nn.Linear(4, 2)
+        self.pairs = nn.Identity()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        pairs = self.pairs(self.pool(self.embedding(ids).transpose(1, 2)).transpose(1, 2))
+        scores: Tensor = self.head(pairs.mean(1))
+        return scores
+
+
+def test_a_state_whose_places_are_no_tokens_cannot_lose_one() -> None:
+    net = Pairs().eval()
+    model = PlainModel(net, tokenizer, net.embedding, {"pairs": net.pairs}, ("no", "yes"))
+    inputs = Inputs(model, model.encode("the film was good"))
+    with pytest.raises(ValueError, match=r"2 places for 4 tokens.*use removal 'mask' or 'attention'"):
+        Answer(inputs, state=State("pairs", net.pairs)).of_kept(torch.ones(1, 4).bool(), "delete")
 
 
 def test_a_question_is_a_class_or_a_state() -> None:

@@ -64,6 +64,20 @@ def test_passes_are_the_rows_that_each_method_is_known_to_take(
     assert hooks(model) == before
 
 
+def test_passes_of_methods_for_transformers_are_those_they_say() -> None:
+    inputs = Inputs(BERT, BERT.encode(TEXT))
+    words = int(inputs.players.sum())
+    for name, passes in {
+        "GIM": (1, 1),
+        "AttnLRP": (1, 1),
+        "DecompX": (inputs.length + 2, 0),  # a row for each token, one for biases, one for the text
+        "Noiser": (1 + 100 * words, 0),  # 10 draws at each of 10 scales
+    }.items():
+        with measured(BERT) as cost:
+            METHODS[name](inputs, 1, None)
+        assert (cost.forward, cost.backward) == passes
+
+
 def test_each_word_that_is_masked_costs_a_pass_and_the_text_one() -> None:
     inputs = Inputs(BERT, BERT.encode(TEXT))
     words = int(inputs.players.sum())

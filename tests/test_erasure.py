@@ -151,9 +151,13 @@ def test_bins_that_are_no_shares_are_refused(bins: tuple[float, ...]) -> None:
         erasure("mine", bins=bins)
 
 
-def test_a_state_cannot_be_judged_by_deletion() -> None:
-    with pytest.raises(ValueError, match="a state loses its tokens with deletion"):
-        erasure("mine", "delete", judges="state")
+def test_a_state_of_separate_words_does_not_notice_that_others_are_deleted() -> None:
+    """Each word's vector is its own: deletion leaves those that stay as they are, and a mask does not."""
+    inputs = inputs_of([1.0, 2.0, 0.5])
+    trial = trial_of(inputs, [1.0, 2.0, 0.5], state_of(inputs))
+    assert METRICS["state erasure (delete)"](trial) == pytest.approx(0, abs=1e-6)
+    assert METRICS["state sufficiency (delete)"](trial) == pytest.approx(0, abs=1e-6)
+    assert METRICS["state erasure (mask)"](trial) > 0.1  # type: ignore[operator]
 
 
 values = st.lists(st.floats(0.05, 2), min_size=2, max_size=9, unique=True)

@@ -123,7 +123,7 @@ def erasure(
     Args:
         name: in tables.
         removal: how tokens go.
-        judges: answers about a class or about a state (which deletion would leave without its tokens).
+        judges: answers about a class or about a state (with deletion: of the tokens that stay).
         keep: sufficiency.
         bins: the shares; None: the whole curve, one token after another until none is left.
 
@@ -139,8 +139,6 @@ def erasure(
         >>> metric.higher_is_better, round(metric(trial), 2)
         (True, 0.31)
     """
-    if judges == "state" and removal == "delete":
-        raise ValueError("a state loses its tokens with deletion; use removal 'mask' or 'attention'")
     if bins is not None:
         bin_counts(1, bins)  # says at once what is wrong with them
 

@@ -213,12 +213,35 @@ class Answer(nn.Module):
     def of_kept(self, kept: Tensor, removal: Removal) -> Tensor:
         """The answer for the text with only some of its tokens left, (R, T) -> (R,), on the CPU.
 
+        A state has no place for a deleted token: its distance is that of the tokens that stay, each from what it
+        is in the whole text.
+
         Raises:
-            ValueError: tokens cannot be removed in this way; a state of tokens has no place for deleted ones.
+            ValueError: tokens cannot be removed in this way.
         """
         if removal == "delete" and self.state is not None:
-            raise ValueError("a state loses its tokens with deletion; use removal 'mask' or 'attention'")
+            return self._of_those_that_stay(kept)
         return torch.cat([self.of_arguments(*rows).cpu() for rows in self.inputs.without(kept, removal)])
+
+    @torch.no_grad()
+    def _of_those_that_stay(self, kept: Tensor) -> Tensor:
+        """Minus the distance of a state when tokens are deleted, (R, T) -> (R,), on the CPU."""
+        whole = self.origin.float()[0]
+        if whole.ndim > 1 and len(whole) != self.inputs.length:
+            raise ValueError(
+                f"the state has {len(whole)} places for {self.inputs.length} tokens, and which of them a deleted token "
+                "had is not known; use removal 'mask' or 'attention'"
+            )
+        distances: list[Tensor] = []
+        for arguments in self.inputs.without(kept, "delete"):
+            with no_fastpath():
+                values = self._passing(arguments, None).float()
+            for value in values:
+                stays = kept[len(distances)].to(whole.device)
+                there = whole[stays] if whole.ndim > 1 else whole  # a pooled state has no places
+                moved = (value[: len(there)] - there) / self.scale  # padding is to the right
+                distances.append(moved.square().mean().cpu())
+        return -torch.stack(distances)
 
     @torch.no_grad()
     def of_embeddings(self, embeddings: Tensor) -> Tensor:
@@ -232,14 +255,17 @@ class Answer(nn.Module):
         with torch.no_grad(), no_fastpath():
             return self._passing(self.inputs.arguments, None)
 
+    @property
+    def scale(self) -> Tensor:
+        """v of the state, which broadcasts to it."""
+        origin, std = self.origin.float(), None if self.state is None else self.state.selected_std
+        return origin.square().mean().sqrt() if std is None else std.to(origin.device)
+
     def _read(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
         value = self._passing(arguments, embeddings).float()
         if self.state is None:
             return log_odds(value, cast(int, self.target))
-        origin = self.origin.float()
-        std = self.state.selected_std
-        scale = origin.square().mean().sqrt() if std is None else std.to(origin.device)
-        return -((value - origin) / scale).square().flatten(1).mean(1)
+        return -((value - self.origin.float()) / self.scale).square().flatten(1).mean(1)
 
     def _passing(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
         """What passes where the answer is read, (R, ...), with its graph."""

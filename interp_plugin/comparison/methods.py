@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from interp_plugin.batches import State
-from interp_plugin.comparison import attention, erased, gradients, information, log_probability, perturbations
+from interp_plugin.comparison import (
+    attention,
+    decompx,
+    erased,
+    gradients,
+    information,
+    log_probability,
+    noiser,
+    perturbations,
+    propagation,
+)
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.judged import Explains, Method
 from interp_plugin.tokens import shown
@@ -120,6 +130,12 @@ _ALL = (
     ),
     Method("attention rollout", attention.attention_rollout, source="Abnar and Zuidema 2020"),
     Method("value zeroing", attention.value_zeroing, source="Mohebbi et al. 2023"),
+    Method("GIM", propagation.gim, signed=True, source="Edin et al. 2025"),
+    Method("AttnLRP", propagation.attn_lrp, signed=True, source="Achtibat et al. 2024"),
+    Method("DecompX", decompx.decompx, signed=True, source="Modarressi et al. 2023"),
+    Method(
+        "Noiser", noiser.noiser, signed=True, explains="class", source="Ghasemi Madani et al. 2025", draws=True
+    ),
     Method("random", random_scores, source="-", draws=True),
 )  # fmt: skip
 
@@ -127,9 +143,10 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 """Name -> method, in the order of tables.
 
 What explains only a class: gradients at the text itself, as a state's distance from itself has none there
-(``gradient norm of the state`` is their counterpart), deletion, which leaves a state no place for the
-token, and what watches a certain output.  ``signed`` scores are those of how much a token speaks for the
-class; asked about a state they say how far it moves, and hardly go below 0.
+(``gradient norm of the state`` is their counterpart, and GIM, AttnLRP and DecompX split the state along itself in place
+of its distance), leave-one-out, which asks what the rest is without the token, and what watches a certain output.
+``signed`` scores are those of how much a token speaks for the class; asked about a state they say how far it
+moves, and hardly go below 0 but for those three.
 """
 
 

@@ -24,8 +24,15 @@ from interp_plugin.comparison import StudyResult
 
 CALIBRATED = 100  # training sentences whose states' spread is the unit
 SECONDS, PASSES = "seconds", ("forward passes", "backward passes")
-CLASS_METRICS = ("comprehensiveness (mask)", "comprehensiveness (delete)", "sufficiency (mask)")
-STATE_METRICS = ("state erasure (mask)", "state erasure (attention)")
+# every way to remove a word, so that each method is also judged by one that it does not look at itself
+CLASS_METRICS = (
+    "comprehensiveness (mask)",
+    "comprehensiveness (delete)",
+    "comprehensiveness (attention)",
+    "sufficiency (mask)",
+)
+STATE_METRICS = ("state erasure (mask)", "state erasure (delete)", "state erasure (attention)")
+PEERS = ("GIM", "AttnLRP", "DecompX")
 STATE_METHODS = (
     "information kept",
     "information kept (rate 1)",
@@ -74,9 +81,7 @@ class Asked:
 
 
 STUDIES = {
-    "default-class": Asked(
-        False, "", (*CLASS_METRICS[:2], "comprehensiveness (attention)", CLASS_METRICS[2], "log-odds"), ()
-    ),
+    "default-class": Asked(False, "", (*CLASS_METRICS, "log-odds"), ()),
     "default-states": Asked(
         False,
         "all",
@@ -91,6 +96,7 @@ STUDIES = {
             "Shapley*",
             STATE_METHODS[5],
             "value zeroing",
+            *PEERS,
             STATE_METHODS[6],
         ),
     ),
@@ -110,11 +116,15 @@ STUDIES = {
             "SmoothGrad (L2)",
             "input x gradient*",
             "attention rollout",
+            "Shapley*",
+            "KernelSHAP",
+            *PEERS,
+            "Noiser",
             "random",
         ),
     ),
-    "minilm-states-low": Asked(True, "1-3", STATE_METRICS, STATE_METHODS),
-    "minilm-states-high": Asked(True, "4-6", STATE_METRICS, STATE_METHODS),
+    "minilm-states-low": Asked(True, "1-3", STATE_METRICS, (*STATE_METHODS, *PEERS)),
+    "minilm-states-high": Asked(True, "4-6", STATE_METRICS, (*STATE_METHODS, *PEERS)),
 }
 
 
