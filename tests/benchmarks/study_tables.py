@@ -33,6 +33,18 @@ CLASS_METRICS = (
 )
 STATE_METRICS = ("state erasure (mask)", "state erasure (delete)", "state erasure (attention)")
 PEERS = ("GIM", "AttnLRP", "DecompX")
+# which tokens carry an answer: ours, and the rivals that the erasure channel is to be measured by
+CARRIERS = (
+    "erased",
+    "erased (and hidden)",
+    "erased (keep)",
+    "noise path",
+    "integrated gradients ([MASK], signed)",
+    "integrated gradients (zero, signed)",
+    "Shapley*",
+    "KernelSHAP",
+    *PEERS,
+)
 STATE_METHODS = (
     "information kept",
     "information kept (rate 1)",
@@ -123,6 +135,10 @@ STUDIES = {
             "random",
         ),
     ),
+    "default-carried-class": Asked(False, "", CLASS_METRICS, CARRIERS),
+    "default-carried-states": Asked(False, "all", (*STATE_METRICS, "state sufficiency (mask)"), CARRIERS),
+    "minilm-carried-class": Asked(True, "", CLASS_METRICS, CARRIERS),
+    "minilm-carried-states": Asked(True, "all", (*STATE_METRICS, "state sufficiency (mask)"), CARRIERS),
     "minilm-states-low": Asked(True, "1-3", STATE_METRICS, (*STATE_METHODS, *PEERS)),
     "minilm-states-high": Asked(True, "4-6", STATE_METRICS, (*STATE_METHODS, *PEERS)),
 }
