@@ -26,6 +26,7 @@ from interp_plugin.cli.given import (
     Truncation,
     WeightType,
     calibration,
+    check_folder,
     check_installed,
     check_outputs,
     column,
@@ -264,8 +265,7 @@ def _check(
     output: Path, html: Path | None, engine: Engine, world_size: int, device: str, gpus: float
 ) -> None:
     """What can be refused before anything is read."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {str(output)!r} is a file; give a folder, which need not be there")
+    check_folder(output)
     check_outputs(html)
     for package in ("pandas", "pyarrow", "scipy"):
         check_installed(package, "corpus", "compare")

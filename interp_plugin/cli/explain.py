@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from interp_plugin.cli.given import (
-    DPI,
     AsJson,
     Device,
     ModelName,
@@ -27,6 +26,7 @@ from interp_plugin.cli.given import (
     load_explainer,
     one_sentence,
     parse_layers,
+    save_picture,
 )
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _write(
         written.append(explanation.to_html(html, granularity, aggregate))
     for text, path in enumerate(_numbered(png, len(explanation)) if png is not None else []):
         figure = explanation.plot("layers", text=text, granularity=granularity, aggregate=aggregate)
-        figure.savefig(path, format="png", dpi=DPI)
+        save_picture(figure, path)
         written.append(path)
     return written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import sys
@@ -9,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from interp_plugin.files import is_remote
+from interp_plugin.writing import check_local, check_output, replace_file
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from interp_plugin.calibration import Calibration
     from interp_plugin.text import TextExplainer
 
@@ -103,15 +106,33 @@ def check_outputs(*paths: Path | None) -> None:
         ValueError: a path where no file can be written.
     """
     for path in filter(None, paths):
-        if path.is_dir():
-            raise ValueError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
         try:
-            TemporaryFile(dir=path.parent).close()
+            check_output(path)
         except OSError as error:
             raise ValueError(
                 f"cannot write {str(path)!r}: no file can be made in {str(path.parent)!r} ({error.strerror}); "
                 "give a folder that is there and yours"
             ) from error
+
+
+def check_folder(path: Path | None) -> None:
+    """Nor are they lost to a folder for results that cannot be one.
+
+    Raises:
+        ValueError: it is a file, or the URI of an object store.
+    """
+    if path is None:
+        return
+    check_local(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output {str(path)!r} is a file; give a folder, which need not be there")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI)
+    replace_file(path, content.getvalue())
 
 
 def check_installed(package: str, option: str, extra: str) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from interp_plugin.corpus.drafts import FORMAT, KEY, About, Draft, digest_of
 from interp_plugin.corpus.stream import Failure
-from interp_plugin.storage import load_pyarrow, replace_file
+from interp_plugin.storage import load_pyarrow
+from interp_plugin.writing import replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
