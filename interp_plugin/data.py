@@ -291,7 +291,13 @@ def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
         ) from error
     path, _, configuration = (name, "", "") if Path(name).exists() else name.partition(":")
     try:
-        loaded = load_dataset(path, configuration or None, split=split or "train", streaming=True)
+        loaded = load_dataset(
+            path,
+            configuration or None,
+            split=split or "train",
+            streaming=True,
+            trust_remote_code=False,  # or old versions ask on standard input
+        )
     except Exception as error:  # of many kinds: no such name, no network, no such split, a script
         raise ValueError(
             f"data set {name!r} cannot be loaded ({_first_line(error)}); give a file that is there, or a name and "

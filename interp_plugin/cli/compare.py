@@ -21,6 +21,7 @@ from interp_plugin.cli.given import (
     Page,
     TokenizerName,
     Truncation,
+    TrustRemoteCode,
     WeightType,
     calibration,
     check_folder,
@@ -103,6 +104,7 @@ def compare(
     ] = None,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
+    trust_remote_code: TrustRemoteCode = False,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -163,7 +165,7 @@ def compare(
         from interp_plugin import comparison
 
         asked = _named("method", methods, comparison.METHODS), _named("metric", metrics, comparison.METRICS)
-        explainer = load_explainer(model, tokenizer, device, dtype)
+        explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
         progress = sys.stderr.isatty()
         study = comparison.Study(
             explainer.model, None, *asked, labels, explain_class=not no_class, with_special=special_tokens,

@@ -24,6 +24,7 @@ from interp_plugin.cli.given import (
     Page,
     TokenizerName,
     Truncation,
+    TrustRemoteCode,
     WeightType,
     calibration,
     check_folder,
@@ -87,6 +88,7 @@ def corpus(
     ],
     model: ModelName = None,
     tokenizer: TokenizerName = None,
+    trust_remote_code: TrustRemoteCode = False,
     layers: Annotated[str, typer.Option(help="all, or numbers, ranges and names: 1,3-4,output.")] = "all",
     rate: Annotated[float, typer.Option(help="Weight of the noise, above 0.")] = 0.1,
     distortion: Annotated[
@@ -173,7 +175,7 @@ def corpus(
         rows = partial(_rows, _absolute(source), split, header, limit)
         makers, units = [], []  # all before the first runs: a model that cannot be loaded is said now
         for name in [model] if compare is None else [model, compare]:
-            load = partial(load_explainer, name, tokenizer, dtype=dtype)
+            load = partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
             # with Ray the GPUs are the workers'
             here = partial(load, device="cpu" if engine == "ray" else _device(device))
             unit = _of_the_first(rank, world_size, partial(_unit, here, calibrate, unit_texts, progress))
@@ -207,7 +209,7 @@ def corpus(
         if train_amortised is not None:
             from interp_plugin.amortised import AmortisedEstimator
 
-            model_again = load_explainer(model, tokenizer, _device(device), dtype).model
+            model_again = load_explainer(model, tokenizer, _device(device), dtype, trust_remote_code).model
             trained = AmortisedEstimator.train(
                 model_again, None, results[0], units[0], show_progress=progress
             )

@@ -19,6 +19,7 @@ from interp_plugin.cli.given import (
     Page,
     TokenizerName,
     Truncation,
+    TrustRemoteCode,
     WeightType,
     check_installed,
     check_outputs,
@@ -77,6 +78,7 @@ def explain(
     ] = False,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
+    trust_remote_code: TrustRemoteCode = False,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -153,7 +155,7 @@ def explain(
 
         solver = Solver(seed=seed, max_passes=max_passes)
         solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
-        explainer = load_explainer(model, tokenizer, device, dtype)
+        explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
         chosen, asked = _chosen(explainer.model, labels, target)
         progress = sys.stderr.isatty()
         if sample is not None:

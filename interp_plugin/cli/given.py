@@ -42,6 +42,9 @@ Calibrate = Annotated[
         show_default="each text is its own unit",
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 WeightType = Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")]
 Truncation = Annotated[bool, typer.Option("--truncation", help="Cut off what the model cannot take.")]
@@ -147,7 +150,9 @@ def check_installed(package: str, option: str, extra: str) -> None:
         )
 
 
-def load_explainer(model: str | None, tokenizer: str | None, device: str, dtype: Dtype) -> TextExplainer:
+def load_explainer(
+    model: str | None, tokenizer: str | None, device: str, dtype: Dtype, trust_remote_code: bool
+) -> TextExplainer:
     """The model in a folder or of a name, None for the one that ships, ready to explain.
 
     Raises:
@@ -163,7 +168,10 @@ def load_explainer(model: str | None, tokenizer: str | None, device: str, dtype:
         _check_device(device)
         source = huggingface.default_model_path() if model is None else model
         with huggingface.quiet():
-            return TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
+            found = huggingface.load(
+                source, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+            return TextExplainer(*found)
 
 
 def _check_device(device: str) -> None:
