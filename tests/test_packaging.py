@@ -219,7 +219,7 @@ MAY_IMPORT = {
     },
     "corpus": {
         "batches", "calibration", "data", "explanation", "fingerprint", "memory", "problem", "rendering", "scoring",
-        "solver", "state", "statistics", "storage", "text", "tokens", "units", "writing",
+        "solver", "state", "statistics", "storage", "tables", "text", "tokens", "units", "writing",
     },
     "text": {
         "batches", "calibration", "explanation", "fingerprint", "huggingface", "problem", "scoring", "solver", "state",
@@ -256,7 +256,8 @@ MAY_IMPORT = {
     "controls": {"noise"},
     "objective": {"noise", "padding", "state"},
     "padding": set(),
-    "data": {"files", "tokens"},
+    "data": {"files", "tables", "tokens"},
+    "tables": {"storage", "tokens"},
     "files": {"storage"},
     "fingerprint": set(),
     "memory": set(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -172,7 +172,7 @@ def corpus(
         head = None if amortised is None else amortised.absolute()
         solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
         progress = sys.stderr.isatty()
-        rows = partial(_rows, _absolute(source), split, header, limit)
+        rows = partial(_rows, _absolute(source), split, header, limit, columns)
         makers, units = [], []  # all before the first runs: a model that cannot be loaded is said now
         for name in [model] if compare is None else [model, compare]:
             load = partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -243,10 +243,13 @@ def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any)
     return CorpusStudy(model, None, **options)
 
 
-def _rows(source: str, split: str | None, header: bool, limit: int | None) -> Iterator[Any]:
+def _rows(
+    source: str, split: str | None, header: bool, limit: int | None, columns: Mapping[str, Any]
+) -> Iterator[Any]:
     from interp_plugin import data
+    from interp_plugin.corpus.stream import Reader
 
-    return islice(data.records(source, split, header), limit)
+    return islice(data.records(source, split, header).only(Reader(**columns).wanted), limit)
 
 
 def _absolute(source: str) -> str:

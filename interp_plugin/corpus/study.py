@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
-from interp_plugin import data
 from interp_plugin.calibration import Calibration
 from interp_plugin.corpus.check import HeldOut, warn_of_drift
 from interp_plugin.corpus.parts import Folder
@@ -24,6 +23,7 @@ from interp_plugin.problem import warn_of_training
 from interp_plugin.scoring import Finder
 from interp_plugin.solver import Solver
 from interp_plugin.state import Site
+from interp_plugin.tables import Column
 from interp_plugin.text import Layers, TextExplainer
 from interp_plugin.tokens import OUTPUT, TextModel
 
@@ -131,9 +131,9 @@ class CorpusStudy:
         rank: int = 0,
         world_size: int = 1,
         *,
-        text_column: data.Column | None = None,
-        pair_column: data.Column | None = None,
-        tag_column: data.Column | None = None,
+        text_column: Column | None = None,
+        pair_column: Column | None = None,
+        tag_column: Column | None = None,
     ) -> CorpusResult:
         """Score what is not scored yet, and look at the whole.
 
