@@ -268,7 +268,9 @@ def test_records_that_python_cannot_hold_are_failures_of_every_run_and_resume(tm
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(b"\n".join(lines))
     years = pyarrow.array([0] * 4 + [316_516_147_200_000_000] + [0] * 3, pyarrow.timestamp("us"))
-    table = pyarrow.table({"text": ["a cat was bad"] * 8, "when": years})
+    tags = pyarrow.array([b"new"] * 4 + [b"\xff"] + [b"old"] * 3, pyarrow.binary())
+    tags = pyarrow.StringArray.from_buffers(8, *tags.buffers()[1:])
+    table = pyarrow.table({"text": ["a cat was bad"] * 8, "when": years, "tag": tags})
     parquet.write_table(table, folder / "b.parquet", row_group_size=4, compression="zstd")
     parquet.write_table(table.slice(0, 4), folder / "c.parquet", compression="zstd", use_dictionary=False)
     chunk = parquet.read_metadata(folder / "c.parquet").row_group(0).column(0)
@@ -282,11 +284,11 @@ def test_records_that_python_cannot_hold_are_failures_of_every_run_and_resume(tm
     assert reasons[5].startswith("ValueError: a.jsonl, line 6: not JSON that can be read (Exceeds the limit")
     assert reasons[6].startswith("ValueError: a.jsonl, line 7: not JSON that can be read (maximum recursion")
     assert reasons[20].startswith("ValueError: c.parquet, row 1: in a damaged part of the file (")
-    assert first.texts == 18, "the year is in a column that nobody asked for"
+    assert first.texts == 18, "year and tag are in columns that nobody asked for"
     next(out.glob("part-00000001-*")).unlink()  # as if killed
     again = run(out, data.records(folder))
     assert (again.failures(), again.texts) == (first.failures(), 18)
-    tagged = run(tmp_path / "tagged", data.records(folder / "b.parquet"), tag_column="when")
+    tagged = run(tmp_path / "tagged", data.records(folder / "b.parquet"), tag_column="tag")
     assert [(f.row, f.reason.split(" (")[0]) for f in tagged.failures()] == [
         (4, "ValueError: b.parquet, row 5: a value that cannot be read")
     ]

@@ -68,9 +68,9 @@ class Encoder:
         spoken = target[0] if isinstance(target, tuple) and target else target
         for name, value in (("text", text), ("pair", pair or ""), ("target", spoken)):
             if isinstance(value, str) and len(value) > most and (name == "target" or not truncation):
-                tokens = f" of a model that takes {self.limit} tokens" if most < CHARACTERS else ""
+                tokens = f"at most {self.limit} tokens, which are " if most < CHARACTERS else ""
                 raise ValueError(
-                    f"{name} has {len(value)} characters: a text{tokens} has at most {most}; shorten it"
+                    f"{name} has {len(value)} characters: the model takes {tokens}no more than {most}; shorten it"
                     + (", or cut it off with truncation=True" if name != "target" else "")
                 )
         if max(len(text), len(pair or "")) <= most:
