@@ -34,6 +34,7 @@ from interp_plugin.cli.given import (
     parse_layers,
     sample_texts,
     save_picture,
+    say,
 )
 from interp_plugin.writing import replace_file
 
@@ -181,7 +182,7 @@ def compare(
     else:
         result.show()
     for path in written:
-        typer.echo(f"wrote {path}", err=True)
+        say(f"wrote {path}")
 
 
 def split_names(names: str) -> list[str]:

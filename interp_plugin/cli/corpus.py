@@ -36,6 +36,7 @@ from interp_plugin.cli.given import (
     one_sentence,
     parse_layers,
     sample_texts,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def corpus(
             _report_head(trained.held_out, trained.layers)
     _report(results, as_json)
     for path in written:
-        typer.echo(f"wrote {path}", err=True)
+        say(f"wrote {path}")
 
 
 def _unit(
@@ -353,18 +354,17 @@ def _report(results: list[CorpusResult], as_json: bool) -> None:
     first.show(other)
     failures = first.failures()
     for failure in failures[:SHOWN_FAILURES]:
-        typer.echo(f"row {failure.row} left out: {failure.reason}", err=True)
+        say(f"row {failure.row} left out: {failure.reason}")
     if len(failures) > SHOWN_FAILURES:
-        typer.echo(f"and {len(failures) - SHOWN_FAILURES} more rows left out", err=True)
+        say(f"and {len(failures) - SHOWN_FAILURES} more rows left out")
 
 
 def _report_head(held_out: HeldOut, layers: Sequence[int | str]) -> None:
     """How good the head is, on standard error: the tables may be JSON."""
     for layer, error, spearman in zip(layers, held_out.error, held_out.spearman):
-        typer.echo(
+        say(
             f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, ranks of a text's "
             f"tokens (Spearman) {spearman:.3f}",
-            err=True,
         )
 
 

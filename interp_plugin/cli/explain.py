@@ -28,6 +28,7 @@ from interp_plugin.cli.given import (
     one_sentence,
     parse_layers,
     save_picture,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def explain(
     else:
         explanation.show(granularity=granularity, aggregate=aggregate)
     for path in written:
-        typer.echo(f"wrote {path}", err=True)
+        say(f"wrote {path}")
 
 
 def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None:

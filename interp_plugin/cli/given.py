@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp_plugin.files import is_remote
+from interp_plugin.rendering.labels import printable
 from interp_plugin.writing import check_local, check_output, replace_file
 
 if TYPE_CHECKING:
@@ -58,8 +59,13 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
-        typer.echo(f"Error: {str(error).replace(chr(10), ' ')}", err=True)
+        say(f"Error: {str(error).replace(chr(10), ' ')}")
         raise typer.Exit(2) from error
+
+
+def say(line: str) -> None:
+    """Print a line on standard error; what names and messages hold that a terminal would obey is written out."""
+    typer.echo(printable(line), err=True)
 
 
 def parse_layers(layers: str) -> list[int | str]:
@@ -161,7 +167,7 @@ def load_explainer(
     from rich.console import Console
     from rich.text import Text as Words
 
-    with Console(stderr=True).status(Words("loading " + (model or "the default model"))):
+    with Console(stderr=True).status(Words(printable("loading " + (model or "the default model")))):
         from interp_plugin import huggingface
         from interp_plugin.text import TextExplainer
 
