@@ -61,7 +61,10 @@ def table_rows(opened: BinaryIO, file: str, wanted: Wanted | None = None) -> Ite
     watched = _Watched(opened)
     number = 0
     try:
-        table = parquet.ParquetFile(watched, buffer_size=2**16, page_checksum_verification=True)
+        # neither whole columns of a row group in memory, nor damage that decompresses
+        table = parquet.ParquetFile(
+            watched, buffer_size=2**16, pre_buffer=False, page_checksum_verification=True
+        )
         groups = [table.metadata.row_group(place) for place in range(table.num_row_groups)]
         schema = table.schema_arrow
     except (arrow.ArrowException, OSError) as error:
