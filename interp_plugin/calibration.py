@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from interp_plugin.storage import replace_file
+from interp_plugin import tensor_file
+from interp_plugin.tensor_file import Kinds, check_fields
 
-FORMAT = "interp_plugin calibration 2"
-_OLD = "interp_plugin calibration 1"  # without the spread of the inputs, which is not known then
+FORMAT = "interp_plugin calibration 3"
 
 
 @dataclass(frozen=True)
@@ -77,30 +77,40 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, whole or not at all."""
-        from safetensors.torch import save
-
-        about = {"format": FORMAT, "about": json.dumps(self.about)}
-        replace_file(path, save({key: v.contiguous() for key, v in self.state_std.items()}, about))
+        tensor_file.write(path, FORMAT, self.about, self.state_std)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: the file is no calibration.
+            OSError: there is no such file.
+            ValueError: the file is no calibration, is damaged, or comes from another version.
         """
-        from safetensors import SafetensorError, safe_open
-
+        about, tensors = tensor_file.read(path, FORMAT, "calibrate again, or give what calibrate() saved")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{str(path)!r} is not a safetensors file; give what calibrate() saved"
-            ) from error
-        if metadata.get("format") not in (FORMAT, _OLD):
-            raise ValueError(
-                f"{str(path)!r} is of format {metadata.get('format')!r}, and {FORMAT!r} is needed; calibrate again"
-            )
-        return cls(**json.loads(metadata["about"]), state_std=tensors)
+            return cls.of_file(about, tensors)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r} holds no calibration: {error}; calibrate again") from error
+
+    @classmethod
+    def of_file(cls, about: Mapping[str, Any], state_std: Mapping[str, Tensor]) -> Calibration:
+        """From what `about` and `state_std` were, when it comes from a file.
+
+        Raises:
+            ValueError: no calibration has these.
+        """
+        kinds: Kinds = {
+            "model": str,
+            "texts": int,
+            "input_std": (float, int, None),
+            "noise_layer": (str, None),
+        }
+        check_fields(about, kinds)
+        tau = about["input_std"]
+        if about["texts"] < 1 or (tau is not None and not 0 < tau < math.inf):
+            raise ValueError(f"texts is {about['texts']} and input_std {tau}, which must be positive")
+        for key, std in state_std.items():
+            if (std < 0).any():
+                raise ValueError(f"the spread of state {key!r} is negative")
+        return cls(**about, state_std=state_std)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from interp_plugin.files import File, is_remote, listed
+from interp_plugin.tables import TEXT_COLUMNS, Column, Wanted, first_line, names_of, table_rows
 from interp_plugin.tokens import shown
 
-Column = str | int
-"""A column by its name, or by its number, from 0, in a file without a header."""
 Text = str | tuple[str, str]
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
-TEXT_COLUMNS = ("text", "sentence", "content", "review", "document")
 LABEL_COLUMNS = ("label", "labels", "class", "sentiment")
 RATIONALE_COLUMNS = ("rationale", "rationales")
 EMPTY = "an empty line"
+LONGEST = 2**25  # bytes of a line: a longer one is passed over without being held
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Record:
             raise ValueError(f"{self.where}: {self.error}")
         if column not in self.values:
             raise ValueError(
-                f"{self.where} has no column {column!r}: there are {_names(self.values)}; choose one"
+                f"{self.where} has no column {column!r}: there are {names_of(self.values)}; choose one"
             )
         words = self.values[column]
         if not isinstance(words, str) or not words.strip():
@@ -81,8 +80,27 @@ class Texts:
     rationales: tuple[Any, ...] | None = None
 
 
-def records(source: str | PathLike[str], split: str | None = None, header: bool = True) -> Iterator[Record]:
+class Records(Iterator[Record]):
+    """Records in their order, read as they are asked for."""
+
+    def __init__(
+        self, read: Callable[[Wanted | None], Iterator[Record]], wanted: Wanted | None = None
+    ) -> None:
+        self._read, self._rest = read, read(wanted)
+
+    def only(self, wanted: Wanted) -> Records:
+        """The same, and of files that can be read by columns (Parquet) these columns alone."""
+        return Records(self._read, wanted)
+
+    def __next__(self) -> Record:
+        return next(self._rest)
+
+
+def records(source: str | PathLike[str], split: str | None = None, header: bool = True) -> Records:
     """The records of a file, of a folder of files, or of a data set, without holding them all.
+
+    What cannot be read (a line that is not JSON, a value of a table that Python cannot hold, a damaged page) is a
+    record that says so, and those after it are read.
 
     Args:
         source: a .txt (a text a line, in column "text"), .jsonl, .csv, .tsv (no quoting) or .parquet file,
@@ -114,13 +132,14 @@ def records(source: str | PathLike[str], split: str | None = None, header: bool 
             raise ValueError(
                 f"there is no file {str(source)!r}; give one that is there, or the name of a data set"
             )
-        return _of_datasets(str(source), split)
+        rows = _of_datasets(str(source), split)
+        return Records(lambda wanted: rows)
     files = listed(source, SUFFIXES)
     if not files or any(file.suffix not in SUFFIXES for file in files):
         raise ValueError(
             f"{str(source)!r} is nothing that can be read; give a file, or a folder of files, of {SUFFIXES}"
         )
-    return (record for file in files for record in _of_file(file, header))
+    return Records(lambda wanted: (record for file in files for record in _of_file(file, header, wanted)))
 
 
 def columns(
@@ -139,7 +158,7 @@ def columns(
     for wanted in (text, label, rationale):
         if wanted is not None and wanted not in values:
             raise ValueError(
-                f"there is no column {wanted!r} in {record.where}: there are {_names(values)}; choose one, by its "
+                f"there is no column {wanted!r} in {record.where}: there are {names_of(values)}; choose one, by its "
                 "number where a file has no header"
             )
     if text is None:
@@ -148,7 +167,7 @@ def columns(
         found = usual[:1] or words
         if len(found) != 1:
             raise ValueError(
-                f"the column of texts cannot be told from {_names(values)}; name it, or give its number where a file "
+                f"the column of texts cannot be told from {names_of(values)}; name it, or give its number where a file "
                 "has no header"
             )
         text = found[0]
@@ -191,7 +210,10 @@ def read_texts(
     """
     wanted = (text_column, label_column, rationale_column, pair_column)
     header = not any(isinstance(column, int) for column in wanted)
-    found = list(islice((r for r in records(source, split, header) if r.error != EMPTY), limit))
+    others = tuple(column for column in wanted[1:] if column is not None)
+    usual = (*LABEL_COLUMNS, *RATIONALE_COLUMNS)
+    chosen = records(source, split, header).only(Wanted(text_column, others, usual))
+    found = list(islice((record for record in chosen if record.error != EMPTY), limit))
     if not found:
         raise ValueError(f"{str(source)!r} holds no texts; give a file or data set with at least one")
     for record in found:
@@ -213,14 +235,11 @@ def _value(record: Record, column: Column) -> Any:
     return record.values[column]
 
 
-def _names(values: Mapping[Column, Any]) -> str:
-    return "columns " + ", ".join(shown(name) if isinstance(name, str) else str(name) for name in values)
-
-
-def _of_file(file: File, header: bool) -> Iterator[Record]:
-    read = {".txt": _plain, ".jsonl": _json, ".parquet": _parquet}.get(file.suffix)
-    if read is None:
-        read = partial(_table, header=header)
+def _of_file(file: File, header: bool, wanted: Wanted | None) -> Iterator[Record]:
+    read: Callable[[BinaryIO, File], Iterator[Record]]
+    read = {".txt": _plain, ".jsonl": _json}.get(file.suffix) or partial(_table, header=header)
+    if file.suffix == ".parquet":
+        read = partial(_parquet, wanted=wanted)
     with file.open() as opened:
         yield from read(opened, file)
 
@@ -237,15 +256,19 @@ def _json(opened: BinaryIO, file: File) -> Iterator[Record]:
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield Record(where, {}, f"not JSON ({error})")
+        except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists in lists
+            yield Record(where, {}, f"not JSON that can be read ({error})")
             continue
         yield Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
 
 
 def _table(opened: BinaryIO, file: File, header: bool) -> Iterator[Record]:
     """CSV, where a quoted cell may hold line breaks, and TSV, where quotes are quotes."""
-    lines = (line.decode("utf-8", "surrogateescape") for line in _without_mark(opened))
+    refused = "x" * (csv.field_size_limit() + 2)  # in place of a line that is too long
+    lines = (
+        refused if line is None else line.decode("utf-8", "surrogateescape")
+        for line in _without_mark(opened)
+    )  # fmt: skip
     rows = (
         csv.reader(lines) if file.suffix == ".csv" else csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE)
     )
@@ -271,14 +294,9 @@ def _table(opened: BinaryIO, file: File, header: bool) -> Iterator[Record]:
             yield Record(where, dict(zip(names or range(len(row)), row)))
 
 
-def _parquet(opened: BinaryIO, file: File) -> Iterator[Record]:
-    from pyarrow import parquet
-
-    number = 0
-    for batch in parquet.ParquetFile(opened).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield Record(f"{file.name}, row {number}", row)
+def _parquet(opened: BinaryIO, file: File, wanted: Wanted | None) -> Iterator[Record]:
+    for row in table_rows(opened, file.name, wanted):
+        yield Record(*row)
 
 
 def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
@@ -291,23 +309,28 @@ def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
         ) from error
     path, _, configuration = (name, "", "") if Path(name).exists() else name.partition(":")
     try:
-        loaded = load_dataset(path, configuration or None, split=split or "train", streaming=True)
+        loaded = load_dataset(
+            path,
+            configuration or None,
+            split=split or "train",
+            streaming=True,
+            trust_remote_code=False,  # or old versions ask on standard input
+        )
     except Exception as error:  # of many kinds: no such name, no network, no such split, a script
         raise ValueError(
-            f"data set {name!r} cannot be loaded ({_first_line(error)}); give a file that is there, or a name and "
+            f"data set {name!r} cannot be loaded ({first_line(error)}); give a file that is there, or a name and "
             "split that datasets.load_dataset takes"
         ) from error
     return (Record(f"{name}, row {number}", row) for number, row in enumerate(loaded, 1))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _lines(opened: BinaryIO, file: File) -> Iterator[tuple[str, str | Record]]:
     """Where and what each line is; a record of it where it holds nothing to read."""
     for number, raw in enumerate(_without_mark(opened), 1):
         where = f"{file.name}, line {number}"
+        if raw is None:
+            yield where, Record(where, {}, f"more than {LONGEST} bytes")
+            continue
         try:
             line = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
@@ -316,10 +339,17 @@ def _lines(opened: BinaryIO, file: File) -> Iterator[tuple[str, str | Record]]:
         yield where, line if line.strip() else Record(where, {}, EMPTY)
 
 
-def _without_mark(opened: BinaryIO) -> Iterator[bytes]:
-    """Lines without the byte order mark that some programs put at the beginning."""
-    for number, line in enumerate(opened):
-        yield line.removeprefix(b"\xef\xbb\xbf") if not number else line
+def _without_mark(opened: BinaryIO) -> Iterator[bytes | None]:
+    """Lines without the byte order mark that some programs put at the beginning; None: it is too long to be held."""
+    mark = b"\xef\xbb\xbf"
+    while line := opened.readline(LONGEST):
+        if len(line) == LONGEST and not line.endswith(b"\n"):
+            while (rest := opened.readline(LONGEST)) and not rest.endswith(b"\n"):
+                pass
+            yield None
+        else:
+            yield line.removeprefix(mark)
+        mark = b""
 
 
 def _undecoded(cell: str) -> bool:

@@ -15,6 +15,7 @@ from interp_plugin import forms, rendering, storage
 from interp_plugin.rows import Layer, Record, Row, TextExplanation
 from interp_plugin.scores import Kind, Scores, listed
 from interp_plugin.units import Aggregate, Granularity
+from interp_plugin.writing import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,7 +247,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         Raises:
             ImportError: pyarrow is missing.
             OSError: there is no such file.
-            ValueError: the file is no Explanation, or comes from a newer version.
+            ValueError: the file is no Explanation, is damaged, or comes from another version.
 
         Example: see `save`.
         """
@@ -254,10 +255,8 @@ class Explanation(Record, Sequence[TextExplanation]):
         try:
             items = forms.restored(texts, rows)
             return cls(items, Settings(**header["settings"]), header["seconds"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is damaged: give a file that Explanation.save wrote"
-            ) from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(storage.foreign(os.fspath(path), "Explanation")) from error
 
     def show(
         self,
@@ -307,7 +306,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         page = rendering.to_html(self.to_dict(granularity, aggregate))
         if path is None:
             return page
-        storage.replace_file(path, page.encode())
+        replace_file(path, page.encode())
         return Path(path)
 
     def _repr_html_(self) -> str:

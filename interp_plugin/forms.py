@@ -97,10 +97,18 @@ def _record(text_index: int, row: Row) -> dict[str, Any]:
 def restored(
     texts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[TextExplanation, ...]:
-    """What :func:`records` was made of."""
+    """What :func:`records` was made of.
+
+    Raises:
+        ValueError, TypeError, KeyError: these are no such lines.
+    """
     rows_of: dict[int, list[Row]] = {}
     for row in rows:
         rows_of.setdefault(row["text_index"], []).append(_row(row))
+    for text, its_rows in zip(texts, rows_of.values(), strict=True):
+        counts = {len(values) for row in its_rows for values in (row.sigma, row.standard_error)}
+        if counts - {len(text["tokens"])} or len(text["offsets"]) != len(text["tokens"]):
+            raise ValueError(f"a text of {len(text['tokens'])} tokens has rows of {counts}")
     return tuple(
         TextExplanation(
             **{

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from interp_plugin.seal import blank_seal, is_sealed, sealed
+from interp_plugin.writing import replace_file
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 2  # raise it when a reader of the old format would go wrong
+FORMAT = 3  # raise it when a reader of the old format would go wrong
 _KEY = b"interp_plugin"  # of the file's metadata
+EXPANSION = 1000  # bytes in memory for a byte of a file, at most
+SMALL = 2**25  # or so many bytes in memory, however small the file
 FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
 
 
@@ -40,11 +43,11 @@ def write(
         table = table.append_column(field, repeated[field.name])
 
     # statistics and dictionaries cost a small file kilobytes; zstd finds the repeated texts by itself
+    blank = blank_seal()
     content = parquet_bytes(
-        table, _KEY, {"format": FORMAT, **header},
-        use_dictionary=False, write_statistics=False, write_page_checksum=True,
-    )  # fmt: skip
-    replace_file(path, content)
+        table, _KEY, {"format": FORMAT, **header, "seal": blank}, use_dictionary=False, write_statistics=False
+    )
+    replace_file(path, sealed(content.to_pybytes(), blank))
 
 
 def parquet_bytes(
@@ -74,76 +77,102 @@ def read(
     Raises:
         ImportError: pyarrow is missing.
         OSError: there is no such file.
-        ValueError: the file holds something else, or comes from a newer version.
+        ValueError: the file holds something else, is damaged, or comes from another version.
     """
-    arrow, parquet = load_pyarrow("a saved explanation")
+    arrow, _ = load_pyarrow("a saved explanation")
     of_text, of_row = _schemas(arrow)
+    content, header = open_sealed(path, _KEY, FORMAT, "Explanation", "explain the texts again")
     name = os.fspath(path)
-    with open(path, "rb") as file:
-        try:
-            content = parquet.ParquetFile(file, page_checksum_verification=True)
-            header = _header(content.metadata.metadata, name)
-            table = content.read(of_row.names + of_text.names)
-            table.validate(full=True)
-        except (arrow.ArrowException, OSError) as error:
-            raise ValueError(_foreign(name)) from error
+    try:
+        _check_encodings(content.metadata)
+        table = content.read(of_row.names + of_text.names)
+        table.validate(full=True)
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(foreign(name, "Explanation")) from error
     if dict(zip(table.schema.names, table.schema.types)) != {
         field.name: field.type for field in (*of_row, *of_text)
     }:
-        raise ValueError(_foreign(name))
+        raise ValueError(foreign(name, "Explanation"))
     owners = table["text_index"].to_pylist()
     firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
-    texts = table.select(of_text.names).take(arrow.array(firsts, arrow.int64())).to_pylist()
-    rows = table.select([column for column in of_row.names if column not in FLOATS]).to_pylist()
-    for column in FLOATS:
-        for row, cell in zip(rows, table[column], strict=True):
-            row[column] = cell.values.to_numpy()
+    try:
+        texts = table.select(of_text.names).take(arrow.array(firsts, arrow.int64())).to_pylist()
+        rows = table.select([column for column in of_row.names if column not in FLOATS]).to_pylist()
+        for column in FLOATS:
+            for row, cell in zip(rows, table[column], strict=True):
+                row[column] = cell.values.to_numpy()
+    except (AttributeError, OverflowError, ValueError) as error:  # no list, no UTF-8, a null within a list
+        raise ValueError(foreign(name, "Explanation")) from error
     return texts, rows, header
 
 
-def replace_file(path: str | os.PathLike[str], data: Any) -> None:
-    """Write bytes so that a reader, also after a crash, finds either the old file or the whole new one."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")  # same folder, so same file system
+def open_sealed(
+    path: str | os.PathLike[str], key: bytes, newest: int, what: str, again: str, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A Parquet file with a sealed header, not unpacked yet; and the header.
+
+    Args:
+        path: of the file.
+        key: of the header in the file's metadata.
+        newest: the format that is read.
+        what: the class whose ``save`` wrote it.
+        again: what to do in place of reading an older format.
+        options: of ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is another file, damaged, of another format, or far larger than it looks.
+    """
+    arrow, parquet = load_pyarrow(f"a saved {what}")
+    name = os.fspath(path)
+    data = Path(path).read_bytes()
     try:
-        with open(draft, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or the new name may be lost with the power
-        finally:
-            os.close(folder)
-
-
-def _foreign(name: str) -> str:
-    return f"{name!r} holds no Explanation, or a damaged one: give a file that Explanation.save wrote"
-
-
-def _header(metadata: Mapping[bytes, bytes] | None, name: str) -> dict[str, Any]:
-    if _KEY not in (metadata or {}):
-        raise ValueError(_foreign(name))
-    header: dict[str, Any] = json.loads((metadata or {})[_KEY])
-    if not isinstance(header.get("format"), int):
-        raise ValueError(_foreign(name))
-    if header["format"] < FORMAT:
+        content = parquet.ParquetFile(arrow.BufferReader(data), **options)
+        header = json.loads((content.metadata.metadata or {})[key])
+        found = header["format"]
+        newer = found > newest
+    except (arrow.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(foreign(name, what)) from error
+    if newer:
         raise ValueError(
-            f"{name!r} has format {header['format']}, which lacks input_std, and information kept cannot be counted "
-            "without it: explain the texts again"
-        )
-    if header["format"] > FORMAT:
-        raise ValueError(
-            f"{name!r} has format {header['format']}, and this version reads up to {FORMAT}: "
+            f"{name!r} has format {found}, and this version reads up to {newest}: "
             "pip install --upgrade interp-plugin"
         )
-    return header
+    if found < newest:
+        raise ValueError(
+            f"{name!r} has format {found}, which an older version of this package wrote, and this one needs "
+            f"{newest}: {again}"
+        )
+    if not is_sealed(data):
+        raise ValueError(foreign(name, what))
+    size = _unpacked(content.metadata)
+    if size > max(SMALL, EXPANSION * len(data)):
+        raise ValueError(
+            f"{name!r} has {len(data)} bytes and would take {size} in memory: no file that {what}.save wrote does; "
+            "give one that it wrote"
+        )
+    return content, header
+
+
+def _unpacked(metadata: Any) -> int:
+    """Bytes that a Parquet file takes in memory, about: its values and what says where each of them belongs."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size + 8 * chunk.num_values for chunk in chunks)
+
+
+def _check_encodings(metadata: Any) -> None:
+    """Refuse encodings that `write` does not use, under which few bytes stand for any number of long values."""
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            encodings = metadata.row_group(group).column(column).encodings
+            if not set(encodings) <= {"PLAIN", "RLE", "BIT_PACKED", "BYTE_STREAM_SPLIT"}:
+                raise OSError(f"column {column} is encoded as {encodings}")
+
+
+def foreign(name: str, what: str) -> str:
+    """That a file is not what it should be."""
+    return f"{name!r} holds no {what}, or a damaged one: give a file that {what}.save wrote"
 
 
 def _schemas(arrow: ModuleType) -> tuple[pa.Schema, pa.Schema]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from interp_plugin.forwards import device_of
 from interp_plugin.state import LayerCall, first_tensor
 
+CHARACTERS = 2**22
+"""Of a text at most: a million tokens of usual length.  To tokenize more would take minutes and gigabytes."""
 OUTPUT = "output"
 Label = int | str
 """A layer: the number of a block, a name, or OUTPUT for what the model returns."""
@@ -208,6 +210,8 @@ class PlainModel:
         """One text; see :class:`TextModel`."""
         if pair is not None:
             raise ValueError("a plain PyTorch model takes one text, not a pair; join the two yourself")
+        if len(text) > CHARACTERS:
+            raise ValueError(f"text has {len(text)} characters: at most {CHARACTERS} are read; shorten it")
         found = self.tokenizer(text)
         ids = tuple(int(i) for i in (found["input_ids"] if isinstance(found, Mapping) else found))
         if not ids:

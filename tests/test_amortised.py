@@ -302,7 +302,7 @@ def test_a_head_refuses_another_model_tokenizer_and_file(head: AmortisedEstimato
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         AmortisedEstimator.load(path, gains(shift=1))
     UNIT.save(tmp_path / "unit.safetensors")
-    with pytest.raises(ValueError, match="'interp_plugin calibration 2'"):
+    with pytest.raises(ValueError, match="'interp_plugin calibration 3'"):
         AmortisedEstimator.load(tmp_path / "unit.safetensors", gains())
     path.write_bytes(b"no head")
     with pytest.raises(ValueError, match="not a safetensors file"):

@@ -134,6 +134,24 @@ def test_rows_that_cannot_be_read_are_recorded_and_the_rest_is_done(folder: str,
     assert "max_errors is 3" in refused(*arguments, "--max-errors", 3)
 
 
+def test_records_that_cannot_be_read_are_counted_and_named_like_others(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "films.jsonl"
+    numbers = "9" * 5_000
+    path.write_text(
+        f'{{"text": "a good film"}}\n{{"text": "x", "n": {numbers}}}\n{{"text": "{"film " * 10_000}"}}\n',
+        encoding="utf-8",
+    )
+    for _ in range(2):
+        result = run(path, "--output", tmp_path / "out", "--model", folder, "--layers", "1")
+        assert result.exit_code == 0, result.output
+        assert "1 texts, 2 left out" in result.stdout
+        assert "row 1 left out: ValueError: films.jsonl, line 2: not JSON that can be read" in result.stderr
+        assert (
+            "row 2 left out: ValueError: text has 50000 characters: the model takes at most 16 tokens"
+            in result.stderr
+        )
+
+
 def test_a_column_by_number(folder: str, tmp_path: Path) -> None:
     path = tmp_path / "films.tsv"
     path.write_text("a good film\t1\na bad film\t0\n", encoding="utf-8")

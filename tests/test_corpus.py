@@ -14,10 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import tiny_models
 import torch
-from tiny_corpus import SOLVER, TEXTS, WINDOW, made_up, rows, run, study, texts
+from pyarrow import parquet
+from tiny_corpus import SOLVER, TEXTS, WINDOW, files, made_up, rows, run, study, texts
 from tiny_plain import WORDS, cnn
 from torch import Tensor, nn
 
@@ -147,7 +149,7 @@ def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(
         assert process.wait() == -signal.SIGKILL, "finished before it was killed: make the study longer"
     found = run(tmp_path)
     assert rows(found).equals(rows(undisturbed))
-    assert {path.name[:5] for path in tmp_path.iterdir()} == {"part-"}
+    assert {name[:5] for name in files(tmp_path)} == {"part-"}
 
 
 def test_a_finished_study_is_not_scored_again(
@@ -255,6 +257,51 @@ def test_a_file_with_bad_lines_is_done_but_for_them(tmp_path: Path) -> None:
     assert ["not UTF-8" in reasons[0], "empty line" in reasons[1], "no column 'text'" in reasons[2]] == [
         True
     ] * 3
+
+
+def test_records_that_python_cannot_hold_are_failures_of_every_run_and_resume(tmp_path: Path) -> None:
+    """In the middle of a window, of a batch and of a row group; each with its file and row."""
+    lines = [b'{"text": "the film was good"}'] * 12
+    lines[5] = b'{"text": "bad", "n": ' + b"9" * 5_000 + b"}"
+    lines[6] = b'{"text": "bad", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(b"\n".join(lines))
+    years = pyarrow.array([0] * 4 + [316_516_147_200_000_000] + [0] * 3, pyarrow.timestamp("us"))
+    tags = pyarrow.array([b"new"] * 4 + [b"\xff"] + [b"old"] * 3, pyarrow.binary())
+    tags = pyarrow.StringArray.from_buffers(8, *tags.buffers()[1:])
+    table = pyarrow.table({"text": ["a cat was bad"] * 8, "when": years, "tag": tags})
+    parquet.write_table(table, folder / "b.parquet", row_group_size=4, compression="zstd")
+    parquet.write_table(table.slice(0, 4), folder / "c.parquet", compression="zstd", use_dictionary=False)
+    chunk = parquet.read_metadata(folder / "c.parquet").row_group(0).column(0)
+    content = bytearray((folder / "c.parquet").read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 16
+    (folder / "c.parquet").write_bytes(content)
+
+    first = run(out, data.records(folder))
+    reasons = {failure.row: failure.reason for failure in first.failures()}
+    assert list(reasons) == [5, 6, 20, 21, 22, 23]
+    assert reasons[5].startswith("ValueError: a.jsonl, line 6: not JSON that can be read (Exceeds the limit")
+    assert reasons[6].startswith("ValueError: a.jsonl, line 7: not JSON that can be read (maximum recursion")
+    assert reasons[20].startswith("ValueError: c.parquet, row 1: in a damaged part of the file (")
+    assert first.texts == 18, "year and tag are in columns that nobody asked for"
+    next(out.glob("part-00000001-*")).unlink()  # as if killed
+    again = run(out, data.records(folder))
+    assert (again.failures(), again.texts) == (first.failures(), 18)
+    tagged = run(tmp_path / "tagged", data.records(folder / "b.parquet"), tag_column="tag")
+    assert [(f.row, f.reason.split(" (")[0]) for f in tagged.failures()] == [
+        (4, "ValueError: b.parquet, row 5: a value that cannot be read")
+    ]
+
+
+def test_a_row_that_cannot_even_be_shown_is_a_failure(tmp_path: Path) -> None:
+    circle: dict[str, Any] = {"label": 1}
+    circle["self"] = circle
+    huge = 10**5_000
+    given = ["a cat", {"text": huge}, {"label": huge}, huge, (huge,), circle, {(1, 2): 3}, "the film"]
+    result = run(tmp_path, given)
+    assert [failure.row for failure in result.failures()] == [1, 2, 3, 4, 5, 6]
+    assert result.texts == 2
 
 
 class Fussy(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_corpus import TEXTS, WINDOW, rows, run, study, texts
+from tiny_corpus import TEXTS, WINDOW, files, rows, run, study, texts
 
 from interp_plugin import CorpusResult
 from interp_plugin.corpus.parts import Folder
@@ -41,8 +41,17 @@ class Disk:
         self.path = path
         self._mount(f"size={size}", "tmpfs", str(path))
 
-    def change(self, option: str) -> None:
-        self._mount(f"remount,{option}", str(self.path))
+    def grow(self, size: str) -> None:
+        self._mount(f"remount,size={size}", str(self.path))
+
+    def lock(self) -> None:
+        """Make it read-only for all files that are opened from now on."""
+        path = str(self.path)
+        subprocess.run(["mount", "--bind", path, path], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", path], check=True)
+
+    def unlock(self) -> None:
+        subprocess.run(["umount", str(self.path)], check=True)
 
     @staticmethod
     def _mount(options: str, *what: str) -> None:
@@ -67,21 +76,21 @@ def test_a_disk_that_runs_full_keeps_the_finished_parts(disk: Disk, undisturbed:
         run(disk.path)
     done = Folder(disk.path).windows()
     assert 0 < len(done) < COUNT
-    assert {path.name[:5] for path in disk.path.iterdir()} == {"part-"}, "nothing half-written is left"
+    assert {name[:5] for name in files(disk.path)} == {"part-"}, "nothing half-written is left"
     assert CorpusResult.load(disk.path, partial=True).texts == len(done) * WINDOW
-    disk.change("size=1m")
+    disk.grow("1m")
     assert rows(run(disk.path)).equals(rows(undisturbed))
 
 
 def test_a_disk_that_becomes_read_only_on_the_way_keeps_the_finished_parts(
     disk: Disk, undisturbed: CorpusResult
 ) -> None:
-    disk.change("size=1m")
+    disk.grow("1m")
 
     def source() -> Iterator[str]:
         for number, text in enumerate(texts()):
             if number == 2 * WINDOW + 1:
-                disk.change("ro")
+                disk.lock()
             yield text
 
     with pytest.raises(OSError, match=r"Read-only.*: give a folder that can be written to"):
@@ -89,7 +98,7 @@ def test_a_disk_that_becomes_read_only_on_the_way_keeps_the_finished_parts(
     with pytest.raises(OSError, match=r"Read-only.*: give a folder that can be written to"):
         run(disk.path)
     assert CorpusResult.load(disk.path, partial=True).texts > 0, "what is there can be read"
-    disk.change("rw")
+    disk.unlock()
     assert rows(run(disk.path)).equals(rows(undisturbed))
 
 
@@ -103,7 +112,7 @@ def test_a_file_that_may_not_grow_is_a_clear_error_and_nothing_half_written_coun
             run(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
     assert rows(run(tmp_path)).equals(rows(undisturbed))
 
 
@@ -164,7 +173,7 @@ def test_an_error_at_each_step_of_writing_is_told_and_costs_nothing(
         with pytest.raises(OSError, match=rf"cannot write to .*: {way_out}"):
             run(folder, SOME, window=4)
         monkeypatch.setattr(os, function, original)
-        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+        assert not [name for name in files(folder) if name.startswith(".")]
         assert rows(run(folder, SOME, window=4)).equals(undisturbed)
 
 
@@ -199,7 +208,7 @@ def test_a_damaged_file_is_told_and_computed_again(
     again = run(tmp_path, some, window=4)
     assert rows(again).equals(before)
     assert [failure.row for failure in again.failures()] == [5]
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(files(tmp_path)) == 4
 
 
 def test_a_part_with_any_bit_changed_or_its_end_cut_off_is_not_whole(tmp_path: Path) -> None:
@@ -236,7 +245,7 @@ def test_every_part_damaged_in_another_place_is_computed_again(
     with pytest.raises(ValueError, match=r"parts \[0, 1, 2, 3, 4\] are missing or damaged"):
         CorpusResult.load(tmp_path)
     assert rows(run(tmp_path)).equals(rows(undisturbed))
-    assert len(list(tmp_path.iterdir())) == COUNT
+    assert len(files(tmp_path)) == COUNT
 
 
 def test_parts_in_one_anothers_place_are_computed_again(tmp_path: Path, undisturbed: CorpusResult) -> None:
@@ -248,7 +257,7 @@ def test_parts_in_one_anothers_place_are_computed_again(tmp_path: Path, undistur
     with pytest.raises(ValueError, match=r"parts \[0, 1, 2, 3\] are missing or damaged"):
         CorpusResult.load(tmp_path)
     assert rows(run(tmp_path)).equals(rows(undisturbed))
-    assert len(list(tmp_path.iterdir())) == COUNT
+    assert len(files(tmp_path)) == COUNT
 
 
 def test_what_a_killed_run_left_half_written_counts_for_nothing(
@@ -262,7 +271,7 @@ def test_what_a_killed_run_left_half_written_counts_for_nothing(
     path.unlink()
     assert Folder(tmp_path).part(1) is None
     assert rows(run(tmp_path)).equals(rows(undisturbed))
-    assert len(list(tmp_path.iterdir())) == COUNT, "and is cleared away with its window"
+    assert len(files(tmp_path)) == COUNT, "and is cleared away with its window"
 
 
 def test_a_part_of_another_study_is_refused(tmp_path: Path) -> None:

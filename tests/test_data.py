@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ import pytest
 from pyarrow import parquet
 
 from interp_plugin.data import EMPTY, Record, columns, read_texts, records
+from interp_plugin.tables import Wanted
 
 ROWS = [{"sentence": "a good film", "label": 1}, {"sentence": "a dull one", "label": 0}]
 
@@ -190,3 +196,165 @@ def test_records_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     found = records(path)
     assert next(found).values == {"text": "one"}
     assert read_texts(path, limit=1).texts == ("one",)
+
+
+# -- what cannot be read is a record that says so, and the others are read
+
+MANY_DIGITS = b'{"text": "two", "n": ' + b"9" * 5_000 + b"}"
+DEEP = b'{"text": "two", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize("bad", [MANY_DIGITS, DEEP, b'{"text": NUL}', b'{"text": "two"'])
+def test_a_line_that_json_cannot_hold_is_one_bad_record(tmp_path: Path, bad: bytes) -> None:
+    lines = [b'{"text": "one"}', bad, b'{"text": "three"}']
+    first, second, third = of(tmp_path / "x.jsonl", b"\n".join(lines))
+    assert (first.values["text"], third.values["text"]) == ("one", "three")
+    assert (second.where, dict(second.values)) == ("x.jsonl, line 2", {})
+    assert second.error is not None and second.error.startswith("not JSON that can be read (")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".tsv"])
+def test_a_line_too_long_to_hold_is_one_bad_record(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interp_plugin.data.LONGEST", 1_000)
+    long = {".txt": b"word " * 1_000, ".jsonl": b'{"text": "' + b"word " * 1_000 + b'"}'}.get(
+        suffix, b"a,b\t" * 1_000
+    )
+    short = {".jsonl": (b'{"text": "one"}', b'{"text": "three"}')}.get(suffix, (b"one", b"three"))
+    for end in (b"\n", b""):
+        found = of(tmp_path / f"x{suffix}", b"\n".join([short[0], long, short[1]]) + end, header=False)
+        assert [record.values.get("text", record.values.get(0)) for record in found] == ["one", None, "three"]
+        assert found[1].where == f"x{suffix}, line 2"
+    last = of(tmp_path / f"x{suffix}", short[0] + b"\n" + long, header=False)[-1]
+    assert last.error is not None
+
+
+def strings(*values: bytes) -> pyarrow.Array:
+    """A column that says it holds UTF-8, whatever it holds."""
+    given = pyarrow.array(values, pyarrow.binary())
+    return pyarrow.StringArray.from_buffers(len(values), *given.buffers()[1:])
+
+
+BAD_VALUES: dict[str, pyarrow.Array] = {
+    "year 12000": pyarrow.array([0, 316_516_147_200_000_000, 0], pyarrow.timestamp("us")),
+    "not UTF-8": strings(b"a", b"\xff\xfe", b"b"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES.values(), ids=list(BAD_VALUES))
+def test_a_value_that_python_cannot_hold_spoils_its_row_alone(tmp_path: Path, bad: pyarrow.Array) -> None:
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"text": ["one", "two", "three"], "other": bad}), path)
+    first, second, third = records(path)
+    assert (first.values["text"], third.values["text"]) == ("one", "three")
+    assert (second.where, dict(second.values)) == ("x.parquet, row 2", {})
+    assert second.error is not None and second.error.startswith("a value that cannot be read (")
+    assert read_texts(path).texts == ("one", "two", "three"), (
+        "the other column is not read where it is not asked for"
+    )
+    with pytest.raises(ValueError, match=r"x\.parquet, row 2: a value that cannot be read"):
+        read_texts(path, label_column="other")
+
+
+def damaged(path: Path, column: int = 0, group: int = 1, **options: Any) -> Path:
+    """Three groups of four rows, a page of one of which is damaged."""
+    table = pyarrow.table(
+        {"text": [f"text {row}" for row in range(12)], "n": [float(row) for row in range(12)]}
+    )
+    parquet.write_table(table, path, row_group_size=4, use_dictionary=False, **options)
+    chunk = parquet.read_metadata(path).row_group(group).column(column)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 16
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"write_page_checksum": True, "compression": "none"}, {"compression": "zstd"}],
+    ids=["sum", "zstd"],
+)
+def test_a_damaged_page_spoils_the_rest_of_its_row_group_alone(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = damaged(tmp_path / "x.parquet", **options)
+    found = list(records(path))
+    assert [record.where for record in found] == [f"x.parquet, row {row}" for row in range(1, 13)]
+    assert [record.values.get("text") for record in found if record.error is None] == [
+        f"text {row}" for row in (0, 1, 2, 3, 8, 9, 10, 11)
+    ]
+    spoiled = {record.error for record in found[4:8]}
+    assert all(error is not None and error.startswith("in a damaged part of the file (") for error in spoiled)
+    assert list(records(path)) == found, "the same at every reading"
+    path = damaged(path, column=1, **options)
+    assert len(read_texts(path, label_column=None).texts) == 12, "the other column is not read"
+
+
+def test_a_file_that_is_no_parquet_is_one_bad_record(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    parquet.write_table(pyarrow.table({"text": ["three"]}), tmp_path / "c.parquet")
+    found = list(records(tmp_path))
+    assert [record.values.get("text") for record in found] == ["one", None, "three"]
+    assert (found[1].where, str(found[1].error)[:35]) == ("b.parquet", "not a Parquet file that can be read")
+
+
+def test_a_disk_that_fails_is_no_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "x.parquet")
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() < 200:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    monkeypatch.setattr("interp_plugin.files._of_disk", lambda path: Failing(path.read_bytes()))
+    with pytest.raises(OSError, match="Input/output error"):
+        list(records(path))
+
+
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    columns = {name: [name] for name in ("text", "title", "label", "tags", "n")}
+    parquet.write_table(pyarrow.table(columns), path)
+    for wanted, names in [
+        (Wanted(None), ["text"]),
+        (Wanted("title"), ["title"]),
+        (Wanted("title", ("tags",)), ["title", "tags"]),
+        (Wanted(None, usual=("label", "class")), ["text", "label"]),
+    ]:
+        [record] = records(path).only(wanted)
+        assert list(record.values) == names
+    [record] = records(path).only(Wanted("words", ("tags",)))
+    assert record.error == (
+        "no column 'words': there are columns 'text', 'title', 'label', 'tags', 'n'; choose one"
+    )
+    with pytest.raises(ValueError, match="no column 'words': there are columns 'text', 'title'"):
+        read_texts(path, text_column="words")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory of Linux")
+def test_wide_rows_are_not_held(tmp_path: Path) -> None:
+    """A column of 400 KB a row beside the texts: it is not read, or a few pages of it at a time."""
+    path = tmp_path / "x.parquet"
+    schema = pyarrow.schema({"text": pyarrow.string(), "wide": pyarrow.binary()})
+    options = {"compression": "none", "use_dictionary": False, "write_batch_size": 5}  # pages of some rows
+    with parquet.ParquetWriter(path, schema, **options) as writer:
+        for _ in range(3):
+            rows = [{"text": "word " * 8, "wide": os.urandom(400_000)} for _ in range(250)]
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+    code = (
+        "import sys; from interp_plugin.data import records; from interp_plugin.tables import Wanted\n"
+        "import pyarrow.parquet\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) >> 10\n"
+        "open('/proc/self/clear_refs', 'w').write('5'); before = peak()\n"
+        "found = records(sys.argv[1]); found = found.only(Wanted('text')) if sys.argv[2] == 'text' else found\n"
+        "assert sum(record.error is None for record in found) == 750\n"
+        "print(peak() - before)"
+    )
+    for kind, most in (("text", 30), ("all", 220)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path), kind], capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout) < most, f"MiB, and the file has {path.stat().st_size >> 20}"

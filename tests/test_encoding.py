@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, LIMIT, SlowTokenizer, exists, gpt2_tokenizer, model_of, tiny
 from transformers import BertConfig, BertModel
 
-from interp_plugin.huggingface import HuggingFaceModel
+from interp_plugin.huggingface import HuggingFaceModel, tokenization
 from interp_plugin.huggingface.alignment import align, fold
-from interp_plugin.tokens import Encoding
+from interp_plugin.huggingface.encoding import PER_TOKEN
+from interp_plugin.tokens import CHARACTERS, Encoding
 
 TOKENIZERS = [
     name for name in FAMILIES if name in ("bert", "roberta", "xlm-roberta", "t5", "gpt2", "llama", "gemma")
@@ -275,6 +276,44 @@ def test_truncation_takes_from_the_longer_text_on_the_tokenizers_side() -> None:
         assert [s for s in spans(encoding) if s[0] == 1] == [(1, 0, 2), (1, 3, 6), (1, 7, 11)]
     assert spans(right)[0] == (0, 0, 3)
     assert spans(left)[0][1] > 100
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "bart"])
+def test_a_text_far_beyond_the_limit_is_refused_before_it_is_tokenized(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bare(family)
+    long = "film " * (min(PER_TOKEN * model.limit, CHARACTERS) // 5 + 1)
+    monkeypatch.setattr(tokenization, "split", lambda *arguments, **options: pytest.fail("it was tokenized"))
+    for texts in ((long, None), ("film", long)):
+        with pytest.raises(
+            ValueError, match=rf"has {len(long)} characters: .*, or cut it off with truncation=True"
+        ):
+            model.encode(*texts)
+    with pytest.raises(ValueError, match=rf"text has {2 * CHARACTERS} characters"):
+        model.encode("x" * 2 * CHARACTERS)
+
+
+def test_a_target_far_beyond_the_limit_is_refused(gpt2: HuggingFaceModel) -> None:
+    long = " film" * (PER_TOKEN * LIMIT)
+    for target in (long, (long, (0, 3))):
+        with pytest.raises(ValueError, match=r"target has \d+ characters: .*shorten it$"):
+            gpt2.encode("The", target=target, truncation=True)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_text_far_beyond_the_limit_is_cut_to_the_same_tokens_and_places(
+    family: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bare(family)
+    monkeypatch.setattr(model.tokenizer, "truncation_side", side)
+    long = " ".join(f"film{number % 7} was" for number in range(2_000))
+    pair = None if family == "gpt2" else long[:9_000]
+    whole = model.encode(long, pair, truncation=True)
+    monkeypatch.setattr("interp_plugin.huggingface.encoding.PER_TOKEN", 100)
+    assert len(long) > 100 * model.limit
+    assert model.encode(long, pair, truncation=True) == whole
 
 
 def test_truncation_changes_no_short_text() -> None:

@@ -47,16 +47,19 @@ def run(folder: Path, make_study: Any = study) -> tuple[CorpusResult, Feeder]:
 
     feeder = Feeder(Watched(), range(COUNT))
     settings = study().settings(WINDOW)
-    run = Run(Folder(folder), settings, study().scorer())
-    for window in windows(texts(), WINDOW, Reader()):
-        while True:
-            try:
-                table = Worker(make_study, WINDOW, ask(feeder))(pyarrow.table({"window": [window.number]}))
-                break
-            except Died:
-                continue
-        for row in table.to_pylist():
-            run.take(unpacked(row), window.digest)
+    with Folder.held(folder, settings) as held:
+        run = Run(held, settings, study().scorer())
+        for window in windows(texts(), WINDOW, Reader()):
+            while True:
+                try:
+                    table = Worker(make_study, WINDOW, ask(feeder))(
+                        pyarrow.table({"window": [window.number]})
+                    )
+                    break
+                except Died:
+                    continue
+            for row in table.to_pylist():
+                run.take(unpacked(row), window.digest)
     return CorpusResult.load(folder), feeder
 
 

@@ -666,9 +666,9 @@ def test_what_is_no_result_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(FileNotFoundError):
         StudyResult.load(tmp_path / "none.parquet")
     with monkeypatch.context() as patch:
-        patch.setattr("interp_plugin.comparison.archive.FORMAT", 2)
+        patch.setattr("interp_plugin.comparison.archive.FORMAT", 3)
         example().save(path)
-    with pytest.raises(ValueError, match="has format 2, and this version reads up to 1"):
+    with pytest.raises(ValueError, match="has format 3, and this version reads up to 2"):
         StudyResult.load(path)
 
 

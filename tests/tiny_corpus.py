@@ -14,6 +14,7 @@ from pyarrow import parquet
 from tiny_plain import WORDS, cnn
 
 from interp_plugin.corpus.drafts import About, draft
+from interp_plugin.corpus.lock import DOOR
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scorer import Scored
@@ -72,6 +73,11 @@ def rows(result: CorpusResult) -> pa.Table:
     ).replace_schema_metadata()
 
 
+def files(folder: Path) -> list[str]:
+    """Names in the folder of a study, but for that of its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != DOOR)
+
+
 def slowly(given: Sequence[str]) -> Iterator[str]:
     """So that there is time to be killed."""
     for text in given:
@@ -96,7 +102,7 @@ def made_up(
     """A study with these words (with tags; "[...]" is a special token) and sigmas, (sentences, layers, tokens)."""
     known = {**SETTINGS, **settings, "layers": list(layers), "window": window}
     parts = Folder(folder)
-    parts.prepare()
+    parts.path.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(sentences), window):
         some = range(first, min(first + window, len(sentences)))
         scored = [

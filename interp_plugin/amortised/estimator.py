@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp_plugin import tensor_file
 from interp_plugin.amortised.features import numbers, vectors, watch
 from interp_plugin.amortised.head import Head
 from interp_plugin.amortised.inside import Inside
@@ -35,14 +36,13 @@ from interp_plugin.explanation import Explanation, Row, TextExplanation
 from interp_plugin.fingerprint import weights_digest
 from interp_plugin.scoring import Plan, score
 from interp_plugin.solver import Solver
-from interp_plugin.storage import replace_file
 from interp_plugin.text import Text, TextExplainer
 from interp_plugin.tokens import Encoding, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = "interp_plugin amortised head 3"
+FORMAT = "interp_plugin amortised head 4"
 EPOCHS = 60
 WORDS = 3  # texts of the training whose tokens tell one tokenizer from another
 
@@ -154,16 +154,12 @@ class AmortisedEstimator:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, whole or not at all; it holds the calibration too, and a few short texts."""
-        from safetensors.torch import save
-
-        tensors = {
-            f"head.{name}": value.contiguous().cpu() for name, value in self._head.state_dict().items()
-        }
+        tensors = {f"head.{name}": value for name, value in self._head.state_dict().items()}
         about = self._plain()
         if self.calibration is not None:
             about["calibration"] = self.calibration.about
-            tensors |= {f"calibration.{key}": v.contiguous() for key, v in self.calibration.state_std.items()}
-        replace_file(path, save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
+            tensors |= {f"calibration.{key}": v for key, v in self.calibration.state_std.items()}
+        tensor_file.write(path, FORMAT, about, tensors)
 
     @classmethod
     def load(
@@ -179,16 +175,22 @@ class AmortisedEstimator:
             model, tokenizer: those that the head was trained for.
 
         Raises:
-            ValueError: the file is no head; it was trained for another model or tokenizer.
+            OSError: there is no such file.
+            ValueError: the file is no head, is damaged, or comes from another version; it was trained for another
+                model or tokenizer.
         """
-        about, tensors = _read(path)
-        unit = about.pop("calibration", None)
-        if unit is not None:
-            unit = Calibration(**unit, state_std=_part("calibration", tensors))
-        known = About(**{**about, "held_out": HeldOut.restored(about["held_out"])})
-        explainer = explainer_of(model, tokenizer, known.settings, unit, f"the head in {str(path)!r}")
+        about, tensors = tensor_file.read(path, FORMAT, "give what a head was saved to, or train one again")
+        try:
+            unit = about.pop("calibration", None)
+            if unit is not None:
+                unit = Calibration.of_file(unit, _part("calibration", tensors))
+            known = About.of_file(about)
+            head = Head.of(_part("head", tensors), len(known.settings["layers"]))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r} holds no head: {error}; train one again") from error
+        explainer = explainer_of(model, tokenizer, known.settings, unit, f"the head in {os.fspath(path)!r}")
         check_words(explainer.model, known)
-        return cls(explainer, Head.of(_part("head", tensors)), known)
+        return cls(explainer, head, known)
 
     def predict(
         self,
@@ -284,23 +286,6 @@ class AmortisedEstimator:
         """What is known of the head, ready for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self.about)))
         return plain
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is not a safetensors file; give what a head was saved to") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{str(path)!r} is of format {metadata.get('format')!r}, and {FORMAT!r} is needed; give what a head was "
-            "saved to, or train one again"
-        )
-    return json.loads(metadata["about"]), tensors
 
 
 def _part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -87,10 +87,21 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> Head:
-        """The head with this state, ready for use."""
-        head = cls(*(len(state[f"{name}.centre"]) for name in ("vectors", "numbers", "target")))
-        head.load_state_dict(dict(state))
+    def of(cls, state: Mapping[str, Tensor], layers: int) -> Head:
+        """The head of so many layers with this state, ready for use.
+
+        Raises:
+            ValueError: these are no head's tensors.
+        """
+        try:
+            sizes = [state[f"{name}.centre"].numel() for name in ("vectors", "numbers")]
+            with torch.device("meta"):  # wrong sizes must not take memory before they are seen
+                head = cls(sizes[0], sizes[1], layers)
+            head.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+        except (KeyError, RuntimeError) as error:  # of torch, where names or shapes do not fit
+            raise ValueError("its tensors are not those of a head of its layers") from error
+        if any((scale.spread <= 0).any() for scale in (head.vectors, head.numbers, head.target)):
+            raise ValueError("one of its spreads is not positive")
         return head.eval().requires_grad_(False)
 
     def forward(self, vectors: Tensor, numbers: Tensor, mask: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from interp_plugin.calibration import Calibration
 from interp_plugin.corpus.check import HeldOut
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.fingerprint import differences, weights_digest
+from interp_plugin.tensor_file import Kinds, check_fields
 from interp_plugin.text import TextExplainer
 from interp_plugin.tokens import OUTPUT, TextModel, shown
 
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 MADE_FOR = ("weights", "noise_layer", "layers", "rate", "max_sigma", "input_std", "calibration")
 SOLVER = ("seed", "tolerance", "draws", "iterations")
+_SETTINGS: Kinds = {
+    "weights": str, "noise_layer": str, "layers": list, "rate": (float, int), "max_sigma": (float, int),
+    "input_std": (float, int), "calibration": (str, None), "seed": int, "tolerance": (float, int), "draws": int,
+    "iterations": (int, None),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,34 @@ class About:
     texts: int
     held_out: HeldOut
     words: Sequence[tuple[str, str | None, Sequence[int]]]
+
+    @classmethod
+    def of_file(cls, plain: Mapping[str, Any]) -> About:
+        """From its fields as JSON gives them.
+
+        Raises:
+            ValueError: no head has these.
+        """
+        check_fields(plain, {"settings": dict, "texts": int, "held_out": dict, "words": list})
+        settings, held_out = plain["settings"], plain["held_out"]
+        check_fields(settings, _SETTINGS)
+        for name in ("rate", "max_sigma", "input_std", "tolerance"):
+            if not 0 < settings[name] < math.inf:
+                raise ValueError(f"{name} is {settings[name]}, which must be positive")
+        labels = settings["layers"]
+        if not labels or not all(isinstance(label, (int, str)) for label in labels):
+            raise ValueError(f"layers is {labels!r}, and there must be some")
+        lists = {field.name: list for field in fields(HeldOut) if field.name != "texts"}
+        check_fields(held_out, {"texts": int, **lists})
+        for name in lists:
+            if [type(value) for value in held_out[name]] != [float] * len(labels):
+                raise ValueError(
+                    f"{name} of the texts held out is {held_out[name]!r}, not a number for each layer"
+                )
+        for each in plain["words"]:
+            if not _is_words(each):
+                raise ValueError(f"words holds {shown(repr(each))}, not a text, its pair and their ids")
+        return cls(**{**plain, "held_out": HeldOut.restored(held_out)})
 
 
 def common_settings(studies: Sequence[CorpusResult]) -> dict[str, Any]:
@@ -117,6 +152,14 @@ def check_words(model: TextModel, about: About) -> None:
             raise ValueError(
                 f"the head was trained with another tokenizer, which has other tokens for {shown(text)}; give that one"
             )
+
+
+def _is_words(each: Any) -> bool:
+    """Whether this is a text, its pair and their ids, as JSON gives them."""
+    if not isinstance(each, list) or len(each) != 3:
+        return False
+    text, pair, ids = each
+    return isinstance(text, str) and isinstance(pair, (str, type(None))) and isinstance(ids, list)
 
 
 def _check_output(model: TextModel, layers: Sequence[int | str]) -> None:

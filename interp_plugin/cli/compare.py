@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp_plugin.cli.given import (
-    DPI,
     AsJson,
     Calibrate,
     Device,
@@ -22,8 +21,10 @@ from interp_plugin.cli.given import (
     Page,
     TokenizerName,
     Truncation,
+    TrustRemoteCode,
     WeightType,
     calibration,
+    check_folder,
     check_installed,
     check_outputs,
     column,
@@ -32,7 +33,10 @@ from interp_plugin.cli.given import (
     one_sentence,
     parse_layers,
     sample_texts,
+    save_picture,
+    say,
 )
+from interp_plugin.writing import replace_file
 
 if TYPE_CHECKING:
     from interp_plugin.comparison import StudyResult
@@ -101,6 +105,7 @@ def compare(
     ] = None,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
+    trust_remote_code: TrustRemoteCode = False,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -161,7 +166,7 @@ def compare(
         from interp_plugin import comparison
 
         asked = _named("method", methods, comparison.METHODS), _named("metric", metrics, comparison.METRICS)
-        explainer = load_explainer(model, tokenizer, device, dtype)
+        explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
         progress = sys.stderr.isatty()
         study = comparison.Study(
             explainer.model, None, *asked, labels, explain_class=not no_class, with_special=special_tokens,
@@ -177,7 +182,7 @@ def compare(
     else:
         result.show()
     for path in written:
-        typer.echo(f"wrote {path}", err=True)
+        say(f"wrote {path}")
 
 
 def split_names(names: str) -> list[str]:
@@ -242,8 +247,7 @@ def _check(
         )
     if no_class and layers is None:
         raise ValueError("--no-class leaves nothing to ask about; give --layers, or leave it out")
-    if output is not None and output.exists() and not output.is_dir():
-        raise ValueError(f"--output {str(output)!r} is a file; give a folder, which need not be there")
+    check_folder(output)
     check_outputs(html, markdown)
     for package in _NEEDED:
         check_installed(package, "compare", "compare")
@@ -275,14 +279,14 @@ def _write(
         result.save(output / _TABLE)
         yield output / _TABLE
     for path in filter(None, (markdown, output and output / "report.md")):
-        path.write_text(result.to_markdown(), encoding="utf-8")
+        replace_file(path, result.to_markdown().encode())
         yield path
     for path in filter(None, (html, output and output / "report.html")):
         yield result.to_html(path)
     for question in result.questions if output is not None else ():
         path = output / _front_name(question, len(result.questions))  # type: ignore[operator]
         if _has_front(result, question):
-            result.plot("front", question=question).savefig(path, format="png", dpi=DPI)
+            save_picture(result.plot("front", question=question), path)
             yield path
 
 

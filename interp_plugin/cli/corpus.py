@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -24,8 +24,10 @@ from interp_plugin.cli.given import (
     Page,
     TokenizerName,
     Truncation,
+    TrustRemoteCode,
     WeightType,
     calibration,
+    check_folder,
     check_installed,
     check_outputs,
     column,
@@ -34,6 +36,7 @@ from interp_plugin.cli.given import (
     one_sentence,
     parse_layers,
     sample_texts,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +89,7 @@ def corpus(
     ],
     model: ModelName = None,
     tokenizer: TokenizerName = None,
+    trust_remote_code: TrustRemoteCode = False,
     layers: Annotated[str, typer.Option(help="all, or numbers, ranges and names: 1,3-4,output.")] = "all",
     rate: Annotated[float, typer.Option(help="Weight of the noise, above 0.")] = 0.1,
     distortion: Annotated[
@@ -169,10 +173,10 @@ def corpus(
         head = None if amortised is None else amortised.absolute()
         solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
         progress = sys.stderr.isatty()
-        rows = partial(_rows, _absolute(source), split, header, limit)
+        rows = partial(_rows, _absolute(source), split, header, limit, columns)
         makers, units = [], []  # all before the first runs: a model that cannot be loaded is said now
         for name in [model] if compare is None else [model, compare]:
-            load = partial(load_explainer, name, tokenizer, dtype=dtype)
+            load = partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
             # with Ray the GPUs are the workers'
             here = partial(load, device="cpu" if engine == "ray" else _device(device))
             unit = _of_the_first(rank, world_size, partial(_unit, here, calibrate, unit_texts, progress))
@@ -206,7 +210,7 @@ def corpus(
         if train_amortised is not None:
             from interp_plugin.amortised import AmortisedEstimator
 
-            model_again = load_explainer(model, tokenizer, _device(device), dtype).model
+            model_again = load_explainer(model, tokenizer, _device(device), dtype, trust_remote_code).model
             trained = AmortisedEstimator.train(
                 model_again, None, results[0], units[0], show_progress=progress
             )
@@ -215,7 +219,7 @@ def corpus(
             _report_head(trained.held_out, trained.layers)
     _report(results, as_json)
     for path in written:
-        typer.echo(f"wrote {path}", err=True)
+        say(f"wrote {path}")
 
 
 def _unit(
@@ -240,10 +244,13 @@ def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any)
     return CorpusStudy(model, None, **options)
 
 
-def _rows(source: str, split: str | None, header: bool, limit: int | None) -> Iterator[Any]:
+def _rows(
+    source: str, split: str | None, header: bool, limit: int | None, columns: Mapping[str, Any]
+) -> Iterator[Any]:
     from interp_plugin import data
+    from interp_plugin.corpus.stream import Reader
 
-    return islice(data.records(source, split, header), limit)
+    return islice(data.records(source, split, header).only(Reader(**columns).wanted), limit)
 
 
 def _absolute(source: str) -> str:
@@ -264,8 +271,7 @@ def _check(
     output: Path, html: Path | None, engine: Engine, world_size: int, device: str, gpus: float
 ) -> None:
     """What can be refused before anything is read."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {str(output)!r} is a file; give a folder, which need not be there")
+    check_folder(output)
     check_outputs(html)
     for package in ("pandas", "pyarrow", "scipy"):
         check_installed(package, "corpus", "compare")
@@ -348,18 +354,17 @@ def _report(results: list[CorpusResult], as_json: bool) -> None:
     first.show(other)
     failures = first.failures()
     for failure in failures[:SHOWN_FAILURES]:
-        typer.echo(f"row {failure.row} left out: {failure.reason}", err=True)
+        say(f"row {failure.row} left out: {failure.reason}")
     if len(failures) > SHOWN_FAILURES:
-        typer.echo(f"and {len(failures) - SHOWN_FAILURES} more rows left out", err=True)
+        say(f"and {len(failures) - SHOWN_FAILURES} more rows left out")
 
 
 def _report_head(held_out: HeldOut, layers: Sequence[int | str]) -> None:
     """How good the head is, on standard error: the tables may be JSON."""
     for layer, error, spearman in zip(layers, held_out.error, held_out.spearman):
-        typer.echo(
+        say(
             f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, ranks of a text's "
             f"tokens (Spearman) {spearman:.3f}",
-            err=True,
         )
 
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from interp_plugin.cli.given import (
-    DPI,
     AsJson,
     Device,
     ModelName,
     Page,
     TokenizerName,
     Truncation,
+    TrustRemoteCode,
     WeightType,
     check_installed,
     check_outputs,
@@ -27,6 +27,8 @@ from interp_plugin.cli.given import (
     load_explainer,
     one_sentence,
     parse_layers,
+    save_picture,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def explain(
     ] = False,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
+    trust_remote_code: TrustRemoteCode = False,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -153,7 +156,7 @@ def explain(
 
         solver = Solver(seed=seed, max_passes=max_passes)
         solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
-        explainer = load_explainer(model, tokenizer, device, dtype)
+        explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
         chosen, asked = _chosen(explainer.model, labels, target)
         progress = sys.stderr.isatty()
         if sample is not None:
@@ -168,7 +171,7 @@ def explain(
     else:
         explanation.show(granularity=granularity, aggregate=aggregate)
     for path in written:
-        typer.echo(f"wrote {path}", err=True)
+        say(f"wrote {path}")
 
 
 def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None:
@@ -250,7 +253,7 @@ def _write(
         written.append(explanation.to_html(html, granularity, aggregate))
     for text, path in enumerate(_numbered(png, len(explanation)) if png is not None else []):
         figure = explanation.plot("layers", text=text, granularity=granularity, aggregate=aggregate)
-        figure.savefig(path, format="png", dpi=DPI)
+        save_picture(figure, path)
         written.append(path)
     return written
 

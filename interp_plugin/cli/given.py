@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import sys
@@ -9,14 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from interp_plugin.files import is_remote
+from interp_plugin.rendering.labels import printable
+from interp_plugin.writing import check_local, check_output, replace_file
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from interp_plugin.calibration import Calibration
     from interp_plugin.text import TextExplainer
 
@@ -39,6 +43,9 @@ Calibrate = Annotated[
         show_default="each text is its own unit",
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 WeightType = Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")]
 Truncation = Annotated[bool, typer.Option("--truncation", help="Cut off what the model cannot take.")]
@@ -52,8 +59,13 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
-        typer.echo(f"Error: {str(error).replace(chr(10), ' ')}", err=True)
+        say(f"Error: {str(error).replace(chr(10), ' ')}")
         raise typer.Exit(2) from error
+
+
+def say(line: str) -> None:
+    """Print a line on standard error; what names and messages hold that a terminal would obey is written out."""
+    typer.echo(printable(line), err=True)
 
 
 def parse_layers(layers: str) -> list[int | str]:
@@ -103,15 +115,33 @@ def check_outputs(*paths: Path | None) -> None:
         ValueError: a path where no file can be written.
     """
     for path in filter(None, paths):
-        if path.is_dir():
-            raise ValueError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
         try:
-            TemporaryFile(dir=path.parent).close()
+            check_output(path)
         except OSError as error:
             raise ValueError(
                 f"cannot write {str(path)!r}: no file can be made in {str(path.parent)!r} ({error.strerror}); "
                 "give a folder that is there and yours"
             ) from error
+
+
+def check_folder(path: Path | None) -> None:
+    """Nor are they lost to a folder for results that cannot be one.
+
+    Raises:
+        ValueError: it is a file, or the URI of an object store.
+    """
+    if path is None:
+        return
+    check_local(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output {str(path)!r} is a file; give a folder, which need not be there")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI)
+    replace_file(path, content.getvalue())
 
 
 def check_installed(package: str, option: str, extra: str) -> None:
@@ -126,7 +156,9 @@ def check_installed(package: str, option: str, extra: str) -> None:
         )
 
 
-def load_explainer(model: str | None, tokenizer: str | None, device: str, dtype: Dtype) -> TextExplainer:
+def load_explainer(
+    model: str | None, tokenizer: str | None, device: str, dtype: Dtype, trust_remote_code: bool
+) -> TextExplainer:
     """The model in a folder or of a name, None for the one that ships, ready to explain.
 
     Raises:
@@ -135,14 +167,17 @@ def load_explainer(model: str | None, tokenizer: str | None, device: str, dtype:
     from rich.console import Console
     from rich.text import Text as Words
 
-    with Console(stderr=True).status(Words("loading " + (model or "the default model"))):
+    with Console(stderr=True).status(Words(printable("loading " + (model or "the default model")))):
         from interp_plugin import huggingface
         from interp_plugin.text import TextExplainer
 
         _check_device(device)
         source = huggingface.default_model_path() if model is None else model
         with huggingface.quiet():
-            return TextExplainer(*huggingface.load(source, tokenizer, device=device, dtype=dtype))
+            found = huggingface.load(
+                source, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+            return TextExplainer(*found)
 
 
 def _check_device(device: str) -> None:

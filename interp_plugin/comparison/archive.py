@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,9 +13,15 @@ import numpy as np
 
 from interp_plugin.comparison.findings import Contestant, Failure, Findings, StudyText
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.storage import load_pyarrow, replace_file
+from interp_plugin.seal import blank_seal, sealed
+from interp_plugin.storage import foreign, load_pyarrow, open_sealed
+from interp_plugin.writing import replace_file
 
-FORMAT = 1  # raise it when a reader of the old format would go wrong
+FORMAT = 2  # raise it when a reader of the old format would go wrong
+LARGEST, SPARSEST = (
+    2**20,
+    1000,
+)  # numbers in memory at most: so many, and so many for each that is in the file
 _KEY = b"interp_plugin study"  # of the file's metadata
 _PARTS: Mapping[str, type] = {
     "texts": StudyText,
@@ -44,11 +51,13 @@ def write(path: str | os.PathLike[str], findings: Findings) -> None:
         "left_out": dict(findings.left_out),
         **{name: [vars(item) for item in getattr(findings, name)] for name in _PARTS},
     }
+    blank = blank_seal()
+    header["seal"] = blank
     sink = arrow.BufferOutputStream()
-    with parquet.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+    with parquet.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({_KEY: json.dumps(header)})
-    replace_file(path, sink.getvalue())
+    replace_file(path, sealed(sink.getvalue().to_pybytes(), blank))
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -56,18 +65,25 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         OSError: there is no such file.
-        ValueError: the file holds something else, or comes from a newer version.
+        ValueError: the file holds something else, is damaged, or comes from another version.
     """
-    arrow, parquet = load_pyarrow("a saved study", "compare")
-    name = os.fspath(path)
-    with open(path, "rb") as file:
-        try:
-            content = parquet.ParquetFile(file, page_checksum_verification=True)
-            header = _header(content.metadata.metadata, name)
-            table = content.read()
-            return _fields(header, table)
-        except (arrow.ArrowException, OSError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(_foreign(name)) from error
+    arrow, _ = load_pyarrow("a saved study", "compare")
+    # read as dictionaries, for a short name may stand in very many rows
+    content, header = open_sealed(
+        path, _KEY, FORMAT, "StudyResult", "run the study again", read_dictionary=list(_COLUMNS)
+    )
+    try:
+        return _fields(header, content.read())
+    except (
+        arrow.ArrowException,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise ValueError(foreign(os.fspath(path), "StudyResult")) from error
 
 
 def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
@@ -87,22 +103,8 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
         encoded = table[column].combine_chunks().dictionary_encode()
         codes = np.array([numbers[name] for name in encoded.dictionary.to_pylist()], np.int64)
         places.append(codes[encoded.indices.to_numpy()])
+    if math.prod([len(found["texts"]), *map(len, names)]) > LARGEST + SPARSEST * table.num_rows:
+        raise ValueError("the header names far more results than there are")
     cells = np.full((len(found["texts"]), *map(len, names)), np.nan)
     cells[tuple(places)] = table["value"].to_numpy()
     return {**found, "cells": cells, "settings": header["settings"], "left_out": header["left_out"]}
-
-
-def _header(metadata: Mapping[bytes, bytes] | None, name: str) -> dict[str, Any]:
-    if _KEY not in (metadata or {}):
-        raise ValueError(_foreign(name))
-    header: dict[str, Any] = json.loads((metadata or {})[_KEY])
-    if header["format"] > FORMAT:
-        raise ValueError(
-            f"{name!r} has format {header['format']}, and this version reads up to {FORMAT}: "
-            "pip install --upgrade interp-plugin"
-        )
-    return header
-
-
-def _foreign(name: str) -> str:
-    return f"{name!r} holds no StudyResult, or a damaged one: give a file that StudyResult.save wrote"

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from interp_plugin import fingerprint
-from interp_plugin.storage import replace_file
+from interp_plugin.writing import check_local, replace_file
 
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 NAME = "journal.jsonl"
@@ -84,6 +84,7 @@ class Journal:
         self._file = -1
 
     def __enter__(self) -> Journal:
+        check_local(self.folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"output {str(self.folder)!r} is a file; give a folder, which need not be there")
         self.folder.mkdir(parents=True, exist_ok=True)

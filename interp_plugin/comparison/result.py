@@ -17,6 +17,7 @@ from interp_plugin.comparison.running import COSTS
 from interp_plugin.rendering import study as rendering
 from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
 from interp_plugin.statistics import holm, paired
+from interp_plugin.writing import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -257,7 +258,8 @@ class StudyResult(Findings):
             title: of the page.
         """
         points = views.fronts(self, quality, _COST_NAMES)
-        return rendering.page(self.tables(), points, title, Path(path), self.settings)
+        replace_file(path, rendering.to_html(self.tables(), points, title, self.settings).encode())
+        return Path(path)
 
     def plot(
         self, kind: Literal["front", "bars"] = "front", metric: str | None = None, question: str | None = None

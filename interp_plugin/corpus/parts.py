@@ -6,17 +6,19 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp_plugin.corpus.drafts import FORMAT, KEY, About, Draft, digest_of
+from interp_plugin.corpus.lock import locked
 from interp_plugin.corpus.stream import Failure
-from interp_plugin.storage import load_pyarrow, replace_file
+from interp_plugin.storage import load_pyarrow
+from interp_plugin.writing import check_local, replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,17 +73,34 @@ class Folder:
             if match:
                 self._files.setdefault(int(match[2]), []).append(file)
 
-    def prepare(self) -> None:
-        """Make the folder, and try to write in it.
+    @classmethod
+    @contextmanager
+    def held(
+        cls,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Folder]:
+        """A folder to write to, made where it is not there, that no other study writes to inside the block.
+
+        Args:
+            path: of the folder.
+            settings, rank, world_size: as of :func:`~interp_plugin.corpus.lock.locked`.
 
         Raises:
             ImportError: pyarrow is missing.
             OSError: it cannot be made or written to.
+            ValueError: it is the URI of an object store; another study is at work there.
         """
         load_pyarrow("a corpus study")
-        with _explained(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=self.path).close()
+        check_local(path)
+        with ExitStack() as leave:
+            with _explained(Path(path)):
+                Path(path).mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=path).close()
+                leave.enter_context(locked(Path(path), settings, rank, world_size))
+            yield cls(path)  # listed now: what another study wrote before it let go is there
 
     def windows(self) -> list[int]:
         """Numbers of the windows that have a part, whole or not."""
@@ -127,7 +146,8 @@ def lines(part: Part, columns: Sequence[str], size: int) -> Iterator[pa.RecordBa
         size: lines at most in a batch; a multiple of the number of layers keeps texts together.
     """
     _, parquet = load_pyarrow("a corpus study")
-    with parquet.ParquetFile(part.path) as file:
+    # opened here, for pyarrow takes a name with a colon for a URI
+    with part.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
         yield from file.iter_batches(batch_size=size, columns=list(columns))
 
 
@@ -137,7 +157,8 @@ def _about(path: Path) -> About | None:
     if not _is_whole(path):
         return None
     try:
-        metadata = parquet.read_metadata(path)
+        with path.open("rb") as opened:
+            metadata = parquet.read_metadata(opened)
         header = json.loads((metadata.metadata or {})[KEY])
         version = header.pop("format")
         if version < FORMAT:
@@ -167,7 +188,10 @@ def _is_part(path: Path) -> bool:
 
 def _table(path: Path) -> pa.Table | None:
     _, parquet = load_pyarrow("a corpus study")
-    return parquet.read_table(path) if path.is_file() and _is_whole(path) else None
+    if not path.is_file() or not _is_whole(path):
+        return None
+    with path.open("rb") as opened:
+        return parquet.ParquetFile(opened).read()
 
 
 @contextmanager

@@ -77,22 +77,24 @@ def run_on_ray(
     ray, cluster = _ray(), cluster or Cluster()
     _check_reachable(cluster.address or os.environ.get("RAY_ADDRESS"))
     study = study or make_study()
-    run = Run(Folder(output_dir), study.settings(window), study.scorer(), max_errors)
-    make_windows = partial(_windows, make_texts, window, dict(columns or {}))
-    todo: dict[int, tuple[int, str]] = {}
-    rows = 0
-    for each in make_windows():
-        rows += len(each.entries)
-        if not run.is_done(each):
-            todo[each.number] = len(each.entries), each.digest
-    run.finish()
-    with tqdm(total=rows, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar:
-        bar.initial = rows - sum(count for count, _ in todo.values())
-        bar.update(bar.initial)
-        for draft in _drafts(ray, cluster, make_study, make_windows, window, todo) if todo else ():
-            count, digest = todo.pop(draft.about.window)
-            run.take(draft, digest)
-            bar.update(count)
+    settings = study.settings(window)
+    with Folder.held(output_dir, settings) as folder:
+        run = Run(folder, settings, study.scorer(), max_errors)
+        make_windows = partial(_windows, make_texts, window, dict(columns or {}))
+        todo: dict[int, tuple[int, str]] = {}
+        rows = 0
+        for each in make_windows():
+            rows += len(each.entries)
+            if not run.is_done(each):
+                todo[each.number] = len(each.entries), each.digest
+        run.finish()
+        with tqdm(total=rows, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar:
+            bar.initial = rows - sum(count for count, _ in todo.values())
+            bar.update(bar.initial)
+            for draft in _drafts(ray, cluster, make_study, make_windows, window, todo) if todo else ():
+                count, digest = todo.pop(draft.about.window)
+                run.take(draft, digest)
+                bar.update(count)
     return CorpusResult.load(output_dir)
 
 

@@ -25,8 +25,8 @@ from interp_plugin.explanation import Explanation, Settings
 from interp_plugin.fingerprint import differences
 from interp_plugin.rendering import corpus as drawings
 from interp_plugin.rendering import corpus_terminal as terminal
-from interp_plugin.storage import replace_file
 from interp_plugin.tokens import Label
+from interp_plugin.writing import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,14 +22,13 @@ class Run:
     """One process's way through the corpus, window by window.
 
     Args:
-        folder: of the study.
+        folder: of the study, held.
         settings: what the numbers depend on; the window's size among them.
         scorer: what scores the texts.
         max_errors: more failures than this stop it; None: however many.
 
     Raises:
         ValueError: the folder holds a study with other settings.
-        OSError: it cannot be written to.
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class Run:
         self.failures = 0
         self.windows = 0
         self.warned = False
-        folder.prepare()
         first = next((part for number in folder.windows() if (part := folder.part(number))), None)
         if first is not None:
             self._check_settings(first.about)

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from interp_plugin import data
+from interp_plugin.tables import TEXT_COLUMNS, Column, Wanted
 from interp_plugin.tokens import shown
 
 Tags = str | tuple[str, ...] | None
@@ -112,29 +113,35 @@ class Reader:
 
     def __init__(
         self,
-        text_column: data.Column | None = None,
-        pair_column: data.Column | None = None,
-        tag_column: data.Column | None = None,
+        text_column: Column | None = None,
+        pair_column: Column | None = None,
+        tag_column: Column | None = None,
     ) -> None:
         self.text_column, self.pair_column, self.tag_column = text_column, pair_column, tag_column
 
+    @property
+    def wanted(self) -> Wanted:
+        """The columns that are read."""
+        others = (self.pair_column, self.tag_column)
+        return Wanted(self.text_column, tuple(column for column in others if column is not None))
+
     def settle(self, rows: Iterable[object]) -> None:
         """Find the column of texts, if there are columns and none was named."""
-        votes: Counter[data.Column] = Counter()
+        votes: Counter[Column] = Counter()
         for number, given in enumerate(rows):
             record = data.Record(f"row {number}", given) if isinstance(given, Mapping) else given
             if isinstance(record, data.Record) and record.error is None:
                 with suppress(ValueError):
                     votes[data.columns(record)[0]] += 1
         if votes and self.text_column is None:
-            usual = [name for name in data.TEXT_COLUMNS if name in votes]
+            usual = [name for name in TEXT_COLUMNS if name in votes]
             self.text_column = usual[0] if usual else votes.most_common(1)[0][0]
 
     def __call__(self, row: int, given: object) -> Item | Failure:
         """The text of a row; never raises for what the row holds."""
         try:
             return self._item(row, given)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # whatever somebody's rows make of being looked at
             return Failure.of(row, error, given)
 
     def _item(self, row: int, given: object) -> Item:
@@ -153,7 +160,7 @@ class Reader:
         return Item(row, *parts)
 
     def _of_record(self, row: int, record: data.Record) -> Item:
-        found = record.text(data.TEXT_COLUMNS[0] if self.text_column is None else self.text_column)
+        found = record.text(TEXT_COLUMNS[0] if self.text_column is None else self.text_column)
         pair = None if self.pair_column is None else record.text(self.pair_column)
         assert isinstance(found, str) and not isinstance(pair, tuple)
         return Item(row, found, pair, self._tags(record, found))
@@ -189,14 +196,20 @@ def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
         raise TypeError(
             f"texts is a {type(source).__name__}: give an iterable of texts; of a file, data.records(path)"
         )
-    rest = iter(source)
-    number, rows = 0, list(islice(rest, size))
-    read.settle(rows)
-    while rows:
-        following = list(islice(rest, 1))
+    rest: Iterator[object] = iter(source.only(read.wanted) if isinstance(source, data.Records) else source)
+    if read.text_column is None:
+        first = list(islice(rest, size))
+        read.settle(first)
+        rest = chain(first, rest)
+        del first  # or it would be held to the end
+    number, ahead = 0, list(islice(rest, 1))
+    while ahead:
+        # each row becomes a text before the next is read: rows may hold far more than their texts
+        rows = chain(ahead, islice(rest, size - 1))
         entries = tuple(read(number * size + place, row) for place, row in enumerate(rows))
-        yield Window(number, entries, last=not following)
-        number, rows = number + 1, following + list(islice(rest, size - 1)) if following else []
+        ahead = list(islice(rest, 1))
+        yield Window(number, entries, last=not ahead)
+        number += 1
 
 
 def _beginning(given: object) -> str:
@@ -206,10 +219,13 @@ def _beginning(given: object) -> str:
         return given
     if isinstance(given, Item):
         return given.text
-    if isinstance(given, data.Record):
-        return given.where if given.error is not None else json.dumps(dict(given.values), default=str)
-    if isinstance(given, (int, float, tuple, list, Mapping, type(None))):
-        return repr(given)
+    try:
+        if isinstance(given, data.Record):
+            return given.where if given.error is not None else json.dumps(dict(given.values), default=str)
+        if isinstance(given, (int, float, tuple, list, Mapping, type(None))):
+            return repr(given)
+    except Exception:  # a number of too many digits, an object that contains itself: it has no beginning
+        return type(given).__name__
     return type(given).__name__
 
 

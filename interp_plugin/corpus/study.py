@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
-from interp_plugin import data
 from interp_plugin.calibration import Calibration
 from interp_plugin.corpus.check import HeldOut, warn_of_drift
 from interp_plugin.corpus.parts import Folder
@@ -24,6 +23,7 @@ from interp_plugin.problem import warn_of_training
 from interp_plugin.scoring import Finder
 from interp_plugin.solver import Solver
 from interp_plugin.state import Site
+from interp_plugin.tables import Column
 from interp_plugin.text import Layers, TextExplainer
 from interp_plugin.tokens import OUTPUT, TextModel
 
@@ -131,9 +131,9 @@ class CorpusStudy:
         rank: int = 0,
         world_size: int = 1,
         *,
-        text_column: data.Column | None = None,
-        pair_column: data.Column | None = None,
-        tag_column: data.Column | None = None,
+        text_column: Column | None = None,
+        pair_column: Column | None = None,
+        tag_column: Column | None = None,
     ) -> CorpusResult:
         """Score what is not scored yet, and look at the whole.
 
@@ -154,8 +154,8 @@ class CorpusStudy:
             The study; with several processes what is there so far, so that one of them must load it at the end.
 
         Raises:
-            ValueError: the folder holds a study with other settings or of other texts; too many texts failed; there
-                are no texts at all.
+            ValueError: the folder holds a study with other settings or of other texts, or another process writes to
+                it; it is the URI of an object store; too many texts failed; there are no texts at all.
             OSError: the folder cannot be written to, or the disk is full; finished parts stay.
             RuntimeError: the model fails on all of the first texts, so that it is not the texts.
         """
@@ -164,13 +164,17 @@ class CorpusStudy:
         if rank not in range(world_size):
             raise ValueError(f"rank is {rank}, and world_size {world_size}; give 0 to {world_size - 1}")
         warn_of_training(self.model.module, stacklevel=3)
-        run = Run(Folder(output_dir), self.settings(window), self.scorer(), max_errors)
+        settings = self.settings(window)
         total = len(texts) if isinstance(texts, Sized) else None
         reader = Reader(text_column, pair_column, tag_column)
-        with tqdm(total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar:
-            for each in windows(texts, window, reader):
-                run.visit(each, each.number % world_size == rank, bar)
-        run.finish()
+        with Folder.held(output_dir, settings, rank, world_size) as folder:
+            run = Run(folder, settings, self.scorer(), max_errors)
+            with tqdm(
+                total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress
+            ) as bar:
+                for each in windows(texts, window, reader):
+                    run.visit(each, each.number % world_size == rank, bar)
+            run.finish()
         if world_size > 1 and not run.folder.windows():  # the others have not finished any yet
             return CorpusResult(run.folder.path, (), run.settings)
         result = CorpusResult.load(output_dir, partial=world_size > 1)

@@ -59,7 +59,7 @@ def load_adapter(
     """The base model with the adapter on it.
 
     Args:
-        options: of the base model's ``from_pretrained``.
+        options: of the base model's ``from_pretrained``, ``trust_remote_code`` among them.
         revision: of the adapter.
 
     Raises:
@@ -79,7 +79,9 @@ def load_adapter(
     kind = _CLASSES.get(str(adapter.get("task_type")), "AutoModel")
     base = base_path(name, adapter)
     classes = _count_of_classes(weights) if kind.endswith("Classification") else None
-    settings = transformers.AutoConfig.from_pretrained(base, revision=adapter.get("revision"))
+    settings = transformers.AutoConfig.from_pretrained(
+        base, revision=adapter.get("revision"), trust_remote_code=options["trust_remote_code"]
+    )
     if classes is not None and classes != settings.num_labels:
         settings.num_labels = classes
     model, report = getattr(transformers, kind).from_pretrained(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from interp_plugin.huggingface import tokenization
 from interp_plugin.huggingface.classes import Vocabulary
 from interp_plugin.huggingface.tokenization import Pieces
-from interp_plugin.tokens import Encoding, Target, as_int
+from interp_plugin.tokens import CHARACTERS, Encoding, Target, as_int, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PER_TOKEN = (
+    1000  # characters: texts have four, and a word without blanks that no tokenizer knows is one token
+)
 
 Reading = Literal["text", "continuation", "decoder", "echo"]
 
@@ -59,6 +63,30 @@ class Encoder:
         tokenization.checked(text)
         if pair is not None:
             tokenization.checked(pair, "pair")
+        # more characters than the tokens that the model takes can stand for: see what it takes to tokenize them
+        most = min(PER_TOKEN * self.limit, CHARACTERS)
+        spoken = target[0] if isinstance(target, tuple) and target else target
+        for name, value in (("text", text), ("pair", pair or ""), ("target", spoken)):
+            if isinstance(value, str) and len(value) > most and (name == "target" or not truncation):
+                tokens = f"at most {self.limit} tokens, which are " if most < CHARACTERS else ""
+                raise ValueError(
+                    f"{name} has {len(value)} characters: the model takes {tokens}no more than {most}; shorten it"
+                    + (", or cut it off with truncation=True" if name != "target" else "")
+                )
+        if max(len(text), len(pair or "")) <= most:
+            return self._encoded(text, pair, target, truncation)
+        left = self.tokenizer.truncation_side == "left"
+        place = slice(-most, None) if left else slice(most)
+        found = self._encoded(text[place], None if pair is None else pair[place], target, truncation)
+        starts = [max(0, len(value) - most) if left else 0 for value in (text, pair or "")]
+        offsets = tuple(
+            offset and (offset[0], offset[1] + starts[offset[0]], offset[2] + starts[offset[0]])
+            for offset in found.offsets
+        )
+        return replace(found, text=text, pair=found.pair if pair is None else pair, offsets=offsets)
+
+    def _encoded(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
+        """As ``__call__``, of what is short enough to be tokenized."""
         if self.reading == "decoder":
             return self._beside(text, pair, target, truncation)
         if self.reading == "continuation":
@@ -144,8 +172,8 @@ class Encoder:
         for segment, given in enumerate((text, pair)):
             if given is not None and not tokenization.has_content(self.tokenizer, pieces, segment):
                 raise ValueError(
-                    f"{('text', 'pair')[segment]} {given!r} has no tokens but special ones: it must hold at least one; "
-                    "give some words"
+                    f"{('text', 'pair')[segment]} {shown(given)} has no tokens but special ones: it must hold at "
+                    "least one; give some words"
                 )
 
     def _fitted(self, pieces: Pieces, truncation: bool, limit: int, name: str) -> Pieces:

@@ -40,6 +40,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: Dtype = "float32",
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model of the class that its configuration names, and its tokenizer: in eval mode.
 
@@ -51,20 +52,28 @@ def load(
         device: where to put the model; None: where transformers puts it, the CPU for all but quantised weights.
         dtype: "float32", "bfloat16" or "float16".
         revision: branch, tag or commit of a Hugging Face id.
+        trust_remote_code: run the Python files that come with the model, where its configuration names some; they
+            can do whatever you can.
 
     Raises:
         ValueError: nothing can be loaded from there, the head's own weights are missing (transformers
-            would fill them with random numbers), or the dtype is another one.
+            would fill them with random numbers), the dtype is another one, or the model needs code of its own and
+            that is not trusted.
         ImportError: an adapter, and PEFT is not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(repr, DTYPES))}")
     name = fspath(path_or_id)
     try:
-        model, words = _model_and_words(name, tokenizer, dtype, revision)
+        model, words = _model_and_words(name, tokenizer, dtype, revision, trust_remote_code)
     except UntrainedError:
         raise
     except (OSError, ValueError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ValueError(
+                f"model {name!r} or its tokenizer comes with Python files of its own, which were not run; read them, "
+                "and if you trust them give --trust-remote-code (in Python trust_remote_code=True)"
+            ) from error
         raise ValueError(
             f"cannot load model {name!r}: it must hold a model and its tokenizer; give a folder written by "
             "save_pretrained, or a Hugging Face id that is cached or within reach"
@@ -72,29 +81,34 @@ def load(
     return (model if device is None else model.to(device)).eval(), words
 
 
-def _model_and_words(name: str, tokenizer: Any, dtype: Dtype, revision: str | None) -> tuple[Any, Any]:
+def _model_and_words(
+    name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool
+) -> tuple[Any, Any]:
     """What is under that name: a model, or an adapter on its base model."""
     is_folder = Path(name).is_dir()
     adapter = adapter_of(name) if is_folder else None
     if adapter is None:
         try:
-            return _whole(name, tokenizer, dtype, revision)
+            return _whole(name, tokenizer, dtype, revision, trust)
         except OSError:  # an id of an adapter has no configuration of a model
             adapter = None if is_folder else adapter_of(name, revision)
             if adapter is None:
                 raise
-    return _adapted(name, adapter, tokenizer, dtype, revision)
+    return _adapted(name, adapter, tokenizer, dtype, revision, trust)
 
 
-def _whole(name: str, tokenizer: Any, dtype: Dtype, revision: str | None) -> tuple[Any, Any]:
+def _whole(name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool) -> tuple[Any, Any]:
     """A model with all its weights, and its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    # never left to transformers, which asks on standard input, where the texts may come from
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
     words_from = name if tokenizer is None else tokenizer
-    words = AutoTokenizer.from_pretrained(words_from, revision=revision if tokenizer is None else None)
-    model, report = _class_of(config).from_pretrained(
-        name, output_loading_info=True, revision=revision, **_options(config, dtype)
+    words = AutoTokenizer.from_pretrained(
+        words_from, revision=revision if tokenizer is None else None, trust_remote_code=trust
+    )
+    model, report = _class_of(config, trust).from_pretrained(
+        name, output_loading_info=True, revision=revision, trust_remote_code=trust, **_options(config, dtype)
     )
     # bare encoders come without a pooler, and their layers need none
     missing = [key for key in report["missing_keys"] if "pooler." not in key]
@@ -107,28 +121,38 @@ def _whole(name: str, tokenizer: Any, dtype: Dtype, revision: str | None) -> tup
 
 
 def _adapted(
-    name: str, adapter: dict[str, Any], tokenizer: Any, dtype: Dtype, revision: str | None
+    name: str, adapter: dict[str, Any], tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool
 ) -> tuple[Any, Any]:
     """An adapter on its base model, and the tokenizer of the one or the other."""
     from transformers import AutoConfig, AutoTokenizer
 
     base = base_path(name, adapter)
-    config = AutoConfig.from_pretrained(base, revision=adapter.get("revision"))
-    model = load_adapter(name, adapter, _options(config, dtype), revision)
+    config = AutoConfig.from_pretrained(base, revision=adapter.get("revision"), trust_remote_code=trust)
+    options = {"trust_remote_code": trust, **_options(config, dtype)}
+    model = load_adapter(name, adapter, options, revision)
     if tokenizer is not None:
-        return model, AutoTokenizer.from_pretrained(tokenizer)
-    if Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
-        return model, AutoTokenizer.from_pretrained(base, revision=adapter.get("revision"))
-    return model, AutoTokenizer.from_pretrained(name, revision=revision)
+        words_from, of = tokenizer, None
+    elif Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
+        words_from, of = base, adapter.get("revision")
+    else:
+        words_from, of = name, revision
+    return model, AutoTokenizer.from_pretrained(words_from, revision=of, trust_remote_code=trust)
 
 
-def _class_of(config: Any) -> Any:
-    """The class that the configuration names; the bare model where it names none, or a pretraining head."""
+def _class_of(config: Any, trust: bool) -> Any:
+    """The class that the configuration names; the bare model where it names none, or a pretraining head.
+
+    Of a class that comes with the model, the one of transformers that loads it.
+    """
     import transformers
 
     names = config.architectures or ["AutoModel"]
     if names[0].endswith("ForPreTraining"):  # its outputs are losses of pretraining, no answers
         return transformers.AutoModel
+    own = (getattr(config, "auto_map", None) or {}) if trust else {}
+    for auto, path in own.items():  # as in "AutoModelForMaskedLM": "modeling.MyMaskedLM"
+        if str(path).split(".")[-1] == names[0]:
+            return getattr(transformers, auto)
     try:
         return getattr(transformers, names[0])
     except AttributeError as error:

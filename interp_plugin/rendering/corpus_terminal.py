@@ -56,10 +56,11 @@ def show(
         console.print(f"Predicted from one forward a text; the solver checked {checks[0]['texts']}:")
         console.print(_table(CHECKS, [check_cells(line) for line in checks]))
     for line in filter(itemgetter("violation"), growth):
-        console.print(
+        growing = (
             f"{label(line['layer'])} seems to keep more than {label(line['after'])}, which it is computed from "
             f"(p {number(line['p_holm'], 2)}): compare these two with care."
         )
+        console.print(Text(printable(growing)))
     if differences is not None:
         console.print(Text(printable(f"less {other}, paired by text, a token:")))
         rows = [_difference(line) for line in differences if line["per"] == "token"]

@@ -3,7 +3,7 @@
 from interp_plugin.rendering.study.bars import bars_figure
 from interp_plugin.rendering.study.front import can_be_drawn, front_figure
 from interp_plugin.rendering.study.github import markdown
-from interp_plugin.rendering.study.report import page, to_html
+from interp_plugin.rendering.study.report import to_html
 from interp_plugin.rendering.study.terminal import print_list, print_tables, study_tables
 from interp_plugin.rendering.study.values import StudyCell, StudyColumn, StudyPoint, StudyTable
 
@@ -16,7 +16,6 @@ __all__ = [
     "can_be_drawn",
     "front_figure",
     "markdown",
-    "page",
     "print_list",
     "print_tables",
     "study_tables",

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp_plugin.rendering import shades, templates
@@ -26,19 +25,6 @@ _VARIABLES = {
     dress.INK: "--ink", dress.SOFT: "--soft", dress.LINE: "--line", dress.PAPER: "--paper",
     **dict(zip(dress.COLOURS, ("--unsigned", "--signed", "--third", "--fourth"), strict=True)),
 }  # fmt: skip
-
-
-def page(
-    tables: Sequence[StudyTable],
-    points: Mapping[StudyColumn, Sequence[StudyPoint]],
-    title: str,
-    path: str | Path,
-    settings: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write :func:`to_html` to a file; returns its path."""
-    path = Path(path)
-    path.write_text(to_html(tables, points, title, settings), encoding="utf-8")
-    return path
 
 
 def to_html(
