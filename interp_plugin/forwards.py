@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 
 
 class StateRead(BaseException):
     """Raised by a hook to leave the model's forward: what comes after the state is not needed."""
 
 
-class KeepGraph(TorchFunctionMode):
-    """Lets the graph be recorded where the forward itself switches gradients off (``torch.no_grad``).
+# torch.nn.MultiheadAttention without its fast path, and what torch.nn.LSTM, GRU and RNN call
+_ATTENTION = torch.nn.functional.multi_head_attention_forward
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
+class ForwardMode(TorchFunctionMode):
+    """How the forwards of a model that is explained differ from others, in this thread alone.
+
+    * The graph is recorded also where the forward itself switches gradients off (``torch.no_grad``).
+    * torch's fast path for attention, which without gradients zeroes padded positions, is off: it is wherever a
+      mode is on.
+    * cuDNN's recurrent kernels, which have no backward in eval mode, run as in training, without dropout.
 
     It costs some microseconds an operation, so it is left out where a first forward shows no need.
 
     Attributes:
-        needed: whether the forward has switched gradients on or off.
+        needed: whether the forward has done something that is different here.
         refuses: inference mode, which cannot be undone.
     """
 
@@ -41,7 +53,19 @@ class KeepGraph(TorchFunctionMode):
             return None
         if self.refuses and torch.is_inference_mode_enabled():
             refuse_inference_mode()
+        if func is _ATTENTION:
+            self.needed = True
+        elif func in _RECURRENT and args[0].is_cuda:
+            self.needed = True
+            args = _as_in_training(args)
         return func(*args, **(kwargs or {}))
+
+
+def _as_in_training(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of a recurrent kernel (..., dropout, training, ...): in eval mode, of training without dropout."""
+    dropout = next(place for place, arg in enumerate(args) if isinstance(arg, float))
+    training = args[dropout + 1]
+    return args if training else (*args[:dropout], 0.0, True, *args[dropout + 2 :])
 
 
 def refuse_inference_mode() -> None:
@@ -50,6 +74,24 @@ def refuse_inference_mode() -> None:
         "the model's forward runs under torch.inference_mode, in which nothing has a gradient; replace it by "
         "torch.no_grad there (which may stay), or leave it out"
     )
+
+
+def refuse_recomputed(kind: str, module: nn.Module | None) -> None:
+    """The error of a layer that is run once more, without our hooks, when gradients are taken."""
+    raise ValueError(
+        f"the {kind} layer {type(module).__name__} runs inside torch.utils.checkpoint (or an autograd.Function, or "
+        "other hooks on saved tensors), which computes it again for the gradient, without the noise; switch that off, as by "
+        "model.gradient_checkpointing_disable() or model.eval(), or choose a layer outside"
+    )
+
+
+def has_saving_hooks() -> bool:
+    """Whether tensors saved for the gradient go through hooks, as they do inside ``torch.utils.checkpoint``."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("there are hooks"):  # an error if there are
+            return False
+    except RuntimeError:
+        return True
 
 
 @contextlib.contextmanager
@@ -72,42 +114,102 @@ def gradients_on() -> Iterator[None]:
         >>> y.requires_grad
         True
     """
-    with torch.enable_grad(), KeepGraph(refuses=False):
+    with torch.enable_grad(), ForwardMode(refuses=False):
         yield
 
 
-@contextlib.contextmanager
-def no_fastpath() -> Iterator[None]:
-    """Without gradients torch's fast path for attention zeroes padded positions; with them it does not."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+def no_fastpath() -> contextlib.AbstractContextManager[Any]:
+    """Without gradients torch's fast path for attention zeroes padded positions; with them it does not.
+
+    Any mode keeps it off; ``torch.backends.mha`` would switch it off in all threads.
+    """
+    mode: contextlib.AbstractContextManager[Any] = BaseTorchFunctionMode()
+    return mode
 
 
-def rnn_backward(forward: Any) -> contextlib.AbstractContextManager[Any]:
-    """cuDNN's recurrent kernels have no backward in eval mode: switch cuDNN off where they may run."""
-    if not torch.cuda.is_available():
-        return contextlib.nullcontext()
-    module = getattr(forward, "module", None)
-    if isinstance(module, nn.Module) and not any(isinstance(m, nn.RNNBase) for m in module.modules()):
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=False)
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's hook that does nothing in other threads: they may run the same model, and must not feel it."""
+    owner = threading.get_ident()
+
+    def hook_of_one_thread(*given: Any) -> Any:
+        return hook(*given) if threading.get_ident() == owner else None
+
+    if "torch._dynamo" in sys.modules:  # compiled models of other threads would compile it
+        torch._dynamo.decorators.skip(hook_of_one_thread)
+    return hook_of_one_thread
+
+
+def on_one_device(module: Any) -> Any:
+    """A DataParallel that does not divide its rows: its replicas run in threads that feel neither hooks nor modes."""
+    if not isinstance(module, nn.DataParallel) or len(module.device_ids) < 2:
+        return module
+    alone = copy.copy(module)
+    alone.device_ids = module.device_ids[:1]
+    return alone
+
+
+class _Stance(str):
+    """The stance of ``torch.compile``: "force_eager" in threads inside :func:`uncompiled`, elsewhere as it was."""
+
+    before = "default"
+
+    def __eq__(self, other: object) -> bool:
+        return ("force_eager" if _uncompiled.depth else self.before) == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+class _Uncompiled(threading.local):
+    """How deep this thread is inside :func:`uncompiled`."""
+
+    depth = 0
+
+
+_uncompiled = _Uncompiled()
+_switches: list[Any] = []  # of the stance, by the first of the threads that are inside
+_inside = 0  # how many there are
+_switching = threading.Lock()  # held for no more than setting them
 
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Run compiled modules as they were written: their compiled code was made without our hooks and skips them.
 
-    The switch is the process's: it is set for one forward at a time.
+    The stance of ``torch.compile`` is the process's: set is one that only differs in threads that are inside.
     """
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and loading it takes a second
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    _enter_stance()
+    _uncompiled.depth += 1
+    try:
         yield
+    finally:
+        _uncompiled.depth -= 1
+        _leave_stance()
+
+
+def _enter_stance() -> None:
+    global _inside
+    with _switching:
+        if not _inside:
+            switch = torch.compiler.set_stance(_Stance("default"))
+            switch.stance.stance.before = switch.prev.stance
+            switch.stance.backend = switch.prev.backend
+            switch.stance.skip_guard_eval_unsafe = switch.prev.skip_guard_eval_unsafe
+            _switches.append(switch)
+        _inside += 1
+
+
+def _leave_stance() -> None:
+    global _inside
+    with _switching:
+        _inside -= 1
+        if not _inside:
+            _switches.pop().__exit__(None, None, None)
 
 
 @contextlib.contextmanager

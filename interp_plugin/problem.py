@@ -36,7 +36,14 @@ class Problem:
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
         """Solve it, with gradients on whatever the caller has switched off."""
         with gradients():
-            return solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
+            fit = solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
+        if (fit.distortion == 0).any():
+            example = int((fit.distortion == 0).nonzero()[0, 0])
+            warnings.warn(
+                f"the state of example {example} does not depend on its input: every token is at the cap",
+                stacklevel=user_level(),
+            )
+        return fit
 
     def sign(self) -> Tensor:
         """+1 or -1 where a token pushes the state up or down, (B, T); the state must be one number."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from interp_plugin.comparison.inputs import Inputs
-from interp_plugin.state import module_of, no_fastpath
+from interp_plugin.state import in_this_thread, module_of, no_fastpath
 from interp_plugin.tokens import Label, TextModel
 
 HEAD = "head"
@@ -109,7 +109,10 @@ def _layers_below(inputs: Inputs) -> dict[str, int]:
     handles = [
         handle
         for module in model.module.modules()
-        for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
+        for handle in (
+            module.register_forward_pre_hook(in_this_thread(begin)),
+            module.register_forward_hook(in_this_thread(end)),
+        )
     ]
     try:
         with no_fastpath():  # which calls no children
