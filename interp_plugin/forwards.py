@@ -80,8 +80,8 @@ def refuse_recomputed(kind: str, module: nn.Module | None) -> None:
     """The error of a layer that is run once more, without our hooks, when gradients are taken."""
     raise ValueError(
         f"the {kind} layer {type(module).__name__} runs inside torch.utils.checkpoint (or an autograd.Function, or "
-        "other hooks on saved tensors), which computes it again for the gradient, without the noise; switch that off, as by "
-        "model.gradient_checkpointing_disable() or model.eval(), or choose a layer outside"
+        "other hooks on saved tensors), which computes it again for the gradient, without the noise; switch that off, "
+        "as by model.gradient_checkpointing_disable() or model.eval(), or choose a layer outside"
     )
 
 
