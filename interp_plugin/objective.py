@@ -150,7 +150,7 @@ def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
         rate: lambda.
         counts: n, (B,).
     """
-    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).log() - curvature.log())
+    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).to(curvature.dtype).log() - curvature.log())
 
 
 @dataclass(frozen=True)

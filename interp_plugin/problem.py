@@ -169,7 +169,9 @@ def _cap_of(max_sigma: float | Tensor | None, input_std: Tensor, device: torch.d
 def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
     """A positive number for each example, (B,), float64 on the CPU: not every device has double precision."""
     rule = "it must be a positive finite number, or one per example"
-    values = torch.as_tensor(given).detach().cpu().double()
+    values = torch.as_tensor(
+        given.detach().cpu() if isinstance(given, Tensor) else given, dtype=torch.float64
+    )
     try:
         values = repeated(values, batch, 1).broadcast_to((batch,)).contiguous()
     except RuntimeError as error:

@@ -79,7 +79,7 @@ def _draw(module: nn.Module, names: Sequence[str], seed: int) -> None:
     parameters = dict(module.named_parameters())
     for name in names:
         value = parameters[name]
-        noise = torch.randn(value.shape, generator=generator).to(value)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
         value.copy_(value.mean() + value.std(correction=0) * noise)
 
 
