@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 
 class StateRead(BaseException):
@@ -31,6 +32,8 @@ class ForwardMode(TorchFunctionMode):
     * torch's fast path for attention, which without gradients zeroes padded positions, is off: it is wherever a
       mode is on.
     * cuDNN's recurrent kernels, which have no backward in eval mode, run as in training, without dropout.
+    * Recurrent kernels of a CPU in half precision run in single precision: torch has several, which round the steps
+      of one example alone otherwise than those of a batch.
 
     It costs some microseconds an operation, so it is left out where a first forward shows no need.
 
@@ -55,10 +58,28 @@ class ForwardMode(TorchFunctionMode):
             refuse_inference_mode()
         if func is _ATTENTION:
             self.needed = True
-        elif func in _RECURRENT and args[0].is_cuda:
-            self.needed = True
-            args = _as_in_training(args)
+        elif func in _RECURRENT:
+            if args[0].is_cuda:
+                self.needed = True
+                args = _as_in_training(args)
+            elif args[0].element_size() < 4:
+                self.needed = True
+                return _in_single_precision(func, args)
         return func(*args, **(kwargs or {}))
+
+
+def _in_single_precision(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """A recurrent kernel of half precision tensors, which rounds its result alone."""
+    half = args[0].dtype
+    return tree_map(
+        lambda x: _cast(x, torch.float32, half),
+        func(*tree_map(lambda x: _cast(x, half, torch.float32), args)),
+    )
+
+
+def _cast(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
+    """``value`` in another type, if it is a tensor of that before."""
+    return value.to(after) if isinstance(value, Tensor) and value.dtype == before else value
 
 
 def _as_in_training(args: tuple[Any, ...]) -> tuple[Any, ...]:
