@@ -156,7 +156,9 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
         return hook(*given) if threading.get_ident() == owner else None
 
     if "torch._dynamo" in sys.modules:  # compiled models of other threads would compile it
-        torch._dynamo.decorators.skip(hook_of_one_thread)
+        from torch._dynamo.decorators import skip
+
+        skip(hook_of_one_thread)
     return hook_of_one_thread
 
 

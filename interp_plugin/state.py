@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -159,10 +159,14 @@ class NoisyModel:
 
     def _in_this_thread(self) -> Forward:
         """The forward, without the threads of DataParallel, in which no hook and no mode acts."""
-        module = getattr(self.forward, "module", None)
-        alone = on_one_device(module)
+        forward: Any = self.forward
+        if not is_dataclass(forward) or not hasattr(forward, "module"):
+            return self.forward
+        alone = on_one_device(forward.module)
         return (
-            self.forward if alone is module else cast(Forward, replace(cast(Any, self.forward), module=alone))
+            self.forward
+            if alone is forward.module
+            else cast(Forward, replace(cast(Any, forward), module=alone))
         )
 
     def _taken(self, recorder: Recorder, rows: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from test_conformance import BERT, FAST, IDS, TransformerClassifier, hooks, normal, seeded
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +30,7 @@ from interp_plugin import (
 )
 from interp_plugin.amortised.inside import Inside
 from interp_plugin.forwards import ForwardMode, no_fastpath, uncompiled
+from interp_plugin.huggingface import tokenization
 from interp_plugin.sites import at_site
 
 TEXTS = ["a funny film", "dull", "a plot that never quite works"]
@@ -221,6 +223,32 @@ def test_explaining_threads_get_what_one_gets_alone() -> None:
     for text, found in zip(calls, together):
         assert all(map(torch.equal, found, alone[TEXTS.index(text)]))
     assert process() == before and not hooks(model)
+
+
+def test_a_tokenizer_that_others_cut_texts_with_cuts_none_of_ours() -> None:
+    """Its truncation is set for each call, and acted in all threads: some texts lost their end."""
+    model, tokenizer = huggingface.load(huggingface.default_model_path())
+    explainer = TextExplainer(model, tokenizer)
+    given = {"padding": True, "truncation": True, "max_length": 4}
+    served, text = tokenizer(TEXTS, **given)["input_ids"], TEXTS[2]
+    whole = explainer.encode(text)[0].ids
+    assert len(whole) > 4
+    with repeated(lambda: tokenizer(TEXTS, **given)["input_ids"]) as found:
+        assert all(explainer.encode(text)[0].ids == whole for _ in range(200))
+    assert found and all(each == served for each in found)
+    tokenizer.backend_tokenizer.enable_truncation(4)  # as in the middle of such a call
+    assert explainer.encode(text)[0].ids == whole
+    assert tokenizer.backend_tokenizer.truncation["max_length"] == 4
+
+
+def test_a_tokenizer_that_is_changed_later_is_followed() -> None:
+    _, tokenizer = huggingface.load(huggingface.default_model_path())
+    before = tokenization.split(tokenizer, "a funnyfilm")
+    tokenizer.add_tokens(["funnyfilm"])
+    assert len(tokenization.split(tokenizer, "a funnyfilm")) < len(before)
+    only_end = TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", before.ids[-1])])
+    tokenizer.backend_tokenizer.post_processor = only_end
+    assert tokenization.split(tokenizer, "a").ids == (before.ids[1], before.ids[-1])
 
 
 def test_a_coroutine_explains_in_a_thread() -> None:
