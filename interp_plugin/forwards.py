@@ -84,9 +84,9 @@ def _cast(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
 
 def _as_in_training(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments of a recurrent kernel (..., dropout, training, ...): in eval mode, of training without dropout."""
-    dropout = next(place for place, arg in enumerate(args) if isinstance(arg, float))
-    training = args[dropout + 1]
-    return args if training else (*args[:dropout], 0.0, True, *args[dropout + 2 :])
+    is_packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()  # data and batch sizes
+    dropout = 6 if is_packed else 5
+    return args if args[dropout + 1] else (*args[:dropout], 0.0, True, *args[dropout + 2 :])
 
 
 def refuse_inference_mode() -> None:
@@ -171,13 +171,49 @@ def on_one_device(module: Any) -> Any:
     return alone
 
 
+class _Uncompiled:
+    """The threads inside :func:`uncompiled`, and the stance of ``torch.compile`` meanwhile, which is the process's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # held for no more than setting the stance
+        self._here = threading.local()
+        self._threads = 0
+        self._switch: Any = None
+
+    @property
+    def depth(self) -> int:
+        """How often this thread is inside."""
+        return int(getattr(self._here, "depth", 0))
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._threads:
+                switch: Any = torch.compiler.set_stance(_Stance("default"))
+                switch.stance.stance.before = switch.prev.stance
+                switch.stance.backend = switch.prev.backend
+                switch.stance.skip_guard_eval_unsafe = switch.prev.skip_guard_eval_unsafe
+                self._switch = switch
+            self._threads += 1
+        self._here.depth = self.depth + 1
+
+    def leave(self) -> None:
+        self._here.depth = self.depth - 1
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                self._switch.__exit__(None, None, None)
+
+
+_UNCOMPILED = _Uncompiled()
+
+
 class _Stance(str):
-    """The stance of ``torch.compile``: "force_eager" in threads inside :func:`uncompiled`, elsewhere as it was."""
+    """A stance that is "force_eager" in threads inside :func:`uncompiled`, and in all others what it was."""
 
     before = "default"
 
     def __eq__(self, other: object) -> bool:
-        return ("force_eager" if _uncompiled.depth else self.before) == other
+        return ("force_eager" if _UNCOMPILED.depth else self.before) == other
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -185,54 +221,17 @@ class _Stance(str):
     __hash__ = str.__hash__
 
 
-class _Uncompiled(threading.local):
-    """How deep this thread is inside :func:`uncompiled`."""
-
-    depth = 0
-
-
-_uncompiled = _Uncompiled()
-_switches: list[Any] = []  # of the stance, by the first of the threads that are inside
-_inside = 0  # how many there are
-_switching = threading.Lock()  # held for no more than setting them
-
-
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled modules as they were written: their compiled code was made without our hooks and skips them.
-
-    The stance of ``torch.compile`` is the process's: set is one that only differs in threads that are inside.
-    """
+    """Run compiled modules as they were written, in this thread: their code was made without our hooks and skips them."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and loading it takes a second
         yield
         return
-    _enter_stance()
-    _uncompiled.depth += 1
+    _UNCOMPILED.enter()
     try:
         yield
     finally:
-        _uncompiled.depth -= 1
-        _leave_stance()
-
-
-def _enter_stance() -> None:
-    global _inside
-    with _switching:
-        if not _inside:
-            switch = torch.compiler.set_stance(_Stance("default"))
-            switch.stance.stance.before = switch.prev.stance
-            switch.stance.backend = switch.prev.backend
-            switch.stance.skip_guard_eval_unsafe = switch.prev.skip_guard_eval_unsafe
-            _switches.append(switch)
-        _inside += 1
-
-
-def _leave_stance() -> None:
-    global _inside
-    with _switching:
-        _inside -= 1
-        if not _inside:
-            _switches.pop().__exit__(None, None, None)
+        _UNCOMPILED.leave()
 
 
 @contextlib.contextmanager

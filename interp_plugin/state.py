@@ -162,12 +162,8 @@ class NoisyModel:
         forward: Any = self.forward
         if not is_dataclass(forward) or not hasattr(forward, "module"):
             return self.forward
-        alone = on_one_device(forward.module)
-        return (
-            self.forward
-            if alone is forward.module
-            else cast(Forward, replace(cast(Any, forward), module=alone))
-        )
+        alone: Forward = replace(cast(Any, forward), module=on_one_device(forward.module))
+        return alone
 
     def _taken(self, recorder: Recorder, rows: Tensor) -> Tensor:
         return recorder.take(len(rows), self._layout(recorder.site))
@@ -213,7 +209,7 @@ class NoisyModel:
         inputs = self._rows(rows) if self.noise_layer else copies
         read: dict[int, Any] = {}
         written = 0
-        with_gradients, saving_hooks = torch.is_grad_enabled(), has_saving_hooks()
+        with_gradients, had_hooks = torch.is_grad_enabled(), has_saving_hooks()
 
         def not_recorded() -> bool:
             return not (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
@@ -226,7 +222,7 @@ class NoisyModel:
             nonlocal written
             written += 1
             leave_if_done()  # the state lies before the noise
-            if with_gradients and (not_recorded() or has_saving_hooks() > saving_hooks):
+            if with_gradients and (not_recorded() or (has_saving_hooks() and not had_hooks)):
                 refuse_recomputed("noise", module_of(self.noise_layer))
             return replace_first(passing, self._layout(self.noise_layer).joined(copies[0]))
 

@@ -14,6 +14,7 @@ import torch
 from test_conformance import BERT, FAST, IDS, MLP, X, hooks, normal, seeded, small_bert, small_mlp, untouched
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -31,7 +32,7 @@ from interp_plugin import (
     TextExplainer,
     huggingface,
 )
-from interp_plugin.forwards import ForwardMode
+from interp_plugin.forwards import _RECURRENT, ForwardMode, _as_in_training
 
 EMBEDDING = "bert.embeddings.word_embeddings"
 
@@ -339,6 +340,44 @@ def test_recurrent_layers_in_half_precision_round_their_result_alone(kind: Any, 
     for ours, theirs in pairs:
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours, theirs.to(torch.bfloat16), rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_kernels_run_as_in_training_give_what_they_give_in_eval_mode(
+    kind: Any, packed: bool
+) -> None:
+    """As those of cuDNN are run, which have no backward in eval mode."""
+
+    class AsInTraining(TorchFunctionMode):
+        changed = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in _RECURRENT:
+                before, args = args, _as_in_training(args)
+                self.changed += sum(a is not b for a, b in zip(before, args))
+            return func(*args, **(kwargs or {}))
+
+    rnn = seeded(lambda: kind(4, 6, 2, dropout=0.5))
+    x = normal(5, 3, 4)
+    given = pack_padded_sequence(x, [5, 4, 1]) if packed else x
+    expected = rnn(given)
+    with AsInTraining() as mode:
+        found = rnn(given)
+    assert mode.changed == 2  # dropout and training
+    theirs, ours = ((each[0].data, each[1]) if packed else each for each in (expected, found))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN's kernels need a GPU")
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_on_a_gpu_give_what_they_give_on_a_cpu(kind: Any) -> None:
+    model, x = seeded(lambda: Recurrent(kind)), normal(3, 6, 16)
+    expected = InformationLoss(model, model.rnn).fit(x, solver=FAST).sigma
+    before = torch.backends.cudnn.enabled
+    found = InformationLoss(model.cuda(), model.rnn).fit(x.cuda(), solver=FAST).sigma
+    torch.testing.assert_close(found.cpu(), expected, rtol=0.01, atol=0)
+    assert torch.backends.cudnn.enabled == before
 
 
 # Where the batch lies
