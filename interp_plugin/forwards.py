@@ -189,9 +189,9 @@ class _Uncompiled:
         with self._lock:
             if not self._threads:
                 switch: Any = torch.compiler.set_stance(_Stance("default"))
-                switch.stance.stance.before = switch.prev.stance
-                switch.stance.backend = switch.prev.backend
-                switch.stance.skip_guard_eval_unsafe = switch.prev.skip_guard_eval_unsafe
+                stance = switch.stance.stance
+                stance.before = switch.prev.stance
+                vars(switch.stance).update({**vars(switch.prev), "stance": stance})  # its other settings stay
                 self._switch = switch
             self._threads += 1
         self._here.depth = self.depth + 1
@@ -223,7 +223,7 @@ class _Stance(str):
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled modules as they were written, in this thread: their code was made without our hooks and skips them."""
+    """Run compiled modules as they were written, in this thread: their code skips hooks that were made after it."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and loading it takes a second
         yield
         return
