@@ -337,7 +337,7 @@ class _Average:
 
     def _unseen(self) -> Tensor:
         variance = token_mean(self.variance, self.variance > 0) * self.inflation()
-        return torch.where(variance > ROUNDING**2 / 100, UNSEEN**2, 0.0)
+        return (variance > ROUNDING**2 / 100).to(variance.dtype) * UNSEEN**2
 
     def inflation(self) -> Tensor:
         """By how much more the rounds scatter than their own variances explain, at least 1, (b,)."""

@@ -127,7 +127,7 @@ def _row(stored: Mapping[str, Any]) -> Row:
     if values.pop("layer_is_number"):
         values["layer"] = int(values["layer"])
     for name in ("sigma", "standard_error"):
-        values[name] = torch.tensor(values[name])
+        values[name] = torch.tensor(values[name], dtype=torch.float32)
     return Row(**values)
 
 

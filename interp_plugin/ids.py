@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from interp_plugin.state import LayerCall, Site, at_site, first_tensor, module_of
+from interp_plugin.state import LayerCall, Site, at_site, first_tensor, in_this_thread, module_of
 
 TokenIds = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]]
 """One sentence, (T,) or (1, T): whole numbers in a tensor, an array or a list."""
@@ -163,7 +163,7 @@ class _Watched:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Watch all modules of this process."""
+        """Watch all modules that run in this thread."""
 
         def before(module: nn.Module, args: Any) -> None:
             self.started.append(module)
@@ -178,8 +178,8 @@ class _Watched:
                 self.outputs.setdefault(module, {})[run] = output
 
         with contextlib.ExitStack() as stack:
-            stack.callback(register_module_forward_pre_hook(before).remove)
-            stack.callback(register_module_forward_hook(after).remove)
+            stack.callback(register_module_forward_pre_hook(in_this_thread(before)).remove)
+            stack.callback(register_module_forward_hook(in_this_thread(after)).remove)
             yield
 
     def _is_row(self, given: Any) -> bool:

@@ -142,7 +142,7 @@ def quantus_explain_func(
         (3, 5)
     """
     _check_important(score)
-    like = next(model.parameters(), torch.empty(0))
+    like = next(model.parameters(), torch.empty(0, dtype=torch.float32))
     x = torch.as_tensor(inputs, dtype=like.dtype, device=like.device if device is None else device)
     layer = None if state_layer is None else model.get_submodule(state_layer)
     target = (
@@ -475,8 +475,8 @@ def _inseq_values(
         with torch.no_grad():
             state = method.forward_func(*inputs, *arguments)
         if not state.any():  # contrasted with the same token: a difference that nothing changes
-            none = torch.zeros(len(inputs[0]), sum(each.shape[1] for each in inputs))
-            return none, {"converged": torch.ones(len(none)), "residual": torch.zeros(len(none))}
+            none = torch.zeros(len(inputs[0]), sum(each.shape[1] for each in inputs), dtype=torch.float32)
+            return none, {"converged": torch.ones_like(none[:, 0]), "residual": torch.zeros_like(none[:, 0])}
     fit = method.fit(**main, **settings)
     values = fit.kept()
     if score == "signed":  # the same fit again: the draws are the same

@@ -150,7 +150,7 @@ def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
         rate: lambda.
         counts: n, (B,).
     """
-    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).log() - curvature.log())
+    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).to(curvature.dtype).log() - curvature.log())
 
 
 @dataclass(frozen=True)
@@ -392,9 +392,18 @@ class Objective:
         """
         if not state.requires_grad:
             return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)
-        grads = torch.autograd.grad(
-            state, points, push, retain_graph=again, allow_unused=True, materialize_grads=True
-        )
+        try:
+            grads = torch.autograd.grad(
+                state, points, push, retain_graph=again, allow_unused=True, materialize_grads=True
+            )
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise ValueError(
+                "the model uses torch.utils.checkpoint with use_reentrant=True, which gives no gradient of its inputs; "
+                "switch it off, as by model.gradient_checkpointing_disable() or model.eval(), or use "
+                "use_reentrant=False"
+            ) from error
         return torch.cat([g.flatten(1).to(self.dtype) for g in grads], 1)
 
     @staticmethod

@@ -37,7 +37,14 @@ class Problem:
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
         """Solve it, with gradients on whatever the caller has switched off."""
         with gradients():
-            return solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
+            fit = solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
+        if (fit.distortion == 0).any():
+            example = int((fit.distortion == 0).nonzero()[0, 0])
+            warnings.warn(
+                f"the state of example {example} does not depend on its input: every token is at the cap",
+                stacklevel=user_level(),
+            )
+        return fit
 
     def signed(self, seed: int) -> Tensor:
         """What each token adds to a state of one number, (B, T), by the noise path; warns where it does not add up."""
@@ -183,7 +190,9 @@ def _cap_of(max_sigma: float | Tensor | None, input_std: Tensor, device: torch.d
 def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
     """A positive number for each example, (B,), float64 on the CPU: not every device has double precision."""
     rule = "it must be a positive finite number, or one per example"
-    values = torch.as_tensor(given).detach().cpu().double()
+    values = torch.as_tensor(
+        given.detach().cpu() if isinstance(given, Tensor) else given, dtype=torch.float64
+    )
     try:
         values = repeated(values, batch, 1).broadcast_to((batch,)).contiguous()
     except RuntimeError as error:

@@ -38,7 +38,7 @@ BURN_IN = 3  # rounds after which a step lost in noise is averaged all the same
 
 def update(trace: Trace, found: Round, active: Tensor, cap: Tensor, rate: float, index: int) -> Tensor:
     """Take in a round of draws; returns which tokens are below the cap, (b, T)."""
-    share = rate / active.sum(1, keepdim=True)
+    share = rate / active.sum(1, keepdim=True).to(trace.theta.dtype)
     step = newton_step(trace.theta, found.stationarity, found.distortion, active, cap, share)
     free, count = step.free, step.count
     noise = token_mean(step.variance, free) / count
@@ -190,7 +190,8 @@ def keep_their_order(theta: Tensor, errors: Tensor, free: Tensor, tolerance: flo
 
 def _significant(square: Tensor, noise: Tensor, tokens: Tensor) -> Tensor:
     """Whether a mean square over tokens is larger than its noise explains: chi-square at three deviations."""
-    return square > noise.clamp(min=1e-30) * (1 + 3 * (2 / tokens.clamp(min=1)).sqrt())
+    deviation = (2 / tokens.clamp(min=1).to(noise.dtype)).sqrt()
+    return square > noise.clamp(min=1e-30) * (1 + 3 * deviation)
 
 
 def _log1p(residual: Tensor, variance: Tensor) -> Tensor:

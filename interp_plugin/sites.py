@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from interp_plugin.forwards import refuse_inference_mode
+from interp_plugin.forwards import in_this_thread, refuse_inference_mode
 from interp_plugin.outputs import Layout, first_tensor, is_packed
 
 
@@ -40,7 +40,7 @@ def module_of(site: Site | None) -> nn.Module | None:
 
 @contextlib.contextmanager
 def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
-    """Let ``hook`` see, and replace if it returns something, what passes at ``site``."""
+    """Let ``hook`` see, and replace if it returns something, what passes at ``site`` in this thread."""
     if site is None:
         yield
         return
@@ -61,9 +61,10 @@ def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
         return None if given is None else ((), dict(zip(names, given)))
 
     if where.side == "input":
-        handle = where.layer.register_forward_pre_hook(watch_input, with_kwargs=True)
+        handle = where.layer.register_forward_pre_hook(in_this_thread(watch_input), with_kwargs=True)
     else:
-        handle = where.layer.register_forward_hook(lambda module, args, output: watch(output))
+        watch_output = in_this_thread(lambda module, args, output: watch(output))
+        handle = where.layer.register_forward_hook(watch_output)
     try:
         yield
     finally:
@@ -107,7 +108,7 @@ class Recorder:
             raise ValueError(
                 f"the {self.name} fired {self.fired} times in one forward, and exactly once is needed; pick a module "
                 "that runs once (of a module used several times, its container or a LayerCall; scripted and exported "
-                "models run no hooks)"
+                "models run no hooks, and neither do threads that the forward starts, as DataParallel's)"
             )
         return self.value
 

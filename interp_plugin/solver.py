@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -362,12 +361,6 @@ def _fit(
     # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
     slope = (torch.where(free, 1.0, (1 + whole.residual).clamp(0, 1)) * groups.active * share).sum(1)
     slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
-    if (whole.distortion == 0).any():
-        example = int((whole.distortion == 0).nonzero()[0, 0])
-        warnings.warn(
-            f"the state of example {example} does not depend on its input: every token is at the cap",
-            stacklevel=4,
-        )
     sigma = torch.where(free, whole.theta, cap).exp().minimum(cap.exp())
     return NoiseFit(
         sigma=sigma.float(),

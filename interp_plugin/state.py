@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from interp_plugin.forwards import KeepGraph, StateRead, left_early, rnn_backward, uncompiled
+from interp_plugin.forwards import (
+    ForwardMode,
+    StateRead,
+    has_saving_hooks,
+    left_early,
+    on_one_device,
+    refuse_recomputed,
+    uncompiled,
+)
 from interp_plugin.forwards import gradients_on as gradients_on
+from interp_plugin.forwards import in_this_thread as in_this_thread
 from interp_plugin.forwards import no_fastpath as no_fastpath
 from interp_plugin.outputs import Layout, is_plain, layout_of, replace_first
 from interp_plugin.outputs import first_tensor as first_tensor
@@ -74,7 +83,7 @@ class NoisyModel:
     max_rows: int | None = None
     origin: tuple[Tensor, ...] = field(default=(), init=False)
     _layouts: dict[Site, Layout] = field(default_factory=dict, init=False, repr=False)
-    _switches_gradients: bool = field(default=True, init=False, repr=False)
+    _needs_mode: bool = field(default=True, init=False, repr=False)
 
     @property
     def batch(self) -> int:
@@ -97,7 +106,7 @@ class NoisyModel:
 
     def _knows(self, other: NoisyModel) -> NoisyModel:
         """This one, with what was learned of the forward by the other."""
-        self._layouts, self._switches_gradients = other._layouts, other._switches_gradients
+        self._layouts, self._needs_mode = other._layouts, other._needs_mode
         return self
 
     def clean(self) -> tuple[Tensor, Tensor]:
@@ -142,12 +151,19 @@ class NoisyModel:
         with contextlib.ExitStack() as stack:
             for recorder in recorders:
                 stack.enter_context(at_site(recorder.site, recorder))
-            for context in (rnn_backward(self.forward), no_fastpath(), uncompiled()):
-                stack.enter_context(context)
-            graph = stack.enter_context(KeepGraph())
-            output = self.forward(inputs, rows)
-        self._switches_gradients = graph.needed
+            stack.enter_context(uncompiled())
+            mode = stack.enter_context(ForwardMode())
+            output = self._in_this_thread()(inputs, rows)
+        self._needs_mode = mode.needed
         return output if None in sites else None, recorders
+
+    def _in_this_thread(self) -> Forward:
+        """The forward, without the threads of DataParallel, in which no hook and no mode acts."""
+        forward: Any = self.forward
+        if not is_dataclass(forward) or not hasattr(forward, "module"):
+            return self.forward
+        alone: Forward = replace(cast(Any, forward), module=on_one_device(forward.module))
+        return alone
 
     def _taken(self, recorder: Recorder, rows: Tensor) -> Tensor:
         return recorder.take(len(rows), self._layout(recorder.site))
@@ -193,6 +209,10 @@ class NoisyModel:
         inputs = self._rows(rows) if self.noise_layer else copies
         read: dict[int, Any] = {}
         written = 0
+        with_gradients, had_hooks = torch.is_grad_enabled(), has_saving_hooks()
+
+        def not_recorded() -> bool:
+            return not (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
 
         def leave_if_done() -> None:
             if len(read) == len(sites) and (written or not self.noise_layer):
@@ -202,10 +222,14 @@ class NoisyModel:
             nonlocal written
             written += 1
             leave_if_done()  # the state lies before the noise
+            if with_gradients and (not_recorded() or (has_saving_hooks() and not had_hooks)):
+                refuse_recomputed("noise", module_of(self.noise_layer))
             return replace_first(passing, self._layout(self.noise_layer).joined(copies[0]))
 
         def reader(index: int) -> Callable[[Any], None]:
             def hook(passing: Any) -> None:
+                if with_gradients and not_recorded():
+                    refuse_recomputed("state", module_of(sites[index]))
                 value = first_tensor(passing)
                 read[index] = value.clone() if len(sites) > 1 else value  # work in place may follow
                 leave_if_done()
@@ -216,11 +240,13 @@ class NoisyModel:
             stack.enter_context(at_site(self.noise_layer, write))
             for index, site in enumerate(sites):
                 stack.enter_context(at_site(site, reader(index)))
-            for context in (rnn_backward(self.forward), uncompiled(), left_early()):
+            for context in (uncompiled(), left_early()):
                 stack.enter_context(context)
-            if self._switches_gradients:
-                stack.enter_context(KeepGraph())
-            output = self.forward(inputs, rows)
+            if self._needs_mode:
+                stack.enter_context(ForwardMode())
+            watched = self._needs_mode or any(site is not None for site in (self.noise_layer, *sites))
+            forward = self._in_this_thread() if watched else self.forward
+            output = forward(inputs, rows)
             read.update({index: output for index, site in enumerate(sites) if site is None})
         if (self.noise_layer and written != 1) or len(read) < len(sites):
             self._refuse_unseen(written, [site for index, site in enumerate(sites) if index not in read])

@@ -406,17 +406,25 @@ def test_unpadded_modernbert_is_refused() -> None:
         HuggingFaceModel(model, FAMILIES["modernbert"].tokenizer())
 
 
-def test_modernberts_compile_switch_is_off_inside_a_call_only() -> None:
-    model = tiny("modernbert", "ModernBertModel")
-    model.model.config.reference_compile = True
-    inside = []
-    model.layers[1].layer.register_forward_hook(
-        lambda module, args, output: inside.append(model.model.config.reference_compile)
-    )
+def test_what_a_model_compiles_of_itself_runs_uncompiled_inside_a_call_only() -> None:
+    """As ModernBERT does on a GPU, before transformers 5."""
+    model = tiny("bert", "BertModel")
+    compiled = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    block = model.layers[1].layer
+    block.intermediate.forward = torch.compile(block.intermediate.forward, backend=backend)
     arguments, _ = model.collate([model.encode("film")])
-    model(*arguments)
-    assert inside == [False]
-    assert model.model.config.reference_compile is True
+    try:
+        model(*arguments)
+        assert not compiled
+        model.model(arguments[0])
+        assert compiled
+    finally:
+        torch.compiler.reset()
 
 
 @pytest.mark.parametrize("label", [0, 3, "encoder.1", "output"])

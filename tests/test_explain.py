@@ -22,7 +22,7 @@ from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Row, TextExplanation
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import LayerCall
+from interp_plugin.state import LayerCall, first_tensor
 from interp_plugin.text import TextExplainer
 
 # where the noise is small, rounding is all that can tell two runs apart
@@ -936,3 +936,28 @@ def test_the_spread_of_the_inputs_is_one_number_for_all_texts() -> None:
         explainer("bert", "BertModel").explain("a film", 1, input_std=torch.ones(1))
     with pytest.raises(ValueError, match="input_std of text 'a film' is -1"):
         explainer("bert", "BertModel").explain("a film", 1, input_std=-1.0)
+
+
+def test_all_layers_of_a_deep_model_cost_no_more_than_the_passes_of_each_through_the_blocks_below_it() -> (
+    None
+):
+    depth = 12
+    model = tiny("bert", "BertModel", num_hidden_layers=depth)
+    rows = {"forward": 0, "backward": 0}
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        state = first_tensor(output)
+        rows["forward"] += len(state)
+        if state.requires_grad:
+            state.register_hook(lambda gradient: rows.update(backward=rows["backward"] + len(gradient)))
+
+    handles = [layer.layer.register_forward_hook(count) for layer in model.layers.values()]
+    found = TextExplainer(model).explain(TEXTS[:1], solver=Solver(draws=8, iterations=2))[0].rows
+    for handle in handles:
+        handle.remove()
+    assert [row.layer for row in found] == list(range(1, depth + 1))
+    below = {name: sum(getattr(row, f"n_{name}") * row.layer for row in found) for name in rows}
+    assert (
+        depth < rows["forward"] <= below["forward"] + depth
+    )  # the run without noise goes through all of them
+    assert 0 < rows["backward"] <= below["backward"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from test_conformance import BERT, FAST, IDS, MLP, X, hooks, normal, seeded, small_bert, small_mlp, untouched
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -30,6 +32,7 @@ from interp_plugin import (
     TextExplainer,
     huggingface,
 )
+from interp_plugin.forwards import _RECURRENT, ForwardMode, _as_in_training
 
 EMBEDDING = "bert.embeddings.word_embeddings"
 
@@ -281,6 +284,100 @@ def test_packed_sequences_bear_noise_and_are_states_as_single_ones_are() -> None
             torch.testing.assert_close(noise.sigma[i, :length], at_noise.sigma[0], rtol=1e-4, atol=0)
     read = pad_packed_sequence(packed.first(pack_padded_sequence(x, [6, 6, 6], batch_first=True))[0])[0]
     assert read.shape == (6, 3, 5)
+
+
+# Half precision
+
+
+class Recurrent(nn.Module):
+    """Reads sequences, packed where their lengths are given."""
+
+    def __init__(self, kind: Callable[..., nn.RNNBase], batch_first: bool = True) -> None:
+        super().__init__()
+        self.rnn, self.head = kind(16, 24, 2, batch_first=batch_first), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = x if self.rnn.batch_first else x.transpose(0, 1)
+        if lengths is not None:
+            x = pack_padded_sequence(x, lengths, self.rnn.batch_first, enforce_sorted=False)
+        last = self.rnn(x)[1]
+        return self.head((last[0] if isinstance(last, tuple) else last)[-1])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("how", ["batch first", "time first", "packed"])
+@pytest.mark.parametrize("state", ["output", "class", "float16"])
+def test_recurrent_layers_in_half_precision_give_a_batch_what_they_give_alone(
+    kind: Any, how: str, state: str
+) -> None:
+    """Torch takes other kernels for one example alone: its log sigma differed by up to 0.4."""
+    dtype = torch.float16 if state == "float16" else torch.bfloat16
+    model = seeded(lambda: Recurrent(kind, how != "time first")).to(dtype)
+    x, lengths = normal(3, 6, 16).to(dtype), torch.tensor([6, 4, 2])
+
+    def sigma(rows: slice) -> Tensor:
+        given = (x[rows], 1 if state == "class" else None, lengths[rows] if how == "packed" else None)
+        method = InformationLoss(model, None if state == "class" else model.rnn)
+        return method.fit(*given, max_sigma=9.0, input_std=1.0, solver=FAST).sigma
+
+    whole = sigma(slice(None))
+    for i in range(3):
+        torch.testing.assert_close(sigma(slice(i, i + 1)), whole[i : i + 1], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_layers_in_half_precision_round_their_result_alone(kind: Any, packed: bool) -> None:
+    rnn = seeded(lambda: kind(4, 6, 2, bidirectional=True)).to(torch.bfloat16)
+    x = normal(5, 3, 4).to(torch.bfloat16)
+    given = pack_padded_sequence(x, [5, 4, 1]) if packed else x
+    with ForwardMode() as mode:
+        found, last = rnn(given)
+    exact, exact_last = copy.deepcopy(rnn).double()(given.double())
+    pairs = [*zip(last, exact_last)] if kind is nn.LSTM else [(last, exact_last)]
+    pairs.append((found.data, exact.data) if packed else (found, exact))
+    assert mode.needed
+    for ours, theirs in pairs:
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, theirs.to(torch.bfloat16), rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("packed", [False, True])
+def test_recurrent_kernels_run_as_in_training_give_what_they_give_in_eval_mode(
+    kind: Any, packed: bool
+) -> None:
+    """As those of cuDNN are run, which have no backward in eval mode."""
+
+    class AsInTraining(TorchFunctionMode):
+        changed = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in _RECURRENT:
+                before, args = args, _as_in_training(args)
+                self.changed += sum(a is not b for a, b in zip(before, args))
+            return func(*args, **(kwargs or {}))
+
+    rnn = seeded(lambda: kind(4, 6, 2, dropout=0.5))
+    x = normal(5, 3, 4)
+    given = pack_padded_sequence(x, [5, 4, 1]) if packed else x
+    expected = rnn(given)
+    with AsInTraining() as mode:
+        found = rnn(given)
+    assert mode.changed == 2  # dropout and training
+    theirs, ours = ((each[0].data, each[1]) if packed else each for each in (expected, found))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN's kernels need a GPU")
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_on_a_gpu_give_what_they_give_on_a_cpu(kind: Any) -> None:
+    model, x = seeded(lambda: Recurrent(kind)), normal(3, 6, 16)
+    expected = InformationLoss(model, model.rnn).fit(x, solver=FAST).sigma
+    before = torch.backends.cudnn.enabled
+    found = InformationLoss(model.cuda(), model.rnn).fit(x.cuda(), solver=FAST).sigma
+    torch.testing.assert_close(found.cpu(), expected, rtol=0.01, atol=0)
+    assert torch.backends.cudnn.enabled == before
 
 
 # Where the batch lies

@@ -52,8 +52,8 @@ class Scale(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(size))
-        self.register_buffer("spread", torch.ones(size))
+        self.register_buffer("centre", torch.zeros(size, dtype=torch.float32))
+        self.register_buffer("spread", torch.ones(size, dtype=torch.float32))
 
     def settle(self, rows: Tensor) -> None:
         """Take them from rows, (N, C)."""
@@ -77,12 +77,12 @@ class Head(nn.Module):
         super().__init__()
         self.few = few
         self.vectors, self.numbers, self.target = Scale(width), Scale(few), Scale(layers)
-        self.project = nn.Linear(width + few, SIZE)
+        self.project = nn.Linear(width + few, SIZE, dtype=torch.float32)
         self.block = nn.TransformerEncoderLayer(
-            SIZE, HEADS, 2 * SIZE, DROPOUT, "gelu", batch_first=True, norm_first=True
+            SIZE, HEADS, 2 * SIZE, DROPOUT, "gelu", batch_first=True, norm_first=True, dtype=torch.float32
         )
-        self.out = nn.Linear(SIZE, layers)
-        self.direct = nn.Linear(few, layers)
+        self.out = nn.Linear(SIZE, layers, dtype=torch.float32)
+        self.direct = nn.Linear(few, layers, dtype=torch.float32)
         nn.init.zeros_(self.direct.weight)
         self.dropout = nn.Dropout(DROPOUT)
 

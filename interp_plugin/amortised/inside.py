@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from interp_plugin.state import in_this_thread
+
 SMALLEST = 1e-6  # spread before a normalisation
 LEAST = 1e-3  # share of attention
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
@@ -46,9 +48,11 @@ class Inside(TorchFunctionMode):
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Inside:
+        begin = in_this_thread(lambda module, args: self._forwards.append([]))
+        normalise = in_this_thread(self._normalise)
         self._hooks = [
-            self._module.register_forward_pre_hook(lambda module, args: self._forwards.append([])),
-            *(m.register_forward_pre_hook(self._normalise) for m in self._module.modules() if _normalises(m)),
+            self._module.register_forward_pre_hook(begin),
+            *(m.register_forward_pre_hook(normalise) for m in self._module.modules() if _normalises(m)),
         ]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

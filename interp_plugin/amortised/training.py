@@ -120,7 +120,7 @@ def train(
 def _example(text: TextExplanation, joined: torch.Tensor, few: torch.Tensor) -> Example:
     sigma = torch.stack([row.sigma for row in text.rows], 1)  # (T, L)
     errors = torch.stack([row.standard_error for row in text.rows], 1)
-    caps = torch.tensor([row.max_sigma for row in text.rows])
+    caps = torch.tensor([row.max_sigma for row in text.rows], dtype=torch.float32)
     return Example(
         joined.half().cpu(), few.cpu(), sigma.log(), sigma >= caps * (1 - 1e-6), errors.square().mean(0)
     )
@@ -134,7 +134,7 @@ def _against(
     log_sigma = head(example.vectors[None].float(), example.numbers[None], everyone)[0]
     pairs: list[Compared] = []
     for number, row in enumerate(text.rows):
-        cap = torch.tensor(row.max_sigma).log()
+        cap = torch.tensor(row.max_sigma, dtype=torch.float32).log()
         predicted = log_sigma[:, number].minimum(cap)
         own = 0.0 if error is None else error[number]
         values = (predicted, own * (predicted < cap), example.target[:, number], row.standard_error)

@@ -184,7 +184,7 @@ def _check_device(device: str) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, dtype=torch.float32, device=device).item()
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(

@@ -36,7 +36,7 @@ def rollout(mixing: list[Tensor]) -> Tensor:
         tensor([[0.5000, 0.5000],
                 [1.0000, 0.0000]])
     """
-    whole = torch.eye(len(mixing[0]), device=mixing[0].device)
+    whole = torch.eye(len(mixing[0]), dtype=mixing[0].dtype, device=mixing[0].device)
     for layer in mixing:
         whole = layer @ whole
     return whole
@@ -54,7 +54,10 @@ def attention_rollout(inputs: Inputs, target: int | None, state: State | None) -
     attends, labels = _attending(inputs, state)
     with no_fastpath():
         weights = attends.attentions(*inputs.arguments)
-    mixing = [(w[0].mean(0) + torch.eye(inputs.length, device=w.device)) / 2 for w in weights[: len(labels)]]
+    mixing = [
+        (w[0].mean(0) + torch.eye(inputs.length, dtype=w.dtype, device=w.device)) / 2
+        for w in weights[: len(labels)]
+    ]
     return _read(inputs, target, state, rollout(mixing))
 
 
@@ -90,7 +93,7 @@ def _turned(inputs: Inputs, attends: Attends, label: Label) -> Tensor:
     turned = (1 - cosine_similarity(states[:-1], states[-1:], dim=-1)).T.clamp(min=0)
     total = turned.sum(1, keepdim=True)
     # a place that no value moves (all are zero already) keeps what it is
-    stays = torch.eye(inputs.length, device=turned.device)
+    stays = torch.eye(inputs.length, dtype=turned.dtype, device=turned.device)
     return torch.where(total > 0, turned / total.clamp(min=torch.finfo(total.dtype).tiny), stays)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.memory import give_back
+from interp_plugin.state import in_this_thread
 from interp_plugin.tokens import TextModel
 
 _PROCESS = Path("/proc/self")
@@ -84,14 +85,13 @@ class _Passes:
         self.returns: Counter[int] = Counter()
         self.calls = 0
         for depth, module in enumerate(_around(model.module, model.embedding.layer)):
-            self._hook(module.register_forward_pre_hook(self._begin(depth), with_kwargs=True))
-            self._hook(module.register_forward_hook(lambda module, args, output: self._enter(output)))
+            begin = in_this_thread(self._begin(depth))
+            end = in_this_thread(lambda module, args, output: self._enter(output))
+            self._hook(module.register_forward_pre_hook(begin, with_kwargs=True))
+            self._hook(module.register_forward_hook(end))
+        enter = in_this_thread(lambda module, args, kwargs: self._enter((args, kwargs)))
         for layer in {site.layer for site in model.layers.values()}:
-            self._hook(
-                layer.register_forward_pre_hook(
-                    lambda module, args, kwargs: self._enter((args, kwargs)), with_kwargs=True
-                )
-            )
+            self._hook(layer.register_forward_pre_hook(enter, with_kwargs=True))
 
     def _hook(self, handle: Any) -> None:
         self.stack.callback(handle.remove)

@@ -52,14 +52,16 @@ def perturbation(inputs: Inputs, kind: Kind, noise: float = NOISE) -> Perturb:
     scale = noise * float(inputs.embeddings.std())
 
     def perturb(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.rand(len(embeddings), len(places)).argsort(1)[:, : (len(places) + 1) // 2]
+        chosen = torch.rand(len(embeddings), len(places), dtype=torch.float32).argsort(1)[
+            :, : (len(places) + 1) // 2
+        ]
         spoilt = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
         spoilt.scatter_(1, places[chosen], True)
         where = spoilt.unsqueeze(-1).to(embeddings.device)  # (R, T, 1)
         if kind == "mask":
             other = inputs.masked_embeddings
         else:
-            other = embeddings + scale * torch.randn(embeddings.shape).to(embeddings)
+            other = embeddings + scale * torch.randn(embeddings.shape, dtype=torch.float32).to(embeddings)
         return where.expand_as(embeddings).to(embeddings), torch.where(where, other, embeddings)
 
     return perturb

@@ -76,10 +76,10 @@ def gradient_norm(inputs: Inputs, target: int | None, state: State | None) -> Te
     weight = torch.where(counted, v.clamp(min=torch.finfo(v.dtype).tiny).reciprocal(), 0.0)
     size = int(counted.sum())
     if size <= EXACT:
-        directions = torch.eye(len(v))[counted.cpu()]
+        directions = torch.eye(len(v), dtype=torch.float32)[counted.cpu()]
     else:
-        directions = torch.randint(0, 2, (PROBES, len(v))) * 2.0 - 1.0
-    squares = torch.zeros(inputs.length)
+        directions = torch.randint(0, 2, (PROBES, len(v))).float() * 2 - 1
+    squares = torch.zeros(inputs.length, dtype=torch.float32)
     for some in (directions.to(v.device) * weight).split(MAX_ROWS):
         rows = len(some)
         points = inputs.embeddings.expand(rows, -1, -1).clone().requires_grad_()

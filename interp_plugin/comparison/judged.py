@@ -58,7 +58,9 @@ class Method:
             ValueError: scores of another shape, NaN or infinite.
         """
         with seeded(inputs.seed):
-            scores = torch.as_tensor(self.score(inputs, target, state)).detach().float().cpu()
+            found = self.score(inputs, target, state)
+        found = found.detach() if isinstance(found, Tensor) else found
+        scores = torch.as_tensor(found, dtype=torch.float32).cpu()
         if scores.shape != (inputs.length,):
             raise ValueError(
                 f"method {self.name!r} gives scores of shape {tuple(scores.shape)} for {inputs.length} tokens; give "

@@ -29,7 +29,7 @@ TokenScores = Sequence[float] | Tensor
 
 def random_scores(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Uniform numbers, (T,): what a method must beat."""
-    return torch.rand(inputs.length)
+    return torch.rand(inputs.length, dtype=torch.float32)
 
 
 _GUAN = "Guan et al. 2019"

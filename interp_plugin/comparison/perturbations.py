@@ -47,13 +47,13 @@ class Game:
 
     def attribute(self, method: Any, **options: Any) -> Tensor:
         """Scores by one of Captum's methods, (T,); 0 for those who are no players."""
-        everyone = torch.ones(1, len(self.places))
+        everyone = torch.ones(1, len(self.places), dtype=torch.float32)
         found = method.attribute(everyone, baselines=0.0, perturbations_per_eval=MAX_ROWS, **options)
         return self.spread(found[0])
 
     def spread(self, values: Tensor) -> Tensor:
         """The players' values in the places of the tokens, (P,) -> (T,)."""
-        scores = torch.zeros(self.length)
+        scores = torch.zeros(self.length, dtype=torch.float32)
         scores[self.places] = values.float()
         return scores
 
@@ -96,7 +96,7 @@ def kernel_shap(inputs: Inputs, target: int | None, state: State | None) -> Tens
     """Shapley values by a weighted regression on 200 texts, (T,)."""
     game = Game(inputs, target, state)
     if len(game.places) == 1:  # Captum divides by zero, and the value of a single player is known
-        everyone, nobody = game(torch.tensor([[1.0], [0.0]]))
+        everyone, nobody = game(torch.tensor([[True], [False]]))
         return game.spread((everyone - nobody).reshape(1))
     return game.attribute(captum.attr.KernelShap(game), n_samples=SAMPLES)
 
@@ -113,6 +113,6 @@ def leave_one_out(inputs: Inputs, target: int | None, state: State | None) -> Te
     kept = torch.ones(len(places) + 1, inputs.length, dtype=torch.bool)
     kept[torch.arange(len(places)), places] = False  # the last row is the whole text
     answers = Answer(inputs, target, state).of_kept(kept, "delete")
-    scores = torch.zeros(inputs.length)
+    scores = torch.zeros(inputs.length, dtype=torch.float32)
     scores[places] = answers[-1] - answers[:-1]
     return scores

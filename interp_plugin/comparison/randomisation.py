@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from interp_plugin.comparison.inputs import Inputs
-from interp_plugin.state import module_of, no_fastpath
+from interp_plugin.state import in_this_thread, module_of, no_fastpath
 from interp_plugin.tokens import Label, TextModel
 
 HEAD = "head"
@@ -79,7 +79,7 @@ def _draw(module: nn.Module, names: Sequence[str], seed: int) -> None:
     parameters = dict(module.named_parameters())
     for name in names:
         value = parameters[name]
-        noise = torch.randn(value.shape, generator=generator).to(value)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
         value.copy_(value.mean() + value.std(correction=0) * noise)
 
 
@@ -109,7 +109,10 @@ def _layers_below(inputs: Inputs) -> dict[str, int]:
     handles = [
         handle
         for module in model.module.modules()
-        for handle in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
+        for handle in (
+            module.register_forward_pre_hook(in_this_thread(begin)),
+            module.register_forward_hook(in_this_thread(end)),
+        )
     ]
     try:
         with no_fastpath():  # which calls no children

@@ -128,7 +128,11 @@ class Running:
     def _noted(self, cell: Cell) -> Tensor | None:
         """The scores, where only metrics are missing."""
         at = int(self.sheet.scores_at[cell])
-        return None if self.journal is None or at < 0 else torch.tensor(self.journal.entry_at(at).scores)
+        return (
+            None
+            if self.journal is None or at < 0
+            else torch.tensor(self.journal.entry_at(at).scores, dtype=torch.float32)
+        )
 
     def _failed(self, cell: Cell, entry: Entry, error: Exception) -> Entry | None:
         if not self._may_go_on(cell, error):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp_plugin.comparison.inputs import Inputs, seeded
 from interp_plugin.comparison.judged import Metric, Trial
-from interp_plugin.state import first_tensor, module_of
+from interp_plugin.state import first_tensor, in_this_thread, module_of
 
 RADIUS = 0.1
 """Of the ball, in standard deviations of the text's embeddings."""
@@ -45,8 +45,8 @@ def moved(inputs: Inputs, offsets: Tensor) -> Iterator[Inputs]:
     assert layer is not None
     words = _MovedWords(inputs.ids[0], offsets)
     handles = [
-        layer.register_forward_pre_hook(words.enter, with_kwargs=True),
-        layer.register_forward_hook(words.leave),
+        layer.register_forward_pre_hook(in_this_thread(words.enter), with_kwargs=True),
+        layer.register_forward_hook(in_this_thread(words.leave)),
     ]
     try:
         known = zip(inputs.encoding.ids, inputs.encoding.offsets)

@@ -48,7 +48,7 @@ def thinned(embeddings: Tensor, probability: Tensor, draws: int, seed: int) -> T
                  [0., 0., 0., 0.]]])
     """
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(draws, *embeddings.shape[1:], generator=generator)
+    uniform = torch.rand(draws, *embeddings.shape[1:], generator=generator, dtype=torch.float32)
     stays = uniform < probability.reshape(1, -1, 1)
     return embeddings * stays.to(embeddings.device)
 

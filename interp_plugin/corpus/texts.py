@@ -42,8 +42,8 @@ def _restored(some: Sequence[Mapping[str, Any]], labels: Mapping[str, Label]) ->
             **{
                 **{name: line[name] for name in _ROW},
                 "layer": labels[line["layer"]],
-                "sigma": torch.tensor(line["sigma"]),
-                "standard_error": torch.tensor(line["standard_error"]),
+                "sigma": torch.tensor(line["sigma"], dtype=torch.float32),
+                "standard_error": torch.tensor(line["standard_error"], dtype=torch.float32),
             }
         )
         for line in some

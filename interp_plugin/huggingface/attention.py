@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ _VALUES = (
 )  # fmt: skip
 # ... or the last third of these.
 _VALUES_LAST = ("attn.c_attn", "attn.Wqkv")
+_ONE_AT_A_TIME = threading.Lock()  # two that switch the model at once could leave it so
 _HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has its recording hooks
 
 
@@ -37,7 +39,7 @@ def attention_weights(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> t
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder, whose attention is no single stack; use another method"
         )
-    with _eager(model), _recording(model):
+    with _ONE_AT_A_TIME, _eager(model), _recording(model):
         found = getattr(run(model.base_model, inputs, output_attentions=True), "attentions", None)
     if not found or any(weights is None or weights.ndim != 4 for weights in found):
         raise ValueError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.forwards import uncompiled
 from interp_plugin.huggingface.architectures import forward_names
+from interp_plugin.state import at_site
 from interp_plugin.tokens import Task
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def answer(model: PreTrainedModel, base: nn.Module, task: Task, inputs: Mapping[
     Args:
         base: the model of transformers inside ``model``, or ``model`` itself.
     """
-    with _uncompiled(model.config):
+    with uncompiled():  # before transformers 5 ModernBERT compiled parts of itself on a GPU
         scores = _scores_of_tokens(base) if task == "sequence classes" else None
         if scores is not None:
             return _score_of_last_token(model, scores, inputs)
@@ -124,16 +126,12 @@ def _score_of_last_token(model: Any, scores: nn.Module, inputs: Mapping[str, Ten
     """
     found: list[Tensor] = []
 
-    def read(module: nn.Module, args: Any, output: Tensor) -> None:
+    def read(output: Tensor) -> None:
         found.append(output)
         raise _ScoresRead
 
-    handle = scores.register_forward_hook(read)
-    try:
-        with suppress(_ScoresRead):
-            run(model, inputs)
-    finally:
-        handle.remove()
+    with suppress(_ScoresRead), at_site(scores, read):
+        run(model, inputs)
     [logits] = found
     mask = inputs["attention_mask"].to(logits.device)
     logits = logits[:, -mask.shape[1] :]  # (B, T, C), after virtual tokens
@@ -149,16 +147,3 @@ def run(module: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Any:
     if taken & {"return_dict", "kwargs"}:
         options["return_dict"] = True
     return module(**inputs, **options)
-
-
-@contextmanager
-def _uncompiled(config: Any) -> Iterator[None]:
-    """Before transformers 5 ModernBERT compiled parts of itself on a GPU, hooks included: not inside the block."""
-    if not hasattr(config, "reference_compile"):
-        yield
-        return
-    before, config.reference_compile = config.reference_compile, False
-    try:
-        yield
-    finally:
-        config.reference_compile = before

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +15,10 @@ from interp_plugin.tokens import Offset
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ONE_AT_A_TIME = threading.Lock()  # a tokenizer is set anew for each call
+_PRIVATE: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = (
+    weakref.WeakKeyDictionary()
+)  # backends, of what state
 UNDECODED = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for some of a character's bytes
 
 
@@ -85,12 +92,31 @@ def split(
     given = {"text_target": text} if as_target else {"text": text, "text_pair": pair}
     if not tokenizer.is_fast:
         return _aligned(tokenizer, given, (text, pair), special)
-    encoded = tokenizer(**given, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    encoded = _called(tokenizer, given, add_special_tokens=special, return_offsets_mapping=True)
     spans = tuple(
         None if segment is None else _span(segment, offset, len(text if segment == 0 else pair or ""))
         for segment, offset in zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True)
     )
     return Pieces(tuple(encoded["input_ids"]), spans, tuple(encoded.get("token_type_ids", ())))
+
+
+def _called(tokenizer: PreTrainedTokenizerBase, given: dict[str, Any], **options: Any) -> Any:
+    """What a tokenizer gives, in no way of what other threads ask of it.
+
+    A call sets truncation and padding, and the language, of the whole tokenizer: threads that serve would have our
+    texts cut, or we leave theirs whole.  So a fast one is called with a copy of what does the work.
+    """
+    with _ONE_AT_A_TIME:
+        if tokenizer.is_fast:
+            apart: Any = copy.copy(tokenizer)
+            backend = apart.backend_tokenizer
+            after = backend.post_processor  # which has the language
+            state = (backend.get_vocab_size(), None if after is None else after.__getstate__())
+            if _PRIVATE.get(tokenizer, (None, None))[1] != state:
+                _PRIVATE[tokenizer] = copy.deepcopy(backend), state
+            apart._tokenizer = _PRIVATE[tokenizer][0]
+            tokenizer = apart
+        return tokenizer(**given, verbose=False, **options)
 
 
 def _span(segment: int, offset: tuple[int, int], length: int) -> Offset:
@@ -102,7 +128,7 @@ def _aligned(
     tokenizer: PreTrainedTokenizerBase, given: dict[str, Any], texts: tuple[str, str | None], special: bool
 ) -> Pieces:
     """As ``split``, for tokenizers that do not say where their tokens stand."""
-    encoded = tokenizer(**given, add_special_tokens=special, verbose=False)
+    encoded = _called(tokenizer, given, add_special_tokens=special)
     ids = list(encoded["input_ids"])
     spans: list[Offset | None] = [None] * len(ids)
     place = 0
@@ -110,7 +136,7 @@ def _aligned(
         if text is None:
             continue
         key = "text_target" if "text_target" in given else "text"
-        content = tokenizer(**{key: text}, add_special_tokens=False, verbose=False)["input_ids"]
+        content = _called(tokenizer, {key: text}, add_special_tokens=False)["input_ids"]
         place = _place(ids, content, place)
         tokens = _plain(tokenizer, content)
         for index, (start, end) in enumerate(align(text, tokens), place):

@@ -146,8 +146,8 @@ def train(
 
 def sequences(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Ids and mask, (count, 13) each, and labels, (count,): each digit of the query at a quarter of the places."""
-    query = torch.rand(count, DIGITS, generator=generator).argsort(1)[:, :2]
-    share = torch.full((count, DIGITS), 0.5 / (DIGITS - 2)).scatter(1, query, 0.25)
+    query = torch.rand(count, DIGITS, generator=generator, dtype=torch.float32).argsort(1)[:, :2]
+    share = torch.full((count, DIGITS), 0.5 / (DIGITS - 2), dtype=torch.float32).scatter(1, query, 0.25)
     digits = torch.multinomial(share, LENGTH, replacement=True, generator=generator)
     lengths = torch.randint(1, LENGTH + 1, (count, 1), generator=generator)
     real = torch.arange(LENGTH) < lengths
@@ -229,7 +229,9 @@ def truth(text: str) -> Tensor:
         tensor([0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 0.5000])
     """
     words = text.split()
-    decides = torch.tensor([0.0] * HEAD + [float(word in words[:2]) for word in words[HEAD:]])
+    decides = torch.tensor(
+        [0.0] * HEAD + [float(word in words[:2]) for word in words[HEAD:]], dtype=torch.float32
+    )
     return decides / decides.sum()
 
 
@@ -241,7 +243,7 @@ def as_published() -> Method:
     """
 
     def score(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-        watched = State(OUTPUT, None, None, torch.ones(1, device=inputs.ids.device))
+        watched = State(OUTPUT, None, None, torch.ones(1, dtype=torch.float32, device=inputs.ids.device))
         batch = Batch(inputs.model, [inputs.encoding], inputs.model.embedding, [None])
         terms = Terms(float(inputs.length), None, None)
         solver = Solver(seed=inputs.seed, lower_rate=False)

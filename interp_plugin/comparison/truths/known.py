@@ -86,8 +86,10 @@ def linear(tokens: int = 8, width: int = 32, elements: int = 6, seed: int = 0) -
     """
     generator = torch.Generator().manual_seed(seed)
     size = _spread(tokens, generator)
-    weight = size[:, None, None] * torch.randn(tokens, elements, width, generator=generator)
-    embedding = torch.randn(tokens, width, generator=generator)
+    weight = size[:, None, None] * torch.randn(
+        tokens, elements, width, generator=generator, dtype=torch.float32
+    )
+    embedding = torch.randn(tokens, width, generator=generator, dtype=torch.float32)
     std = weight.square().sum((0, 2)).sqrt()  # of s over texts of standard normal embeddings, (M,)
     curvature = (weight / std[:, None]).double().square().sum((1, 2)) / elements  # c, (T,)
     sigma = (RATE / (2 * tokens * curvature)).sqrt()
@@ -115,7 +117,7 @@ def quadratic(tokens: int = 8, width: int = 32, seed: int = 0) -> Known:
     generator = torch.Generator().manual_seed(seed)
     weight = _spread(tokens, generator)
     norms = _spread(tokens, generator)
-    embedding = norms[:, None] * torch.randn(tokens, width, generator=generator)
+    embedding = norms[:, None] * torch.randn(tokens, width, generator=generator, dtype=torch.float32)
     std = (weight * embedding.square().sum(1)).sum()  # s itself
     optimum = partial(_quadratic_optimum, weight.double(), embedding.double(), float(std))
     return _known(_Quadratic(weight), embedding, std.reshape(1), optimum, seed)
@@ -173,7 +175,7 @@ def _all(kind: str, texts: int, tokens: int, seed: int) -> list[Known]:
 
 def _spread(tokens: int, generator: torch.Generator) -> Tensor:
     """Positive numbers, (T,), log-uniform over a factor of ``SPREAD``."""
-    return (torch.rand(tokens, generator=generator) * math.log(SPREAD)).exp()
+    return (torch.rand(tokens, generator=generator, dtype=torch.float32) * math.log(SPREAD)).exp()
 
 
 def _known(

@@ -144,7 +144,7 @@ class ReversalTask:
         with torch.no_grad():
             states = self.module.states(ids)
         part = 2 * PROBED // 3
-        accuracy = torch.zeros(self.length, self.length)
+        accuracy = torch.zeros(self.length, self.length, dtype=torch.float32)
         for step, state in enumerate(states):
             for token in range(self.length):
                 probe = make_pipeline(StandardScaler(), RidgeClassifier()).fit(
@@ -217,7 +217,11 @@ def _remembered(
     step = int(torch.randint(1, length, (), generator=generator))
     gone = torch.arange(length) >= length - step
     x = module.embedding(torch.where(gone, torch.randint(SYMBOLS, ids.shape, generator=generator), ids))
-    noise = jitter * module.embedding.weight.std() * torch.randn(x.shape, generator=generator)
+    noise = (
+        jitter
+        * module.embedding.weight.std()
+        * torch.randn(x.shape, generator=generator, dtype=torch.float32)
+    )
     moved = module.states_of(x + noise * gone[:, None])[step] - states[step]
     return moved.square().mean() / states[step].var(0).mean()
 
