@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.method.erasing import Way
 from interp_plugin.objective import default_rows
 from interp_plugin.padding import FULL, alike
 from interp_plugin.problem import Problem, Terms, fit_together, pose
@@ -176,6 +177,58 @@ class Batch:
             rows = min(rows, MAX_SCORES // (places * self._model.vocabulary))
         return max(1, rows)
 
+    @property
+    def players(self) -> Tensor:
+        """Tokens of the texts themselves, (B, T): neither special ones nor padding."""
+        real = torch.zeros_like(self.token_mask, dtype=torch.bool)
+        for row, encoding in enumerate(self.encodings):
+            places = self.token_mask[row].nonzero()[:, 0]
+            is_text = [offset is not None for offset in encoding.offsets]
+            real[row, places] = torch.tensor(is_text, device=real.device)
+        return real
+
+    def masked_origin(self) -> Tensor | None:
+        """What noise is added to with the mask token in place of every token of the text, (B, T, K).
+
+        None: the model has no mask token.
+        """
+        if self._model.mask_id is None:
+            return None
+        ids, *others = self._noisy.inputs
+        masked = torch.where(self.players.to(ids.device), self._model.mask_id, ids)
+        model = replace(self._noisy, inputs=(masked, *others))
+        model.read([])
+        return model.origin[0]
+
+    def edited(
+        self, way: Way, examples: Tensor, kept: Tensor, state: State, selector: Selector | None = None
+    ) -> NoisyModel:
+        """The model on rows that are these examples (R,) with tokens hidden or left out; kept is (R, T).
+
+        ``selector`` picks another part of the state than its neurons.
+        """
+        noisy = self._noisy.at(state.site)
+        noisy.selector = selector or state.selector
+        inputs = tuple(x[examples.to(x.device)] for x in noisy.inputs)
+        targets = self.targets and self.targets.at(examples.to(self.targets.ids.device))
+        if way == "attention":
+            if len(inputs) < 2 or inputs[1].shape != kept.shape:
+                raise ValueError(
+                    f"{self._model.name} takes no attention mask; erase in the ways 'mask' or 'delete'"
+                )
+            inputs = (inputs[0], inputs[1] * kept.to(inputs[1]), *inputs[2:])
+        else:
+            if any(e.extra and any(len(v) != len(e.ids) for v in e.extra.values()) for e in self.encodings):
+                raise ValueError(
+                    f"{self._model.name} reads a second sequence, whose tokens would not follow; erase in another way"
+                )
+            places = kept.nonzero()[:, 1].reshape(len(kept), -1)
+            inputs = tuple(x.gather(1, places.to(x.device)) if x.shape == kept.shape else x for x in inputs)
+            targets = targets and targets.without(kept)
+            noisy.noise_layer = None
+        noisy.forward, noisy.inputs = _Forward(self._model, targets), inputs
+        return noisy
+
     def fit(
         self,
         states: Sequence[State],
@@ -195,12 +248,20 @@ class Batch:
         """
         rows = max_rows or self.default_rows
         with _naming(self.encodings):
-            return fit_together([self._pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
+            return fit_together([self.pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
 
-    def _pose(self, state: State, mask: Tensor | None, terms: Terms, rows: int) -> Problem:
+    def pose(
+        self,
+        state: State,
+        mask: Tensor | None,
+        terms: Terms,
+        rows: int,
+        selector: Selector | None = None,
+    ) -> Problem:
+        """What is asked of the solver about a state; ``selector`` picks another part of it than its neurons."""
         whole = self.whole(state.site)
         noisy = self._noisy.at(state.site)
-        noisy.selector, noisy.max_rows = state.selector, rows
+        noisy.selector, noisy.max_rows = selector or state.selector, rows
         selected = noisy.selected(whole)
         counted = torch.ones_like(selected, dtype=torch.bool)
         if mask is not None:
@@ -249,6 +310,11 @@ class _Targets:
 
     def at(self, rows: Tensor) -> _Targets:
         return _Targets(self.ids[rows], self.places[rows], self.real[rows])
+
+    def without(self, kept: Tensor) -> _Targets:
+        """The same where some tokens of the text, (B, T), are left out before them."""
+        gone = (~kept).cumsum(1).to(self.places.device)
+        return _Targets(self.ids, self.places - gone.gather(1, self.places), self.real)
 
 
 class _Forward:

@@ -246,10 +246,6 @@ class _Edit:
         if way == "attention":
             return self._hidden(rows, inputs, kept)
         places = kept.nonzero()[:, 1].reshape(len(kept), -1)
-        if not places.shape[1]:
-            raise ValueError(
-                "no token would be left of an example; mask some of them (token_mask), or erase in another way"
-            )
 
         def left(x: Any) -> Any:
             if not isinstance(x, Tensor) or x.shape[:2] != kept.shape:

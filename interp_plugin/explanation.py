@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 
 from interp_plugin import forms, rendering, storage
-from interp_plugin.rows import Layer, Record, Row, TextExplanation
+from interp_plugin.rows import ErasedRow, Layer, Record, Row, TextExplanation
 from interp_plugin.scores import Kind, Scores, listed
 from interp_plugin.units import Aggregate, Granularity
 from interp_plugin.writing import replace_file
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-__all__ = ["Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
+__all__ = ["ErasedRow", "Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
 
 Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
 
@@ -44,6 +44,7 @@ class Settings:
         part: of the states that is watched, where it is not the whole.
         amortised: digest of the head that predicted the numbers; None: the solver found them.
         max_passes: of the solver.
+        erased: how tokens were erased (side, ways, passes); None: noise was learned.
 
     Example::
 
@@ -64,6 +65,7 @@ class Settings:
     part: str | None = None
     amortised: str | None = None
     max_passes: int | None = None
+    erased: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,7 +137,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         return f"Explanation({texts}, layers {listed(layers)}, model {self.settings.model!r})"
 
     def scores(
-        self, kind: Kind = "kept", granularity: Granularity = "token", aggregate: Aggregate = "sum"
+        self, kind: Kind | None = None, granularity: Granularity = "token", aggregate: Aggregate = "sum"
     ) -> tuple[Scores, ...]:
         """`TextExplanation.scores` of every text.
 
@@ -175,7 +177,8 @@ class Explanation(Record, Sequence[TextExplanation]):
         Scores are (U,) lists in each row, aggregated as `TextExplanation.scores` says; ``standard_error`` is that of
         kept, ``loss_standard_error`` that of loss, in nats, and ``tied`` tells which units cannot be told apart from
         the next one in rank (see `Scores`), by their kept; ``total`` is the information kept of the whole text, and
-        ``total_standard_error`` its error: those of the units are correlated.
+        ``total_standard_error`` its error: those of the units are correlated. Where tokens were erased, rows have
+        ``erased``, its ``standard_error`` and ``damage`` in place of these.
 
         Example::
 
@@ -218,7 +221,8 @@ class Explanation(Record, Sequence[TextExplanation]):
             for number, item in enumerate(self.items)
             for line in forms.lines(number, item, granularity, aggregate)
         ]
-        table = pd.DataFrame.from_records(lines, columns=forms.COLUMNS)
+        columns = forms.COLUMNS if self.settings.erased is None else forms.ERASED_COLUMNS
+        table = pd.DataFrame.from_records(lines, columns=columns)
         return table.astype(dict.fromkeys(("segment", "start", "end", "position"), "Int64"))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp_plugin.rows import Row, TextExplanation
+from interp_plugin.rows import ErasedRow, Row, TextExplanation
 from interp_plugin.scores import Scores
 from interp_plugin.units import Aggregate, Granularity
 
@@ -23,12 +23,18 @@ COLUMNS = (
     *("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS),
     *("kept", "loss", "sigma", "standard_error", "loss_standard_error", "tied", *FACTS),
 )
+ERASED_FACTS = ("damage", "n_forward", "n_backward")
+ERASED_COLUMNS = (*COLUMNS[:10], "erased", "standard_error", "tied", *ERASED_FACTS)
+ERASED_ONLY = ("erased", "erasure_probability", "damage")
+ARRAYS = ("sigma", "standard_error", "erased", "erasure_probability")  # of rows
 
 
 def text_dict(
     item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
 ) -> dict[str, Any]:
     """A text as lists, strings and numbers, ready for strict JSON."""
+    if item.is_erased:
+        return _erased_dict(item, item.scores("erased", granularity, aggregate))
     kept, loss, sigma = _all_scores(item, granularity, aggregate)
     total, total_error = item.total()  # (R,)
     rows = [
@@ -47,21 +53,46 @@ def text_dict(
         }
         for i, row in enumerate(item.rows)
     ]
+    return _with_text(item, kept, rows)
+
+
+def _erased_dict(item: TextExplanation, scores: Scores) -> dict[str, Any]:
+    rows = [
+        {
+            **{name: getattr(row, name) for name in LABELS},
+            "erased": scores.values[i],
+            "standard_error": scores.standard_error[i],
+            "tied": scores.tied[i],
+            "converged": row.converged,
+            **{name: getattr(row, name) for name in ERASED_FACTS},
+        }
+        for i, row in enumerate(item.rows)
+    ]
+    return _with_text(item, scores, rows)
+
+
+def _with_text(item: TextExplanation, scores: Scores, rows: list[dict[str, Any]]) -> dict[str, Any]:
     names = ("text", "pair", "predicted", "probability", "target")
     texts = {name: getattr(item, name) for name in names}
-    found: dict[str, Any] = plain({**texts, "units": kept.units, "offsets": kept.offsets, "rows": rows})
+    found: dict[str, Any] = plain({**texts, "units": scores.units, "offsets": scores.offsets, "rows": rows})
     return found
 
 
 def lines(
     number: int, item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
 ) -> Iterator[tuple[Any, ...]]:
-    """The lines of the table of one text, in the order of COLUMNS."""
-    kept, loss, sigma = _all_scores(item, granularity, aggregate)
-    errors = (kept.standard_error, loss.standard_error)
-    columns = (kept.values, loss.values, sigma.values, *errors, kept.tied)  # (R, U) each
+    """The lines of the table of one text, in the order of COLUMNS, or of ERASED_COLUMNS."""
+    columns: tuple[Tensor, ...]  # (R, U) each
+    of_row: tuple[str, ...]
+    if item.is_erased:
+        kept, of_row = item.scores("erased", granularity, aggregate), ERASED_FACTS
+        columns = (kept.values, kept.standard_error, kept.tied)
+    else:
+        kept, loss, sigma = _all_scores(item, granularity, aggregate)
+        errors, of_row = (kept.standard_error, loss.standard_error), FACTS
+        columns = (kept.values, loss.values, sigma.values, *errors, kept.tied)
     for row, *scores in zip(item.rows, *(column.tolist() for column in columns), strict=True):
-        labels, facts = ([getattr(row, name) for name in names] for names in (LABELS, FACTS))
+        labels, facts = ([getattr(row, name) for name in names] for names in (LABELS, of_row))
         units = zip(kept.units, kept.offsets, *scores, strict=True)
         for u, (unit, offset, *values) in enumerate(units):
             place = (None, None, None) if offset is None else offset
@@ -88,10 +119,11 @@ def records(items: Sequence[TextExplanation]) -> tuple[list[dict[str, Any]], lis
 
 def _record(text_index: int, row: Row) -> dict[str, Any]:
     """A row as a line of the file; a layer's number is told apart from a name that looks like one."""
-    arrays = {name: getattr(row, name).numpy() for name in ("sigma", "standard_error")}
+    nothing = torch.empty(0)
+    arrays = {name: getattr(row, name, nothing).numpy() for name in ARRAYS}
     number = isinstance(row.layer, int)
     layer = {"layer": str(row.layer), "layer_is_number": number, "text_index": text_index}
-    return {**vars(row), **arrays, **layer}
+    return {"damage": math.nan, **vars(row), **arrays, **layer}
 
 
 def restored(
@@ -126,9 +158,11 @@ def _row(stored: Mapping[str, Any]) -> Row:
     values = {name: value for name, value in stored.items() if name != "text_index"}
     if values.pop("layer_is_number"):
         values["layer"] = int(values["layer"])
-    for name in ("sigma", "standard_error"):
+    for name in ARRAYS:
         values[name] = torch.tensor(values[name], dtype=torch.float32)
-    return Row(**values)
+    if len(values["erased"]):
+        return ErasedRow(**values)
+    return Row(**{name: value for name, value in values.items() if name not in ERASED_ONLY})
 
 
 def plain(value: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from interp_plugin.scores import Kind, Known, Scores, check_kind, listed, score
+from interp_plugin.scores import Kind, Known, Scores, check_kind, erased_score, listed, score
 from interp_plugin.units import Aggregate, Granularity, Offset, Unit, check_aggregate, group
 
 Layer = int | str
@@ -82,6 +82,60 @@ class Row(Record):
         for name in ("sigma", "standard_error"):
             plain = getattr(self, name).detach().to("cpu", torch.float32)
             object.__setattr__(self, name, plain)
+
+
+@dataclass(frozen=True, eq=False)
+class ErasedRow(Row):
+    """One state, and what is lost of it with each of T tokens: no noise was learned, so sigma is NaN.
+
+    Attributes:
+        erased: s_i, what the answer loses with the token (below 0: its erasure raises the answer), (T,) float32: nats
+            of log-odds of a class, nats of log probability of a language model's target, D of any other state.
+        standard_error: of ``erased``, (T,).
+        erasure_probability: p_i of the channel that ``erased`` is the derivative at, (T,).
+        damage: Delta(p), what this channel does to the answer.
+
+    Example::
+
+        >>> row = ErasedRow.of("output", None, torch.tensor([0.0, 2.0]), torch.tensor([0.0, 0.1]))
+        >>> row.erased.tolist(), row.layer, row.sigma.isnan().all().item()
+        ([0.0, 2.0], 'output', True)
+    """
+
+    erased: Tensor = field(default_factory=lambda: torch.empty(0))
+    erasure_probability: Tensor = field(default_factory=lambda: torch.empty(0))
+    damage: float = math.nan
+
+    @classmethod
+    def of(
+        cls,
+        layer: Layer,
+        position: int | None,
+        erased: Tensor,
+        standard_error: Tensor,
+        erasure_probability: Tensor | None = None,
+        damage: float = math.nan,
+        n_forward: int = 0,
+        n_backward: int = 0,
+    ) -> ErasedRow:
+        """A row without noise."""
+        nothing = math.nan
+        return cls(
+            layer, position, torch.full_like(erased, nothing), standard_error, nothing, nothing, nothing, nothing,
+            nothing, True, n_forward, n_backward, nothing, erased,
+            torch.full_like(erased, nothing) if erasure_probability is None else erasure_probability, damage,
+        )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("erased", "erasure_probability"):
+            plain = getattr(self, name).detach().to("cpu", torch.float32)
+            object.__setattr__(self, name, plain)
+        if self.erased.shape != self.standard_error.shape:
+            raise ValueError(
+                f"erased is {tuple(self.erased.shape)} and standard_error {tuple(self.standard_error.shape)}: both "
+                "must be (T,), one number for each token"
+            )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,13 +228,19 @@ class TextExplanation(Record):
             raise KeyError(f"layer {layer!r} was not explained: choose from {listed(self.layers)}")
         return rows
 
+    @property
+    def is_erased(self) -> bool:
+        """Whether tokens were erased; otherwise they bear noise."""
+        return isinstance(self.rows[0], ErasedRow)
+
     def scores(
-        self, kind: Kind = "kept", granularity: Granularity = "token", aggregate: Aggregate = "sum"
+        self, kind: Kind | None = None, granularity: Granularity = "token", aggregate: Aggregate = "sum"
     ) -> Scores:
         """Scores of tokens, words or sentences in every row, with standard errors.
 
         Args:
-            kind: "kept" (nats; high = the state still holds it), "loss" (nats) or "sigma".
+            kind: "kept" (nats; high = the state still holds it), "loss" (nats) or "sigma"; "erased" where tokens were
+                erased (what the answer loses with the token). None: "erased" there, otherwise "kept".
             granularity: "token", "word" or "sentence". Special tokens are always units of their own.
             aggregate: nats of a unit are the "sum" over its tokens (information adds up, so a word of more
                 pieces has more), their "mean" (to compare words), or those of the token that the state keeps
@@ -190,7 +250,7 @@ class TextExplanation(Record):
             `Scores` with values and standard errors (R, U).
 
         Raises:
-            ValueError: another kind, granularity or aggregate.
+            ValueError: another kind, granularity or aggregate; "erased" where noise was learned, or the other way.
 
         Example::
 
@@ -198,10 +258,19 @@ class TextExplanation(Record):
             >>> example()[0].scores().values.round().tolist()
             [[0.0, 8.0, 15.0, 0.0], [0.0, 5.0, 8.0, 0.0]]
         """
+        kind = ("erased" if self.is_erased else "kept") if kind is None else kind
         check_kind(kind)
         check_aggregate(aggregate)
+        self._check_channel(kind)
         units = group((self.text, self.pair), self.tokens, self.offsets, granularity)
-        values, error, tied = score(kind, self._known(), units, aggregate)
+        if kind == "erased":
+            rows = [row for row in self.rows if isinstance(row, ErasedRow)]
+            errors = torch.stack([row.standard_error for row in rows])
+            values, error, tied = erased_score(
+                torch.stack([row.erased for row in rows]), errors, units, aggregate
+            )
+        else:
+            values, error, tied = score(kind, self._known(), units, aggregate)
         return Scores(
             kind=kind,
             granularity=granularity,
@@ -231,12 +300,21 @@ class TextExplanation(Record):
         """
         if kind not in ("kept", "loss"):
             raise ValueError(f"kind is {kind!r}: the total of a text is 'kept' or 'loss'")
+        self._check_channel(kind)
         known = self._known()
         nats = known.per_token(kind).sum(1)
         if kind == "loss":
             return nats, self.size * len(self.tokens) * self._each("common_error")
         _, error, _ = score(kind, known, [Unit("", None, tuple(range(len(self.tokens))))])
         return nats, error[:, 0]
+
+    def _check_channel(self, kind: Kind) -> None:
+        if (kind == "erased") != self.is_erased:
+            made = "erased" if self.is_erased else "kept"
+            raise ValueError(
+                f"kind is {kind!r}, and the texts were explained with score={made!r}: explain them with "
+                f"score={'erased' if kind == 'erased' else 'kept'!r}"
+            )
 
     def _each(self, name: str) -> Tensor:
         """One number of every row, (R,) float64."""
@@ -280,6 +358,10 @@ def _check_rows(item: TextExplanation) -> None:
             raise ValueError(
                 f"layer {row.layer!r} has {len(row.sigma)} sigmas: it needs one for each of the "
                 f"{len(item.tokens)} tokens"
+            )
+        if isinstance(row, ErasedRow) != isinstance(item.rows[0], ErasedRow):
+            raise ValueError(
+                f"layer {row.layer!r} has another kind of row than the first: give rows of one kind"
             )
         if (row.layer, row.position) in seen:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from interp_plugin.units import Aggregate, Granularity, Offset, Unit
 
-Kind = Literal["kept", "loss", "sigma"]
+Kind = Literal["kept", "loss", "sigma", "erased"]
 
 TIE = 2.0  # standard errors of a difference below which two units cannot be told apart
 
@@ -23,7 +23,8 @@ class Scores:
     """One score for each of U units (tokens, words or sentences) in each of R rows (states).
 
     Attributes:
-        kind: "kept" or "loss", in nats, or "sigma", in units of the noisy layer's output.
+        kind: "kept" or "loss", in nats; "sigma", in units of the noisy layer's output; or "erased", in nats of a
+            class's log-odds or of a target's log probability, in D of other states.
         granularity: "token", "word" or "sentence".
         aggregate: how a unit's value comes of its tokens': "sum", "mean" or "max".
         units: their names, U.
@@ -213,6 +214,27 @@ def score(
     values = gather(torch.where(weight > 0, known.per_token(kind) * weight, 0.0))  # (R, U)
     tied = _tied(values if kind == "kept" else -values, variance, reach, known.covariance)
     return (values.exp() if kind == "sigma" else values), variance.sqrt(), tied
+
+
+def erased_score(
+    erased: Tensor, standard_error: Tensor, units: Sequence[Unit], aggregate: Aggregate
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, standard errors and ties of the units, (R, U) each, of what is lost with each token, (R, T).
+
+    A unit's value is the sum over its tokens, their mean, or that of the largest absolute value.
+    """
+    weight = torch.zeros(len(erased), len(units), erased.shape[1], dtype=torch.float64)  # (R, U, T)
+    for number, unit in enumerate(units):
+        tokens = torch.tensor(unit.tokens)
+        if aggregate == "max":
+            largest = tokens[erased[:, tokens].abs().argmax(1)]  # (R,)
+            weight[torch.arange(len(erased)), number, largest] = 1
+        else:
+            weight[:, number, tokens] = 1 / len(tokens) if aggregate == "mean" else 1
+    values = (weight @ erased.double().unsqueeze(2)).squeeze(2)
+    variance = (weight.square() @ standard_error.double().square().unsqueeze(2)).squeeze(2)
+    nothing = torch.zeros_like(values)
+    return values, variance.sqrt(), _tied(values, variance, nothing, nothing[:, :1])
 
 
 def _most_kept(known: Known, units: Sequence[Unit]) -> Tensor:

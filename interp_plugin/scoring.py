@@ -54,7 +54,7 @@ class Finder(Protocol):
         """Entered while the model runs on the batch without noise; :meth:`rows` gets what it enters as."""
         ...
 
-    def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
+    def rows(self, batch: Batch, plan: Plan, seen: Any, given: Sequence[bool]) -> list[tuple[Row, ...]]:
         """The rows of every text, as :func:`solved` gives them."""
         ...
 
@@ -81,7 +81,7 @@ def score(
         batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
-    rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen)
+    rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen, given)
     return [
         TextExplanation(
             text=encoding.text,
@@ -107,7 +107,7 @@ def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
         given: which of them were given a target.
     """
     found: list[list[tuple[int, Row]]] = [[] for _ in given]
-    for part in _parts(model, batch, plan, given):
+    for part in parts(model, batch, plan, given):
         some = batch if len(part.examples) == len(given) else batch.at(part.examples)
         fits = _fits(some, part, plan)
         for state, places, fit in zip(part.states, part.positions, fits):
@@ -116,7 +116,7 @@ def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
     return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
 
 
-def _fits(batch: Batch, part: _Part, plan: Plan) -> list[NoiseFit]:
+def _fits(batch: Batch, part: Part, plan: Plan) -> list[NoiseFit]:
     """A fit for each state; with half the rows in a forward whenever memory runs out."""
     terms = Terms(plan.rate, plan.max_sigma, None, plan.input_std)
     rows = plan.max_rows or batch.default_rows
@@ -171,7 +171,7 @@ def _with_next_tokens(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """States that some of the texts have in common, to be fitted together."""
 
     examples: list[int]
@@ -180,10 +180,10 @@ class _Part:
     positions: list[list[int | None]]  # of each state, for each example
 
 
-def _parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> Iterator[_Part]:
+def parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> Iterator[Part]:
     """The plan cut so that every part is one state for each text."""
     everyone = list(range(len(given)))
-    together = _Part(everyone, [], [], [])
+    together = Part(everyone, [], [], [])
     apart: dict[Axis, list[State]] = {}
     for state in plan.states:
         real = batch.places(state)
@@ -206,7 +206,7 @@ def _parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
 
 def _one_by_one(
     states: list[State], real: Tensor, positions: Positions, encodings: Sequence[Encoding]
-) -> Iterator[_Part]:
+) -> Iterator[Part]:
     """A part for each position; texts that are too short for it are left out."""
     wanted = [
         _indices(positions, length, f"layer {states[0].label!r} of text {shown(encoding.text)}")
@@ -217,7 +217,7 @@ def _one_by_one(
         places = [wanted[i][k] for i in examples]
         mask = torch.zeros(len(examples), real.shape[1], dtype=torch.bool, device=real.device)
         mask[range(len(places)), places] = True
-        yield _Part(examples, states, [mask] * len(states), [list(places)] * len(states))
+        yield Part(examples, states, [mask] * len(states), [list(places)] * len(states))
 
 
 def _indices(positions: Positions, length: int, name: str) -> list[int]:

@@ -20,6 +20,7 @@ _KEY = b"interp_plugin"  # of the file's metadata
 EXPANSION = 1000  # bytes in memory for a byte of a file, at most
 SMALL = 2**25  # or so many bytes in memory, however small the file
 FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
+ERASED_FLOATS = ("erased", "erasure_probability")  # the same, empty where noise was learned
 
 
 def write(
@@ -97,8 +98,10 @@ def read(
     firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
     try:
         texts = table.select(of_text.names).take(arrow.array(firsts, arrow.int64())).to_pylist()
-        rows = table.select([column for column in of_row.names if column not in FLOATS]).to_pylist()
-        for column in FLOATS:
+        rows = table.select(
+            [column for column in of_row.names if column not in (*FLOATS, *ERASED_FLOATS)]
+        ).to_pylist()
+        for column in (*FLOATS, *ERASED_FLOATS):
             for row, cell in zip(rows, table[column], strict=True):
                 row[column] = cell.values.to_numpy()
     except (AttributeError, OverflowError, ValueError) as error:  # no list, no UTF-8, a null within a list
@@ -183,6 +186,8 @@ def _schemas(arrow: ModuleType) -> tuple[pa.Schema, pa.Schema]:
         "layer_is_number": arrow.bool_(),
         "position": arrow.int64(),
         **fit_columns(arrow),
+        **{name: arrow.list_(arrow.float32()) for name in ERASED_FLOATS},
+        "damage": arrow.float64(),
     }
     return arrow.schema(text_columns(arrow)), arrow.schema(of_row)
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tqdm.auto import tqdm
 
-from interp_plugin import huggingface
+from interp_plugin import huggingface, scoring
 from interp_plugin.batches import Batch, State, batches
 from interp_plugin.calibration import Calibration
+from interp_plugin.carrying import ErasureFinder
 from interp_plugin.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.fingerprint import versions
+from interp_plugin.method.erasing import Way, check_ways
+from interp_plugin.method.erasure import Erasure, Side
 from interp_plugin.problem import default_cap, std_of_table, warn_of_training
-from interp_plugin.scoring import Plan, Positions, score, warn_of_deaf_states
+from interp_plugin.scoring import Plan, Positions, warn_of_deaf_states
 from interp_plugin.solver import Solver
 from interp_plugin.state import LayerCall, RunningStd, Site, module_of
 from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, as_int, plain_values, shown
@@ -104,8 +107,12 @@ class TextExplainer:
         internal_batch_size: int | Literal["auto"] = "auto",
         truncation: bool = False,
         show_progress: bool = False,
+        score: Literal["kept", "erased"] = "kept",
+        side: Side = "damage",
+        ways: Sequence[Way] = ("mask",),
+        passes: int = 100,
     ) -> Explanation:
-        """Information kept of each token of each text by each layer.
+        """Information kept of each token of each text by each layer, or what is lost with each token.
 
         A text's result does not depend on the others: they are batched by length, and padding bears no noise.
 
@@ -136,6 +143,12 @@ class TextExplainer:
                 length and halves when memory runs out.
             truncation: cut off what the model cannot take; otherwise too long a text is an error.
             show_progress: a progress bar.
+            score: "kept" learns noise, and says how precisely a state knows each token; "erased" learns erasures, and
+                says which tokens carry it: what is lost with a token of the log-odds of a class (without a target, of
+                the predicted one), of a language model's log probability of its target, or in D of a layer.  Special
+                tokens are never erased; the mask token stands for erased ones, the mean of the embedding table where
+                there is none.
+            side, ways, passes: of the erasures, as in :meth:`InformationErased.attribute`; ``solver`` gives the seed.
 
         Raises:
             ValueError: a layer, target, position or head that is not there, an empty or too long text,
@@ -147,6 +160,7 @@ class TextExplainer:
             raise TypeError(f"solver is a {type(solver).__name__}; give a Solver, or None for the usual one")
         warn_of_training(self.model.module, stacklevel=3)
         _check_sizes(batch_size, internal_batch_size)
+        finder = self._finder(score, side, ways, passes, 0 if solver is None else solver.seed)
         pairs = _pairs(texts)
         targets = _for_each(target, len(pairs))
         labels = self._labels(layers)
@@ -167,11 +181,27 @@ class TextExplainer:
                 )
                 for some in batches([encodings[i] for i in indices], batch_size, self.model.pads):
                     chosen = [indices[i] for i in some]
-                    found.update(zip(chosen, score(self.model, [encodings[i] for i in chosen], plan)))
+                    found.update(
+                        zip(chosen, scoring.score(self.model, [encodings[i] for i in chosen], plan, finder))
+                    )
                     bar.update(len(chosen))
         items = tuple(found[index] for index in range(len(pairs)))
         warn_of_deaf_states(items)
-        return Explanation(items, self.settings(base, neurons, heads), time.perf_counter() - start)
+        settings = self.settings(base, neurons, heads)
+        if finder is not None:
+            erased = f"{side} by {' and '.join(finder.ways)}, {passes} passes"
+            settings = replace(settings, erased=erased)
+        return Explanation(items, settings, time.perf_counter() - start)
+
+    def _finder(
+        self, score: str, side: Side, ways: Sequence[Way], passes: int, seed: int
+    ) -> ErasureFinder | None:
+        """What finds the rows; None: the solver."""
+        if score not in ("kept", "erased"):
+            raise ValueError(f"score is {score!r}; choose 'kept' or 'erased'")
+        if score == "kept":
+            return None
+        return ErasureFinder(self.model, Erasure(side, passes, seed), check_ways(ways))
 
     def plan(
         self,

@@ -270,8 +270,6 @@ def test_ways_that_cannot_be_gone_say_so() -> None:
         method.attribute(IDS, 4, target=0, ways=("mask", "attention"))
     with pytest.raises(ValueError, match="ways is 'blur'"):
         method.attribute(IDS, 4, target=0, ways="blur")
-    with pytest.raises(ValueError, match="no token would be left"):
-        method.attribute(IDS, 4, target=0, ways="delete")
     at_layer = LayerInformationErased(lambda ids: BERT(ids).logits, EMBEDDING, BERT.bert.encoder.layer[0])
     ids = torch.cat([IDS[:, :1], IDS], 1)
     keep_first = torch.cat([ids[:, :1], torch.full_like(IDS, 4)], 1)
@@ -279,6 +277,22 @@ def test_ways_that_cannot_be_gone_say_so() -> None:
         at_layer.attribute(ids, keep_first, ways="delete")
     with pytest.raises(ValueError, match="baselines do not broadcast"):
         method.attribute(IDS, torch.zeros(3, 2, dtype=torch.long), target=0)
+
+
+def test_where_no_token_would_be_left_baselines_stand_for_all() -> None:
+    ids = IDS[:1, :2]
+    method = LayerInformationErased(lambda ids: BERT(ids).logits, EMBEDDING)
+    fit = method.fit(ids, 4, target=0, ways="delete")
+    with torch.no_grad():
+        rows = [
+            ids,
+            ids[:, 1:],
+            ids[:, :1],
+            torch.full_like(ids, 4),
+        ]  # erased: neither, the first, the second, both
+        answers = torch.stack([BERT(row).logits[0, 0] for row in rows]).double()
+    slopes, _ = multilinear((answers[0] - answers).numpy(), fit.probability[0].double().numpy())
+    np.testing.assert_allclose(fit.score[0], slopes, rtol=1e-3, atol=1e-5)
 
 
 def test_tokens_that_are_their_own_baseline_are_worth_nothing() -> None:

@@ -229,7 +229,7 @@ class AmortisedEstimator:
         return watch(model, encodings)
 
     @torch.no_grad()
-    def rows(self, batch: Batch, plan: Plan, seen: Inside) -> list[tuple[Row, ...]]:
+    def rows(self, batch: Batch, plan: Plan, seen: Inside, given: Sequence[bool]) -> list[tuple[Row, ...]]:
         """The rows of every text of a batch; see :class:`scoring.Finder`.
 
         Raises:

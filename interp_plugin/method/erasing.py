@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +14,10 @@ from interp_plugin.objective import Objective, distortion
 from interp_plugin.state import NoisyModel, no_fastpath
 
 Way = Literal["mask", "attention", "delete"]
-"""How a token is erased: a baseline in its place, the same and hidden from attention, or left out of the input."""
+"""How a token is erased: a baseline in its place, the same and hidden from attention, or left out of the input.
+
+Of an input with all tokens erased nothing would be left, and baselines stand for them.
+"""
 Edit = Callable[[Way, Tensor, Tensor], NoisyModel]
 """(way, examples (R,), kept tokens (R, T)) -> the model on these rows with the other tokens hidden, or left out.
 
@@ -70,20 +73,21 @@ class Erasing:
         total = self.objective.origin.new_zeros(len(examples))
         with no_fastpath():
             for way, weight in zip(self.ways, weights):
-                for rows in self._together(way, erased):
-                    total[rows] += weight * self._cost(way, examples[rows], erased[rows])
+                for own_way, rows in self._together(way, examples, erased):
+                    total[rows] += weight * self._cost(own_way, examples[rows], erased[rows])
         return total
 
-    def _together(self, way: Way, erased: Tensor) -> list[Tensor]:
-        """Rows that share a forward."""
-        if way != "delete":
-            return list(torch.arange(len(erased), device=erased.device).split(self.objective.max_rows))
-        counts = erased.sum(1)
-        return [
-            rows
-            for count in counts.unique()
-            for rows in (counts == count).nonzero()[:, 0].split(self.objective.max_rows)
-        ]
+    def _together(self, way: Way, examples: Tensor, erased: Tensor) -> Iterator[tuple[Way, Tensor]]:
+        """Rows that share a forward, and how: where no token would be left, baselines stand for all of them."""
+        masked, counts = torch.full_like(erased[:, 0], way != "delete"), erased.sum(1)
+        if way == "delete":
+            masked = ~(self.objective.groups.active[examples] & ~erased).any(1)
+            for count in counts[~masked].unique():
+                for rows in ((counts == count) & ~masked).nonzero()[:, 0].split(self.objective.max_rows):
+                    yield way, rows
+        for rows in masked.nonzero()[:, 0].split(self.objective.max_rows):
+            if len(rows):
+                yield "mask" if way == "delete" else way, rows
 
     def _cost(self, way: Way, examples: Tensor, erased: Tensor) -> Tensor:
         objective, rows = self.objective, torch.arange(len(examples), device=examples.device)
