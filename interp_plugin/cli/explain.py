@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 Granularity = Literal["token", "word", "sentence"]
 Aggregate = Literal["sum", "mean", "max"]
+Score = Literal["kept", "erased"]
+Side = Literal["damage", "keep"]
 
 EXAMPLES = """
 Examples:
@@ -53,6 +55,8 @@ Examples:
     echo "not a bad film" | interp-plugin explain --granularity word --json
 
     interp-plugin explain "Paris is in" --model gpt2 --target " France"
+
+    interp-plugin explain "not a bad film" --score erased
 
 Exit status: 0, or 2 for what cannot be used as it was given, with one sentence that says why.
 """
@@ -84,7 +88,7 @@ def explain(
         str | None,
         typer.Option(
             help="all, or numbers, ranges and names: 1,3-4 or all,output or encoder.1-3,decoder.2.",
-            show_default="all; output with a class as target",
+            show_default="all; output with a class as target, or with --score erased",
         ),
     ] = None,
     target: Annotated[
@@ -95,6 +99,19 @@ def explain(
             show_default="all classes; the model's own next token",
         ),
     ] = None,
+    score: Annotated[
+        Score,
+        typer.Option(
+            help="kept: how precisely each layer knows each token; erased: which tokens carry the class, the "
+            "continuation or the layer.",
+        ),
+    ] = "kept",
+    side: Annotated[
+        Side, typer.Option(help="With --score erased: what to look for in erasures, damage or harmlessness.")
+    ] = "damage",
+    ways: Annotated[
+        str, typer.Option(help="With --score erased: how tokens go, some of mask,attention,delete.")
+    ] = "mask",
     granularity: Annotated[Granularity, typer.Option(help="What a score is of.")] = "token",
     aggregate: Annotated[
         Aggregate, typer.Option(help="How the nats of a word or sentence come of its tokens'.")
@@ -152,18 +169,19 @@ def explain(
             check_installed("pyarrow", "--save", "table")
 
         # torch and transformers take seconds to import: --help and bad input need not wait for them
+        from interp_plugin.method.erasing import check_ways
         from interp_plugin.solver import Solver
 
         solver = Solver(seed=seed, max_passes=max_passes)
         solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
-        chosen, asked = _chosen(explainer.model, labels, target)
+        chosen, asked = _chosen(explainer.model, labels, target, score)
         progress = sys.stderr.isatty()
         if sample is not None:
             explainer.calibrate(sample, chosen, batch_size=batch_size, show_progress=progress)
         explanation = explainer.explain(
             wanted, chosen, asked, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
-            show_progress=progress,
+            show_progress=progress, score=score, side=side, ways=check_ways(ways.split(",")),
         )  # fmt: skip
         written = _write(explanation, granularity, aggregate, html, png, save)
     if as_json:
@@ -221,12 +239,12 @@ def _split(texts: Sequence[str], pairs: bool) -> list[Text]:
 
 
 def _chosen(
-    model: TextModel, labels: Sequence[Label] | None, target: str | None
+    model: TextModel, labels: Sequence[Label] | None, target: str | None, score: Score
 ) -> tuple[Sequence[Label], str | int | None]:
     """The layers, and the target: a class's number where none has that name."""
     of_class = target is not None and model.task != "next token"
     if labels is None:
-        labels = ["output"] if of_class else ["all"]
+        labels = ["output"] if of_class or (score == "erased" and model.task != "none") else ["all"]
     if target is None or not of_class or not re.fullmatch(r"\d{1,9}", target):
         return labels, target
     try:

@@ -26,7 +26,7 @@ Of left out tokens every row has as many; such a model's inputs are whole, and n
 FURTHER_WAY = 0.2  # weight of the damage by each way but the first
 
 
-def check_ways(ways: Sequence[Way]) -> tuple[Way, ...]:
+def check_ways(ways: str | Sequence[str]) -> tuple[Way, ...]:
     """The ways as a tuple, or a ValueError."""
     chosen: tuple[Any, ...] = (ways,) if isinstance(ways, str) else tuple(ways)
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(get_args(Way)):

@@ -89,11 +89,14 @@ def families() -> list[str]:
     return [*rcParams["font.family"], *(name for name in _FALLBACKS if name in installed)]
 
 
-def colours() -> Colormap:
-    """The shades' own colours."""
+def colours(signed: bool = False) -> Colormap:
+    """The shades' own colours, from 0 up; with those of what is below 0 where values have a sign."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    ends = [tuple(part / 255 for part in rgb) for rgb in (shades.LOW, shades.HIGH)]
+    below = (shades.BELOW_HIGH, shades.BELOW_LOW) if signed else ()
+    ends = [tuple(part / 255 for part in rgb) for rgb in (*below, shades.LOW, shades.HIGH)]
+    if signed:  # white in the middle
+        ends[1:3] = [(1.0, 1.0, 1.0)]
     return LinearSegmentedColormap.from_list("kept", ends)
 
 

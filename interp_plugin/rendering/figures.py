@@ -23,8 +23,8 @@ def plot(
 ) -> Figure:
     """A figure of one text, or of all of them ("flow").
 
-    * "layers": map of R rows (layers, or time steps) x T units on one scale in nats, the first row on top;
-      with ``layer`` only that layer's rows.
+    * "layers": map of R rows (layers, or time steps) x T units on one scale in nats (where tokens were erased, each
+      row on its own), the first row on top; with ``layer`` only that layer's rows.
     * "tokens": one row's T values as bars, with whiskers of one standard error; default the last row.
     * "flow": information kept of all units together, by layer, a line per text with a band of one standard
       error; ``text`` has no part in it.
@@ -49,10 +49,14 @@ def plot(
     """
     kinds = {"layers": _draw_layers, "tokens": _draw_tokens}
     if kind == "flow":
+        if labels.is_erased(explanation):
+            raise ValueError(
+                "kind 'flow' shows information kept by layer, and tokens were erased; draw 'layers'"
+            )
         return _draw_flow(explanation["texts"], layer)
     if kind not in kinds:
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join([*kinds, 'flow'])}")
-    return kinds[kind](_text(explanation, text), layer)
+    return kinds[kind](_text(explanation, text), layer, labels.quantity(explanation))
 
 
 def draw_words_heatmap(
@@ -74,16 +78,22 @@ def draw_words_heatmap(
     return figure
 
 
-def _draw_layers(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
+def _draw_layers(text: Mapping[str, Any], layer: rows.Choice | None, quantity: str) -> Figure:
     import numpy as np
 
     chosen = rows.of_layer(text, layer)
-    kept = np.array([row["kept"] for row in chosen], dtype=float)  # (R, T), a missing value is NaN
-    low, span = shades.scale(
-        [value for row in chosen for value in row["kept"]],
-        [error for row in chosen for error in row["standard_error"]],
-        0.0,
-    )
+    erased = "erased" in chosen[0]
+    # nats of the output and D of a layer have no common scale
+    values = [labels.shares(row) if erased else labels.values(row) for row in chosen]
+    kept = np.array(values, dtype=float)  # (R, T), a missing value is NaN
+    if erased:
+        low, span, quantity = -1.0, 2.0, f"{quantity}, share of the row's largest"
+    else:
+        low, span = shades.scale(
+            [value for row in values for value in row],
+            [error for row in chosen for error in row["standard_error"]],
+            0.0,
+        )
     names = [labels.row_label(row) for row in chosen]
     figure = drawing.new_figure(
         max(4.0, 1.5 + 0.3 * kept.shape[1] + drawing.room(names)),
@@ -91,25 +101,28 @@ def _draw_layers(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
     )
     axes = figure.add_subplot()
     axes.set_facecolor("0.8")  # a missing value shows the ground, which is on no shade's hue
-    image = axes.imshow(kept, aspect="auto", cmap=drawing.colours(), vmin=low, vmax=low + span)
+    image = axes.imshow(kept, aspect="auto", cmap=drawing.colours(signed=erased), vmin=low, vmax=low + span)
     _name_units(axes, text["units"])
     drawing.name_ticks(axes.set_yticks, names)
-    figure.colorbar(image, ax=axes, label="information kept, nats", fraction=0.05, aspect=15)
+    figure.colorbar(image, ax=axes, label=quantity, fraction=0.05, aspect=15)
     return figure
 
 
-def _draw_tokens(text: Mapping[str, Any], layer: rows.Choice | None) -> Figure:
+def _draw_tokens(text: Mapping[str, Any], layer: rows.Choice | None, quantity: str) -> Figure:
     import numpy as np
 
     row = rows.one(text, layer)
-    kept = np.array(row["kept"], dtype=float)  # (T,), NaN draws no bar
+    kept = np.array(labels.values(row), dtype=float)  # (T,), NaN draws no bar
     errors = np.nan_to_num(np.array(row["standard_error"], dtype=float))
     figure = drawing.new_figure(max(4.0, 1.5 + 0.3 * len(kept)), 2.8 + drawing.room(text["units"]))
     axes = figure.add_subplot()
     axes.bar(range(len(kept)), kept, yerr=errors, color=_BAR, ecolor="black", capsize=2)
     axes.set_xlim(-0.6, len(kept) - 0.4)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("information kept, nats\n(whiskers: ± 1 standard error)", fontsize="small")
+    if "erased" in row:
+        axes.axhline(0, color="black", linewidth=0.8)
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"{quantity}\n(whiskers: ± 1 standard error)", fontsize="small")
     _name_units(axes, text["units"])
     tied = labels.tied(row)
     for t, height in enumerate(kept + errors):

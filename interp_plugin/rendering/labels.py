@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interp_plugin.rendering import shades
+
 TIED = "≈"
 
 Values = Mapping[str, Any]
@@ -35,6 +37,29 @@ def row_label(row: Values) -> str:
     return name if position is None else f"{name} @{position}"
 
 
+def is_erased(explanation: Values) -> bool:
+    """Whether tokens were erased; otherwise they bore noise."""
+    return explanation.get("settings", {}).get("erased") is not None
+
+
+def values(row: Values) -> Sequence[float | None]:
+    """What a row is drawn by: the answer lost with each unit where tokens were erased, otherwise nats kept."""
+    found: Sequence[float | None] = row["erased"] if "erased" in row else row["kept"]
+    return found
+
+
+def shares(row: Values) -> list[float]:
+    """The place of each value on its row's scale: 0 to 1, or -1 to 1 where tokens were erased."""
+    if "erased" in row:
+        return shades.signed_shares(row["erased"], row["standard_error"])
+    return shades.shares(row["kept"], row["standard_error"], 0.0)
+
+
+def quantity(explanation: Values) -> str:
+    """What the values are, in a few words."""
+    return "lost when erased" if is_erased(explanation) else "information kept, nats"
+
+
 def number(value: float | None, digits: int) -> str:
     """A number with so many digits after the point; "-" where it is not known."""
     return "-" if value is None else f"{value:.{digits}f}"
@@ -48,7 +73,7 @@ def rounded(kept: Sequence[float | None], errors: Sequence[float | None]) -> lis
         >>> rounded([123.44, None], [0.26, 0.26])
         [('123.4', '±0.3'), ('-', '±0.3')]
     """
-    highest = max((value for value in kept if value is not None), default=0.0)
+    highest = max((abs(value) for value in kept if value is not None), default=0.0)
     digits = min(3, max(0, 3 - math.floor(math.log10(highest)))) if highest > 0 else 1
     pairs = zip(kept, errors, strict=True)
     return [(number(value, digits), f"±{number(error, digits)}") for value, error in pairs]
@@ -56,7 +81,7 @@ def rounded(kept: Sequence[float | None], errors: Sequence[float | None]) -> lis
 
 def tied(row: Values) -> list[bool]:
     """Per unit: within two standard errors of the next one in rank.  False where the row does not say."""
-    return list(row.get("tied") or [False] * len(row["kept"]))
+    return list(row.get("tied") or [False] * len(values(row)))
 
 
 def any_tied(explanation: Values) -> bool:
@@ -71,14 +96,18 @@ def unit_name(explanation: Values) -> str:
 def legend(explanation: Values) -> str:
     """What the numbers and shades mean: unit, sign, scale, marks."""
     unit = unit_name(explanation)
-    lines = [
-        f"Information kept, in nats, ± its standard error: high = the layer still holds this {unit}, 0 = noise "
-        "far beyond the spread of the inputs goes unnoticed. Shade: from 0 to each layer's highest; compare "
-        "shades within a layer. E: regime index, 1 = small-noise regime."
-    ]
+    lines = (
+        [_erased_legend(explanation)]
+        if is_erased(explanation)
+        else [
+            f"Information kept, in nats, ± its standard error: high = the layer still holds this {unit}, 0 = noise "
+            "far beyond the spread of the inputs goes unnoticed. Shade: from 0 to each layer's highest; compare "
+            "shades within a layer. E: regime index, 1 = small-noise regime."
+        ]
+    )
     if unit != "token":
         how = {"sum": "the sum", "max": "the highest"}.get(str(explanation.get("aggregate")), "the mean")
-        lines.append(f"A {unit}'s nats are {how} over its tokens.")
+        lines.append(f"A {unit}'s value is {how} over its tokens.")
     if any_tied(explanation):
         lines.append(f"{TIED}: within two standard errors of the next {unit} in rank, so not told apart.")
     rows = [row for text in explanation["texts"] for row in text["rows"]]
@@ -97,6 +126,16 @@ def legend(explanation: Values) -> str:
     if any(row.get("position") is not None for row in rows):
         lines.append("@5: the state is the hidden vector at position 5, counted from 0.")
     return " ".join(lines)
+
+
+def _erased_legend(explanation: Values) -> str:
+    unit, how = unit_name(explanation), printable(str(explanation["settings"]["erased"]))
+    return (
+        f"Lost when the {unit} is erased ({how}), ± its standard error, on average over erasures of the others: of the "
+        "output, nats of the log-odds of the class, or of the log probability of a language model's target; of a "
+        f"layer, D, the distance that its state moves. Blue: the answer needs the {unit}; red: it speaks against it. "
+        "Shade: up to each row's largest; compare shades within a row."
+    )
 
 
 def is_lowered(row: Values, explanation: Values) -> bool:

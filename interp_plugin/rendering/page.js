@@ -5,7 +5,9 @@ const minus = (number) => String(number).replace(/^-/, "−");
 
 function tell(cell, numbers, r, u) {
   const [value, error, tied] = cell.textContent.trim().split(/\s+/);
-  const line = [value === "-" ? "kept: not known" : `kept ${value} ${error.replace("±", "± ")} nats`];
+  const what = numbers.kind;
+  const unit = what === "kept" ? " nats" : "";
+  const line = [value === "-" ? `${what}: not known` : `${what} ${value} ${error.replace("±", "± ")}${unit}`];
   const loss = numbers.loss[r][u];
   if (loss !== null) line.push(`lost ${minus(loss)} nats`);
   const sigma = numbers.sigma[r][u];
@@ -28,7 +30,7 @@ function pin() {
 function start(section) {
   const data = section.querySelector("script");
   if (data === null) return;
-  const numbers = JSON.parse(data.textContent);
+  const numbers = { ...JSON.parse(data.textContent), kind: data.dataset.kind };
   const table = section.querySelector(".map");
   const names = Array.from(table.tHead.rows[0].cells, (cell) => cell.textContent).slice(1);
   const rows = Array.from(table.tBodies[0].rows);

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from interp_plugin.rendering import labels, rows, sentence, shades, templates
+from interp_plugin.rendering import labels, rows, sentence, templates
 from interp_plugin.rendering.labels import printable
 from interp_plugin.rendering.templates import SHADES
 
@@ -52,7 +52,11 @@ def to_html(explanation: Mapping[str, Any], title: str | None = None) -> str:
         unit=labels.unit_name(explanation),
         legend=labels.legend(explanation),
         yardstick=labels.yardstick(explanation),
-        swatches=range(0, SHADES + 1, 4),
+        erased=labels.is_erased(explanation),
+        swatches=[
+            templates.shade_class(step / SHADES)
+            for step in range(-SHADES if labels.is_erased(explanation) else 0, SHADES + 1, 4)
+        ],
         settings=list(settings_shown(settings)),
         versions=list(settings_shown(versions)),
         cost=labels.cost(explanation),
@@ -81,27 +85,31 @@ def notebook_html(explanation: Mapping[str, Any]) -> str:
 class _Cell:
     value: str  # nats
     error: str
-    shade: int
+    shade: str  # its class
     tied: bool
 
 
 @dataclass(frozen=True)
 class _Row:
     label: str
-    regime_index: str
-    converged: bool
+    fact: str  # E, or the damage of erasures
+    converged: bool | None  # None: there is nothing to converge
     rate: str | None  # where it is smaller than the one asked for
     cells: list[_Cell]  # (T,)
 
     @classmethod
     def of(cls, row: rows.Row, explanation: Mapping[str, Any]) -> _Row:
-        steps = [round(SHADES * share) for share in shades.shares(row["kept"], row["standard_error"], 0.0)]
-        columns = zip(
-            labels.rounded(row["kept"], row["standard_error"]), steps, labels.tied(row), strict=True
+        classes = map(templates.shade_class, labels.shares(row))
+        pairs = labels.rounded(labels.values(row), row["standard_error"])
+        columns = zip(pairs, classes, labels.tied(row), strict=True)
+        cells = [_Cell(value, error, shade, tied) for (value, error), shade, tied in columns]
+        erased, rate = "erased" in row, labels.rate(row, explanation)
+        fact = (
+            f"damage {labels.number(row['damage'], 2)}"
+            if erased
+            else f"E {labels.number(row['regime_index'], 2)}"
         )
-        cells = [_Cell(value, error, step, tied) for (value, error), step, tied in columns]
-        index, rate = labels.number(row["regime_index"], 2), labels.rate(row, explanation)
-        return cls(labels.row_label(row), index, row["converged"], rate, cells)
+        return cls(labels.row_label(row), fact, None if erased else row["converged"], rate, cells)
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,7 @@ class _Text:
     @classmethod
     def of(cls, text: Mapping[str, Any], explanation: Mapping[str, Any]) -> _Text:
         n_units, n_rows = len(text["units"]), len(text["rows"])
+        nothing = [None] * n_units
         return cls(
             _words(text),
             labels.prediction(text),
@@ -137,9 +146,9 @@ class _Text:
             [_Row.of(row, explanation) for row in text["rows"]],
             [[_Piece.of(piece) for piece in line] for line in sentence.lines(text)],
             {
-                "loss": [_short(row["loss"]) for row in text["rows"]],
-                "sigma": [_short(row["sigma"]) for row in text["rows"]],
-                "sigmaError": [_short(row["sigma_standard_error"], 2) for row in text["rows"]],
+                "loss": [_short(row.get("loss", nothing)) for row in text["rows"]],
+                "sigma": [_short(row.get("sigma", nothing)) for row in text["rows"]],
+                "sigmaError": [_short(row.get("sigma_standard_error", nothing), 2) for row in text["rows"]],
             },
             n_units > max(_PAPER, n_rows),
         )
@@ -152,7 +161,8 @@ class _Text:
 
 def _title(explanation: Mapping[str, Any]) -> str:
     texts = explanation["texts"]
-    return f"Information kept: {_words(texts[0]) if len(texts) == 1 else f'{len(texts)} texts'}"
+    what = "Lost when erased" if labels.is_erased(explanation) else "Information kept"
+    return f"{what}: {_words(texts[0]) if len(texts) == 1 else f'{len(texts)} texts'}"
 
 
 def _words(text: Mapping[str, Any], longest: int = 120) -> str:

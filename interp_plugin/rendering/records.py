@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.rendering import labels, rows, shades
+from interp_plugin.rendering import labels, rows
 
 if TYPE_CHECKING:
     from captum.attr import visualization
@@ -20,10 +20,11 @@ def captum_records(
 ) -> list[visualization.VisualizationDataRecord]:
     """One record per text, for ``captum.attr.visualization.visualize_text``.
 
-    Attributions are information kept on the scale of the shades, 0 to 1, because ``visualize_text`` clips to
-    [-1, 1]; attr_score is that of the whole text in nats; convergence_score is 1 where the row converged, else 0.
-    Everything readable is escaped, because ``visualize_text`` escapes nothing. What is not known is "-", and a
-    probability that is not known is NaN (``visualize_text`` needs a number there).
+    Attributions are on the scale of the shades, 0 to 1 (-1 to 1 where tokens were erased), because
+    ``visualize_text`` clips to [-1, 1]; attr_score is that of the whole text, in nats where noise was learned;
+    convergence_score is 1 where the row converged, else 0. Everything readable is escaped, because ``visualize_text``
+    escapes nothing. What is not known is "-", and a probability that is not known is NaN (``visualize_text`` needs a
+    number there).
 
     Args:
         explanation: what ``Explanation.to_dict()`` gives.
@@ -50,7 +51,7 @@ def _record(text: Mapping[str, Any], row: Mapping[str, Any]) -> visualization.Vi
     import torch
     from captum.attr import visualization
 
-    kept = row["kept"]
+    kept = labels.values(row)
     for unit, value in zip(text["units"], kept, strict=True):
         if value is None or not math.isfinite(value):
             raise ValueError(
@@ -59,7 +60,7 @@ def _record(text: Mapping[str, Any], row: Mapping[str, Any]) -> visualization.Vi
             )
     target = text["predicted"] if text["target"] is None else text["target"]
     return visualization.VisualizationDataRecord(
-        word_attributions=torch.tensor(shades.shares(kept, row["standard_error"], 0.0), dtype=torch.float32),
+        word_attributions=torch.tensor(labels.shares(row), dtype=torch.float32),
         pred_prob=math.nan if text["probability"] is None else text["probability"],
         pred_class=_escaped(text["predicted"]),
         true_class=_UNKNOWN,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interp_plugin.rendering.labels import row_label
+from interp_plugin.rendering.labels import row_label, values
 
 Choice = int | str | tuple[int | str, int]  # a layer, or a layer and a position
 
@@ -46,7 +46,7 @@ def one(text: Mapping[str, Any], layer: Choice | None) -> Row:
 
 
 def total(row: Row) -> tuple[float, float]:
-    """Information kept of all units together and its standard error, nats; NaN where a value is missing.
+    """What a row keeps (or loses) of all units together and its standard error; NaN where a value is missing.
 
     Without the row's own total, the units' sum; without its error, theirs count as independent.
 
@@ -57,7 +57,7 @@ def total(row: Row) -> tuple[float, float]:
     """
     nats, error = row.get("total"), row.get("total_standard_error")
     if nats is None:
-        nats = sum(_known(row["kept"]))
+        nats = sum(_known(values(row)))
     if error is None:
         error = math.hypot(*_known(row["standard_error"]))
     return nats, error

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 # One hue, dark = high: order is carried by lightness alone, so it survives every kind of colour blindness
 # and a grey print (ColorBrewer "Blues").
 LOW, HIGH = (247, 251, 255), (8, 48, 107)
+# What is below 0, where values have a sign (ColorBrewer "Reds"): as dark for as much.
+BELOW_LOW, BELOW_HIGH = (255, 245, 240), (103, 0, 13)
 
 Rgb = tuple[int, int, int]
 
@@ -46,8 +48,23 @@ def shares(
     return [0.0 if value is None else (value - low) / span for value in values]
 
 
+def signed_shares(values: Sequence[float | None], errors: Sequence[float | None]) -> list[float]:
+    """Each value's place between 0 and the largest of all of them, with its sign, -1 to 1; a missing one counts as 0.
+
+    Example::
+
+        >>> signed_shares([-4.0, 8.0, None], [0.1, 0.1, None])
+        [-0.5, 1.0, 0.0]
+    """
+    sizes = [None if value is None else abs(value) for value in values]
+    return [
+        -share if value is not None and value < 0 else share
+        for value, share in zip(values, shares(sizes, errors, 0.0))
+    ]
+
+
 def shade(share: float) -> tuple[Rgb, Rgb]:
-    """Background and text colour (RGB) for a share of the scale, 0 to 1; the text always contrasts.
+    """Background and text colour (RGB) for a share of the scale, -1 to 1; the text always contrasts.
 
     Example::
 
@@ -56,7 +73,8 @@ def shade(share: float) -> tuple[Rgb, Rgb]:
         >>> shade(1.0)
         ((8, 48, 107), (255, 255, 255))
     """
-    share = min(max(share, 0.0), 1.0)
-    red, green, blue = (round(low + share * (high - low)) for low, high in zip(LOW, HIGH, strict=True))
+    ends = (LOW, HIGH) if share >= 0 else (BELOW_LOW, BELOW_HIGH)
+    size = min(abs(share), 1.0)
+    red, green, blue = (round(low + size * (high - low)) for low, high in zip(*ends, strict=True))
     light = 0.299 * red + 0.587 * green + 0.114 * blue > 115  # where black and white contrast alike
     return (red, green, blue), ((0, 0, 0) if light else (255, 255, 255))

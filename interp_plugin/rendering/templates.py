@@ -40,9 +40,21 @@ def digest(script: str) -> str:
 
 
 def shade_rules() -> str:
-    """A style for each of the classes s0 (lowest) to s32 (highest)."""
+    """A style for each of the classes s0 to s32 (highest), and n1 to n32 (lowest) for what is below 0."""
     rules = []
-    for step in range(SHADES + 1):
+    for step in range(-SHADES, SHADES + 1):
         back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(step / SHADES))
-        rules.append(f".s{step}{{background:{back};color:{front}}}")
+        rules.append(f".{shade_class(step / SHADES)}{{background:{back};color:{front}}}")
     return "\n".join(rules)
+
+
+def shade_class(share: float) -> str:
+    """The class of a share of the scale, -1 to 1.
+
+    Example::
+
+        >>> shade_class(0.5), shade_class(-1)
+        ('s16', 'n32')
+    """
+    step = round(SHADES * share)
+    return f"n{-step}" if step < 0 else f"s{step}"

@@ -50,7 +50,8 @@ def show(explanation: Mapping[str, Any], console: Console | None = None) -> None
     if yardstick is not None:
         console.print(Text(yardstick, style="dim"))
     settings = explanation["settings"]
-    console.print(Text(f"rate {settings['rate']:g}, seed {settings['seed']}; {labels.cost(explanation)}"))
+    rate = "" if labels.is_erased(explanation) else f"rate {settings['rate']:g}, "
+    console.print(Text(f"{rate}seed {settings['seed']}; {labels.cost(explanation)}"))
 
 
 def kept_tables(
@@ -92,7 +93,8 @@ def kept_tables(
     for start in range(0, len(rows), per_table):
         block = range(start, min(start + per_table, len(rows)))
         footers = [_footer(rows[i], rates[i] if rates else None) for i in block]
-        table = _empty_table(unit, [headers[i] for i in block], footers, cell)
+        facts = "damage" if rows and "erased" in rows[0] else "E\nconverged"
+        table = _empty_table(unit, [headers[i] for i in block], footers, cell, facts)
         for t, token in enumerate(units):
             # aligned here, because rich would strip the space that stands for no mark
             values = (Text(cells[i][t].rjust(cell), styles[i][t], justify="left") for i in block)
@@ -120,12 +122,12 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Text:
     return line
 
 
-def _empty_table(unit: str, headers: Sequence[str], footers: Sequence[str], width: int) -> Table:
+def _empty_table(unit: str, headers: Sequence[str], footers: Sequence[str], width: int, facts: str) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1), collapse_padding=True, pad_edge=True)
-    table.add_column(_text(unit), footer="E\nconverged", max_width=_TOKEN_WIDTH, overflow="fold")
+    table.add_column(_text(unit), footer=facts, max_width=_TOKEN_WIDTH, overflow="fold")
     for header, footer in zip(headers, footers, strict=True):
         # a module's dotted name may be wider than any cell: it folds, the cells never need to
         table.add_column(_text(header), footer=footer, justify="right", max_width=width, overflow="fold")
@@ -133,13 +135,15 @@ def _empty_table(unit: str, headers: Sequence[str], footers: Sequence[str], widt
 
 
 def _footer(row: Mapping[str, Any], rate: str | None) -> str:
+    if "erased" in row:
+        return labels.number(row["damage"], 2)
     facts = f"{labels.number(row['regime_index'], 2)}\n{'yes' if row['converged'] else 'NO'}"
     return facts if rate is None else f"{facts}\nrate {rate}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     """One row's cells, errors and marks aligned: "123.4 ±0.3 ≈"."""
-    pairs = labels.rounded(row["kept"], row["standard_error"])
+    pairs = labels.rounded(labels.values(row), row["standard_error"])
     pad = max((len(error) for _, error in pairs), default=0)
     tied = labels.tied(row)
     marks = [f" {labels.TIED if it else ' '}" if any(tied) else "" for it in tied]
@@ -150,7 +154,7 @@ def _styles(row: Mapping[str, Any]) -> list[Style]:
     from rich.color import Color
     from rich.style import Style
 
-    pairs = map(shades.shade, shades.shares(row["kept"], row["standard_error"], 0.0))
+    pairs = map(shades.shade, labels.shares(row))
     return [Style(color=Color.from_rgb(*front), bgcolor=Color.from_rgb(*back)) for back, front in pairs]
 
 

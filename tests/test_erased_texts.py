@@ -1,0 +1,168 @@
+"""Texts explained with score="erased": rows, files, tables, pages and the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tiny_models import tiny
+from tiny_plain import lstm
+from typer.testing import CliRunner
+
+from interp_plugin import Explanation, LayerInformationErased, TextExplainer, huggingface, log_odds
+from interp_plugin.cli import app
+from interp_plugin.method.erasure import every_erasure, multilinear
+
+TEXTS = ["not a bad film , though the plot is thin", "a film with more than enough charm and wit"]
+
+
+@pytest.fixture(scope="module")
+def explainer() -> TextExplainer:
+    return TextExplainer(*huggingface.load(huggingface.default_model_path()))
+
+
+@pytest.fixture(scope="module")
+def explanation(explainer: TextExplainer) -> Explanation:
+    return explainer.explain(TEXTS, ["all", "output"], score="erased", passes=60)
+
+
+def test_the_words_that_carry_the_class_are_the_ones_that_say_it(explanation: Explanation) -> None:
+    first, second = (item.scores() for item in explanation)
+    assert {first.units[place] for place in first.values[-1].topk(3).indices} == {"not", "bad", "thin"}
+    assert second.units[int(second.values[-1].argmax())] in ("charm", "wit", "enough")
+    assert first.kind == "erased" and not first.values[:, [0, -1]].any()  # special tokens are never erased
+
+
+def test_a_class_is_what_captums_call_of_its_log_odds_gives(explainer: TextExplainer) -> None:
+    [item] = explainer.explain(TEXTS[:1], "output", target="negative", score="erased", passes=60)
+    model: Any = explainer.model.module
+    [encoding] = explainer.encode(TEXTS[:1])
+    ids = torch.tensor([encoding.ids])
+    special = torch.tensor([offset is None for offset in encoding.offsets])
+    baselines = torch.where(special, ids, explainer.model.mask_id)
+    method = LayerInformationErased(
+        lambda ids: log_odds(model(ids).logits, 0), model.base_model.embeddings.word_embeddings
+    )
+    scores = method.attribute(ids, baselines, passes=60, return_input_shape=False)
+    torch.testing.assert_close(item.rows[0].erased, scores[0], rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_target_each_text_is_asked_about_its_predicted_class(explainer: TextExplainer) -> None:
+    both = explainer.explain(TEXTS, "output", score="erased", passes=40)
+    for text, item, target in zip(TEXTS, both, ["negative", "positive"]):
+        [alone] = explainer.explain(text, "output", target=target, score="erased", passes=40)
+        torch.testing.assert_close(item.rows[0].erased, alone.rows[0].erased, rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_gives_back_every_bit(explanation: Explanation, tmp_path: Path) -> None:
+    explanation.save(tmp_path / "a.parquet")
+    assert Explanation.load(tmp_path / "a.parquet") == explanation
+
+
+def test_another_kind_of_score_says_how_to_get_it(explanation: Explanation, explainer: TextExplainer) -> None:
+    for kind in ("kept", "loss", "sigma"):
+        with pytest.raises(ValueError, match="explain them with score='kept'"):
+            explanation[0].scores(kind)
+    with pytest.raises(ValueError, match="explain them with score='kept'"):
+        explanation[0].total()
+    with pytest.raises(ValueError, match="explain them with score='erased'"):
+        explainer.explain("a film", layers=1)[0].scores("erased")
+    with pytest.raises(ValueError, match="score is 'signed'; choose 'kept' or 'erased'"):
+        explainer.explain("a film", score="signed")  # type: ignore[arg-type]
+
+
+def test_words_sum_or_average_their_pieces(explanation: Explanation) -> None:
+    item = explanation[0]
+    tokens, words = item.scores(), item.scores(granularity="word")
+    assert words.values.sum() == pytest.approx(float(tokens.values.sum()), abs=1e-4)
+    assert (item.scores(granularity="sentence", aggregate="mean").values[:, 1] > 0).all()
+
+
+def test_tables_pages_and_records_show_the_sign(explanation: Explanation) -> None:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    explanation.show(console)
+    assert "Lost when the token is erased" in console.export_text()
+    page = explanation.to_html()
+    assert 'class="n' in page and "it speaks against it" in page and "not converged" not in page
+    table = explanation.to_pandas()
+    assert set(table.layer) == {1, 2, 3, 4, "output"} and (table.erased < 0).any()
+    [record, _] = explanation.to_captum("output")
+    assert record.word_attributions.min() < 0 and record.word_attributions.abs().max() <= 1
+    for kind in ("layers", "tokens"):
+        assert explanation.plot(kind).axes
+    with pytest.raises(ValueError, match="tokens were erased"):
+        explanation.plot("flow")
+
+
+def test_the_command_line_erases(tmp_path: Path) -> None:
+    call = ["explain", TEXTS[0], "--score", "erased", "--ways", "mask,attention", "--json"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [row["layer"] for row in found["texts"][0]["rows"]] == ["output"]
+    assert found["settings"]["erased"] == "damage by mask and attention, 100 passes"
+    wrong = CliRunner().invoke(app, ["explain", TEXTS[0], "--score", "erased", "--ways", "blur"])
+    assert wrong.exit_code == 2 and "'blur'" in wrong.output
+
+
+def test_positions_are_rows_of_their_own(explainer: TextExplainer) -> None:
+    [item] = explainer.explain("a good film", 1, positions=[0, 2], score="erased")
+    assert [row.position for row in item.rows] == [0, 2]
+    assert item.rows[0].erased.shape == (len(item.tokens),)
+
+
+MODELS = {
+    "GPT-2": lambda: tiny("gpt2", "GPT2LMHeadModel"),
+    "T5": lambda: tiny("t5", "T5ForConditionalGeneration"),
+    "BERT": lambda: tiny("bert", "BertForSequenceClassification"),
+    "LSTM": lstm,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_text_is_the_same_alone_and_among_others(name: str) -> None:
+    explainer = TextExplainer(MODELS[name]())
+    target = "film" if explainer.model.task == "next token" else None
+    texts = ["a good film", "not a bad film at all , though the plot is thin"]
+    layers = [next(iter(explainer.model.layers)), "output"]
+    both = explainer.explain(texts, layers, target, score="erased", passes=40)
+    for text, item in zip(texts, both):
+        [alone] = explainer.explain(text, layers, target, score="erased", passes=40)
+        for row, own in zip(item.rows, alone.rows):
+            torch.testing.assert_close(row.erased, own.erased, rtol=1e-3, atol=1e-4)
+        assert any(row.erased.any() for row in item.rows)
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "BERT"])
+def test_deleted_tokens_are_what_the_model_says_of_the_shorter_text(name: str) -> None:
+    explainer = TextExplainer(MODELS[name]())
+    model: Any = explainer.model
+    target = "film" if model.task == "next token" else None
+    encoding = model.encode("a good", target=target)
+    players = [place for place, offset in enumerate(encoding.offsets) if offset is not None]
+    [item] = explainer.explain("a good", "output", target, score="erased", ways="delete")
+    row, ids = item.rows[0], torch.tensor([encoding.ids])
+
+    def answer(gone: set[int]) -> float:
+        kept = [place for place in range(len(encoding.ids)) if place not in gone]
+        with torch.no_grad():
+            scores = model.module(ids[:, kept]).logits
+            if target is None:
+                return float(log_odds(scores, int(model.module(ids).logits.argmax())))
+        return float(scores[0, -1].log_softmax(-1)[encoding.target[0]])
+
+    gone = [{players[i] for i in bits.nonzero()[0]} for bits in every_erasure(len(players))]
+    whole_left = [len(each) < len(encoding.ids) for each in gone]
+    damages = np.array(
+        [answer(set()) - answer(each) if left else 0.0 for each, left in zip(gone, whole_left)]
+    )
+    p = row.erasure_probability[players].double().numpy()
+    if not all(whole_left):  # nothing left of the text: the mean of the table stands for its tokens
+        own = float(row.damage) - float(multilinear(damages, p)[1])
+        damages[-1] = own / float(np.prod(p))
+    np.testing.assert_allclose(row.erased[players], multilinear(damages, p)[0], rtol=1e-2, atol=1e-4)
