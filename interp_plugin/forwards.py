@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -257,6 +258,21 @@ def _offload_again(traceback: TracebackType | None) -> None:
             if hook is not None:
                 hook.post_forward(module, None)
         traceback = traceback.tb_next
+
+
+def modules_behind(given: Any) -> list[nn.Module]:
+    """A module itself; of a plain function, the modules that it calls by name."""
+    if not inspect.isfunction(given):
+        return [given] if isinstance(given, nn.Module) else []
+    try:
+        named = inspect.getclosurevars(given)
+    except ValueError:  # a name of the function around it has no value yet
+        return []
+    return [
+        value
+        for value in (*named.nonlocals.values(), *named.globals.values())
+        if isinstance(value, nn.Module)
+    ]
 
 
 def weight_of(table: nn.Embedding) -> Tensor:

@@ -15,6 +15,7 @@ from interp_plugin.forwards import (
     StateRead,
     has_saving_hooks,
     left_early,
+    modules_behind,
     on_one_device,
     refuse_recomputed,
     uncompiled,
@@ -25,7 +26,7 @@ from interp_plugin.forwards import no_fastpath as no_fastpath
 from interp_plugin.outputs import Layout, is_plain, layout_of, replace_first
 from interp_plugin.outputs import first_tensor as first_tensor
 from interp_plugin.sites import LayerCall as LayerCall
-from interp_plugin.sites import Recorder, checked
+from interp_plugin.sites import Recorder, checked, note_fast_paths
 from interp_plugin.sites import Site as Site
 from interp_plugin.sites import at_site as at_site
 from interp_plugin.sites import module_of as module_of
@@ -148,6 +149,7 @@ class NoisyModel:
         recorders = [Recorder("noise layer", self.noise_layer)]
         recorders += [Recorder("state layer", site) for site in sites]
         inputs = self._rows(rows)
+        note_fast_paths(modules_behind(getattr(self.forward, "module", None)))
         with contextlib.ExitStack() as stack:
             for recorder in recorders:
                 stack.enter_context(at_site(recorder.site, recorder))
