@@ -13,13 +13,12 @@ from torch import Tensor
 from interp_plugin.forwards import (
     ForwardMode,
     StateRead,
-    has_saving_hooks,
     left_early,
     modules_behind,
     on_one_device,
-    refuse_recomputed,
     uncompiled,
 )
+from interp_plugin.forwards import RecordedOnce as RecordedOnce
 from interp_plugin.forwards import gradients_on as gradients_on
 from interp_plugin.forwards import in_this_thread as in_this_thread
 from interp_plugin.forwards import no_fastpath as no_fastpath
@@ -211,10 +210,7 @@ class NoisyModel:
         inputs = self._rows(rows) if self.noise_layer else copies
         read: dict[int, Any] = {}
         written = 0
-        with_gradients, had_hooks = torch.is_grad_enabled(), has_saving_hooks()
-
-        def not_recorded() -> bool:
-            return not (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
+        recorded = RecordedOnce()
 
         def leave_if_done() -> None:
             if len(read) == len(sites) and (written or not self.noise_layer):
@@ -224,14 +220,12 @@ class NoisyModel:
             nonlocal written
             written += 1
             leave_if_done()  # the state lies before the noise
-            if with_gradients and (not_recorded() or (has_saving_hooks() and not had_hooks)):
-                refuse_recomputed("noise", module_of(self.noise_layer))
+            recorded.check("noise", module_of(self.noise_layer))
             return replace_first(passing, self._layout(self.noise_layer).joined(copies[0]))
 
         def reader(index: int) -> Callable[[Any], None]:
             def hook(passing: Any) -> None:
-                if with_gradients and not_recorded():
-                    refuse_recomputed("state", module_of(sites[index]))
+                recorded.check("state", module_of(sites[index]), is_replaced=False)
                 value = first_tensor(passing)
                 read[index] = value.clone() if len(sites) > 1 else value  # work in place may follow
                 leave_if_done()

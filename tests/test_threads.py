@@ -22,6 +22,7 @@ from transformers import BertForSequenceClassification
 
 from interp_plugin import (
     InformationLoss,
+    Interpreter,
     LayerCall,
     LayerInformationLoss,
     Solver,
@@ -471,6 +472,15 @@ def test_noise_inside_a_checkpointed_block_is_refused(reentrant: bool, noise: st
         plain = checkpointed(None)
         LayerInformationLoss(plain, plain.get_submodule(noise)).fit(WORDS, solver=FAST)
     assert not hooks(model)
+
+
+def test_an_embedding_inside_a_checkpoint_is_refused_by_the_first_interface() -> None:
+    def state(ids: Tensor) -> Tensor:
+        found: Tensor = checkpoint(lambda x: BERT(x).logits[0], ids, use_reentrant=False)
+        return found
+
+    with pytest.raises(ValueError, match=r"embedding layer Embedding runs inside torch\.utils\.checkpoint"):
+        Interpreter(IDS[:1], state).optimize(2)
 
 
 def test_reentrant_checkpoints_are_refused() -> None:
