@@ -119,7 +119,7 @@ def records(items: Sequence[TextExplanation]) -> tuple[list[dict[str, Any]], lis
 
 def _record(text_index: int, row: Row) -> dict[str, Any]:
     """A row as a line of the file; a layer's number is told apart from a name that looks like one."""
-    nothing = torch.empty(0)
+    nothing = torch.empty(0, dtype=torch.float32)
     arrays = {name: getattr(row, name, nothing).numpy() for name in ARRAYS}
     number = isinstance(row.layer, int)
     layer = {"layer": str(row.layer), "layer_is_number": number, "text_index": text_index}

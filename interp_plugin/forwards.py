@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -97,16 +98,36 @@ def refuse_inference_mode() -> None:
     )
 
 
-def refuse_recomputed(kind: str, module: nn.Module | None) -> None:
-    """The error of a layer that is run once more, without our hooks, when gradients are taken."""
-    raise ValueError(
-        f"the {kind} layer {type(module).__name__} runs inside torch.utils.checkpoint (or an autograd.Function, or "
-        "other hooks on saved tensors), which computes it again for the gradient, without the noise; switch that off, "
-        "as by model.gradient_checkpointing_disable() or model.eval(), or choose a layer outside"
-    )
+class RecordedOnce:
+    """Refuses layers that run once more, without our hooks, when gradients are taken; made before the forward."""
+
+    def __init__(self) -> None:
+        self._with_gradients, self._had_hooks = torch.is_grad_enabled(), _has_saving_hooks()
+
+    def check(self, kind: str, module: nn.Module | None, is_replaced: bool = True) -> None:
+        """Called where the layer runs.
+
+        Args:
+            kind: "noise", "state" or the like.
+            module: the layer.
+            is_replaced: whether what it gives is replaced; what is only read may run once more.
+
+        Raises:
+            ValueError: it runs inside ``torch.utils.checkpoint``.
+        """
+        if not self._with_gradients or torch.is_inference_mode_enabled():
+            return
+        has_hooks = is_replaced and _has_saving_hooks() and not self._had_hooks
+        if has_hooks or not torch.is_grad_enabled():
+            raise ValueError(
+                f"the {kind} layer {type(module).__name__} runs inside torch.utils.checkpoint (or an "
+                "autograd.Function, or other hooks on saved tensors), which computes it again for the gradient, "
+                "without the noise; switch that off, as by model.gradient_checkpointing_disable() or model.eval(), or "
+                "choose a layer outside"
+            )
 
 
-def has_saving_hooks() -> bool:
+def _has_saving_hooks() -> bool:
     """Whether tensors saved for the gradient go through hooks, as they do inside ``torch.utils.checkpoint``."""
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks("there are hooks"):  # an error if there are
@@ -257,6 +278,21 @@ def _offload_again(traceback: TracebackType | None) -> None:
             if hook is not None:
                 hook.post_forward(module, None)
         traceback = traceback.tb_next
+
+
+def modules_behind(given: Any) -> list[nn.Module]:
+    """A module itself; of a plain function, the modules that it calls by name."""
+    if not inspect.isfunction(given):
+        return [given] if isinstance(given, nn.Module) else []
+    try:
+        named = inspect.getclosurevars(given)
+    except ValueError:  # a name of the function around it has no value yet
+        return []
+    return [
+        value
+        for value in (*named.nonlocals.values(), *named.globals.values())
+        if isinstance(value, nn.Module)
+    ]
 
 
 def weight_of(table: nn.Embedding) -> Tensor:

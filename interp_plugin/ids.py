@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from interp_plugin.state import LayerCall, Site, at_site, first_tensor, in_this_thread, module_of
+from interp_plugin.state import (
+    LayerCall,
+    RecordedOnce,
+    Site,
+    at_site,
+    first_tensor,
+    in_this_thread,
+    module_of,
+)
 
 TokenIds = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]]
 """One sentence, (T,) or (1, T): whole numbers in a tensor, an array or a list."""
@@ -127,11 +135,12 @@ class OfEmbeddings:
 
     def __call__(self, x: Tensor) -> Any:
         """The state where the embedding's output is ``x``, (T, K)."""
-        fired = 0
+        fired, recorded = 0, RecordedOnce()
 
         def replaced(output: Any) -> Any:
             nonlocal fired
             fired += 1
+            recorded.check("embedding", self.site.layer)
             value = x.to(first_tensor(output)).reshape(first_tensor(output).shape)
             return type(output)([value, *output[1:]]) if isinstance(output, (tuple, list)) else value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.arguments import repeated, user_level
-from interp_plugin.forwards import gradients, weight_of
+from interp_plugin.forwards import gradients, modules_behind, weight_of
 from interp_plugin.method.noise_path import noise_path
 from interp_plugin.noise import TokenGroups, token_groups
 from interp_plugin.objective import Objective, state_weight
@@ -290,7 +289,7 @@ def warn_of_training(*modules: Any, stacklevel: int | None = None) -> None:
 
     Of a plain function, the modules it calls by name are looked at.
     """
-    for module in [found for given in modules for found in _modules_behind(given)]:
+    for module in [found for given in modules for found in modules_behind(given)]:
         if any(m.training and _is_noisy(m) for m in module.modules()):
             warnings.warn(
                 "the model is in training mode and has dropout or batch normalisation, whose own draws or batch "
@@ -298,20 +297,6 @@ def warn_of_training(*modules: Any, stacklevel: int | None = None) -> None:
                 stacklevel=stacklevel or user_level(),
             )
             return
-
-
-def _modules_behind(given: Any) -> list[nn.Module]:
-    if not inspect.isfunction(given):
-        return [given] if isinstance(given, nn.Module) else []
-    try:
-        named = inspect.getclosurevars(given)
-    except ValueError:  # a name of the function around it has no value yet
-        return []
-    return [
-        value
-        for value in (*named.nonlocals.values(), *named.globals.values())
-        if isinstance(value, nn.Module)
-    ]
 
 
 def _is_noisy(module: nn.Module) -> bool:

@@ -102,8 +102,8 @@ class ErasedRow(Row):
         ([0.0, 2.0], 'output', True)
     """
 
-    erased: Tensor = field(default_factory=lambda: torch.empty(0))
-    erasure_probability: Tensor = field(default_factory=lambda: torch.empty(0))
+    erased: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
+    erasure_probability: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
     damage: float = math.nan
 
     @classmethod

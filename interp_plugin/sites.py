@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from interp_plugin.forwards import in_this_thread, refuse_inference_mode
 from interp_plugin.outputs import Layout, first_tensor, is_packed
@@ -38,6 +40,20 @@ def module_of(site: Site | None) -> nn.Module | None:
     return site.layer if isinstance(site, LayerCall) else site
 
 
+_ON_FAST_PATHS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def note_fast_paths(models: Iterable[nn.Module]) -> None:
+    """Remember the parts of ``nn.TransformerEncoderLayer``, whose fast path is off in all threads while one has a hook.
+
+    :func:`at_site` hooks them by a hook of all modules, which that layer does not ask for.
+    """
+    for model in models:
+        for layer in model.modules():
+            if isinstance(layer, (nn.TransformerEncoderLayer, nn.MultiheadAttention)):
+                _ON_FAST_PATHS.update(layer.modules())
+
+
 @contextlib.contextmanager
 def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
     """Let ``hook`` see, and replace if it returns something, what passes at ``site`` in this thread."""
@@ -60,11 +76,17 @@ def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
         given = watch(tuple(kwargs[name] for name in names))
         return None if given is None else ((), dict(zip(names, given)))
 
+    def watch_output(module: nn.Module, args: Any, output: Any) -> Any:
+        return watch(output) if module is where.layer or not for_all else None
+
+    # where others' hooks are there already the fast path is off, and ours come after them
+    for_all = where.layer in _ON_FAST_PATHS and not where.layer._forward_hooks
     if where.side == "input":
         handle = where.layer.register_forward_pre_hook(in_this_thread(watch_input), with_kwargs=True)
+    elif for_all:
+        handle = register_module_forward_hook(in_this_thread(watch_output))
     else:
-        watch_output = in_this_thread(lambda module, args, output: watch(output))
-        handle = where.layer.register_forward_hook(watch_output)
+        handle = where.layer.register_forward_hook(in_this_thread(watch_output))
     try:
         yield
     finally:

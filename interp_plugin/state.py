@@ -13,19 +13,19 @@ from torch import Tensor
 from interp_plugin.forwards import (
     ForwardMode,
     StateRead,
-    has_saving_hooks,
     left_early,
+    modules_behind,
     on_one_device,
-    refuse_recomputed,
     uncompiled,
 )
+from interp_plugin.forwards import RecordedOnce as RecordedOnce
 from interp_plugin.forwards import gradients_on as gradients_on
 from interp_plugin.forwards import in_this_thread as in_this_thread
 from interp_plugin.forwards import no_fastpath as no_fastpath
 from interp_plugin.outputs import Layout, is_plain, layout_of, replace_first
 from interp_plugin.outputs import first_tensor as first_tensor
 from interp_plugin.sites import LayerCall as LayerCall
-from interp_plugin.sites import Recorder, checked
+from interp_plugin.sites import Recorder, checked, note_fast_paths
 from interp_plugin.sites import Site as Site
 from interp_plugin.sites import at_site as at_site
 from interp_plugin.sites import module_of as module_of
@@ -148,6 +148,7 @@ class NoisyModel:
         recorders = [Recorder("noise layer", self.noise_layer)]
         recorders += [Recorder("state layer", site) for site in sites]
         inputs = self._rows(rows)
+        note_fast_paths(modules_behind(getattr(self.forward, "module", None)))
         with contextlib.ExitStack() as stack:
             for recorder in recorders:
                 stack.enter_context(at_site(recorder.site, recorder))
@@ -209,10 +210,7 @@ class NoisyModel:
         inputs = self._rows(rows) if self.noise_layer else copies
         read: dict[int, Any] = {}
         written = 0
-        with_gradients, had_hooks = torch.is_grad_enabled(), has_saving_hooks()
-
-        def not_recorded() -> bool:
-            return not (torch.is_grad_enabled() or torch.is_inference_mode_enabled())
+        recorded = RecordedOnce()
 
         def leave_if_done() -> None:
             if len(read) == len(sites) and (written or not self.noise_layer):
@@ -222,14 +220,12 @@ class NoisyModel:
             nonlocal written
             written += 1
             leave_if_done()  # the state lies before the noise
-            if with_gradients and (not_recorded() or (has_saving_hooks() and not had_hooks)):
-                refuse_recomputed("noise", module_of(self.noise_layer))
+            recorded.check("noise", module_of(self.noise_layer))
             return replace_first(passing, self._layout(self.noise_layer).joined(copies[0]))
 
         def reader(index: int) -> Callable[[Any], None]:
             def hook(passing: Any) -> None:
-                if with_gradients and not_recorded():
-                    refuse_recomputed("state", module_of(sites[index]))
+                recorded.check("state", module_of(sites[index]), is_replaced=False)
                 value = first_tensor(passing)
                 read[index] = value.clone() if len(sites) > 1 else value  # work in place may follow
                 leave_if_done()

@@ -22,6 +22,7 @@ from transformers import BertForSequenceClassification
 
 from interp_plugin import (
     InformationLoss,
+    Interpreter,
     LayerCall,
     LayerInformationLoss,
     Solver,
@@ -31,7 +32,7 @@ from interp_plugin import (
 from interp_plugin.amortised.inside import Inside
 from interp_plugin.forwards import ForwardMode, no_fastpath, uncompiled
 from interp_plugin.huggingface import tokenization
-from interp_plugin.sites import at_site
+from interp_plugin.sites import at_site, note_fast_paths
 
 TEXTS = ["a funny film", "dull", "a plot that never quite works"]
 PADDING = torch.tensor([[False] * 5, [False, False, False, True, True]])
@@ -117,6 +118,43 @@ def test_predictions_of_other_threads_are_the_same_bit_for_bit(
             assert torch.equal(explain(), alone)
     assert len(predictions) > 10 and all(torch.equal(each, expected) for each in predictions)
     assert process() == before and not hooks(BERT) and not hooks(ENCODER)
+
+
+def test_a_hook_inside_an_encoder_layer_leaves_the_fast_path_of_other_threads_on() -> None:
+    """One on any part of it switches it off: other threads' predictions then differ in their last digits."""
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    encoder = seeded(lambda: nn.TransformerEncoder(layer, 2))
+    x, padding = normal(3, 9, 64), torch.arange(9) >= torch.tensor([9, 6, 2]).unsqueeze(1)
+
+    @torch.no_grad()
+    def predict() -> Tensor:
+        found: Tensor = encoder(x, src_key_padding_mask=padding)
+        return found
+
+    fast = predict()
+    inside = encoder.layers[1].linear1
+    given = {"additional_forward_args": (None, padding), "token_mask": ~padding, "solver": FAST}
+    alone = InformationLoss(encoder, inside).fit(x, **given).sigma
+    seen = []
+    with at_site(inside, seen.append), no_fastpath():
+        assert not inside._forward_hooks
+        assert torch.equal(in_thread(predict), fast) and not seen
+        predict()
+        assert len(seen) == 1 and seen[0].shape == (3, 9, 128)
+    with repeated(predict) as predictions:
+        assert torch.equal(InformationLoss(encoder, inside).fit(x, **given).sigma, alone)
+    assert predictions and all(torch.equal(each, fast) for each in predictions)
+
+
+def test_a_users_own_hook_comes_before_ours() -> None:
+    layer = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    note_fast_paths([layer])
+    x, seen = normal(2, 3, 8), []
+    for _ in range(2):
+        with at_site(layer.linear1, seen.append):
+            layer(x)
+        layer.linear1.register_forward_hook(lambda module, args, output: output + 1)
+    torch.testing.assert_close(seen[1], seen[0] + 1)
 
 
 @pytest.mark.parametrize("side", ["output", "input"])
@@ -434,6 +472,15 @@ def test_noise_inside_a_checkpointed_block_is_refused(reentrant: bool, noise: st
         plain = checkpointed(None)
         LayerInformationLoss(plain, plain.get_submodule(noise)).fit(WORDS, solver=FAST)
     assert not hooks(model)
+
+
+def test_an_embedding_inside_a_checkpoint_is_refused_by_the_first_interface() -> None:
+    def state(ids: Tensor) -> Tensor:
+        found: Tensor = checkpoint(lambda x: BERT(x).logits[0], ids, use_reentrant=False)
+        return found
+
+    with pytest.raises(ValueError, match=r"embedding layer Embedding runs inside torch\.utils\.checkpoint"):
+        Interpreter(IDS[:1], state).optimize(2)
 
 
 def test_reentrant_checkpoints_are_refused() -> None:

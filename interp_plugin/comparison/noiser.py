@@ -29,19 +29,19 @@ def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """
     Answer(inputs, target, state)  # refuses a model that has no classes
     places, size = inputs.players.nonzero()[:, 0], inputs.embeddings.shape[-1]
-    noise = torch.randn(DRAWS, 1, size).expand(-1, len(places), -1) / bound(size)
+    noise = torch.randn(DRAWS, 1, size, dtype=torch.float32).expand(-1, len(places), -1) / bound(size)
     whole = _probabilities(inputs, inputs.embeddings)  # (1, C)
     if whole.shape[1] < 2:
         raise ValueError(
             f"{inputs.model.name} has one score, and no predicted class that noise could change; use another method"
         )
-    low, high = torch.zeros(len(places)), torch.ones(len(places))
+    low, high = torch.zeros(len(places), dtype=torch.float32), torch.ones(len(places), dtype=torch.float32)
     for _ in range(HALVINGS):
         scale = (low + high) / 2
         noisy = _of_tokens(inputs, places, noise * scale.reshape(-1, 1))  # (P, C)
         holds = noisy.argmax(1) == whole.argmax()
         low, high = torch.where(holds, scale, low), torch.where(holds, high, scale)
-    scores = torch.zeros(inputs.length)
+    scores = torch.zeros(inputs.length, dtype=torch.float32)
     scores[places] = whole[0, target] - noisy[:, target]
     return scores
 

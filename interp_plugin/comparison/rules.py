@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from interp_plugin.forwards import in_this_thread
+
 Rule = Callable[..., Any]
 """(the operation, its arguments) -> what is used in place of its result."""
 Activation = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
@@ -95,8 +97,8 @@ def following(module: nn.Module, rules: Mapping[str, Rule], activation: Activati
     with ExitStack() as stack:
         for part in module.modules():
             if _is_activation(part):
-                stack.callback(part.register_forward_pre_hook(enter).remove)
-                stack.callback(part.register_forward_hook(leave).remove)
+                stack.callback(part.register_forward_pre_hook(in_this_thread(enter)).remove)
+                stack.callback(part.register_forward_hook(in_this_thread(leave)).remove)
         for parameter in trainable:
             parameter.requires_grad_(False)
             stack.callback(parameter.requires_grad_, True)

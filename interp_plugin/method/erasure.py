@@ -252,7 +252,7 @@ def learn_erasure(
     forwards = [ways * len(each.damages) + (0 if each.is_small else PRIOR_POINTS) for each in masks]
 
     def at_places(values: Sequence[Array]) -> Tensor:
-        filled = torch.zeros(players.shape)
+        filled = torch.zeros(players.shape, dtype=torch.float32)
         for row, each, own in zip(filled, masks, values):
             row[torch.from_numpy(each.places)] = torch.from_numpy(own).float()
         return filled

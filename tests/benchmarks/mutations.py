@@ -211,7 +211,7 @@ MUTATIONS = (
     ),
     Mutation(
         "objective",
-        "- counts.unsqueeze(1).log() - curvature.log()",
+        "- counts.unsqueeze(1).to(curvature.dtype).log() - curvature.log()",
         "- curvature.log()",
         "closed form: without n",
     ),

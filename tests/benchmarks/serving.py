@@ -8,13 +8,12 @@ whether the process is as it was.  It takes some minutes.
 
 from __future__ import annotations
 
-import itertools
-import statistics
+import contextlib
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +33,9 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(50, 32)
-        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(32, 3)
+        self.embedding = nn.Embedding(50, 64)  # of 32 dimensions the fast path rounds as the other does
+        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(64, 3)
 
     def forward(self, ids: Tensor, padding: Tensor) -> Tensor:
         scores: Tensor = self.head(self.encoder(self.embedding(ids), src_key_padding_mask=padding)).amax(1)
@@ -114,90 +113,75 @@ def process() -> dict[str, Any]:
 
 
 @dataclass
-class Tally:
-    """Calls, those that gave another result than alone, those that raised, and how long each took."""
+class Work:
+    """Calls that several threads share: what each gives alone, and how it went among the others."""
 
-    calls: int = 0
-    wrong: int = 0
-    raised: int = 0
-    seconds: float = 0.0
+    name: str
+    calls: Sequence[Callable[[], Any]]
+    least: int
+    threads: int
 
-    def add(self, other: Tally) -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+    def __post_init__(self) -> None:
+        self.alone = [call() for call in self.calls]
+        self.begun = self.wrong = self.raised = 0
+        self.seconds = 0.0
+        self.lock = threading.Lock()
+
+    def once(self) -> None:
+        """One more call, compared with what it gives alone."""
+        with self.lock:
+            which = self.begun % len(self.calls)
+            self.begun += 1
+        start, found = time.perf_counter(), None
+        with contextlib.suppress(Exception):  # whatever goes wrong is what is counted here
+            found = self.calls[which]()
+        with self.lock:
+            self.seconds += time.perf_counter() - start
+            self.raised += found is None
+            self.wrong += found is not None and not all(map(torch.equal, found, self.alone[which]))
+
+    def __str__(self) -> str:
+        ms = 1e3 * self.seconds / self.begun
+        return f"| {self.name} | {self.threads} | {self.begun} | {self.wrong} | {self.raised} | {ms:.1f} |"
 
 
-def repeat(calls: Sequence[Callable[[], Any]], alone: Sequence[Any], turns: Iterator[int]) -> Tally:
-    """Call one after another, as the numbers of the turns say, and compare each with what it gives alone."""
-    tally = Tally()
-    for turn in turns:
-        which = turn % len(calls)
-        start = time.perf_counter()
-        try:
-            found = calls[which]()
-        except Exception:  # whatever goes wrong is what is counted here
-            tally.raised += 1
-        else:
-            same = all(map(torch.equal, found, alone[which]))
-            tally.wrong += not same
-        tally.calls += 1
-        tally.seconds += time.perf_counter() - start
-    return tally
+def side_by_side(works: Sequence[Work]) -> None:
+    """Until every kind of work has had its calls."""
+
+    def go_on(work: Work) -> None:
+        while any(each.begun < each.least for each in works):
+            work.once()
+
+    with ThreadPoolExecutor(sum(work.threads for work in works)) as pool:
+        threads = [pool.submit(go_on, work) for work in works for _ in range(work.threads)]
+    for thread in threads:
+        thread.result()
 
 
-def main(predictions: int, explanations: int) -> None:
+def main(predictions: int, explanations: int) -> bool:
+    """Print the table; whether nothing differed."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     services = [of_texts(), of_an_encoder()]
     predict = [call for service in services for call in service.predictions]
     explain = [call for service in services for call in service.explanations]
-    served, explained = [call() for call in predict], [call() for call in explain]
-    quiet = repeat(predict, served, iter(range(len(predict) * 20)))
-    print(
-        f"alone: {1e3 * quiet.seconds / quiet.calls:.2f} ms a prediction, {quiet.wrong} differ\n", flush=True
-    )
+    quiet = Work("predictions, nobody explains", predict, 20 * len(predict), SERVING)
+    works = [
+        Work("predictions", predict, predictions, SERVING),
+        Work("explanations", explain, explanations, EXPLAINING),
+    ]
     before, threads = process(), threading.active_count()
-    served_turns, explained_turns = itertools.count(), itertools.count()
-    lock = threading.Lock()
-
-    def turns(counter: Iterator[int], most: int, others: Callable[[], bool]) -> Iterator[int]:
-        while True:
-            with lock:
-                turn = next(counter)
-            if turn >= most and not others():
-                return
-            yield turn
-
-    explaining = threading.Event()
-    explaining.set()
-    with ThreadPoolExecutor(SERVING + EXPLAINING) as pool:
-        serving = [
-            pool.submit(
-                repeat, predict, served, turns(served_turns, predictions, lambda: explaining.is_set())
-            )
-            for _ in range(SERVING)
-        ]
-        working = [
-            pool.submit(repeat, explain, explained, turns(explained_turns, explanations, lambda: False))
-            for _ in range(EXPLAINING)
-        ]
-        results = [each.result() for each in working]
-        explaining.clear()
-        results_served = [each.result() for each in serving]
-    print("| | threads | calls | differ | raised | ms a call |")
-    print("|---|---|---|---|---|---|")
-    for name, tallies in (("predictions", results_served), ("explanations", results)):
-        total = Tally()
-        for tally in tallies:
-            total.add(tally)
-        mean = statistics.fmean(1e3 * t.seconds / max(t.calls, 1) for t in tallies)
-        print(f"| {name} | {len(tallies)} | {total.calls} | {total.wrong} | {total.raised} | {mean:.1f} |")
+    side_by_side([quiet])
+    side_by_side(works)
+    print("| | threads | calls | differ | raised | ms a call |", "|---|---|---|---|---|---|", sep="\n")
+    print(quiet, *works, sep="\n")
     after = process()
     changed = [name for name, value in before.items() if after[name] != value]
-    print(f"\nchanged in the process: {', '.join(changed) or 'nothing'}; threads left: "
-          f"{threading.active_count() - threads}")  # fmt: skip
+    left = threading.active_count() - threads
+    print(f"\nchanged in the process: {', '.join(changed) or 'nothing'}; threads left: {left}")
+    return not (changed or left or any(work.wrong + work.raised for work in [quiet, *works]))
 
 
 if __name__ == "__main__":
     given = [int(argument) for argument in sys.argv[1:]]
-    main(*given, *(20_000, 200)[len(given) :])
+    sys.exit(not main(*given, *(20_000, 200)[len(given) :]))
