@@ -86,13 +86,17 @@ class Records(Iterator[Record]):
     def __init__(
         self, read: Callable[[Wanted | None], Iterator[Record]], wanted: Wanted | None = None
     ) -> None:
-        self._read, self._rest = read, read(wanted)
+        self._read, self._rest, self._begun = read, read(wanted), False
 
     def only(self, wanted: Wanted) -> Records:
-        """The same, and of files that can be read by columns (Parquet) these columns alone."""
-        return Records(self._read, wanted)
+        """The same, and of files that can be read by columns (Parquet) these columns alone.
+
+        Where some were read already, the others follow with all their columns.
+        """
+        return self if self._begun else Records(self._read, wanted)
 
     def __next__(self) -> Record:
+        self._begun = True
         return next(self._rest)
 
 

@@ -102,6 +102,13 @@ def test_processes_that_share_a_corpus_share_its_folder_and_nobody_else_does(tmp
     assert os.listdir(tmp_path) == [lock.DOOR]
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o775])
+def test_who_may_write_to_the_folder_may_lock_it(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with locked(tmp_path, {}):
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode & 0o666}
+
+
 def test_what_a_killed_process_left_behind_is_no_lock(tmp_path: Path) -> None:
     (tmp_path / ".study-0123abcd-0.lock").write_text('{"pid": 1}', encoding="utf-8")
     with locked(tmp_path, {}):

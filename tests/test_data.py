@@ -291,6 +291,13 @@ def test_a_damaged_page_spoils_the_rest_of_its_row_group_alone(
     assert len(read_texts(path, label_column=None).texts) == 12, "the other column is not read"
 
 
+def test_columns_asked_for_on_the_way_do_not_begin_again(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.parquet")
+    some = records(path)
+    assert next(some).values["sentence"] == "a good film"
+    assert [record.values["sentence"] for record in some.only(Wanted("sentence"))] == ["a dull one"]
+
+
 def test_a_file_that_is_no_parquet_is_one_bad_record(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])

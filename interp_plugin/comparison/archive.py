@@ -18,10 +18,8 @@ from interp_plugin.storage import foreign, load_pyarrow, open_sealed
 from interp_plugin.writing import replace_file
 
 FORMAT = 2  # raise it when a reader of the old format would go wrong
-LARGEST, SPARSEST = (
-    2**20,
-    1000,
-)  # numbers in memory at most: so many, and so many for each that is in the file
+LARGEST = 2**20  # numbers in memory at most,
+SPARSEST = 1000  # and so many more for each that is in the file
 _KEY = b"interp_plugin study"  # of the file's metadata
 _PARTS: Mapping[str, type] = {
     "texts": StudyText,
@@ -74,15 +72,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     )
     try:
         return _fields(header, content.read())
-    except (
-        arrow.ArrowException,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
+    except (arrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(foreign(os.fspath(path), "StudyResult")) from error
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -35,7 +36,7 @@ def locked(folder: Path, settings: Mapping[str, Any], rank: int = 0, world_size:
     """
     group = hashlib.sha256(json.dumps([settings, world_size], sort_keys=True).encode()).hexdigest()[:8]
     mine = folder / f".study-{group}-{rank}.lock"
-    lock = FileLock(mine)
+    lock = _lock(mine)
     with ExitStack() as undo:
         with _door(folder):
             for path in sorted(folder.glob(".study-*.lock")):
@@ -58,7 +59,7 @@ def locked(folder: Path, settings: Mapping[str, Any], rank: int = 0, world_size:
 @contextmanager
 def _door(folder: Path) -> Iterator[None]:
     """One process at a time, for a moment: so that none sees the locks of others half taken."""
-    door = FileLock(folder / DOOR)
+    door = _lock(folder / DOOR)
     try:
         door.acquire(timeout=WAIT)
     except Timeout as error:
@@ -71,9 +72,14 @@ def _door(folder: Path) -> Iterator[None]:
         door.release()
 
 
+def _lock(path: Path) -> FileLock:
+    """Its file can be written by those who can write to the folder: any of them may go on with the study."""
+    return FileLock(path, mode=stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
+
+
 def _is_held(path: Path) -> bool:
     """Whether a process holds this lock; what one that was killed left behind is cleared away."""
-    lock = FileLock(path)
+    lock = _lock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -91,9 +97,8 @@ def _clear(path: Path) -> None:
 
 def _holder(path: Path) -> str:
     """Who holds a lock, in words."""
-    with suppress(
-        OSError, ValueError, KeyError, TypeError
-    ):  # being written at this moment, or not readable here
+    # it may be being written, or not be readable here
+    with suppress(OSError, ValueError, KeyError, TypeError):
         held = json.loads(path.read_text(encoding="utf-8"))
         return f"process {held['pid']} on {held['host']} (since {held['since']})"
     return "another process"
