@@ -218,13 +218,13 @@ class Batch:
                 )
             inputs = (inputs[0], inputs[1] * kept.to(inputs[1]), *inputs[2:])
         else:
-            if any(e.extra and any(len(v) != len(e.ids) for v in e.extra.values()) for e in self.encodings):
-                raise ValueError(
-                    f"{self._model.name} reads a second sequence, whose tokens would not follow; erase in another way"
-                )
-            places = kept.nonzero()[:, 1].reshape(len(kept), -1)
-            inputs = tuple(x.gather(1, places.to(x.device)) if x.shape == kept.shape else x for x in inputs)
-            targets = targets and targets.without(kept)
+            real = self.token_mask.bool().cpu()
+            shorter = [
+                self.encodings[example].only(row[real[example]].tolist())
+                for example, row in zip(examples.tolist(), kept.cpu())
+            ]
+            inputs = self._model.collate(shorter)[0]
+            targets = targets and _Targets.of(shorter, targets.ids.device)
             noisy.noise_layer = None
         noisy.forward, noisy.inputs = _Forward(self._model, targets), inputs
         return noisy
@@ -310,11 +310,6 @@ class _Targets:
 
     def at(self, rows: Tensor) -> _Targets:
         return _Targets(self.ids[rows], self.places[rows], self.real[rows])
-
-    def without(self, kept: Tensor) -> _Targets:
-        """The same where some tokens of the text, (B, T), are left out before them."""
-        gone = (~kept).cumsum(1).to(self.places.device)
-        return _Targets(self.ids, self.places - gone.gather(1, self.places), self.real)
 
 
 class _Forward:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -49,6 +49,37 @@ class Encoding:
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     target: tuple[int, ...] = ()
     target_positions: tuple[int, ...] = ()
+
+    def only(self, kept: Sequence[bool]) -> Encoding:
+        """The same with only some of its tokens, (T,); targets are asked for where they follow now.
+
+        Raises:
+            ValueError: a second sequence, whose tokens would not follow, or no token left.
+
+        Examples::
+            >>> Encoding("a b", None, ("a", "b"), ((0, 0, 1), (0, 2, 3)), (5, 6), {}, (7,), (1,)).only([True, False])
+            Encoding(text='a b', pair=None, tokens=('a',), offsets=((0, 0, 1),), ids=(5,), extra={}, target=(7,), \
+target_positions=(0,))
+        """
+        if any(len(values) != len(self.ids) for values in self.extra.values()):
+            raise ValueError(
+                "the model reads a second sequence, whose tokens would not follow deleted ones; use 'mask' to take "
+                "tokens away"
+            )
+        if not any(kept):
+            raise ValueError("no token would be left of the text; keep the special ones, or use 'mask'")
+
+        def those(values: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(value for value, keep in zip(values, kept) if keep)
+
+        return replace(
+            self,
+            tokens=those(self.tokens),
+            offsets=those(self.offsets),
+            ids=those(self.ids),
+            extra={name: those(values) for name, values in self.extra.items()},
+            target_positions=tuple(max(sum(kept[: at + 1]) - 1, 0) for at in self.target_positions),
+        )
 
 
 class TextModel(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def explanation(explainer: TextExplainer) -> Explanation:
 
 def test_the_words_that_carry_the_class_are_the_ones_that_say_it(explanation: Explanation) -> None:
     first, second = (item.scores() for item in explanation)
-    assert {first.units[place] for place in first.values[-1].topk(3).indices} == {"not", "bad", "thin"}
+    assert {first.units[place] for place in first.values[-1].topk(2).indices} == {"bad", "thin"}
     assert second.units[int(second.values[-1].argmax())] in ("charm", "wit", "enough")
     assert first.kind == "erased" and not first.values[:, [0, -1]].any()  # special tokens are never erased
 
@@ -84,7 +85,7 @@ def test_words_sum_or_average_their_pieces(explanation: Explanation) -> None:
 
 
 def test_tables_pages_and_records_show_the_sign(explanation: Explanation) -> None:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     explanation.show(console)
     assert "Lost when the token is erased" in console.export_text()
     page = explanation.to_html()
@@ -128,7 +129,7 @@ MODELS = {
 def test_a_text_is_the_same_alone_and_among_others(name: str) -> None:
     explainer = TextExplainer(MODELS[name]())
     target = "film" if explainer.model.task == "next token" else None
-    texts = ["a good film", "not a bad film at all , though the plot is thin"]
+    texts = [" ".join(["good", "bad"] * count) for count in (2, 5)]
     layers = [next(iter(explainer.model.layers)), "output"]
     both = explainer.explain(texts, layers, target, score="erased", passes=40)
     for text, item in zip(texts, both):
@@ -142,7 +143,7 @@ def test_a_text_is_the_same_alone_and_among_others(name: str) -> None:
 def test_deleted_tokens_are_what_the_model_says_of_the_shorter_text(name: str) -> None:
     explainer = TextExplainer(MODELS[name]())
     model: Any = explainer.model
-    target = "film" if model.task == "next token" else None
+    target = 70 if model.task == "next token" else None  # the id of a token
     encoding = model.encode("a good", target=target)
     players = [place for place, offset in enumerate(encoding.offsets) if offset is not None]
     [item] = explainer.explain("a good", "output", target, score="erased", ways="delete")
@@ -157,12 +158,11 @@ def test_deleted_tokens_are_what_the_model_says_of_the_shorter_text(name: str) -
         return float(scores[0, -1].log_softmax(-1)[encoding.target[0]])
 
     gone = [{players[i] for i in bits.nonzero()[0]} for bits in every_erasure(len(players))]
-    whole_left = [len(each) < len(encoding.ids) for each in gone]
-    damages = np.array(
-        [answer(set()) - answer(each) if left else 0.0 for each, left in zip(gone, whole_left)]
-    )
+    nothing_left = len(gone[-1]) == len(encoding.ids)  # the mean of the table stands for its tokens
+    damages = np.array([answer(set()) - answer(each) for each in gone[:-1]] + [0.0])
     p = row.erasure_probability[players].double().numpy()
-    if not all(whole_left):  # nothing left of the text: the mean of the table stands for its tokens
-        own = float(row.damage) - float(multilinear(damages, p)[1])
-        damages[-1] = own / float(np.prod(p))
+    if nothing_left:
+        damages[-1] = (row.damage - multilinear(damages, p)[1]) / np.prod(p)
+    else:
+        damages[-1] = answer(set()) - answer(gone[-1])
     np.testing.assert_allclose(row.erased[players], multilinear(damages, p)[0], rtol=1e-2, atol=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -132,31 +132,9 @@ class Inputs:
         return (ids, others[0] * kept, *others[1:])
 
     def _deleted(self, kept: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        shorter = [self._shorter(row) for row in kept.tolist()]
+        shorter = [self.encoding.only(row) for row in kept.tolist()]
         for some in [shorter] if self.model.pads else [[one] for one in shorter]:
             yield self.model.collate(some)[0]
-
-    def _shorter(self, kept: Sequence[bool]) -> Encoding:
-        whole = self.encoding
-        if any(len(values) != self.length for values in whole.extra.values()):
-            raise ValueError(
-                f"{self.model.name} reads a second sequence, whose tokens would not follow; use removal 'mask'"
-            )
-        if not any(kept):
-            raise ValueError(
-                "no token would be left of the text; keep the special ones, or use removal 'mask'"
-            )
-
-        def those(values: Sequence[int]) -> tuple[int, ...]:
-            return tuple(value for value, keep in zip(values, kept) if keep)
-
-        return replace(
-            whole,
-            tokens=tuple(token for token, keep in zip(whole.tokens, kept) if keep),
-            offsets=tuple(offset for offset, keep in zip(whole.offsets, kept) if keep),
-            ids=those(whole.ids),
-            extra={name: those(values) for name, values in whole.extra.items()},
-        )
 
 
 class Answer(nn.Module):

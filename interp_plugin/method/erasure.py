@@ -12,8 +12,8 @@ all p_i are pi, and at pi = 1/2 the scores are Banzhaf values; Shapley values ar
 1972).  T < 0 turns the channel round: most erasure that harms least, the side that Guan et al. take (side "keep").
 
 The derivatives are the coefficients of a linear regression of Delta(b) on b under p.  They are estimated from few
-masks by a ridge regression on what integrated gradients leave unexplained (regression-adjusted estimators: Witter et
-al., arXiv 2506.11849), in rounds that each draw from the channel of the scores so far (mean-field games: Bian et al.,
+masks by a Bayesian regression of what integrated gradients leave unexplained (regression-adjusted estimators: Witter
+et al., arXiv 2506.11849), in rounds that each draw from the channel of the scores so far (mean-field games: Bian et al.,
 arXiv 2106.02938; deletion and preservation games: Fong and Vedaldi, ICCV 2017).
 """
 
@@ -39,7 +39,7 @@ TEMPERATURE = 0.5  # |T|, in standard deviations of the scores over the tokens
 SHARES = {"damage": 0.3, "keep": 0.7}  # of the tokens that is erased on average, by side
 LEAST = 0.03  # p_i lies between this and 1 less this: no token is always, or never, erased
 STEPS, DAMPING = 100, 0.3  # of the fixed point where all erasures are known
-PENALTIES = np.logspace(-3, 4, 36)  # of the ridge, in units of the masks' variance
+VARIANCES = (0.0, *np.logspace(-2, 4, 7))  # of coefficients, in units of the noise's
 
 
 @dataclass(frozen=True)
@@ -155,40 +155,72 @@ def draw_masks(p: Array, count: int, generator: np.random.Generator) -> Array:
     return order < ones
 
 
-def regress(masks: Array, damages: Array, prior: Array) -> tuple[Array, Array]:
-    """Coefficients of the damages on the masks, (n,), and their standard errors.
+def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[Array, Array]:
+    """Coefficients of the damages on the masks under the last round's p, (n,), and their standard errors.
 
-    Ridge regression of what an intercept and a multiple of the prior leave, with the penalty of least generalised
-    cross-validation (Golub, Heath and Wahba, 1979); errors of its posterior.
+    Bayesian linear regression with a mean for each round and, as the expected coefficients, a multiple of the prior,
+    both left free.  What they leave has normal coefficients, of which one part is common to all rounds and one each
+    round's own: where damages are no sums, coefficients follow p.  The variances of the two parts are averaged over by
+    their restricted likelihood (Patterson and Thompson, 1971), so that errors say what is not known of them, too.
 
     Args:
         masks: (m, n).
         damages: (m,).
+        rounds: of each mask, (m,); the largest is the last.
         prior: expected coefficients up to a factor, (n,).
     """
-    centred = masks - masks.mean(0)
-    y = damages - damages.mean()
-    along = centred @ prior
-    factor = max(float(along @ y) / max(float(along @ along), 1e-300), 0.0)
-    u, singular, vt = np.linalg.svd(centred, full_matrices=False)
-    rest = u.T @ (y - factor * along)
-    square = singular**2
-    outside = max(float(((y - factor * along) ** 2).sum() - (rest**2).sum()), 0.0)
-    m = len(y)
-    best, chosen = np.inf, PENALTIES[-1]
-    for penalty in PENALTIES:
-        shrink = penalty / (square + penalty)
-        residual = float(((shrink * rest) ** 2).sum()) + outside
-        free = m - 2 - float((1 - shrink).sum())  # an intercept and the prior's factor
-        if free > 0.5 and residual / free**2 < best:
-            best, chosen = residual / free**2, penalty
-    shrink = chosen / (square + chosen)
-    residual = float(((shrink * rest) ** 2).sum()) + outside
-    noise = residual / max(m - 2 - float((1 - shrink).sum()), 0.5)
-    found = factor * prior + vt.T @ (singular / (square + chosen) * rest)
-    # posterior covariance: noise (X'X + penalty)^-1
-    inside = vt.T**2 @ (1 / (square + chosen)) + (1 - (vt**2).sum(0)) / chosen
-    return found, np.sqrt(noise * inside)
+    masks = masks.astype(float)
+    means = (rounds[:, None] == np.unique(rounds)).astype(float)
+    free = np.column_stack([means, masks @ prior]) if np.ptp(masks @ prior) > 0 else means
+    expected = np.zeros((len(prior), free.shape[1]))
+    expected[:, means.shape[1] :] = prior[:, None]
+    common, own = masks @ masks.T, (masks @ masks.T) * (rounds[:, None] == rounds)
+    last = (rounds == rounds.max())[:, None]
+    fits = [
+        _posterior(masks, damages, free, expected, first * common + second * own, first, second, last)
+        for first in VARIANCES
+        for second in VARIANCES
+    ]
+    likelihood = np.array([fit[2] for fit in fits])
+    weights = np.exp(likelihood - likelihood.max())
+    weights = weights / weights.sum()
+    found = sum(weight * fit[0] for weight, fit in zip(weights, fits))
+    variance = sum(weight * (fit[1] + (fit[0] - found) ** 2) for weight, fit in zip(weights, fits))
+    return found, np.sqrt(variance)
+
+
+def _posterior(
+    masks: Array,
+    damages: Array,
+    free: Array,
+    expected: Array,
+    kernel: Array,
+    first: float,
+    second: float,
+    last: Array,
+) -> tuple[Array, Array, float]:
+    """Mean and variance of the last round's coefficients, (n,), and the log likelihood of the two variances.
+
+    Universal kriging: ``free`` (m, h) has effects without a prior, ``expected`` (n, h) is what they say of the
+    coefficients, ``kernel`` (m, m) the covariance of the rest in units of the noise's variance.
+    """
+    factor = np.linalg.cholesky(np.eye(len(damages)) + kernel)
+    towards = masks * (first + second * last)  # covariance with the coefficients, (m, n)
+    y, h, k = np.split(
+        np.linalg.solve(factor, np.column_stack([damages, free, towards])), [1, 1 + free.shape[1]], axis=1
+    )
+    precision = h.T @ h + 1e-10 * np.eye(h.shape[1])
+    effects = np.linalg.solve(precision, h.T @ y)  # (h, 1)
+    residual = y - h @ effects
+    degrees = max(len(damages) - h.shape[1], 1)
+    noise = max(float((residual**2).sum()) / degrees, 1e-24 * max(float((damages**2).mean()), 1e-200))
+    mean = (expected @ effects + k.T @ residual)[:, 0]
+    unsure = expected - k.T @ h  # what the free effects' errors do to the coefficients
+    variance = first + second - (k**2).sum(0) + (unsure * np.linalg.solve(precision, unsure.T).T).sum(1)
+    likelihood = (
+        -np.log(np.diag(factor)).sum() - np.linalg.slogdet(precision)[1] / 2 - degrees / 2 * np.log(noise)
+    )
+    return mean, noise * np.maximum(variance, 0.0), float(likelihood)
 
 
 def learn_erasure(
@@ -281,7 +313,7 @@ class _Masks:
         self.prior = np.zeros(n)
         self.masks, self.damages = np.zeros((0, n), dtype=bool), np.zeros(0)
         self.p = np.full(n, SHARES[settings.side])  # of the last round
-        self.last = 0  # masks in the last round
+        self.rounds = np.zeros(0, dtype=int)
 
     def next(self, index: int) -> Array:
         """The erasures of a round, (m, n)."""
@@ -296,17 +328,10 @@ class _Masks:
         """What was asked for, and the damage that it does."""
         self.masks = np.concatenate([self.masks, masks])
         self.damages = np.concatenate([self.damages, damages])
-        self.last = len(masks)
+        self.rounds = np.append(self.rounds, np.full(len(masks), self.rounds.max(initial=-1) + 1))
 
     def _scores(self) -> tuple[Array, Array]:
-        """Scores and standard errors.
-
-        From all masks; then what these miss at the last round's p, which the derivative is taken at.
-        """
-        scores, errors = regress(self.masks, self.damages, self.prior)
-        masks, damages = self.masks[-self.last :], self.damages[-self.last :]
-        change, more = regress(masks, damages - masks @ scores, np.zeros(len(scores)))
-        return scores + change, np.hypot(errors, more)
+        return regress(self.masks, self.damages, self.rounds, self.prior)
 
     def learned(self) -> tuple[Array, Array, Array, float, float]:
         """Scores, their standard errors, p, Delta(p) and T."""
@@ -316,7 +341,8 @@ class _Masks:
             return self._enumerated()
         scores, errors = self._scores()
         _, temperature = channel(scores, self.settings.side)
-        masks, damages = self.masks[-self.last :], self.damages[-self.last :]
+        last = self.rounds == self.rounds.max()
+        masks, damages = self.masks[last], self.damages[last]
         mean = damages.mean() + (self.p - masks.mean(0)) @ scores
         return scores, errors, self.p, float(mean), temperature
 
