@@ -13,8 +13,8 @@ all p_i are pi, and at pi = 1/2 the scores are Banzhaf values; Shapley values ar
 
 The derivatives are the coefficients of a linear regression of Delta(b) on b under p.  They are estimated from few
 masks by a Bayesian regression of what integrated gradients leave unexplained (regression-adjusted estimators: Witter
-et al., arXiv 2506.11849), in rounds that each draw from the channel of the scores so far (mean-field games: Bian et al.,
-arXiv 2106.02938; deletion and preservation games: Fong and Vedaldi, ICCV 2017).
+et al., arXiv 2506.11849), in rounds that each draw from the channel of the scores so far (mean-field games: Bian et
+al., arXiv 2106.02938; deletion and preservation games: Fong and Vedaldi, ICCV 2017).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ TEMPERATURE = 0.5  # |T|, in standard deviations of the scores over the tokens
 SHARES = {"damage": 0.3, "keep": 0.7}  # of the tokens that is erased on average, by side
 LEAST = 0.03  # p_i lies between this and 1 less this: no token is always, or never, erased
 STEPS, DAMPING = 100, 0.3  # of the fixed point where all erasures are known
-VARIANCES = (0.0, *np.logspace(-2, 4, 7))  # of coefficients, in units of the noise's
+VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0, 1e2, 1e4)  # of coefficients, in units of the noise's
+OWN_VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0)  # of the part that is each round's own, which is not larger
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[
     fits = [
         _posterior(masks, damages, free, expected, first * common + second * own, first, second, last)
         for first in VARIANCES
-        for second in VARIANCES
+        for second in OWN_VARIANCES
+        if second <= first
     ]
     likelihood = np.array([fit[2] for fit in fits])
     weights = np.exp(likelihood - likelihood.max())

@@ -160,11 +160,12 @@ def fit_of(method: LayerInformationLoss, ids: Tensor, solver: Solver) -> NoiseFi
     return method.fit(ids, solver=solver)
 
 
-def classes(name: str, path: Path, texts: Sequence[str], draws: int) -> None:
+def classes(name: str, path: Path, texts: Sequence[str], draws: int, functions: Sequence[str]) -> None:
     model, tokenizer = huggingface.load(path)
     model.requires_grad_(False)
     base: Any = model.base_model
-    for function, apply in FUNCTIONS.items():
+    for function in functions:
+        apply = FUNCTIONS[function]
         for place in ("words", "block"):
             line = Line()
             for text in texts:
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="states of few elements with known optima")
     parser.add_argument("--nets", type=int, default=40)
     parser.add_argument("--states", type=int, default=60)
+    parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, default=list(FUNCTIONS))
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # of smaller rates: the table says which
     if given.small:
@@ -280,9 +282,9 @@ def main() -> None:
             rows = [row[0] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
         texts = rows[: given.sentences]
         print(Line.HEADER)
-        classes("default", huggingface.default_model_path(), texts, given.fresh)
+        classes("default", huggingface.default_model_path(), texts, given.fresh, given.functions)
         if given.classifier:
-            classes("MiniLM", given.classifier, texts, given.fresh)
+            classes("MiniLM", given.classifier, texts, given.fresh, given.functions)
 
 
 if __name__ == "__main__":

@@ -166,11 +166,27 @@ def report(name: str, result: StudyResult) -> str:
     costs = table[table.metric.isin([SECONDS, *PASSES])]
     wide = costs.pivot_table(index=["group", "method"], columns=["question", "metric"], values="mean")
     lines += ["", "### costs", "", *grid(wide.map(lambda value: f"{value:.3g}"))]
+    for reference in [name for name in result.names["method"] if name.startswith("erased")]:
+        lines += ["", *verdicts(result, reference)]
     for metric in metrics:
         for question in result.names["question"]:
             on = [point.method for point in result.front(metric, question) if point.on_front]
             lines += ["", f"Front of {metric} against seconds, {question}: {', '.join(on)}."]
     return "\n".join(lines)
+
+
+def verdicts(result: StudyResult, reference: str) -> list[str]:
+    """How often a method is above, level with or below each other one, over metrics and questions (Holm, 0.05)."""
+    found = result.comparisons(reference)
+    found = found[~found.metric.isin([SECONDS, *PASSES, "peak MiB"])]
+    lines = [f"| {reference} against | won | level | lost | lost at |", "|---|---|---|---|---|"]
+    for method, rows in found.groupby("method", sort=False):
+        certain = rows.holm < 0.05
+        lost = rows[certain & ~rows.better]
+        where = ", ".join(f"{metric} {question}" for metric, question in zip(lost.metric, lost.question))
+        counts = (int((certain & rows.better).sum()), int((~certain).sum()), len(lost))
+        lines.append(f"| {method} | {' | '.join(map(str, counts))} | {where} |")
+    return lines
 
 
 def cell(row: object) -> str:
