@@ -89,6 +89,14 @@ def test_the_study_and_corpus_examples_write_their_pages(
     assert "layer" in (tmp_path / "corpus.html").read_text(encoding="utf-8")
 
 
+def test_the_readme_example_of_erasures_finds_the_words(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(block("erased"), names)
+    assert "Lost when the token is erased" in capsys.readouterr().out
+    scores = names["scores"]
+    assert scores.shape == (1, 6) and scores.argmin() == 3  # "bad" speaks against the positive class
+
+
 def test_what_is_said_of_the_numbers_is_so() -> None:
     page = ROOT / "tutorials" / "how_to_read_the_numbers.md"
     with warnings.catch_warnings():
