@@ -143,7 +143,7 @@ def test_help_shows_every_option_and_examples() -> None:
     ):  # fmt: skip
         assert f"--{option} " in result.stdout
     examples = [line.strip() for line in result.stdout.splitlines() if "interp-plugin explain" in line]
-    assert len(examples) == 7  # with the usage; none is broken into two lines
+    assert len(examples) == 8  # with the usage; none is broken into two lines
     assert all(line.count('"') % 2 == 0 for line in examples)
 
 

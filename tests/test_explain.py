@@ -16,7 +16,7 @@ import transformers
 from tiny_models import CASES, DEPTH, FAMILIES, LIMIT, SlowTokenizer, exists, model_of, tiny
 from torch import Tensor, nn
 
-from interp_plugin import batches, huggingface, text
+from interp_plugin import batches, huggingface, scoring
 from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.calibration import Calibration
 from interp_plugin.explanation import Explanation, Row, TextExplanation
@@ -102,12 +102,12 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts shared each batch; all may, however different their lengths."""
     seen: list[int] = []
 
-    def spy(model: Any, encodings: Any, plan: Any) -> Any:
+    def spy(model: Any, encodings: Any, plan: Any, finder: Any = None) -> Any:
         seen.append(len(encodings))
-        return score(model, encodings, plan)
+        return score(model, encodings, plan, finder)
 
-    score = text.score
-    monkeypatch.setattr(text, "score", spy)
+    score = scoring.score
+    monkeypatch.setattr(scoring, "score", spy)
     monkeypatch.setattr(batches, "FULL", 0)
     return seen
 
