@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import FeatureAblation, LayerIntegratedGradients, NoiseTunnel
+from captum.attr import FeatureAblation, LayerIntegratedGradients, NoiseTunnel, TextTokenInput
 from captum.metrics import infidelity, sensitivity_max
 from captum.testing.attr.helpers.gen_test_utils import get_target_layer
 from hypothesis import given, settings
@@ -23,11 +23,13 @@ from test_conformance import (
     named,
     normal,
     seeded,
+    small_gpt2,
     untouched,
+    word_tokenizer,
 )
 from torch import Tensor
 
-from interp_plugin import InformationErased, LayerInformationErased, log_odds
+from interp_plugin import InformationErased, InformationLossLLMAttribution, LayerInformationErased, log_odds
 from interp_plugin.method.erasure import Erasure, channel, draw_masks, learn_erasure, multilinear
 
 EMBEDDING = BERT.get_input_embeddings()
@@ -321,3 +323,15 @@ def test_log_odds_are_those_of_the_softmax(classes: int, seed: int) -> None:
         assert torch.equal(log_odds(scores, 0), scores[:, 0])
     else:
         torch.testing.assert_close(log_odds(scores, 0).sigmoid(), scores.softmax(1)[:, 0])
+
+
+def test_a_language_models_tokens_are_what_its_log_probability_loses_with_them() -> None:
+    model, tokenizer = seeded(small_gpt2), word_tokenizer()
+    embedding, prompt = model.get_input_embeddings(), TextTokenInput("the film was", tokenizer)
+    method = InformationLossLLMAttribution(LayerInformationErased(model, embedding), tokenizer)
+    with untouched(model):
+        result = method.attribute(prompt, target="very good", passes=40)
+    log_probability = LayerInformationErased(lambda ids: model(ids).logits[:, -1].log_softmax(1), embedding)
+    direct = log_probability.attribute(prompt.inp_tensor, target=7, passes=40)
+    torch.testing.assert_close(result.token_attr[:1], direct.sum(-1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(result.seq_attr, result.token_attr.sum(0), rtol=1e-3, atol=1e-4)
