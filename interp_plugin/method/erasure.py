@@ -170,59 +170,54 @@ def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[
         rounds: of each mask, (m,); the largest is the last.
         prior: expected coefficients up to a factor, (n,).
     """
-    masks = masks.astype(float)
-    means = (rounds[:, None] == np.unique(rounds)).astype(float)
-    free = np.column_stack([means, masks @ prior]) if np.ptp(masks @ prior) > 0 else means
-    expected = np.zeros((len(prior), free.shape[1]))
-    expected[:, means.shape[1] :] = prior[:, None]
-    common, own = masks @ masks.T, (masks @ masks.T) * (rounds[:, None] == rounds)
-    last = (rounds == rounds.max())[:, None]
-    fits = [
-        _posterior(masks, damages, free, expected, first * common + second * own, first, second, last)
-        for first in VARIANCES
-        for second in OWN_VARIANCES
-        if second <= first
-    ]
-    likelihood = np.array([fit[2] for fit in fits])
-    weights = np.exp(likelihood - likelihood.max())
-    weights = weights / weights.sum()
-    found = sum(weight * fit[0] for weight, fit in zip(weights, fits))
-    variance = sum(weight * (fit[1] + (fit[0] - found) ** 2) for weight, fit in zip(weights, fits))
-    return found, np.sqrt(variance)
+    x, y = torch.from_numpy(masks).double(), torch.from_numpy(damages).double()
+    which = torch.from_numpy(rounds)[:, None]
+    means = (which == which.unique()).double()
+    along = (x @ torch.from_numpy(prior).double())[:, None]
+    free = (
+        torch.cat([means, along], 1) if along.max() > along.min() else means
+    )  # effects without a prior, (m, h)
+    expected = x.new_zeros(len(prior), free.shape[1])  # what these say of the coefficients
+    expected[:, means.shape[1] :] = torch.from_numpy(prior)[:, None]
+    common, last = x @ x.T, (which == which.max()).double()
+    own = common * (which == which.T)
+    found = []
+    for first in VARIANCES:
+        second = x.new_tensor([value for value in OWN_VARIANCES if value <= first])[:, None, None]
+        kernel = first * common + second * own  # covariance of the damages, (g, m, m)
+        towards = x * (first + second * last)  # of the damages with the last round's coefficients, (g, m, n)
+        found.append(_posterior(y, free, expected, kernel, towards, first + second[:, :, 0]))
+    mean, variance, likelihood = (torch.cat(parts) for parts in zip(*found))
+    weight = likelihood.softmax(0)[:, None]
+    average = (weight * mean).sum(0)
+    spread = (weight * (variance + (mean - average).square())).sum(0)
+    return average.numpy(), spread.sqrt().numpy()
 
 
 def _posterior(
-    masks: Array,
-    damages: Array,
-    free: Array,
-    expected: Array,
-    kernel: Array,
-    first: float,
-    second: float,
-    last: Array,
-) -> tuple[Array, Array, float]:
-    """Mean and variance of the last round's coefficients, (n,), and the log likelihood of the two variances.
+    damages: Tensor, free: Tensor, expected: Tensor, kernel: Tensor, towards: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and variances of coefficients, (g, n), for g pairs of variances, and their log likelihoods, (g,).
 
-    Universal kriging: ``free`` (m, h) has effects without a prior, ``expected`` (n, h) is what they say of the
-    coefficients, ``kernel`` (m, m) the covariance of the rest in units of the noise's variance.
+    Universal kriging; all variances are in units of the noise's.
     """
-    factor = np.linalg.cholesky(np.eye(len(damages)) + kernel)
-    towards = masks * (first + second * last)  # covariance with the coefficients, (m, n)
-    y, h, k = np.split(
-        np.linalg.solve(factor, np.column_stack([damages, free, towards])), [1, 1 + free.shape[1]], axis=1
-    )
-    precision = h.T @ h + 1e-10 * np.eye(h.shape[1])
-    effects = np.linalg.solve(precision, h.T @ y)  # (h, 1)
-    residual = y - h @ effects
-    degrees = max(len(damages) - h.shape[1], 1)
-    noise = max(float((residual**2).sum()) / degrees, 1e-24 * max(float((damages**2).mean()), 1e-200))
-    mean = (expected @ effects + k.T @ residual)[:, 0]
-    unsure = expected - k.T @ h  # what the free effects' errors do to the coefficients
-    variance = first + second - (k**2).sum(0) + (unsure * np.linalg.solve(precision, unsure.T).T).sum(1)
-    likelihood = (
-        -np.log(np.diag(factor)).sum() - np.linalg.slogdet(precision)[1] / 2 - degrees / 2 * np.log(noise)
-    )
-    return mean, noise * np.maximum(variance, 0.0), float(likelihood)
+    count, effects = len(damages), free.shape[1]
+    factor = torch.linalg.cholesky(kernel + torch.eye(count, dtype=kernel.dtype))
+    data = torch.cat([damages[:, None], free], 1).expand(len(kernel), -1, -1)
+    solved = torch.linalg.solve_triangular(factor, torch.cat([data, towards], 2), upper=False)
+    y, h, k = solved.split([1, effects, towards.shape[2]], 2)
+    precision = h.mT @ h + 1e-10 * torch.eye(effects, dtype=h.dtype)
+    fitted = torch.linalg.solve(precision, h.mT @ y)  # (g, h, 1)
+    residual = y - h @ fitted
+    degrees = max(count - effects, 1)
+    least = 1e-24 * max(float(damages.square().mean()), 1e-200)
+    noise = (residual.square().sum(1) / degrees).clamp(min=least)  # (g, 1)
+    mean = (expected @ fitted + k.mT @ residual)[:, :, 0]
+    unsure = expected - k.mT @ h  # what errors of the free effects do to the coefficients, (g, n, h)
+    more = (unsure * torch.linalg.solve(precision, unsure.mT).mT).sum(2)
+    likelihood = -factor.diagonal(dim1=1, dim2=2).log().sum(1) - torch.linalg.slogdet(precision)[1] / 2
+    likelihood = likelihood - degrees / 2 * noise[:, 0].log()
+    return mean, noise * (variance - k.square().sum(1) + more).clamp(min=0), likelihood
 
 
 def learn_erasure(
