@@ -477,11 +477,14 @@ def _inseq_values(
         if not state.any():  # contrasted with the same token: a difference that nothing changes
             none = torch.zeros(len(inputs[0]), sum(each.shape[1] for each in inputs), dtype=torch.float32)
             return none, {"converged": torch.ones_like(none[:, 0]), "residual": torch.zeros_like(none[:, 0])}
-    fit = method.fit(**main, **settings)
-    values = fit.kept()
-    if score == "signed":  # the same fit again: the draws are the same
+    if score == "signed":  # no noise is learned for it
         values = cast(Tensor, method.attribute(**main, **settings, score=score, return_input_shape=False))
-    return values, {"converged": fit.converged.float(), "residual": fit.residual.abs().amax(1).float()}
+        return values, {
+            "converged": torch.ones_like(values[:, 0]),
+            "residual": torch.zeros_like(values[:, 0]),
+        }
+    fit = method.fit(**main, **settings)
+    return fit.kept(), {"converged": fit.converged.float(), "residual": fit.residual.abs().amax(1).float()}
 
 
 def _plain(value: Any) -> Any:

@@ -168,11 +168,19 @@ def test_nothing_to_show_is_shown() -> None:
 def test_a_higher_share_is_a_darker_shade() -> None:
     lights = [sum(rendering.shade(i / 10)[0]) for i in range(11)]
     assert lights == sorted(lights, reverse=True)
-    assert rendering.shade(-1.0) == rendering.shade(0.0)
     assert rendering.shade(2.0) == rendering.shade(1.0)
 
 
-@given(st.floats(0, 1))
+def test_shares_below_zero_are_darker_the_lower_in_another_hue() -> None:
+    lights = [sum(rendering.shade(-i / 10)[0]) for i in range(1, 11)]
+    assert lights == sorted(lights, reverse=True)
+    assert rendering.shade(-2.0) == rendering.shade(-1.0)
+    for share in (0.3, 1.0):
+        (red, _, blue), (other_red, _, other_blue) = rendering.shade(share)[0], rendering.shade(-share)[0]
+        assert blue > red and other_red > other_blue
+
+
+@given(st.floats(-1, 1))
 def test_text_on_every_shade_has_a_contrast_of_at_least_four_and_a_half(share: float) -> None:
     """WCAG 2.1, success criterion 1.4.3."""
 
