@@ -226,7 +226,7 @@ class LayerInformationErased(AtLayer, InformationErased):
             raise ValueError(
                 f"baselines do not broadcast to the inputs, {[tuple(x.shape) for x in inputs]}: {error}"
             ) from error
-        model = replace(problem.objective.model, inputs=ids)._knows(problem.objective.model)
+        model = replace(problem.objective.model, inputs=ids).learned_from(problem.objective.model)
         model.read([])
         [origin] = model.origin
         return origin.flatten(1)
@@ -256,7 +256,7 @@ class _Edit:
         arguments = None if rows.arguments is None else tuple(map(left, rows.arguments))
         shorter = replace(self.model, forward=replace(rows, arguments=arguments), noise_layer=None)
         shorter.inputs = tuple(map(left, inputs))
-        return shorter._knows(self.model)
+        return shorter.learned_from(self.model)
 
     def _hidden(self, rows: ModelRows, inputs: tuple[Tensor, ...], kept: Tensor) -> NoisyModel:
         found = mask_argument(self.function, inputs, rows.arguments)
@@ -271,4 +271,4 @@ class _Edit:
         seen = kept.to(mask.device)
         arguments[index] = (mask.bool() | ~seen).to(mask.dtype) if leaves_out else mask * seen.to(mask.dtype)
         edited = replace(self.model, forward=replace(rows, arguments=tuple(arguments)), inputs=inputs)
-        return edited._knows(self.model)
+        return edited.learned_from(self.model)

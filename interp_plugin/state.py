@@ -96,15 +96,15 @@ class NoisyModel:
         """The same model and noise with the state read at another site."""
         other = replace(self, state_layer=state_layer)
         other.origin = self.origin
-        return other._knows(self)
+        return other.learned_from(self)
 
     def shorter(self, length: int) -> NoisyModel:
         """The same model and noise on the first positions of each row, dimension 1 of inputs and ``origin``."""
         other = replace(self, inputs=tuple(x[:, :length] for x in self.inputs))
         other.origin = tuple(x[:, :length] for x in self.origin)
-        return other._knows(self)
+        return other.learned_from(self)
 
-    def _knows(self, other: NoisyModel) -> NoisyModel:
+    def learned_from(self, other: NoisyModel) -> NoisyModel:
         """This one, with what was learned of the forward by the other."""
         self._layouts, self._needs_mode = other._layouts, other._needs_mode
         return self
