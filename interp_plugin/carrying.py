@@ -60,7 +60,7 @@ class ErasureFinder:
     def _answers(self, batch: Batch, part: Part, state: State) -> Iterator[tuple[list[int], Selector | None]]:
         """Rows of a part that share an answer, and what picks it; None: the state itself."""
         everyone = list(range(len(part.examples)))
-        if state.site is not None or self.model.task == "none":
+        if state.site is not None or self.model.task not in ("sequence classes", "next token"):
             yield everyone, None
             return
         kinds: dict[int, list[int]] = {}
@@ -81,9 +81,9 @@ class ErasureFinder:
         self, batch: Batch, plan: Plan, state: State, mask: Tensor | None, selector: Selector | None
     ) -> ErasureFit:
         terms = Terms(plan.rate, None, None, 1.0)
-        std = replace(state, neurons=None, state_std=None) if selector else state
+        watched = replace(state, neurons=None, state_std=None) if selector else state
         problem = batch.pose(
-            std, None if selector else mask, terms, plan.max_rows or batch.default_rows, selector
+            watched, None if selector else mask, terms, plan.max_rows or batch.default_rows, selector
         )
         objective = problem.objective
         baseline = batch.masked_origin()

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp_plugin.arguments import captum_call, mask_argument
 from interp_plugin.forwards import gradients
 from interp_plugin.method.erasing import Erasing, Way, check_ways
-from interp_plugin.method.erasure import Erasure, ErasureFit, Side, learn_erasure
+from interp_plugin.method.erasure import PASSES, Erasure, ErasureFit, Side, learn_erasure
 from interp_plugin.posed import AtLayer, ModelRows, Tensors, TokenAttribution
 from interp_plugin.problem import Problem, Terms, nothing
 from interp_plugin.state import NoisyModel, Selector, module_of
@@ -69,7 +69,7 @@ class InformationErased(TokenAttribution):
         state_std: float | Tensor | None = None,
         side: Side = "damage",
         ways: Sequence[Way] = ("mask",),
-        passes: int = 100,
+        passes: int = PASSES,
         seed: int = 0,
         return_input_shape: bool = True,
         internal_batch_size: int | None = None,
@@ -127,7 +127,7 @@ class InformationErased(TokenAttribution):
         state_std: float | Tensor | None = None,
         side: Side = "damage",
         ways: Sequence[Way] = ("mask",),
-        passes: int = 100,
+        passes: int = PASSES,
         seed: int = 0,
         internal_batch_size: int | None = None,
     ) -> ErasureFit:

@@ -18,7 +18,7 @@ from interp_plugin.carrying import ErasureFinder
 from interp_plugin.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.fingerprint import versions
 from interp_plugin.method.erasing import Way, check_ways
-from interp_plugin.method.erasure import Erasure, Side
+from interp_plugin.method.erasure import PASSES, Erasure, Side
 from interp_plugin.problem import default_cap, std_of_table, warn_of_training
 from interp_plugin.scoring import Plan, Positions, warn_of_deaf_states
 from interp_plugin.solver import Solver
@@ -110,7 +110,7 @@ class TextExplainer:
         score: Literal["kept", "erased"] = "kept",
         side: Side = "damage",
         ways: Sequence[Way] = ("mask",),
-        passes: int = 100,
+        passes: int = PASSES,
     ) -> Explanation:
         """Information kept of each token of each text by each layer, or what is lost with each token.
 

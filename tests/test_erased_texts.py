@@ -121,6 +121,7 @@ MODELS = {
     "GPT-2": lambda: tiny("gpt2", "GPT2LMHeadModel"),
     "T5": lambda: tiny("t5", "T5ForConditionalGeneration"),
     "BERT": lambda: tiny("bert", "BertForSequenceClassification"),
+    "tagger": lambda: tiny("bert", "BertForTokenClassification"),
     "LSTM": lstm,
 }
 

@@ -153,7 +153,9 @@ def explain(
     max_passes: Annotated[
         int | None,
         typer.Option(
-            min=28, help="Sample passes of a text and layer at most.", show_default="enough for most layers"
+            min=28,
+            help="Sample passes of a text and layer at most; with --score erased, about as many.",
+            show_default="enough for most layers; 100 with --score erased",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -170,6 +172,7 @@ def explain(
 
         # torch and transformers take seconds to import: --help and bad input need not wait for them
         from interp_plugin.method.erasing import check_ways
+        from interp_plugin.method.erasure import PASSES
         from interp_plugin.solver import Solver
 
         solver = Solver(seed=seed, max_passes=max_passes)
@@ -182,6 +185,7 @@ def explain(
         explanation = explainer.explain(
             wanted, chosen, asked, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
             show_progress=progress, score=score, side=side, ways=check_ways(ways.split(",")),
+            passes=max_passes or PASSES,
         )  # fmt: skip
         written = _write(explanation, granularity, aggregate, html, png, save)
     if as_json:

@@ -33,6 +33,7 @@ Side = Literal["damage", "keep"]
 Damage = Callable[[Tensor, Tensor], Tensor]
 """(examples (R,), erased tokens (R, T), bool) -> the damage done to each row's example, (R,)."""
 
+PASSES = 100  # forward and backward passes an example, whatever its length
 PRIOR_POINTS = 8  # of integrated gradients: as many forward and backward passes
 ROUNDS = (0.25, 0.25, 0.5)  # shares of the masks; each round draws from the channel of the scores so far
 TEMPERATURE = 0.5  # |T|, in standard deviations of the scores over the tokens
@@ -58,7 +59,7 @@ class Erasure:
     """
 
     side: Side = "damage"
-    passes: int = 100
+    passes: int = PASSES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -174,9 +175,8 @@ def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[
     which = torch.from_numpy(rounds)[:, None]
     means = (which == which.unique()).double()
     along = (x @ torch.from_numpy(prior).double())[:, None]
-    free = (
-        torch.cat([means, along], 1) if along.max() > along.min() else means
-    )  # effects without a prior, (m, h)
+    # effects without a prior, (m, h)
+    free = torch.cat([means, along], 1) if along.max() > along.min() else means
     expected = x.new_zeros(len(prior), free.shape[1])  # what these say of the coefficients
     expected[:, means.shape[1] :] = torch.from_numpy(prior)[:, None]
     common, last = x @ x.T, (which == which.max()).double()
