@@ -17,8 +17,8 @@ from interp_plugin.forwards import gradients
 from interp_plugin.method.erasing import Erasing, Way
 from interp_plugin.method.erasure import Erasure, ErasureFit, learn_erasure, log_odds
 from interp_plugin.problem import Terms, nothing
-from interp_plugin.scoring import Part, Plan, parts
-from interp_plugin.state import Selector, module_of
+from interp_plugin.scoring import Part, Plan, in_memory, parts
+from interp_plugin.state import Selector, Site, module_of
 from interp_plugin.tokens import TextModel
 
 
@@ -51,7 +51,10 @@ class ErasureFinder:
                 for rows, selector in self._answers(batch, part, state):
                     examples = [part.examples[row] for row in rows]
                     own = None if mask is None else mask[torch.tensor(rows, device=mask.device)]
-                    fit = self._fit(batch.at(examples), plan, state, own, selector)
+                    some = batch.at(examples)
+                    fit = in_memory(
+                        plan, some, partial(self._fit, some, plan.noise_layer, state, own, selector)
+                    )
                     for index, (row, example) in enumerate(zip(rows, examples)):
                         erased = _row(state, places[row], fit, index, batch.token_mask[example])
                         found[example].append((plan.states.index(state), erased))
@@ -78,17 +81,21 @@ class ErasureFinder:
             yield rows, partial(_summed, count=count)
 
     def _fit(
-        self, batch: Batch, plan: Plan, state: State, mask: Tensor | None, selector: Selector | None
+        self,
+        batch: Batch,
+        noise_layer: Site,
+        state: State,
+        mask: Tensor | None,
+        selector: Selector | None,
+        max_rows: int,
     ) -> ErasureFit:
-        terms = Terms(plan.rate, None, None, 1.0)
+        terms = Terms(1.0, None, None, 1.0)  # of noise, which there is none of
         watched = replace(state, neurons=None, state_std=None) if selector else state
-        problem = batch.pose(
-            watched, None if selector else mask, terms, plan.max_rows or batch.default_rows, selector
-        )
+        problem = batch.pose(watched, None if selector else mask, terms, max_rows, selector)
         objective = problem.objective
         baseline = batch.masked_origin()
         if baseline is None:
-            baseline = nothing(module_of(plan.noise_layer), objective).expand_as(objective.origin)
+            baseline = nothing(module_of(noise_layer), objective).expand_as(objective.origin)
         players = objective.groups.spread(batch.players.to(objective.device, objective.dtype)) > 0
         baseline = torch.where(players, baseline.flatten(1).to(objective.origin), objective.origin)
         erasing = Erasing(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import Site
 from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, TextModel, as_int, plain_values, shown
 
+Found = TypeVar("Found")
 Positions = int | Sequence[int] | Literal["each"] | None
 
 
@@ -117,12 +118,17 @@ def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
 
 
 def _fits(batch: Batch, part: Part, plan: Plan) -> list[NoiseFit]:
-    """A fit for each state; with half the rows in a forward whenever memory runs out."""
+    """A fit for each state."""
     terms = Terms(plan.rate, plan.max_sigma, None, plan.input_std)
+    return in_memory(plan, batch, lambda rows: batch.fit(part.states, part.masks, terms, plan.solver, rows))
+
+
+def in_memory(plan: Plan, batch: Batch, call: Callable[[int], Found]) -> Found:
+    """What a call gives that takes so many rows in a forward; half of them whenever memory runs out."""
     rows = plan.max_rows or batch.default_rows
     while True:
         try:
-            return batch.fit(part.states, part.masks, terms, plan.solver, rows)
+            return call(rows)
         except (RuntimeError, MemoryError) as error:
             if plan.max_rows or rows == 1 or not _out_of_memory(error):
                 raise
