@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -193,12 +193,8 @@ def told_mask(
         >>> told_mask(lambda ids, token_type_ids: ids, [ids], [mask]) is None
         True
     """
-    arguments = arguments or ()
-    names = [*parameter_names(forward)[len(inputs) :], *[None] * len(arguments)]
     found = None
-    for name, argument in zip(names, arguments):
-        if not isinstance(argument, Tensor) or argument.ndim != 2 or argument.shape != inputs[0].shape[:2]:
-            continue
+    for _, name, argument in _of_tokens(forward, inputs, arguments):
         if not ((argument == 0) | (argument == 1)).all():
             continue
         real = argument.bool()
@@ -218,17 +214,24 @@ def mask_argument(
 
     Its name decides, as in :func:`told_mask`; where names say nothing, a mask that is told there, or all ones.
     """
-    arguments = arguments or ()
-    names = [*parameter_names(forward)[len(inputs) :], *[None] * len(arguments)]
     unnamed = None
-    for index, (name, argument) in enumerate(zip(names, arguments)):
-        if not isinstance(argument, Tensor) or argument.ndim != 2 or argument.shape != inputs[0].shape[:2]:
-            continue
+    for index, name, argument in _of_tokens(forward, inputs, arguments):
         if name in KEEP or name in LEAVE_OUT:
             return index, name in LEAVE_OUT
         if not _says_other(name) and ((argument == 1).all() or _is_padding(argument, inputs[0])):
             unnamed = index if unnamed is None else unnamed
     return None if unnamed is None else (unnamed, False)
+
+
+def _of_tokens(
+    forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
+) -> Iterator[tuple[int, str | None, Tensor]]:
+    """The arguments that have a number for each token, (B, T): their places, names (None: not known) and values."""
+    arguments = arguments or ()
+    names = [*parameter_names(forward)[len(inputs) :], *[None] * len(arguments)]
+    for index, (name, argument) in enumerate(zip(names, arguments)):
+        if isinstance(argument, Tensor) and argument.ndim == 2 and argument.shape == inputs[0].shape[:2]:
+            yield index, name, argument
 
 
 def _says_other(name: str | None) -> bool:

@@ -140,7 +140,7 @@ class InformationLoss(TokenAttribution):
         else:
             fit = problem.fit(solver, show_progress)
             warn_of_quality(fit, solver)
-            values = {"sigma": lambda: fit.sigma, "loss": fit.loss, "kept": fit.kept}[score]()
+            values = fit.sigma if score == "sigma" else fit.loss() if score == "loss" else fit.kept()
         if not return_input_shape:
             return values
         return self._shaped(problem, values, share=score != "sigma", is_tuple=isinstance(inputs, tuple))

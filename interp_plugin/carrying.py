@@ -46,15 +46,18 @@ class ErasureFinder:
     def rows(self, batch: Batch, plan: Plan, seen: Any, given: Sequence[bool]) -> list[tuple[Row, ...]]:
         """The rows of every text, in the plan's order, positions of a state one after another."""
         found: list[list[tuple[int, Row]]] = [[] for _ in given]
+        masked = batch.masked_origin()
         for part in parts(self.model, batch, plan, given):
             for state, mask, places in zip(part.states, part.masks, part.positions):
                 for rows, selector in self._answers(batch, part, state):
                     examples = [part.examples[row] for row in rows]
                     own = None if mask is None else mask[torch.tensor(rows, device=mask.device)]
                     some = batch.at(examples)
-                    fit = in_memory(
-                        plan, some, partial(self._fit, some, plan.noise_layer, state, own, selector)
+                    erased_are = (
+                        None if masked is None else masked[torch.tensor(examples, device=masked.device)]
                     )
+                    learn = partial(self._fit, some, plan.noise_layer, erased_are, state, own, selector)
+                    fit = in_memory(plan, some, learn)
                     for index, (row, example) in enumerate(zip(rows, examples)):
                         erased = _row(state, places[row], fit, index, batch.token_mask[example])
                         found[example].append((plan.states.index(state), erased))
@@ -84,6 +87,7 @@ class ErasureFinder:
         self,
         batch: Batch,
         noise_layer: Site,
+        baseline: Tensor | None,
         state: State,
         mask: Tensor | None,
         selector: Selector | None,
@@ -93,7 +97,6 @@ class ErasureFinder:
         watched = replace(state, neurons=None, state_std=None) if selector else state
         problem = batch.pose(watched, None if selector else mask, terms, max_rows, selector)
         objective = problem.objective
-        baseline = batch.masked_origin()
         if baseline is None:
             baseline = nothing(module_of(noise_layer), objective).expand_as(objective.origin)
         players = objective.groups.spread(batch.players.to(objective.device, objective.dtype)) > 0

@@ -105,10 +105,12 @@ class InformationErased(TokenAttribution):
             TypeError, ValueError, AssertionError: as :meth:`InformationLoss.attribute`; another side or way; no
                 attention mask to hide tokens with.
         """
-        problem, fit = self._learned(
-            inputs, baselines, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std,
-            Erasure(side, passes, seed), ways, internal_batch_size,
+        settings = Erasure(side, passes, seed)
+        problem = self._problem(
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
+            Terms(1.0, None, state_std, 1.0), internal_batch_size,
         )  # fmt: skip
+        fit = self._learned(problem, inputs, baselines, settings, ways)
         values = fit.score.to(problem.objective.device)
         if not return_input_shape:
             return values
@@ -132,36 +134,27 @@ class InformationErased(TokenAttribution):
         internal_batch_size: int | None = None,
     ) -> ErasureFit:
         """Scores with their standard errors, p and the damage; arguments as in :meth:`attribute`."""
-        _, fit = self._learned(
-            inputs, baselines, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std,
-            Erasure(side, passes, seed), ways, internal_batch_size,
-        )  # fmt: skip
-        return fit
-
-    def _learned(
-        self,
-        inputs: Tensors,
-        baselines: Baselines | None,
-        target: Any,
-        additional_forward_args: Any,
-        feature_mask: Tensors | None,
-        neuron_selector: Selector | None,
-        token_mask: Tensor | None,
-        state_std: float | Tensor | None,
-        settings: Erasure,
-        ways: Sequence[Way],
-        internal_batch_size: int | None,
-    ) -> tuple[Problem, ErasureFit]:
-        ways = check_ways(ways)
+        settings = Erasure(side, passes, seed)
         problem = self._problem(
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
             Terms(1.0, None, state_std, 1.0), internal_batch_size,
         )  # fmt: skip
+        return self._learned(problem, inputs, baselines, settings, ways)
+
+    def _learned(
+        self,
+        problem: Problem,
+        inputs: Tensors,
+        baselines: Baselines | None,
+        settings: Erasure,
+        ways: Sequence[Way],
+    ) -> ErasureFit:
+        ways = check_ways(ways)
         baseline = self._baseline(problem, _format_tensor_into_tuples(inputs), baselines)
         edit = _Edit(self.forward_func, problem.objective.model)
         erasing = Erasing(problem.objective, baseline, ways, edit)
         with gradients():
-            return problem, learn_erasure(erasing.players, erasing.damage, erasing.prior, settings, len(ways))
+            return learn_erasure(erasing.players, erasing.damage, erasing.prior, settings, len(ways))
 
     def _baseline(self, problem: Problem, inputs: tuple[Tensor, ...], baselines: Baselines | None) -> Tensor:
         """What stands in an erased token's place, broadcasts to (B, N)."""

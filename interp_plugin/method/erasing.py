@@ -79,15 +79,16 @@ class Erasing:
 
     def _together(self, way: Way, examples: Tensor, erased: Tensor) -> Iterator[tuple[Way, Tensor]]:
         """Rows that share a forward, and how: where no token would be left, baselines stand for all of them."""
-        masked, counts = torch.full_like(erased[:, 0], way != "delete"), erased.sum(1)
-        if way == "delete":
-            masked = ~(self.objective.groups.active[examples] & ~erased).any(1)
-            for count in counts[~masked].unique():
-                for rows in ((counts == count) & ~masked).nonzero()[:, 0].split(self.objective.max_rows):
-                    yield way, rows
-        for rows in masked.nonzero()[:, 0].split(self.objective.max_rows):
-            if len(rows):
-                yield "mask" if way == "delete" else way, rows
+        most = self.objective.max_rows
+        if way != "delete":
+            yield from ((way, rows) for rows in torch.arange(len(erased), device=erased.device).split(most))
+            return
+        left = (self.objective.groups.active[examples] & ~erased).any(1)
+        counts = erased.sum(1)
+        for count in counts[left].unique():
+            yield from ((way, rows) for rows in ((counts == count) & left).nonzero()[:, 0].split(most))
+        if not left.all():
+            yield from (("mask", rows) for rows in (~left).nonzero()[:, 0].split(most))
 
     def _cost(self, way: Way, examples: Tensor, erased: Tensor) -> Tensor:
         objective, rows = self.objective, torch.arange(len(examples), device=examples.device)
