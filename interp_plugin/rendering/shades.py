@@ -10,6 +10,8 @@ LOW, HIGH = (247, 251, 255), (8, 48, 107)
 # What is below 0, where values have a sign (ColorBrewer "Reds"): as dark for as much.
 BELOW_LOW, BELOW_HIGH = (255, 245, 240), (103, 0, 13)
 
+EVEN = 0.179  # luminance on which black and white contrast alike: sqrt(1.05 * 0.05) - 0.05
+
 Rgb = tuple[int, int, int]
 
 
@@ -76,5 +78,11 @@ def shade(share: float) -> tuple[Rgb, Rgb]:
     ends = (LOW, HIGH) if share >= 0 else (BELOW_LOW, BELOW_HIGH)
     size = min(abs(share), 1.0)
     red, green, blue = (round(low + size * (high - low)) for low, high in zip(*ends, strict=True))
-    light = 0.299 * red + 0.587 * green + 0.114 * blue > 115  # where black and white contrast alike
-    return (red, green, blue), ((0, 0, 0) if light else (255, 255, 255))
+    return (red, green, blue), ((0, 0, 0) if _luminance(red, green, blue) > EVEN else (255, 255, 255))
+
+
+def _luminance(*channels: int) -> float:
+    """Relative luminance of a colour, 0 to 1 (WCAG 2.1)."""
+    shares = (channel / 255 for channel in channels)
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+    return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
