@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerInformationLoss, NeuronInformationLoss
 from interp_plugin.method.noise_path import NODES, PATHS, NoisePath, noise_path
-from interp_plugin.problem import Terms, nothing, pose
-from interp_plugin.state import NoisyModel
+from interp_plugin.method.perturbation import NoisyModel
+from interp_plugin.method.problem import Terms, nothing, pose
 
 TOKENS = normal(2, 5, 4).double()
 WEIGHTS = normal(5, 4, seed=2).double()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from interp_plugin.method.erasure import PRIOR_POINTS
-from interp_plugin.objective import Objective, distortion
-from interp_plugin.state import NoisyModel, no_fastpath
+from interp_plugin.method.objective import Objective, distortion
+from interp_plugin.method.perturbation import NoisyModel, no_fastpath
 
 Way = Literal["mask", "attention", "delete"]
 """How a token is erased: a baseline in its place, the same and hidden from attention, or left out of the input.

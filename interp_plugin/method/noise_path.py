@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from interp_plugin.method.erasing import answer_and_gradient
-from interp_plugin.noise import Draws
-from interp_plugin.objective import Objective
+from interp_plugin.method.objective import Objective
+from interp_plugin.method.sampling import Draws
 
 PATHS, NODES = 4, 8  # forward and backward passes: one of each at each node of each path
 PATH_ROUND = 2**32 + 4  # a stream of samples of its own
