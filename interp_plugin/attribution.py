@@ -23,8 +23,16 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor, equal, nn
 
-from interp_plugin.method.erasing import Erasing, Way, check_ways
-from interp_plugin.method.erasure import PASSES, Erasure, ErasureFit, Side, learn_erasure
+from interp_plugin.method.erasure import (
+    PASSES,
+    Erasing,
+    Erasure,
+    ErasureFit,
+    Side,
+    Way,
+    check_ways,
+    learn_erasure,
+)
 from interp_plugin.method.perturbation import (
     FULL,
     LayerCall,
@@ -853,7 +861,7 @@ class InformationLoss(TokenAttribution):
                 state's gradient is integrated on the way to white noise with the spread ``input_std`` around the mean
                 row of an embedding layer's table (around 0 for raw inputs and other layers), in 36 forward and
                 backward passes.  Scores sum to the state less its mean on that noise (see
-                ``method.noise_path``); a warning says where they miss it by more than 5 %.
+                ``method.erasure``); a warning says where they miss it by more than 5 %.
             return_input_shape: True: the shape of the inputs, each element with its share, H_i / K, so
                 that ``.sum(dim=-1)`` is the token's score ("sigma": sigma itself on each element).
                 False: (B, T), one score a token.

@@ -171,8 +171,7 @@ def explain(
             check_installed("pyarrow", "--save", "table")
 
         # torch and transformers take seconds to import: --help and bad input need not wait for them
-        from interp_plugin.method.erasing import check_ways
-        from interp_plugin.method.erasure import PASSES
+        from interp_plugin.method.erasure import PASSES, check_ways
         from interp_plugin.method.solver import Solver
 
         solver = Solver(seed=seed, max_passes=max_passes)

@@ -13,8 +13,7 @@ from interp_plugin.attribution import LayerInformationErased, LayerInformationLo
 from interp_plugin.comparison.gradients import baseline_of
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.judged import Score
-from interp_plugin.method.erasing import Way
-from interp_plugin.method.erasure import Side
+from interp_plugin.method.erasure import Side, Way
 from interp_plugin.method.solver import Solver
 from interp_plugin.text.batch import State
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.method.noise_path import noise_path
+from interp_plugin.method.erasure import noise_path
 from interp_plugin.method.objective import Objective, state_weight
 from interp_plugin.method.perturbation import (
     NoisyModel,

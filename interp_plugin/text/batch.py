@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.method.erasing import Way
+from interp_plugin.method.erasure import Way
 from interp_plugin.method.objective import default_rows
 from interp_plugin.method.perturbation import FULL, NoisyModel, Selector, Site, alike
 from interp_plugin.method.problem import Problem, Terms, fit_together, pose

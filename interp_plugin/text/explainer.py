@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 
 from interp_plugin import huggingface
 from interp_plugin.fingerprint import versions
-from interp_plugin.method.erasing import Way, check_ways
-from interp_plugin.method.erasure import PASSES, Erasure, Side
+from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
 from interp_plugin.method.problem import default_cap, std_of_table, warn_of_training
 from interp_plugin.method.solver import Solver

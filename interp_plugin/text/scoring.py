@@ -12,8 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from interp_plugin.method.erasing import Erasing, Way
-from interp_plugin.method.erasure import Erasure, ErasureFit, learn_erasure, log_odds
+from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure, log_odds
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import NoiseFit, Solver
