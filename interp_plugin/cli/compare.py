@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.cli.given import (
+from interp_plugin.cli.options import (
     AsJson,
     Calibrate,
     Device,
@@ -36,7 +36,6 @@ from interp_plugin.cli.given import (
     save_picture,
     say,
 )
-from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
     from interp_plugin.comparison import StudyResult
@@ -275,6 +274,8 @@ def _write(
     result: StudyResult, output: Path | None, html: Path | None, markdown: Path | None
 ) -> Iterator[Path]:
     """Write what was asked for; yields the files."""
+    from interp_plugin.text.storage import replace_file
+
     if output is not None:
         result.save(output / _TABLE)
         yield output / _TABLE
