@@ -31,8 +31,7 @@ from interp_plugin import ErasureFit, LayerInformationErased, TextExplainer, hug
 from interp_plugin.batches import State
 from interp_plugin.comparison import METHODS
 from interp_plugin.comparison.erasure import erasure
-from interp_plugin.comparison.inputs import REMOVALS, Answer, Inputs
-from interp_plugin.comparison.judged import Method, Trial
+from interp_plugin.comparison.interface import REMOVALS, Answer, Inputs, Method, Trial
 
 RIVALS = (
     "integrated gradients ([MASK], signed)",
