@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp_plugin.memory import PeakMemory
+from interp_plugin.method.perturbation import in_this_thread
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.state import in_this_thread
-from interp_plugin.tokens import TextModel
+from interp_plugin.text.models import TextModel
 
 COSTS = (
     StudyColumn("seconds", False, "wall time of one call, after one to warm up"),

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.interface import Metric, Removal, Trial
+from interp_plugin.text.batch import State
 
 BINS = (0.05, 0.1, 0.2, 0.5)
 """Shares of the tokens that are removed, or left."""

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from interp_plugin.attribution import LayerInformationLoss
-from interp_plugin.batches import State
+from interp_plugin.attribution import LayerInformationErased, LayerInformationLoss
 from interp_plugin.comparison.gradients import baseline_of
 from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Score
-from interp_plugin.erased import LayerInformationErased
-from interp_plugin.method.erasing import Way
-from interp_plugin.method.erasure import Side
-from interp_plugin.solver import EXACT, PROBES, Solver
-from interp_plugin.tokens import OUTPUT
+from interp_plugin.method.erasure import Side, Way
+from interp_plugin.method.solver import EXACT, PROBES, Solver
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import OUTPUT
 
 RATE = 0.1
 LARGE_RATE = 1.0  # at which noise moves a state about as far as the removal of tokens does

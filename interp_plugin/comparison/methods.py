@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison import attention, gradients, information, perturbations, propagation
 from interp_plugin.comparison.interface import Explains, Inputs, Method
-from interp_plugin.tokens import shown
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import shown
 
 Text = str | tuple[str, str]
 TokenScores = Sequence[float] | Tensor

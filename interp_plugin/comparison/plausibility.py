@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp_plugin.comparison.interface import Metric, Trial
-from interp_plugin.tokens import Encoding
+from interp_plugin.text.models import Encoding
 
 OVERLAP = 0.5
 """Least intersection over union of two spans that match."""

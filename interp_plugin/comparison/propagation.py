@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 from torch.overrides import TorchFunctionMode
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.attention import Attends, value_layer
 from interp_plugin.comparison.gradients import baseline_of, signed
 from interp_plugin.comparison.interface import Answer, Inputs
-from interp_plugin.forwards import in_this_thread
-from interp_plugin.state import LayerCall, at_site, first_tensor
+from interp_plugin.method.perturbation import LayerCall, at_site, first_tensor, in_this_thread
+from interp_plugin.text.batch import State
 
 Rule = Callable[..., Any]
 """(the operation, its arguments) -> the result that replaces the operation's."""

@@ -19,10 +19,8 @@ from interp_plugin.comparison.costs import COSTS
 from interp_plugin.comparison.journal import differences
 from interp_plugin.rendering import study as rendering
 from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
-from interp_plugin.seal import blank_seal, sealed
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
-from interp_plugin.storage import foreign, load_pyarrow, open_sealed
-from interp_plugin.writing import replace_file
+from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 
 if TYPE_CHECKING:
     import pandas as pd

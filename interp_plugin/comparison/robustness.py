@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from interp_plugin.comparison.erasure import metric_scale
 from interp_plugin.comparison.interface import MAX_ROWS, Inputs, Metric, Trial, seeded
-from interp_plugin.state import first_tensor, in_this_thread, module_of, no_fastpath
-from interp_plugin.tokens import Label, TextModel
+from interp_plugin.method.perturbation import first_tensor, in_this_thread, module_of, no_fastpath
+from interp_plugin.text.models import Label, TextModel
 
 INFIDELITY_DRAWS = 64
 INFIDELITY_NOISE = 0.5

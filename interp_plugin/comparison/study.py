@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.batches import State
-from interp_plugin.calibration import Calibration
 from interp_plugin.comparison.costs import COSTS, Cost, measured
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
 from interp_plugin.comparison.journal import Entry, Journal
@@ -26,11 +24,13 @@ from interp_plugin.comparison.plausibility import rationale_tokens
 from interp_plugin.comparison.result import CLASS, Failure, MethodInfo, StudyResult, StudyText
 from interp_plugin.comparison.sheet import Cell, Sheet
 from interp_plugin.fingerprint import versions, weights_digest
-from interp_plugin.problem import warn_of_training
+from interp_plugin.method.perturbation import no_fastpath
+from interp_plugin.method.problem import warn_of_training
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.state import no_fastpath
-from interp_plugin.text import Layers, Text, TextExplainer
-from interp_plugin.tokens import Encoding, Label, TextModel, shown
+from interp_plugin.text.batch import State
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explainer import Layers, Text, TextExplainer
+from interp_plugin.text.models import Encoding, Label, TextModel, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -28,10 +28,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from interp_plugin import ErasureFit, LayerInformationErased, TextExplainer, huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison import METHODS
 from interp_plugin.comparison.erasure import erasure
 from interp_plugin.comparison.interface import REMOVALS, Answer, Inputs, Method, Trial
+from interp_plugin.text.batch import State
 
 RIVALS = (
     "integrated gradients ([MASK], signed)",

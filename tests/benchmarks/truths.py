@@ -26,7 +26,7 @@ from known_truths.planting import Kind
 from interp_plugin import huggingface
 from interp_plugin.comparison.interface import Method
 from interp_plugin.comparison.methods import METHODS, chosen
-from interp_plugin.solver import Solver
+from interp_plugin.method.solver import Solver
 
 NEEDS_MORE = (
     "[MASK]",

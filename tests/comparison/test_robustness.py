@@ -15,7 +15,6 @@ from tiny_plain import cnn, lstm
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.erasure import metric_scale
 from interp_plugin.comparison.interface import Answer, Inputs, Method, Trial, seeded
 from interp_plugin.comparison.metrics import METRICS
@@ -36,7 +35,8 @@ from interp_plugin.comparison.robustness import (
     weight_randomisation,
 )
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.tokens import TextModel
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import TextModel
 
 TEXT = "a funny film with a dull ending"
 
@@ -305,7 +305,7 @@ def test_random_weights_from_a_layer_up_leave_the_states_below_as_they_were(name
 
 
 def state_at(model: TextModel, label: object, inputs: Inputs) -> Tensor:
-    from interp_plugin.state import NoisyModel
+    from interp_plugin.method.perturbation import NoisyModel
 
     def forward(given: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         return model(*given)

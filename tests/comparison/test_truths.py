@@ -17,11 +17,11 @@ from known_truths.planting import KINDS, Kind, Planted, Shortcut, is_one_token, 
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.interface import Answer, Inputs, Method
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.solver import Solver
-from interp_plugin.tokens import PlainModel
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import PlainModel
 
 
 @cache

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.interface import Inputs, Method
+from interp_plugin.text.batch import State
 
 RESAMPLES = 2000
 

@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.batches import Batch, State
 from interp_plugin.comparison.interface import Inputs, Method
-from interp_plugin.problem import Terms
-from interp_plugin.solver import Solver
-from interp_plugin.state import LayerCall
-from interp_plugin.tokens import PlainModel
+from interp_plugin.method.perturbation import LayerCall
+from interp_plugin.method.problem import Terms
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.models import PlainModel
 from known_truths.judgement import Judgement, Measure, Question, judge, spearman
 
 RATE = 0.1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp_plugin.comparison.interface import Inputs, Method
-from interp_plugin.tokens import TextModel
+from interp_plugin.text.models import TextModel
 from known_truths.judgement import Judgement, Measure, Question, judge
 from known_truths.planting import Kind, Planted, Shortcut
 from known_truths.teaching import Taught, Use, classes_of, shown_words, teach

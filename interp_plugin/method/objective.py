@@ -1,0 +1,416 @@
+"""The objective of Guan et al. (ICML 2019, eq. 7) as pure functions on tensors.
+
+For one example with n active tokens, ``L = D - rate / n * sum_i log sigma_i``: D is the distortion of
+the state, and a token's stationarity is ``g_i = sigma_i dD / dsigma_i``, which is ``rate / n`` at the
+optimum wherever sigma is below its cap.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp_plugin.method.perturbation import NoisyModel, alike, no_fastpath
+from interp_plugin.method.sampling import Draws, Tilt, TokenGroups
+
+MAX_ROWS = 64
+MAX_ELEMENTS = 2**21
+
+
+def default_rows(elements: int) -> int:
+    """Rows in one forward, by the number of input elements of each."""
+    return max(1, min(MAX_ROWS, MAX_ELEMENTS // elements))
+
+
+def log_normal_constant(sizes: Tensor) -> Tensor:
+    """K / 2 log(2 pi e), the entropy in nats of K elements of unit variance."""
+    return sizes / 2 * math.log(2 * math.pi * math.e)
+
+
+def information_loss(sigma: Tensor, sizes: Tensor) -> Tensor:
+    """H_i = K / 2 log(2 pi e) + K log sigma_i in nats (Guan et al., 2019, eq. 5); shapes (B, T).
+
+    Examples::
+        >>> information_loss(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
+        tensor([[2.8379]])
+    """
+    return log_normal_constant(sizes) + sizes * sigma.log()
+
+
+def information_kept(sigma: Tensor, sizes: Tensor, max_sigma: Tensor, input_std: Tensor) -> Tensor:
+    """I_i = K / 2 log(1 + tau^2 / sigma_i^2), less the same at the cap, in nats; (B, T).
+
+    The information that a Gaussian channel with noise sigma_i passes of K elements of variance tau^2 (Cover and
+    Thomas, Elements of Information Theory, eq. 9.16), counted from what passes at the cap, where it is exactly 0.
+
+    Args:
+        sigma, sizes: (B, T).
+        max_sigma, input_std: the cap and tau, (B,).
+
+    Examples::
+        >>> sigma, one = torch.tensor([[0.1, 10.0]]), torch.ones(1)
+        >>> information_kept(sigma, torch.tensor([[2.0, 2.0]]), 10 * one, one)
+        tensor([[4.6052, 0.0000]])
+    """
+    cap, std = max_sigma.unsqueeze(1), input_std.unsqueeze(1)
+    nats = sizes * (_half_log(std / sigma) - _half_log(std / cap))
+    return torch.where(sigma >= cap, 0.0, nats).clamp(min=0)
+
+
+def _half_log(ratio: Tensor) -> Tensor:
+    """1 / 2 log(1 + ratio^2); softplus would round the same number in another way at another place of a tensor."""
+    return torch.where(ratio > 1e6, ratio.log(), ratio.square().log1p() / 2)
+
+
+def kept_slope(sigma: Tensor, sizes: Tensor, input_std: Tensor) -> Tensor:
+    """-dI_i / d log sigma_i = K tau^2 / (tau^2 + sigma_i^2), (B, T): times the error of log sigma, that of I_i."""
+    return sizes / (1 + (sigma / input_std.unsqueeze(1)).square())
+
+
+def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the state's elements of ((state - reference) / v)^2, (R,), and its gradient, (R, ...).
+
+    Args:
+        state, reference: (R, ...).
+        weight: (R, ...), sqrt(1 / (v^2 M)) for elements that count and 0 for the others.
+    """
+    moved = (state - reference) * weight
+    return moved.square().reshape(len(moved), -1).sum(1), moved.mul_(2 * weight)
+
+
+def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -> Tensor:
+    """sqrt(1 / (v^2 M)) for each state element, the shape of ``reference``; 0 where it does not count.
+
+    Args:
+        reference: the state s, (B, ...).
+        state_std: v, of the shape of ``reference``; None takes v^2 = mean of s^2 of each example.
+            A state that is zero throughout (a dead neuron's) has v = 1, with a warning.
+            Elements of zero standard deviation never moved and do not count.
+        counted: bool, the shape of ``reference``; false for masked tokens.
+    """
+    keep = counted.reshape(len(counted), -1)
+    if state_std is None:
+        size = keep.sum(1, keepdim=True).clamp(min=1)
+        own = (reference.reshape(keep.shape).square() * keep).sum(1, keepdim=True).div(size).sqrt()
+        zero = (own == 0) & keep.any(1, keepdim=True)
+        if zero.any():
+            warnings.warn(
+                f"the state of example {int(zero.nonzero()[0, 0])} is 0 throughout and gives no unit to measure its "
+                "distortion in: 1 is taken; pass a positive state_std",
+                stacklevel=6,
+            )
+        v = torch.where(zero, 1.0, own).expand_as(keep)
+    else:
+        v = state_std.reshape(keep.shape)
+    keep = keep & (v > 0)
+    size = keep.sum(1, keepdim=True)
+    if not size.bool().all():
+        example = int((size[:, 0] == 0).nonzero()[0, 0])
+        raise ValueError(
+            f"the state of example {example} has no element to measure distortion by (all are masked, or have zero "
+            "state_std); pass a positive state_std"
+        )
+    weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.to(v.dtype).sqrt()
+    return weight.reshape(reference.shape)
+
+
+def rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """The given rows of ``values``; of a single example its one row, which broadcasts without a copy."""
+    return values if len(values) == 1 else values[rows]
+
+
+def regime_index(slope: Tensor, distortion_at_optimum: Tensor) -> Tensor:
+    """E = slope / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
+
+    By Euler's theorem the slope of a quadratic D is 2 D, wherever the cap is.  Where the state does not move at all E
+    is infinite in theory and reported as the largest float.
+
+    Args:
+        slope: sum over tokens of sigma_i dD/dsigma_i, (B,): lambda, less what tokens at the cap lack of their rate / n.
+        distortion_at_optimum: D, (B,).
+    """
+    largest = torch.finfo(torch.float32).max
+    return torch.where(distortion_at_optimum > 0, slope / (2 * distortion_at_optimum), largest).clamp(
+        max=largest
+    )
+
+
+def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
+    """log sigma_i = 1/2 log(rate / (2 n c_i)), the small-noise optimum, (B, T); infinite where c_i is 0.
+
+    Args:
+        curvature: c_i = ||J_i / v||_F^2 / M, (B, T).
+        rate: lambda.
+        counts: n, (B,).
+    """
+    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).to(curvature.dtype).log() - curvature.log())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one set of draws says, for b examples, S draws and T tokens.
+
+    Attributes:
+        distortion: (S, b), each draw's, times its importance weight.
+        stationarity: g, (S, b, T), likewise.
+        pull: sigma dD/dx, the gradient in noise units, (S, b, N), likewise.
+    """
+
+    distortion: Tensor
+    stationarity: Tensor
+    pull: Tensor
+
+    def at(self, examples: Tensor) -> Evaluation:
+        """The part of some of the examples (indices or a mask of b)."""
+        return Evaluation(
+            self.distortion[:, examples], self.stationarity[:, examples], self.pull[:, examples]
+        )
+
+    def put(self, examples: Tensor, other: Evaluation) -> None:
+        """Replace the part of some of the examples (indices)."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values()):
+            mine[:, examples] = theirs
+
+
+def join(parts: Sequence[Evaluation]) -> Evaluation:
+    """The draws of several, one after another; of one no copy is made."""
+    if len(parts) == 1:
+        return parts[0]
+    return Evaluation(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts))))
+
+
+class Objective:
+    """D and its derivatives for a batch of examples that share the draws.
+
+    Args:
+        model: noise in, state out; ``clean()`` has run.
+        reference: the clean state s, (B, ...).
+        weight: from :func:`state_weight`.
+        groups: the tokens.
+        max_rows: most rows in one forward and backward; None chooses by size.
+    """
+
+    def __init__(
+        self,
+        model: NoisyModel,
+        reference: Tensor,
+        weight: Tensor,
+        groups: TokenGroups,
+        max_rows: int | None = None,
+    ) -> None:
+        self.model = model
+        self.groups = groups
+        self.dtype = torch.promote_types(model.origin[0].dtype, torch.float32)
+        self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
+        self.reference = reference.to(self.device, self.dtype)
+        self.weight = weight.to(self.device, self.dtype)
+        # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
+        self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
+        self.max_rows = max_rows or default_rows(self.origin.shape[1])
+        self.clean_passes = torch.ones(
+            len(self.origin), dtype=torch.long, device=self.device
+        )  # forwards so far, (B,)
+        self._lengths: Tensor | None = None  # that the examples are run at, where padding is left out, (B,)
+        self._state_has_positions = False  # in dimension 1: of which padding is left out too
+
+    @property
+    def device(self) -> torch.device:
+        return self.origin.device
+
+    def leave_padding_out(self, lengths: Tensor) -> None:
+        """Run examples at about their own lengths from now on, if their states are the same without padding.
+
+        That is tried under noise of the size of the inputs; all are run whole if one of them differs.
+
+        Args:
+            lengths: how many tokens each example has before its padding, (B,), in dimension 1 of the model's inputs,
+                of what bears the noise and maybe of the state.
+        """
+        found = torch.full_like(lengths, self.groups.n_tokens)
+        noise = Draws([x.shape[1:] for x in self.model.origin]).round(0, 1).to(self.device, self.dtype)
+        size = self.origin.square().mean().sqrt()
+        points = self.origin + size * noise * self.groups.spread(self.groups.active.to(self.dtype))
+        positions = set()
+        for together in alike(lengths.tolist()):
+            examples = torch.tensor(together, device=self.device)
+            length = int(lengths[together[0]])
+            if length == self.groups.n_tokens:
+                continue
+            for rows in examples.split(self.max_rows):
+                kind = self._runs_without_padding(length, rows, points[rows])
+                if kind is None:
+                    return
+                positions.add(kind)
+            found[examples] = length
+        if len(positions) == 1:
+            self._lengths, [self._state_has_positions] = found, positions
+
+    @torch.no_grad()
+    def _runs_without_padding(self, length: int, rows: Tensor, points: Tensor) -> bool | None:
+        """Whether the state of these examples, cut after so many tokens, is cut too; None: they cannot be cut."""
+        shape, short = self.model.origin[0].shape, self.model.shorter(length)
+        points = points.reshape(len(rows), *shape[1:]).to(self.model.origin[0].dtype)
+        self.clean_passes[rows] += 2
+        try:
+            with no_fastpath():
+                whole, state = (
+                    model.perturb((given.contiguous(),), rows).to(self.device, self.dtype)
+                    for model, given in ((self.model, points), (short, points[:, :length]))
+                )
+        except Exception:  # whatever a model that cannot be run shorter raises
+            return None
+        reference, weight = self.reference[rows], self.weight[rows]
+        is_cut = state.shape != whole.shape
+        moved, _ = distortion(whole, reference, weight)
+        if is_cut:
+            if whole.ndim < 2 or state.shape != whole[:, :length].shape or weight[:, length:].any():
+                return None
+            whole, weight = whole[:, :length], weight[:, :length]
+        rounding = min(32 * torch.finfo(points.dtype).eps, 1e-3) ** 2
+        return is_cut if (distortion(state, whole, weight)[0] <= rounding * (1 + moved)).all() else None
+
+    def shorter(self, length: int) -> Objective:
+        """The same examples cut after so many tokens."""
+        if length == self.groups.n_tokens:
+            return self
+        short = copy(self)
+        short.model, short._lengths = self.model.shorter(length), None
+        width = short.model.origin[0][0].numel()
+        short.origin = self.origin[:, :width]
+        short.groups = TokenGroups(self.groups.index[:, :width], self.groups.active[:, :length])
+        if self._state_has_positions:
+            short.reference, short.weight = self.reference[:, :length], self.weight[:, :length]
+        return short
+
+    def by_length(self, examples: Tensor) -> list[tuple[Objective, Tensor]]:
+        """Objectives cut to the lengths that examples are run at, and which of the given ones (b,) each is for."""
+        if self._lengths is None:
+            return [(self, torch.arange(len(examples), device=self.device))]
+        lengths = self._lengths[examples]
+        return [
+            (self.shorter(length), (lengths == length).nonzero()[:, 0])
+            for length in lengths.unique().tolist()
+        ]
+
+    def evaluate(
+        self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None = None
+    ) -> Evaluation:
+        """Distortion and stationarity at ``sigma`` on every draw.
+
+        Args:
+            examples: which examples, (b,).
+            sigma: (b, T).
+            draws: (S, N), shared by the examples.
+            tilt: importance sampling along one direction of each example.
+        """
+        if self._lengths is None:
+            return self._evaluate(examples, sigma, draws, tilt)
+        whole = Evaluation(
+            draws.new_zeros(len(draws), len(examples)),
+            draws.new_zeros(len(draws), *sigma.shape),
+            draws.new_zeros(len(draws), len(examples), draws.shape[1]),
+        )
+        for short, rows in self.by_length(examples):
+            (tokens, width), own = (short.groups.n_tokens, short.origin.shape[1]), None
+            if tilt is not None:
+                own = Tilt(tilt.direction[rows, :width], tilt.shift[rows])
+            seen = short._evaluate(examples[rows], sigma[rows, :tokens], draws[:, :width], own)
+            whole.distortion[:, rows] = seen.distortion
+            whole.stationarity[:, rows, :tokens] = seen.stationarity
+            whole.pull[:, rows, :width] = seen.pull
+        return whole
+
+    def _evaluate(self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None) -> Evaluation:
+        count, b = len(draws), len(examples)
+        scale = self.groups.at(examples).spread(sigma * self.groups.active[examples])  # (b, N)
+        weights = tilt.weights(draws) if tilt else None  # (S, b)
+        parts = []
+        for chunk in torch.arange(count * b, device=self.device).split(self.max_rows):
+            draw, which = chunk // b, chunk % b  # row r is draw r // b of example r % b
+            eps = tilt.shifted(draws, draw, which) if tilt else draws[draw]
+            spread = rows_of(scale, which)
+            value, slope = self._distortion_and_gradient(examples[which], spread * eps)
+            pull = slope.mul_(spread)
+            if weights is not None:
+                weight = weights[draw, which]
+                value, pull = value * weight, pull.mul_(weight.unsqueeze(1))
+            stationarity = self.groups.at(examples[which]).collect(pull * eps)
+            parts.append(Evaluation(value, stationarity, pull))  # rows of chunks: draw by draw when joined
+        rows = join(parts)
+        values, slopes = rows.distortion.reshape(count, b), rows.stationarity.reshape(count, b, -1)
+        unsteered = values.any(0) & ~slopes.any(2).any(0)
+        # a state that feels no noise still differs in its last digits among other numbers of rows
+        still = unsteered & (values.amax(0) < (16 * torch.finfo(self.model.origin[0].dtype).eps) ** 2)
+        values, unsteered = values.masked_fill(still, 0), unsteered & ~still
+        if unsteered.any():
+            example = int(examples[unsteered][0])
+            raise ValueError(
+                f"the state of example {example} moves with its input but carries no gradient (detach, numpy, argmax "
+                "or rounding on the way); read the state before that step"
+            )
+        return Evaluation(values, slopes, rows.pull.reshape(count, b, -1))
+
+    def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
+        points = self.points(examples, noise)
+        state = self.model.perturb(points, examples).to(self.device, self.dtype)
+        value, push = distortion(
+            state.detach(), rows_of(self.reference, examples), rows_of(self.weight, examples)
+        )
+        self.check_finite(value, examples, "refinement")
+        lift = self._lift[examples].unsqueeze(1)
+        push = push.reshape(len(push), -1).mul_(lift).reshape(push.shape)
+        slope = self.gradient(state, points, push) / lift
+        self.check_finite(slope.sum(1), examples, "backward pass of the refinement")
+        return value, slope
+
+    def points(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """The noisy values in the model's own shapes and type, as leaves of a new graph."""
+        flat = rows_of(self.origin, examples) + noise
+        parts = flat.split([x[0].numel() for x in self.model.origin], 1)
+        return tuple(
+            part.reshape(len(part), *x.shape[1:])
+            .to(x.dtype, memory_format=torch.contiguous_format)
+            .detach()
+            .requires_grad_()
+            for part, x in zip(parts, self.model.origin)
+        )
+
+    def gradient(
+        self, state: Tensor, points: tuple[Tensor, ...], push: Tensor, again: bool = False
+    ) -> Tensor:
+        """d (state . push) / d points, (R, N); zero where the state does not depend on them.
+
+        ``again``: the graph is kept for another call.
+        """
+        if not state.requires_grad:
+            return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)
+        try:
+            grads = torch.autograd.grad(
+                state, points, push, retain_graph=again, allow_unused=True, materialize_grads=True
+            )
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise ValueError(
+                "the model uses torch.utils.checkpoint with use_reentrant=True, which gives no gradient of its inputs; "
+                "switch it off, as by model.gradient_checkpointing_disable() or model.eval(), or use "
+                "use_reentrant=False"
+            ) from error
+        return torch.cat([g.flatten(1).to(self.dtype) for g in grads], 1)
+
+    @staticmethod
+    def check_finite(values: Tensor, examples: Tensor, step: str) -> None:
+        bad = ~values.detach().flatten().isfinite()
+        if bad.any():
+            example = int(examples[bad][0])
+            raise ValueError(
+                f"the model gave NaN or infinite values for example {example} in the {step}; check its weights and "
+                "inputs, or use a type of wider range than half precision"
+            )

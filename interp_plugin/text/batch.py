@@ -1,0 +1,332 @@
+"""A padded batch of texts, and what each state of the model says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from interp_plugin.method.erasure import Way
+from interp_plugin.method.objective import default_rows
+from interp_plugin.method.perturbation import FULL, NoisyModel, Selector, Site, alike
+from interp_plugin.method.problem import Problem, Terms, fit_together, pose
+from interp_plugin.method.solver import NoiseFit, Solver
+from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
+
+MAX_TOKENS = 2048  # of a batch, padding included
+MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a row of an explanation watches.
+
+    Attributes:
+        label: the layer, or "output".
+        site: where it is read; None: the model's output.
+        neurons: an index into the last dimension; None: all of it.
+        state_std: v of the whole last dimension; None: each text is its own yardstick.
+    """
+
+    label: Label
+    site: Site | None
+    neurons: int | slice | list[int] | None = None
+    state_std: Tensor | None = None
+
+    @property
+    def selector(self) -> Selector | None:
+        """Picks the neurons."""
+        return None if self.neurons is None else self._pick
+
+    def _pick(self, state: Tensor) -> Tensor:
+        try:
+            return state[..., self.neurons]
+        except IndexError as error:
+            raise ValueError(
+                f"neurons={self.neurons!r} does not exist in layer {self.label!r}, whose last dimension has "
+                f"{state.shape[-1]}; count from 0"
+            ) from error
+
+    @property
+    def selected_std(self) -> Tensor | None:
+        """v of the neurons."""
+        if self.state_std is None or self.neurons is None or not self.state_std.ndim:
+            return self.state_std
+        return self.state_std[..., self.neurons]
+
+
+def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> list[list[int]]:
+    """Indices of texts that share a batch, longest first: similar lengths, so that little is padding.
+
+    Args:
+        size: texts at most.
+        pads: whether lengths may differ at all.
+
+    Examples::
+        >>> texts = [Encoding("", None, ("a",) * n, (None,) * n, (0,) * n) for n in (2, 9, 10, 3)]
+        >>> batches(texts, 2, pads=True), batches(texts, 2, pads=False)
+        ([[2, 1], [3], [0]], [[2], [1], [3], [0]])
+    """
+    return alike([len(e.ids) for e in encodings], FULL if pads else 1.0, size, MAX_TOKENS)
+
+
+class Batch:
+    """Texts run together, once without noise when made.
+
+    Args:
+        model: what reads them.
+        encodings: the texts, in this order from then on; with a target where the output of a language model is a state.
+        noise_layer: where noise enters.
+        sites: where states will be read; None is the output.
+        max_rows: most rows in the clean forward; None: all, fewer of a language model.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        encodings: Sequence[Encoding],
+        noise_layer: Site,
+        sites: Sequence[Site | None],
+        max_rows: int | None = None,
+    ) -> None:
+        arguments, self.token_mask = model.collate(encodings)
+        if max_rows is None and model.vocabulary:
+            max_rows = max(1, MAX_SCORES // (self.token_mask.shape[1] * model.vocabulary))
+        self._model = model
+        self.encodings = list(encodings)
+        self.targets = (
+            _Targets.of(encodings, self.token_mask.device) if any(e.target for e in encodings) else None
+        )
+        self._decoder_mask = _decoder_mask(encodings).to(self.token_mask.device)
+        self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer, max_rows=max_rows)
+        self._sites = list(sites)
+        self._wholes = self._noisy.read(sites)
+        [origin] = self._noisy.origin
+        if origin.ndim != 3 or origin.shape[:2] != self.token_mask.shape:
+            raise ValueError(
+                f"the noise layer's output has shape {tuple(origin.shape)}, and (texts, tokens) is "
+                f"{tuple(self.token_mask.shape)}; give a layer whose output is (texts, tokens, dimensions)"
+            )
+        self.token_size = origin.shape[2]
+
+    def at(self, examples: Sequence[int]) -> Batch:
+        """Some of the texts, with what is known of them."""
+        part = copy(self)
+        rows = torch.tensor(examples, device=self.token_mask.device)
+        part.encodings = [self.encodings[i] for i in examples]
+        part.token_mask = self.token_mask[rows]
+        part._decoder_mask = self._decoder_mask[rows]
+        part.targets = self.targets and self.targets.at(rows)
+        part._wholes = [whole[rows.to(whole.device)] for whole in self._wholes]
+        inputs, origin = (
+            [x[rows.to(x.device)] for x in xs] for xs in (self._noisy.inputs, self._noisy.origin)
+        )
+        part._noisy = replace(self._noisy, forward=_Forward(self._model, part.targets), inputs=tuple(inputs))
+        part._noisy.origin = tuple(origin)
+        return part
+
+    @property
+    def origin(self) -> Tensor:
+        """What noise is added to, without it, (B, T, K)."""
+        return self._noisy.origin[0]
+
+    def whole(self, site: Site | None) -> Tensor:
+        """What passes at a site without noise, (B, ...)."""
+        return self._wholes[self._sites.index(site)]
+
+    def places(self, state: State) -> Tensor | None:
+        """Which places along dimension 1 of a state are real, (B, places); None: it has no such dimension."""
+        whole = self.whole(state.site)
+        if self.targets is not None and state.site is None:
+            return self.targets.real
+        on_decoder = self._model.axis[state.label] == "decoder"
+        mask = self._decoder_mask if on_decoder else self.token_mask
+        if whole.ndim > 2 and whole.shape[1] == mask.shape[1]:
+            return mask
+        if whole.ndim > 2 and getattr(self._model, "tokens_first", False):
+            raise ValueError(
+                f"the state of layer {state.label!r} has shape {tuple(whole.shape)} for {mask.shape[1]} tokens: "
+                "dimension 1 must run over the tokens; watch another layer, or use LayerInformationLoss with modules "
+                "of your choice"
+            )
+        return None
+
+    def predicting(self, state: State, real: Tensor, given: Sequence[bool]) -> Tensor:
+        """The places that predict the targets, (B, places); all real ones of texts without a given target."""
+        mask = real.clone()
+        axis = self._model.axis[state.label]
+        for row, (encoding, asked) in enumerate(zip(self.encodings, given)):
+            if asked and axis == self._model.axis[OUTPUT]:
+                mask[row] = False
+                mask[row, list(encoding.target_positions)] = True
+        return mask
+
+    @property
+    def default_rows(self) -> int:
+        """Rows in one forward: as the solver would choose, fewer where a language model's output is a state."""
+        rows = default_rows(self._noisy.origin[0][0].numel())
+        if self.targets is not None and None in self._sites:
+            in_decoder = self._model.axis[OUTPUT] == "decoder"
+            places = (self._decoder_mask if in_decoder else self.token_mask).shape[1]
+            rows = min(rows, MAX_SCORES // (places * self._model.vocabulary))
+        return max(1, rows)
+
+    @property
+    def players(self) -> Tensor:
+        """Tokens of the texts themselves, (B, T): neither special ones nor padding."""
+        real = torch.zeros_like(self.token_mask, dtype=torch.bool)
+        for row, encoding in enumerate(self.encodings):
+            places = self.token_mask[row].nonzero()[:, 0]
+            is_text = [offset is not None for offset in encoding.offsets]
+            real[row, places] = torch.tensor(is_text, device=real.device)
+        return real
+
+    def masked_origin(self) -> Tensor | None:
+        """What noise is added to with the mask token in place of every token of the text, (B, T, K).
+
+        None: the model has no mask token.
+        """
+        if self._model.mask_id is None:
+            return None
+        ids, *others = self._noisy.inputs
+        masked = torch.where(self.players.to(ids.device), self._model.mask_id, ids)
+        model = replace(self._noisy, inputs=(masked, *others))
+        model.read([])
+        return model.origin[0]
+
+    def edited(
+        self, way: Way, examples: Tensor, kept: Tensor, state: State, selector: Selector | None = None
+    ) -> NoisyModel:
+        """The model on rows that are these examples (R,) with tokens hidden or left out; kept is (R, T).
+
+        ``selector`` picks another part of the state than its neurons.
+        """
+        noisy = self._noisy.at(state.site)
+        noisy.selector = selector or state.selector
+        inputs = tuple(x[examples.to(x.device)] for x in noisy.inputs)
+        targets = self.targets and self.targets.at(examples.to(self.targets.ids.device))
+        if way == "attention":
+            if len(inputs) < 2 or inputs[1].shape != kept.shape:
+                raise ValueError(
+                    f"{self._model.name} takes no attention mask; erase in the ways 'mask' or 'delete'"
+                )
+            inputs = (inputs[0], inputs[1] * kept.to(inputs[1]), *inputs[2:])
+        else:
+            real = self.token_mask.bool().cpu()
+            shorter = [
+                self.encodings[example].only(row[real[example]].tolist())
+                for example, row in zip(examples.tolist(), kept.cpu())
+            ]
+            inputs = self._model.collate(shorter)[0]
+            targets = targets and _Targets.of(shorter, targets.ids.device)
+            noisy.noise_layer = None
+        noisy.forward, noisy.inputs = _Forward(self._model, targets), inputs
+        return noisy
+
+    def fit(
+        self,
+        states: Sequence[State],
+        masks: Sequence[Tensor | None],
+        terms: Terms,
+        solver: Solver,
+        max_rows: int | None = None,
+    ) -> list[NoiseFit]:
+        """A fit of all the texts for each state.
+
+        Args:
+            states: one or more.
+            masks: of each, which places along dimension 1 count, (B, places); None: all.
+            terms: rate, max_sigma and input_std; the states have their own state_std.
+            solver: how hard to look.
+            max_rows: most rows in one forward; None: :attr:`default_rows`.
+        """
+        rows = max_rows or self.default_rows
+        with _naming(self.encodings):
+            return fit_together([self.pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
+
+    def pose(
+        self,
+        state: State,
+        mask: Tensor | None,
+        terms: Terms,
+        rows: int,
+        selector: Selector | None = None,
+    ) -> Problem:
+        """What is asked of the solver about a state; ``selector`` picks another part of it than its neurons."""
+        whole = self.whole(state.site)
+        noisy = self._noisy.at(state.site)
+        noisy.selector, noisy.max_rows = selector or state.selector, rows
+        selected = noisy.selected(whole)
+        counted = torch.ones_like(selected, dtype=torch.bool)
+        if mask is not None:
+            counted &= mask.reshape(*mask.shape, *[1] * (selected.ndim - 2))
+        own = replace(terms, state_std=state.selected_std)
+        return pose(noisy, own, None, self.token_mask, counted, whole)
+
+
+def _decoder_mask(encodings: Sequence[Encoding]) -> Tensor:
+    """Which places of the decoders' own sequences are real, (B, places)."""
+    lengths = torch.tensor([len(e.extra.get("decoder_input_ids", ())) for e in encodings])
+    return torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+
+
+@contextmanager
+def _naming(encodings: Sequence[Encoding]) -> Iterator[None]:
+    """The core knows examples by their number: here they are texts."""
+    try:
+        yield
+    except ValueError as error:
+        number = re.search(r"\bexample (\d+)\b", str(error))
+        if number is None or int(number[1]) >= len(encodings):
+            raise
+        name = f"text {shown(encodings[int(number[1])].text)}"
+        raise ValueError(str(error).replace(number[0], name, 1)) from error
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The tokens that a language model is asked for, n at most."""
+
+    ids: Tensor  # (B, n)
+    places: Tensor  # column of the output that predicts each, (B, n)
+    real: Tensor  # (B, n)
+
+    @classmethod
+    def of(cls, encodings: Sequence[Encoding], device: torch.device) -> _Targets:
+        count = max(len(e.target) for e in encodings)
+        ids, places = torch.zeros(2, len(encodings), count, dtype=torch.long)
+        real = torch.zeros(len(encodings), count, dtype=torch.bool)
+        for row, e in enumerate(encodings):
+            n = len(e.target)
+            ids[row, :n], places[row, :n] = ids.new_tensor(e.target), ids.new_tensor(e.target_positions)
+            real[row, :n] = True
+        return cls(*(x.to(device) for x in (ids, places, real)))
+
+    def at(self, rows: Tensor) -> _Targets:
+        return _Targets(self.ids[rows], self.places[rows], self.real[rows])
+
+
+class _Forward:
+    """The model on rows of a batch; with targets its output is their log probabilities, (R, n)."""
+
+    def __init__(self, model: TextModel, targets: _Targets | None) -> None:
+        self.model, self.targets = model, targets
+        self.module: nn.Module = model.module
+
+    def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        output = self.model(*inputs)
+        if self.targets is None:
+            return output
+        rows = rows.to(output.device)
+        places = self.targets.places.to(output.device)[rows]
+        ids = self.targets.ids.to(output.device)[rows]
+        scores = output[
+            torch.arange(len(rows), device=output.device).unsqueeze(1), places
+        ]  # (R, n, vocabulary)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,414 @@
+"""Explanation: what each state of a model keeps of each token of some texts."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+
+from interp_plugin import rendering
+from interp_plugin.text import forms, storage
+from interp_plugin.text.rows import ErasedRow, Layer, Record, Row, TextExplanation
+from interp_plugin.text.scores import Aggregate, Granularity, Kind, Scores, listed
+from interp_plugin.text.storage import replace_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from captum.attr._utils.visualization import VisualizationDataRecord
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+__all__ = ["ErasedRow", "Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
+
+Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the numbers of an explanation depend on.
+
+    Attributes:
+        model: its name.
+        noise_layer: name of the module whose output receives the noise.
+        rate: weight of entropy against distortion, lambda.
+        seed, tolerance, draws, iterations: of the solver.
+        state_std: whether the state is measured in its standard deviations over a corpus; false: each text is
+            its own yardstick.
+        versions: of the packages at work.
+        calibration: digest of those standard deviations.
+        part: of the states that is watched, where it is not the whole.
+        amortised: digest of the head that predicted the numbers; None: the solver found them.
+        max_passes: of the solver.
+        erased: how tokens were erased (side, ways, passes); None: noise was learned.
+
+    Example::
+
+        >>> Settings("bert", "embeddings", 0.1, 0, 0.02, 28, None, False, {"torch": "2.13.0"}).rate
+        0.1
+    """
+
+    model: str
+    noise_layer: str
+    rate: float
+    seed: int
+    tolerance: float
+    draws: int
+    iterations: int | None
+    state_std: bool
+    versions: Mapping[str, str]
+    calibration: str | None = None
+    part: str | None = None
+    amortised: str | None = None
+    max_passes: int | None = None
+    erased: str | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Record, Sequence[TextExplanation]):
+    """Texts x states x tokens, with everything needed to judge the numbers: a sequence of TextExplanation.
+
+    Indexing: ``explanation[0]`` is a text, ``explanation[1:3]`` an Explanation of two of them (with its share
+    of the seconds), ``explanation[0, "output"]`` the row of a text and layer, or a tuple of rows if the
+    layer was explained at several positions.
+
+    Attributes:
+        items: one for each text.
+        settings: common to all of them.
+        seconds: wall time it took.
+
+    Example::
+
+        >>> explanation = example()
+        >>> explanation
+        Explanation(2 texts, layers 1, 'output', model 'made up')
+        >>> explanation[1].text, explanation[0, "output"].regime_index, len(explanation[1:])
+        ('good', 1.5, 1)
+        >>> explanation[0, 7]
+        Traceback (most recent call last):
+            ...
+        KeyError: "layer 7 was not explained: choose from 1, 'output'"
+    """
+
+    items: tuple[TextExplanation, ...]
+    settings: Settings
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[TextExplanation]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> TextExplanation: ...
+    @overload
+    def __getitem__(self, index: slice) -> Explanation: ...
+    @overload
+    def __getitem__(self, index: tuple[int, Layer]) -> Row | tuple[Row, ...]: ...
+
+    def __getitem__(
+        self, index: int | slice | tuple[int, Layer]
+    ) -> TextExplanation | Explanation | Row | tuple[Row, ...]:
+        if isinstance(index, tuple):
+            if len(index) != 2:
+                raise TypeError(f"index {index!r} has {len(index)} parts: give a text's number and a layer")
+            rows = self[index[0]].rows_of(index[1])
+            return rows[0] if len(rows) == 1 else rows
+        if isinstance(index, slice):
+            items = self.items[index]
+            return replace(self, items=items, seconds=self.seconds * len(items) / max(len(self), 1))
+        if isinstance(index, str):
+            raise TypeError(f"index {index!r} is a str: give a text's number, counted from 0")
+        try:
+            return self.items[operator.index(index)]
+        except IndexError:
+            raise IndexError(
+                f"text {index} does not exist: the explanation has {len(self)}, counted from 0"
+            ) from None
+
+    def __repr__(self) -> str:
+        layers = dict.fromkeys(layer for item in self.items for layer in item.layers)
+        texts = f"{len(self)} text{'s' if len(self) != 1 else ''}"
+        return f"Explanation({texts}, layers {listed(layers)}, model {self.settings.model!r})"
+
+    def scores(
+        self, kind: Kind | None = None, granularity: Granularity = "token", aggregate: Aggregate = "sum"
+    ) -> tuple[Scores, ...]:
+        """`TextExplanation.scores` of every text.
+
+        Example::
+
+            >>> [scores.values.shape for scores in example().scores("loss", "sentence")]
+            [torch.Size([2, 3]), torch.Size([2, 3])]
+        """
+        return tuple(item.scores(kind, granularity, aggregate) for item in self.items)
+
+    @staticmethod
+    def merge(*explanations: Explanation) -> Explanation:
+        """Several explanations as one, their texts in order and their seconds added.
+
+        Versions of packages that differ are listed together.
+
+        Raises:
+            ValueError: none given, or one with another setting, so that its numbers do not compare.
+
+        Example::
+
+            >>> explanation = example()
+            >>> Explanation.merge(explanation[:1], explanation[1:]) == explanation
+            True
+        """
+        if not explanations:
+            raise ValueError("there is nothing to merge: give at least one Explanation")
+        return Explanation(
+            items=tuple(item for explanation in explanations for item in explanation),
+            settings=_merged([explanation.settings for explanation in explanations]),
+            seconds=sum(explanation.seconds for explanation in explanations),
+        )
+
+    def to_dict(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> dict[str, Any]:
+        """Everything as lists, strings and numbers, ready for strict JSON: what is not finite is None.
+
+        Scores are (U,) lists in each row, aggregated as `TextExplanation.scores` says; ``standard_error`` is that of
+        kept, ``loss_standard_error`` that of loss, in nats, and ``tied`` tells which units cannot be told apart from
+        the next one in rank (see `Scores`), by their kept; ``total`` is the information kept of the whole text, and
+        ``total_standard_error`` its error: those of the units are correlated. Where tokens were erased, rows have
+        ``erased``, its ``standard_error`` and ``damage`` in place of these.
+
+        Example::
+
+            >>> values = example().to_dict("word")
+            >>> values["texts"][0]["units"], values["texts"][0]["rows"][0]["tied"]
+            (['[CLS]', 'a', 'film', '[SEP]'], [True, False, False, False])
+        """
+        return {
+            "settings": forms.plain(_settings_dict(self.settings)),
+            "seconds": forms.plain(self.seconds),
+            "granularity": granularity,
+            "aggregate": aggregate,
+            "texts": [forms.text_dict(item, granularity, aggregate) for item in self.items],
+        }
+
+    def to_pandas(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> pd.DataFrame:
+        """A table with one line for each text, row and unit; kept, loss and their standard errors are in nats.
+
+        ``standard_error`` is that of kept. ``max_sigma`` to ``n_backward`` belong to the row and repeat for each of
+        its units.
+
+        Raises:
+            ImportError: pandas is missing.
+            ValueError: another granularity.
+
+        Example::
+
+            >>> table = example().to_pandas("word")
+            >>> table.groupby("layer")["kept"].sum().round().tolist()
+            [47.0, 25.0]
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas needs pandas, which is not installed: pip install interp-plugin[table]"
+            ) from error
+        lines = [
+            line
+            for number, item in enumerate(self.items)
+            for line in forms.lines(number, item, granularity, aggregate)
+        ]
+        columns = forms.COLUMNS if self.settings.erased is None else forms.ERASED_COLUMNS
+        table = pd.DataFrame.from_records(lines, columns=columns)
+        return table.astype(dict.fromkeys(("segment", "start", "end", "position"), "Int64"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet file, all or nothing: a line for each row, ``sigma`` and its error as lists.
+
+        Raises:
+            ImportError: pyarrow is missing.
+            OSError: the file cannot be written; one that was there before stays as it was.
+
+        Example::
+
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     example().save(f"{folder}/a.parquet")
+            ...     Explanation.load(f"{folder}/a.parquet") == example()
+            True
+        """
+        texts, rows = forms.records(self.items)
+        header = {"settings": _settings_dict(self.settings), "seconds": self.seconds}
+        storage.write(path, texts, rows, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read what `save` wrote, equal to it in every bit.
+
+        Raises:
+            ImportError: pyarrow is missing.
+            OSError: there is no such file.
+            ValueError: the file is no Explanation, is damaged, or comes from another version.
+
+        Example: see `save`.
+        """
+        texts, rows, header = storage.read(path)
+        try:
+            items = forms.restored(texts, rows)
+            return cls(items, Settings(**header["settings"]), header["seconds"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(storage.foreign(os.fspath(path), "Explanation")) from error
+
+    def show(
+        self,
+        console: Console | None = None,
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
+    ) -> None:
+        """Print predictions, tables of units x layers and the cost (console: default stdout).
+
+        Units of several tokens show the mean over them, unless ``aggregate`` asks for their "sum" or "max" (see
+        `TextExplanation.scores`): otherwise the words of most pieces would look most important.
+
+        Example::
+
+            >>> from rich.console import Console
+            >>> example().show(Console(quiet=True))
+        """
+        rendering.show(self.to_dict(granularity, aggregate), console)
+
+    @overload
+    def to_html(
+        self, path: None = None, granularity: Granularity = "token", aggregate: Aggregate = "mean"
+    ) -> str: ...
+    @overload
+    def to_html(
+        self, path: str | os.PathLike[str], granularity: Granularity = "token", aggregate: Aggregate = "mean"
+    ) -> Path: ...
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
+    ) -> str | Path:
+        """A page for a browser or a notebook: the string, or the path of the file it was written to (UTF-8).
+
+        ``aggregate``: as in `show`.
+
+        Raises:
+            OSError: the file cannot be written; one that was there before stays as it was.
+
+        Example::
+
+            >>> "<html" in example().to_html()
+            True
+        """
+        page = rendering.to_html(self.to_dict(granularity, aggregate))
+        if path is None:
+            return page
+        replace_file(path, page.encode())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        return rendering.notebook_html(self.to_dict())
+
+    def plot(
+        self,
+        kind: Literal["layers", "tokens", "flow"] = "layers",
+        text: int = 0,
+        layer: Choice | None = None,
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
+    ) -> Figure:
+        """A Matplotlib figure of a text, or of all of them ("flow"); `rendering.plot` says what each kind shows.
+
+        ``layer`` is a label, or a pair (label, position); ``aggregate`` is as in `show`.
+
+        Example::
+
+            >>> len(example().plot("tokens", layer=1).axes[0].patches)
+            4
+        """
+        return rendering.plot(self.to_dict(granularity, aggregate), kind, text=text, layer=layer)
+
+    def to_captum(
+        self,
+        layer: Choice | None = None,
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
+    ) -> list[VisualizationDataRecord]:
+        """A record of Captum's ``visualize_text`` for each text, at one layer (default each text's last row).
+
+        ``layer`` is a label, or a pair (label, position), and ``aggregate`` as in `show`; see
+        `rendering.captum_records`.
+
+        Example::
+
+            >>> [record.raw_input_ids for record in example().to_captum(1, "word")]
+            [['[CLS]', 'a', 'film', '[SEP]'], ['[CLS]', 'good', '[SEP]']]
+        """
+        return rendering.captum_records(self.to_dict(granularity, aggregate), layer)
+
+
+def example() -> Explanation:
+    """A small explanation with made-up numbers: two texts, a layer and the output.
+
+    Example::
+
+        >>> example()[0].tokens
+        ('[CLS]', 'a', 'film', '[SEP]')
+    """
+
+    def text(words: str, sigma: tuple[float, ...], probability: float) -> TextExplanation:
+        tokens, offsets, end = ["[CLS]"], [], -1
+        for word in words.split():
+            offsets.append((0, end + 1, end + 1 + len(word)))
+            tokens.append(word)
+            end += 1 + len(word)
+        noise = torch.tensor([10.0, *sigma, 10.0])
+        below = noise < 10.0
+        more = torch.where(below, noise.sqrt(), noise)
+        rows = (
+            Row(1, None, noise, 0.02 * below, 0.01, 10.0, 1.0, 1.02, 0.049, True, 144, 160),
+            Row("output", None, more, 0.03 * below, 0.015, 10.0, 1.0, 1.5, 0.033, False, 168, 160),
+        )
+        return TextExplanation(
+            words,
+            None,
+            (*tokens, "[SEP]"),
+            (None, *offsets, None),
+            8,
+            "positive",
+            probability,
+            "positive",
+            rows,
+        )
+
+    settings = Settings("made up", "embeddings", 0.1, 0, 0.02, 28, None, False, {})
+    return Explanation((text("a film", (0.4, 0.15), 0.75), text("good", (0.05,), 0.5)), settings, 0.5)
+
+
+def _merged(settings: Sequence[Settings]) -> Settings:
+    """The settings that all share, with the versions of all."""
+    first, *others = settings
+    for field in fields(Settings):
+        for other in others:
+            here, there = getattr(first, field.name), getattr(other, field.name)
+            if field.name != "versions" and here != there:
+                raise ValueError(
+                    f"{field.name} is {here!r} in one explanation and {there!r} in another, so their numbers do "
+                    "not compare: merge only what was made with the same settings"
+                )
+    versions: dict[str, dict[str, None]] = {}  # package -> its versions, in order, without repeats
+    for each in settings:
+        for package, version in each.versions.items():
+            versions.setdefault(package, {}).update(dict.fromkeys(version.split(", ")))
+    return replace(first, versions={package: ", ".join(found) for package, found in versions.items()})
+
+
+def _settings_dict(settings: Settings) -> dict[str, Any]:
+    return {**vars(settings), "versions": dict(settings.versions)}

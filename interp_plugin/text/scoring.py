@@ -1,0 +1,371 @@
+"""Texts explained by the erasure channel: which tokens carry a class, a language model's target, or a layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure, log_odds
+from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
+from interp_plugin.method.problem import Terms, nothing
+from interp_plugin.method.solver import NoiseFit, Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
+from interp_plugin.text.models import OUTPUT, Axis, Encoding, Label, TextModel, as_int, plain_values, shown
+
+Found = TypeVar("Found")
+Positions = int | Sequence[int] | Literal["each"] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to find out of every text.
+
+    Attributes:
+        states: a row each, in this order.
+        positions: of the states that have tokens: None watches all together, an index (from the end
+            where negative), several or "each" one by one.
+        noise_layer: where noise enters.
+        target: name of the output that is watched, where the states say which.
+        rate, max_sigma, input_std, solver: of the fits.
+        max_rows: rows at most in one forward; None starts from what suits the length and halves when
+            memory runs out.
+    """
+
+    states: tuple[State, ...]
+    positions: Positions
+    noise_layer: Site
+    target: str | None
+    rate: float
+    max_sigma: float | None
+    solver: Solver
+    max_rows: int | None = None
+    input_std: float | None = None
+
+
+class Finder(Protocol):
+    """Finds the rows of every text of a batch in the solver's place."""
+
+    def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> AbstractContextManager[Any]:
+        """Entered while the model runs on the batch without noise; :meth:`rows` gets what it enters as."""
+        ...
+
+    def rows(self, batch: Batch, plan: Plan, seen: Any, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+        """The rows of every text, as :func:`solved` gives them."""
+        ...
+
+
+def score(
+    model: TextModel, encodings: Sequence[Encoding], plan: Plan, finder: Finder | None = None
+) -> list[TextExplanation]:
+    """The explanation of every text of one batch.
+
+    Args:
+        model: what reads the texts.
+        encodings: of the texts.
+        plan: what to find out of each.
+        finder: finds the rows of every text; None: the solver.
+    """
+    given = [bool(e.target) for e in encodings]
+    guesses: list[tuple[str, float] | None] = [None] * len(encodings)
+    if model.task == "next token" and any(s.label == OUTPUT for s in plan.states) and not all(given):
+        encodings, guesses = _with_next_tokens(model, encodings, plan)
+    sites = dict.fromkeys(state.site for state in plan.states)
+    if model.task == "sequence classes":
+        sites[None] = None
+    with nullcontext() if finder is None else finder.watch(model, encodings) as seen:
+        batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
+    if model.task == "sequence classes":
+        guesses = [model.predicted(scores) for scores in batch.whole(None)]
+    rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen, given)
+    return [
+        TextExplanation(
+            text=encoding.text,
+            pair=encoding.pair,
+            tokens=encoding.tokens,
+            offsets=encoding.offsets,
+            size=batch.token_size,
+            predicted=guess[0] if guess else None,
+            probability=guess[1] if guess else None,
+            target=model.target_name(encoding) if encoding.target else plan.target,
+            rows=rows_of_text,
+        )
+        for encoding, guess, rows_of_text in zip(encodings, guesses, rows)
+    ]
+
+
+def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+    """The rows of every text by the solver, in the plan's order, positions of a state one after another.
+
+    Args:
+        model, plan: as of :func:`score`.
+        batch: of the texts.
+        given: which of them were given a target.
+    """
+    found: list[list[tuple[int, Row]]] = [[] for _ in given]
+    for part in parts(model, batch, plan, given):
+        some = batch if len(part.examples) == len(given) else batch.at(part.examples)
+        fits = _fits(some, part, plan)
+        for state, places, fit in zip(part.states, part.positions, fits):
+            for index, (example, place) in enumerate(zip(part.examples, places)):
+                found[example].append((plan.states.index(state), _row(state, place, fit, index)))
+    return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
+
+
+def _fits(batch: Batch, part: Part, plan: Plan) -> list[NoiseFit]:
+    """A fit for each state."""
+    terms = Terms(plan.rate, plan.max_sigma, None, plan.input_std)
+    return in_memory(plan, batch, lambda rows: batch.fit(part.states, part.masks, terms, plan.solver, rows))
+
+
+def in_memory(plan: Plan, batch: Batch, call: Callable[[int], Found]) -> Found:
+    """What a call gives that takes so many rows in a forward; half of them whenever memory runs out."""
+    rows = plan.max_rows or batch.default_rows
+    while True:
+        try:
+            return call(rows)
+        except (RuntimeError, MemoryError) as error:
+            if plan.max_rows or rows == 1 or not _out_of_memory(error):
+                raise
+        rows //= 2
+        torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory; on the CPU torch has no class of its own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def warn_of_deaf_states(texts: Iterable[TextExplanation]) -> None:
+    """One warning for all states that noise does not reach at all: the core has one for each text."""
+    deaf: dict[Label, str] = {}
+    for item in texts:
+        for row in item.rows:
+            if row.distortion == 0:
+                deaf.setdefault(row.layer, item.text)
+    if deaf:
+        layers, text = ", ".join(map(repr, deaf)), next(iter(deaf.values()))
+        warnings.warn(
+            f"noise does not reach the state of {layers} (in text {shown(text)}, for one): every token is at the cap "
+            "there; watch states that are computed after the noise layer and from it",
+            stacklevel=3,
+        )
+
+
+def _with_next_tokens(
+    model: TextModel, encodings: Sequence[Encoding], plan: Plan
+) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
+    """Texts without a target get the model's own next token, and what it is with its probability."""
+    bare = [replace(e, target=()) for e in encodings]
+    batch = Batch(model, bare, plan.noise_layer, [None], plan.max_rows)
+    real = batch.places(State(OUTPUT, None))
+    assert real is not None
+    asked: list[Encoding] = []
+    guesses: list[tuple[str, float] | None] = []
+    for encoding, scores, mask in zip(encodings, batch.whole(None), real):
+        last = scores[mask.to(scores.device)][-1]
+        place = len(encoding.extra.get("decoder_input_ids", encoding.ids)) - 1
+        own = replace(encoding, target=(int(last.argmax()),), target_positions=(place,))
+        asked.append(encoding if encoding.target else own)
+        guesses.append(None if encoding.target else model.predicted(last))
+    return asked, guesses
+
+
+@dataclass(frozen=True)
+class Part:
+    """States that some of the texts have in common, to be fitted together."""
+
+    examples: list[int]
+    states: list[State]
+    masks: list[Tensor | None]  # which places along dimension 1 count, (examples, places)
+    positions: list[list[int | None]]  # of each state, for each example
+
+
+def parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> Iterator[Part]:
+    """The plan cut so that every part is one state for each text."""
+    everyone = list(range(len(given)))
+    together = Part(everyone, [], [], [])
+    apart: dict[Axis, list[State]] = {}
+    for state in plan.states:
+        real = batch.places(state)
+        has_tokens = real is not None and not (state.site is None and batch.targets is not None)
+        if plan.positions is not None and has_tokens:
+            apart.setdefault(model.axis[state.label], []).append(state)
+            continue
+        asked = real is not None and state.site is not None and any(given)
+        mask = batch.predicting(state, real, given) if real is not None and asked else real
+        together.states.append(state)
+        together.masks.append(mask)
+        together.positions.append([None] * len(everyone))
+    if together.states:
+        yield together
+    for states in apart.values():
+        real = batch.places(states[0])
+        assert real is not None
+        yield from _one_by_one(states, real, plan.positions, batch.encodings)
+
+
+def _one_by_one(
+    states: list[State], real: Tensor, positions: Positions, encodings: Sequence[Encoding]
+) -> Iterator[Part]:
+    """A part for each position; texts that are too short for it are left out."""
+    wanted = [
+        _indices(positions, length, f"layer {states[0].label!r} of text {shown(encoding.text)}")
+        for length, encoding in zip(real.sum(1).tolist(), encodings)
+    ]
+    for k in range(max(map(len, wanted))):
+        examples = [i for i, places in enumerate(wanted) if len(places) > k]
+        places = [wanted[i][k] for i in examples]
+        mask = torch.zeros(len(examples), real.shape[1], dtype=torch.bool, device=real.device)
+        mask[range(len(places)), places] = True
+        yield Part(examples, states, [mask] * len(states), [list(places)] * len(states))
+
+
+def _indices(positions: Positions, length: int, name: str) -> list[int]:
+    """Positions of one text as numbers from 0, checked and without repeats."""
+    given: Any = plain_values(positions)  # of NumPy or torch
+    if given == "each":
+        return list(range(length))
+    wanted: list[Any] = [given] if isinstance(given, (int, str)) else [as_int(place) for place in given or []]
+    for place in wanted:
+        if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
+            raise ValueError(
+                f"position {place!r} does not exist in {name}, which has {length} tokens; give {-length} to "
+                f"{length - 1}, or 'each'"
+            )
+    if not wanted:
+        raise ValueError(f"positions {positions!r} names no token; give one or more, 'each' or None")
+    return list(dict.fromkeys(place % length for place in wanted))
+
+
+def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
+    mask = fit.token_mask[index]
+    errors = fit.standard_error[index][mask].cpu()
+    share = float((fit.sigma < fit.max_sigma.unsqueeze(1))[index][mask].float().mean())
+    return Row(
+        layer=state.label,
+        position=position,
+        sigma=fit.sigma[index][mask].cpu(),
+        standard_error=errors,
+        common_error=float(fit.common_error[index]) * share,  # the fit's is of the tokens below the cap alone
+        max_sigma=float(fit.max_sigma[index]),
+        input_std=float(fit.input_std[index]),
+        regime_index=float(fit.regime_index[index]),
+        distortion=float(fit.distortion[index]),
+        converged=bool(fit.converged[index]),
+        n_forward=int(fit.n_forward[index]),
+        n_backward=int(fit.n_backward[index]),
+        rate=float(fit.rate[index]),
+    )
+
+
+@dataclass(frozen=True)
+class ErasureFinder:
+    """Finds the rows of texts by the erasure channel, in the solver's place; special tokens are never erased.
+
+    A class's answer is its log-odds (of a text without a target, that of the predicted class), that of a language
+    model's target its log probability, summed over its tokens; of any other state the damage is D.
+
+    Attributes:
+        model: what reads the texts.
+        erasure: how the channel is learned.
+        ways: how tokens are erased.
+    """
+
+    model: TextModel
+    erasure: Erasure
+    ways: tuple[Way, ...]
+
+    def watch(self, model: TextModel, encodings: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Nothing is watched."""
+        return nullcontext()
+
+    def rows(self, batch: Batch, plan: Plan, seen: Any, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+        """The rows of every text, in the plan's order, positions of a state one after another."""
+        found: list[list[tuple[int, Row]]] = [[] for _ in given]
+        masked = batch.masked_origin()
+        for part in parts(self.model, batch, plan, given):
+            for state, mask, places in zip(part.states, part.masks, part.positions):
+                for rows, selector in self._answers(batch, part, state):
+                    examples = [part.examples[row] for row in rows]
+                    own = None if mask is None else mask[torch.tensor(rows, device=mask.device)]
+                    some = batch.at(examples)
+                    erased_are = (
+                        None if masked is None else masked[torch.tensor(examples, device=masked.device)]
+                    )
+                    learn = partial(self._fit, some, plan.noise_layer, erased_are, state, own, selector)
+                    fit = in_memory(plan, some, learn)
+                    for index, (row, example) in enumerate(zip(rows, examples)):
+                        erased = _erased_row(state, places[row], fit, index, batch.token_mask[example])
+                        found[example].append((plan.states.index(state), erased))
+        return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
+
+    def _answers(self, batch: Batch, part: Part, state: State) -> Iterator[tuple[list[int], Selector | None]]:
+        """Rows of a part that share an answer, and what picks it; None: the state itself."""
+        everyone = list(range(len(part.examples)))
+        if state.site is not None or self.model.task not in ("sequence classes", "next token"):
+            yield everyone, None
+            return
+        kinds: dict[int, list[int]] = {}
+        if self.model.task == "sequence classes":
+            whole = batch.whole(None)
+            for row, example in enumerate(part.examples):
+                target = state.neurons if isinstance(state.neurons, int) else int(whole[example].argmax())
+                kinds.setdefault(target, []).append(row)
+            for target, rows in kinds.items():
+                yield rows, partial(log_odds, target=target)
+            return
+        for row, example in enumerate(part.examples):
+            kinds.setdefault(len(batch.encodings[example].target), []).append(row)
+        for count, rows in kinds.items():
+            yield rows, partial(_summed, count=count)
+
+    def _fit(
+        self,
+        batch: Batch,
+        noise_layer: Site,
+        baseline: Tensor | None,
+        state: State,
+        mask: Tensor | None,
+        selector: Selector | None,
+        max_rows: int,
+    ) -> ErasureFit:
+        terms = Terms(1.0, None, None, 1.0)  # of noise, which there is none of
+        watched = replace(state, neurons=None, state_std=None) if selector else state
+        problem = batch.pose(watched, None if selector else mask, terms, max_rows, selector)
+        objective = problem.objective
+        if baseline is None:
+            baseline = nothing(module_of(noise_layer), objective).expand_as(objective.origin)
+        players = objective.groups.spread(batch.players.to(objective.device, objective.dtype)) > 0
+        baseline = torch.where(players, baseline.flatten(1).to(objective.origin), objective.origin)
+        erasing = Erasing(
+            objective, baseline, self.ways, partial(batch.edited, state=state, selector=selector)
+        )
+        with gradients():
+            return learn_erasure(erasing.players, erasing.damage, erasing.prior, self.erasure, len(self.ways))
+
+
+def _summed(state: Tensor, count: int) -> Tensor:
+    """The log probability of the first so many tokens of a target, (R, n) -> (R,)."""
+    return state[:, :count].sum(1)
+
+
+def _erased_row(state: State, position: int | None, fit: ErasureFit, index: int, mask: Tensor) -> ErasedRow:
+    real = mask.cpu().bool()
+    return ErasedRow.of(
+        state.label,
+        position,
+        fit.score[index][real],
+        fit.standard_error[index][real],
+        fit.probability[index][real],
+        float(fit.damage[index]),
+        int(fit.n_forward[index]),
+        int(fit.n_backward[index]),
+    )

@@ -1,0 +1,191 @@
+"""Loading models, and what they say of a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bert import save_classifier
+from tiny_models import tiny
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
+from transformers.utils import logging
+
+from interp_plugin import huggingface
+from interp_plugin.huggingface import HuggingFaceModel, pretrained
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.explainer import TextExplainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classifier(tmp_path_factory.mktemp("model"))
+
+
+def test_load_gives_an_eval_mode_float32_classifier(folder: Path) -> None:
+    model, tokenizer = huggingface.load(folder)
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert tokenizer("a film")["input_ids"] == [2, 5, 9, 3]
+
+
+def test_half_precision_weights_are_loaded_in_float32(folder: Path, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(folder).half().save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    model, _ = huggingface.load(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", ""])
+def test_an_unknown_model_is_named_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="cannot load model") as caught:
+        huggingface.load(name)
+    assert repr(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot load model"):
+        huggingface.load(tmp_path)
+
+
+def test_an_encoder_without_a_trained_head_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_encoder(folder, tmp_path, "BertForSequenceClassification")
+    with pytest.raises(ValueError, match=r"no weights for classifier\.bias, classifier\.weight"):
+        huggingface.load(tmp_path)
+
+
+def save_encoder(folder: Path, to: Path, *architectures: str) -> None:
+    """The classifier's encoder, in a configuration that names another class."""
+    AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(to)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(to)
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, "architectures": list(architectures)}))
+
+
+@pytest.mark.parametrize("architectures", [("BertModel",), (), ("BertForPreTraining",)])
+def test_an_encoder_is_loaded_without_a_head(
+    folder: Path, tmp_path: Path, architectures: tuple[str, ...]
+) -> None:
+    save_encoder(folder, tmp_path, *architectures)
+    model, tokenizer = huggingface.load(tmp_path)
+    assert type(model).__name__ == "BertModel"
+    assert HuggingFaceModel(model, tokenizer).task == "none"
+
+
+def test_a_class_that_transformers_does_not_have_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_encoder(folder, tmp_path, "MyBert")
+    with pytest.raises(ValueError, match="cannot load model") as caught:
+        huggingface.load(tmp_path)
+    assert "MyBert" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "family, name",
+    [
+        ("bert", "BertForMaskedLM"),
+        ("electra", "ElectraForTokenClassification"),
+        ("albert", "AlbertForSequenceClassification"),
+        ("gpt2", "GPT2LMHeadModel"),
+        ("llama", "LlamaForCausalLM"),
+        ("gemma2", "Gemma2ForSequenceClassification"),
+        ("t5", "T5ForConditionalGeneration"),
+        ("t5", "T5EncoderModel"),
+        ("bart", "BartForConditionalGeneration"),
+        ("modernbert", "ModernBertForMaskedLM"),
+    ],
+)
+def test_a_saved_model_comes_back_as_its_own_class(family: str, name: str, tmp_path: Path) -> None:
+    saved = tiny(family, name)
+    saved.model.save_pretrained(tmp_path)
+    saved.tokenizer.save_pretrained(tmp_path)
+    model = HuggingFaceModel(*huggingface.load(tmp_path))
+    assert type(model.model).__name__ == name
+    assert model.name == tmp_path.name
+    encoding = model.encode("The film was good")
+    assert encoding == saved.encode("The film was good")
+    torch.testing.assert_close(
+        model(*model.collate([encoding])[0]), saved(*saved.collate([encoding])[0]), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", pretrained.DTYPES)
+def test_the_dtype_is_chosen(folder: Path, name: str) -> None:
+    model, _ = huggingface.load(folder, dtype=name)  # type: ignore[arg-type]
+    assert {parameter.dtype for parameter in model.parameters()} == {pretrained.DTYPES[name]}
+
+
+def test_an_unknown_dtype_names_the_known_ones(folder: Path) -> None:
+    with pytest.raises(ValueError, match="dtype is 'int8'; choose one of 'float32', 'bfloat16', 'float16'"):
+        huggingface.load(folder, dtype="int8")  # type: ignore[arg-type]
+
+
+def test_the_tokenizer_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path)
+    _, tokenizer = huggingface.load(tmp_path, tokenizer=folder, device="cpu")
+    assert tokenizer("a film")["input_ids"] == [2, 5, 9, 3]
+
+
+@pytest.mark.parametrize(
+    "kind, config",
+    [
+        ("distilbert", {"dim": 8, "n_layers": 3, "n_heads": 2, "hidden_dim": 16}),
+        ("gpt2", {"n_embd": 8, "n_layer": 3, "n_head": 2}),
+        (
+            "roberta",
+            {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16},
+        ),
+        (
+            "llama",
+            {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16},
+        ),
+    ],
+)
+def test_the_blocks_of_other_architectures_are_found(kind: str, config: dict[str, int]) -> None:
+    from transformers import AutoConfig
+
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(kind, vocab_size=10, **config)
+    )
+    layers = huggingface.transformer_layers(model)
+    assert len(layers) == 3
+    assert len({type(layer) for layer in layers}) == 1
+
+
+def test_a_model_without_a_list_of_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear has no ModuleList"):
+        huggingface.transformer_layers(nn.Linear(2, 2))
+
+
+def test_the_predicted_class_has_the_largest_logit() -> None:
+    config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    config.id2label = {0: "no", 1: "yes"}
+    name, probability = huggingface.predicted_class(BertModel(config), torch.tensor([0.0, 3.0]).log1p())
+    assert name == "yes"
+    assert probability == pytest.approx(0.8)
+
+
+def test_a_regression_head_predicts_no_class(folder: Path) -> None:
+    with pytest.raises(ValueError, match="a classifier has at least 2"):
+        huggingface.predicted_class(huggingface.load(folder)[0], torch.tensor([1.0]))
+
+
+def test_quiet_restores_verbosity_and_progress_bars() -> None:
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(RuntimeError), huggingface.quiet():
+        assert logging.get_verbosity() == logging.ERROR
+        assert not logging.is_progress_bar_enabled()
+        raise RuntimeError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_the_default_model_is_a_sentiment_classifier() -> None:
+    model, tokenizer = huggingface.load(huggingface.default_model_path())
+    explainer = TextExplainer(model, tokenizer)
+    assert sorted(model.config.id2label.values()) == ["negative", "positive"]
+    texts = ["a warm , funny and wonderful film", "a dull , stupid and boring mess"]
+    explanation = explainer.explain(texts, 1, solver=Solver(iterations=0))
+    assert [item.predicted for item in explanation] == ["positive", "negative"]
