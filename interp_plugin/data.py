@@ -73,11 +73,13 @@ class Texts:
         texts: or pairs of texts.
         labels: one for each; None: the data have none.
         rationales: one for each, as the data hold them (character spans or a mask of tokens); None: none.
+        left_out: file, line and reason of each record without a text.
     """
 
     texts: tuple[Text, ...]
     labels: tuple[Any, ...] | None = None
     rationales: tuple[Any, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Records(Iterator[Record]):
@@ -191,7 +193,7 @@ def read_texts(
     pair_column: Column | None = None,
     limit: int | None = None,
 ) -> Texts:
-    """A data set in memory, every record of it sound; empty lines are left out.
+    """A data set in memory.  Empty lines are skipped; records without a text are left out and listed.
 
     Args:
         source, split: as in :func:`records`.
@@ -210,7 +212,7 @@ def read_texts(
         ...     file = Path(folder, "films.tsv")
         ...     _ = file.write_text("a good film\\t1\\na dull one\\t0\\n")
         ...     read_texts(file, text_column=0, label_column=1)
-        Texts(texts=('a good film', 'a dull one'), labels=('1', '0'), rationales=None)
+        Texts(texts=('a good film', 'a dull one'), labels=('1', '0'), rationales=None, left_out=())
     """
     wanted = (text_column, label_column, rationale_column, pair_column)
     header = not any(isinstance(column, int) for column in wanted)
@@ -220,14 +222,26 @@ def read_texts(
     found = list(islice((record for record in chosen if record.error != EMPTY), limit))
     if not found:
         raise ValueError(f"{str(source)!r} holds no texts; give a file or data set with at least one")
-    for record in found:
-        if record.error is not None:
-            raise ValueError(f"{record.where}: {record.error}")
-    text, label, rationale = columns(found[0], text_column, label_column, rationale_column)
+    sound, left_out = [record for record in found if record.error is None], []
+    if not sound:
+        raise ValueError(f"{found[0].where}: {found[0].error}")
+    left_out += [f"{record.where}: {record.error}" for record in found if record.error is not None]
+    text, label, rationale = columns(sound[0], text_column, label_column, rationale_column)
+    texts: list[Text] = []
+    kept: list[Record] = []
+    for record in sound:
+        try:
+            texts.append(record.text(text, pair_column))
+            kept.append(record)
+        except ValueError as error:
+            left_out.append(str(error))
+    if not texts:
+        raise ValueError(f"there are no texts: {left_out[0]}; give a file or data set with at least one")
     return Texts(
-        tuple(record.text(text, pair_column) for record in found),
-        None if label is None else tuple(_value(record, label) for record in found),
-        None if rationale is None else tuple(_value(record, rationale) for record in found),
+        tuple(texts),
+        None if label is None else tuple(_value(record, label) for record in kept),
+        None if rationale is None else tuple(_value(record, rationale) for record in kept),
+        tuple(left_out),
     )
 
 

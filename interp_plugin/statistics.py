@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -134,14 +134,12 @@ def signed_rank(differences: ArrayLike) -> float:
     return float(_scipy_stats().wilcoxon(known, zero_method="pratt").pvalue)
 
 
-def t_test(values: ArrayLike, one_sided: bool = False) -> Floats:
-    """p-value of Student's t-test that the mean of each column is 0, or (one-sided) not above 0.
-
-    Where all values of a column are 0, p is 1.
+def t_test(values: ArrayLike, alternative: Literal["two-sided", "greater"] = "two-sided") -> Floats:
+    """p-value of Student's t-test that the mean of each column is 0; of a column of zeros it is 1.
 
     Args:
         values: (N, C).
-        one_sided: the alternative is a mean above 0.
+        alternative: "greater": a mean above 0.
 
     Examples::
         >>> t_test([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]).round(4).tolist()
@@ -150,7 +148,7 @@ def t_test(values: ArrayLike, one_sided: bool = False) -> Floats:
     columns = np.asarray(values, np.float64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Precision loss occurred")  # values that are all equal
-        found = _scipy_stats().ttest_1samp(columns, 0.0, alternative="greater" if one_sided else "two-sided")
+        found = _scipy_stats().ttest_1samp(columns, 0.0, alternative=alternative)
     p: Floats = np.where((columns == 0).all(0), 1.0, found.pvalue)
     return p
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -32,6 +34,7 @@ Group = Literal["unsigned", "signed"]
 GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 OWN = "information kept"
 BEST = "best"
+DPI = 200  # of figures in files
 
 FORMAT = 2  # of saved files; raise it when a reader of the old format would go wrong
 LARGEST = 2**20  # most numbers in memory,
@@ -114,6 +117,7 @@ class StudyResult:
         settings: what the numbers depend on.
         failures: methods and metrics that failed on single texts.
         left_out: methods and metrics that do not suit the model -> why.
+        notes: texts and labels that could not be used.
         scores: the scores of the tokens, by text, question and method, where the study was told to keep them.
 
     Examples::
@@ -135,6 +139,7 @@ class StudyResult:
     settings: Mapping[str, Any]
     failures: tuple[Failure, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     scores: Mapping[tuple[int, str, str], NDArray[np.float32]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -434,6 +439,7 @@ class StudyResult:
             cells=cells,
             failures=tuple(failures),
             left_out={name: why for result in results for name, why in result.left_out.items()},
+            notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
             scores=scores,
         )
 
@@ -472,6 +478,7 @@ class StudyResult:
             "questions": self.questions,
             "settings": dict(self.settings),
             "left_out": dict(self.left_out),
+            "notes": self.notes,
             **{name: [vars(item) for item in getattr(self, name)] for name in _PARTS},
         }
         blank = blank_seal()
@@ -527,7 +534,7 @@ class StudyResult:
     def _tables(self) -> tuple[StudyTable, ...]:
         from interp_plugin.comparison import views
 
-        return views.tables(self)
+        return tuple(replace(table, notes=(*table.notes, *self.notes)) for table in views.tables(self))
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
@@ -551,6 +558,31 @@ class StudyResult:
         points = views.fronts(self, quality, frozenset(column.name for column in COSTS))
         replace_file(path, rendering.to_html(self.tables(), points, title, self.settings).encode())
         return Path(path)
+
+    def write_report(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write result.parquet, report.md, report.html and a figure of quality against seconds for each question.
+
+        Args:
+            folder: an existing one.
+
+        Returns:
+            the paths of the files.
+        """
+        folder = Path(folder)
+        self.save(folder / "result.parquet")
+        replace_file(folder / "report.md", self.to_markdown().encode())
+        self.to_html(folder / "report.html")
+        written = [folder / name for name in ("result.parquet", "report.md", "report.html")]
+        for table in self.tables():
+            points = self.front(table.columns[0].name, table.title) if table.columns else ()
+            if any(map(rendering.can_be_drawn, points)):
+                name = re.sub(r"[^\w.-]+", "-", table.title)
+                path = folder / ("front.png" if len(self.questions) == 1 else f"front-{name}.png")
+                content = io.BytesIO()
+                self.plot("front", question=table.title).savefig(content, format="png", dpi=DPI)
+                replace_file(path, content.getvalue())
+                written.append(path)
+        return written
 
     def plot(
         self, kind: Literal["front", "bars"] = "front", metric: str | None = None, question: str | None = None
@@ -638,7 +670,8 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
         raise ValueError("the header names far more results than there are")
     cells = np.full((len(found["texts"]), *map(len, names)), np.nan)
     cells[tuple(places)] = table["value"].to_numpy()
-    return {**found, "cells": cells, "settings": header["settings"], "left_out": header["left_out"]}
+    found |= {name: header[name] for name in ("settings", "left_out")}
+    return {**found, "cells": cells, "notes": tuple(header.get("notes", ()))}
 
 
 def _pandas() -> ModuleType:
