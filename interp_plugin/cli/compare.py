@@ -218,7 +218,7 @@ def compare(
         )  # fmt: skip
         if found.left_out:
             first = "; ".join(found.left_out[:3])
-            note = f"{len(found.left_out)} records of {source} have no text and are left out, first: {first}."
+            note = f"Records of {source} left out, as they have no text: {len(found.left_out)} ({first})."
             result = replace(result, notes=(note, *result.notes))
         written = [] if output is None else result.write_report(output)
         if markdown is not None:

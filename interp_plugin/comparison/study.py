@@ -533,17 +533,13 @@ def examples(
         )
     notes = []
     if invalid:
-        notes.append(f"{_counted(len(invalid), 'text')} of {len(whole)} left out: {_first(invalid)}.")
+        notes.append(f"{len(invalid)} of {len(whole)} texts left out: {_first(invalid)}.")
     if no_classes:
         notes.append(
-            f"{_counted(len(no_classes), 'label')} of {len(whole)} no class of the model and taken for not known: "
+            f"{len(no_classes)} of {len(whole)} labels taken for not known, as the model has no such class: "
             f"{_first(list(dict.fromkeys(no_classes)))}."
         )
     return found, tuple(notes)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"
 
 
 def _first(reasons: Sequence[str], most: int = 3) -> str:
