@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interp_plugin.comparison.inputs import Inputs
-from interp_plugin.comparison.judged import Method
-from interp_plugin.comparison.truths.judgement import Judgement, Measure, Question, judge
-from interp_plugin.comparison.truths.planting import Kind, Planted, Shortcut
-from interp_plugin.comparison.truths.teaching import Taught, Use, classes_of, shown_words, teach
+from interp_plugin.comparison.interface import Inputs, Method
 from interp_plugin.text.models import TextModel
+from known_truths.judgement import Judgement, Measure, Question, judge
+from known_truths.planting import Kind, Planted, Shortcut
+from known_truths.teaching import Taught, Use, classes_of, shown_words, teach
 
 
 @dataclass(frozen=True)

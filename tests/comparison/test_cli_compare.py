@@ -245,7 +245,7 @@ def test_rationales_bring_plausibility(folder: str, tmp_path: Path) -> None:
         (["FILMS", "--output", "FILMS"], "is a file; give a folder"),
         (["FILMS", "--html", "/no/such/folder/x.html"], "no file can be made in"),
         (["FILMS", "--calibrate", "/no/such/file"], "cannot read '/no/such/file'"),
-        (["FILMS", "--methods", "random", "--metrics", "state erasure (mask)"], "is not about a class"),
+        (["FILMS", "--methods", "random", "--metrics", "state erasure (mask)"], "is not about classes"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_sentence_on_stderr(

@@ -13,9 +13,9 @@ from tiny_models import tiny
 from tiny_plain import lstm
 
 from interp_plugin import huggingface
-from interp_plugin.comparison.decompx import _parts
-from interp_plugin.comparison.inputs import Answer, Inputs
+from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
+from interp_plugin.comparison.propagation import decomposed
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.batch import State
 
@@ -102,11 +102,11 @@ def by_loops(inputs: Inputs) -> tuple[list[Array], Array]:
 def test_the_parts_are_those_of_the_papers_equations() -> None:
     inputs = by_formula()
     states, scores = by_loops(inputs)
-    assert np.allclose(_parts(inputs, None), scores, atol=1e-5)
+    assert np.allclose(decomposed(inputs, None), scores, atol=1e-5)
     assert np.allclose(DECOMPX(inputs, 1, None), scores[:, 1] - scores[:, 0], atol=1e-5)
     for label, truth in enumerate(states, 1):
         state = State(label, inputs.model.layers[label])
-        assert np.allclose(_parts(inputs, state), truth.swapaxes(0, 1), atol=1e-4)
+        assert np.allclose(decomposed(inputs, state), truth.swapaxes(0, 1), atol=1e-4)
         whole = truth.sum(1)
         along = (truth * whole[:, None]).mean((0, 2)) / (whole**2).mean()
         assert np.allclose(DECOMPX(inputs, None, state), along, atol=1e-5)
@@ -114,7 +114,7 @@ def test_the_parts_are_those_of_the_papers_equations() -> None:
 
 def test_the_parts_of_the_scores_are_those_of_the_authors_code() -> None:
     inputs = by_formula(zero=("value.bias", "attention.output.dense.bias"))
-    assert torch.allclose(_parts(inputs, None), torch.tensor(THEIRS), rtol=1e-3, atol=1e-7)
+    assert torch.allclose(decomposed(inputs, None), torch.tensor(THEIRS), rtol=1e-3, atol=1e-7)
 
 
 def test_the_parts_add_up_to_the_answer_of_a_trained_model() -> None:
@@ -127,7 +127,7 @@ def test_the_parts_add_up_to_the_answer_of_a_trained_model() -> None:
         hidden = model.model(inputs.ids, output_hidden_states=True).hidden_states
     for label in model.layers:
         assert torch.allclose(
-            _parts(inputs, State(label, model.layers[label])).sum(0), hidden[int(label)][0], atol=1e-4
+            decomposed(inputs, State(label, model.layers[label])).sum(0), hidden[int(label)][0], atol=1e-4
         )
         # a text is its own yardstick: the shares of its state add up to 1, and with v they are in its units
         state = State(label, model.layers[label])
@@ -142,7 +142,7 @@ def test_the_parts_add_up_to_the_answer_of_a_trained_model() -> None:
 def test_of_many_classes_the_log_odds_are_split_at_the_text() -> None:
     model = tiny("bert", "BertForSequenceClassification", num_labels=3, initializer_range=0.5)
     inputs = Inputs(model, model.encode("The film was good"))
-    parts = _parts(inputs, None).requires_grad_()
+    parts = decomposed(inputs, None).requires_grad_()
     scores = parts.sum(0)
     (scores[2] - scores[:2].logsumexp(0)).backward()
     assert torch.allclose(DECOMPX(inputs, 2, None), (parts * parts.grad).sum(1).detach(), atol=1e-5)  # type: ignore[operator]
@@ -173,5 +173,5 @@ def test_what_is_not_decomposed_is_refused() -> None:
         with pytest.raises(ValueError, match="it has operations that are not decomposed"):
             DECOMPX(inputs, 1, None)
     plain = lstm()
-    with pytest.raises(ValueError, match="no transformer of one stack"):
+    with pytest.raises(ValueError, match="not a transformer with a single stack"):
         DECOMPX(Inputs(plain, plain.encode("a film")), 1, None)

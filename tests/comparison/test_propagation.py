@@ -13,10 +13,9 @@ from tiny_models import tiny
 from torch import Tensor
 
 from interp_plugin.comparison.gradients import baseline_of
-from interp_plugin.comparison.inputs import Answer, Inputs
+from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
-from interp_plugin.comparison.propagation import _PRODUCTS, _gradient, _plain, _rules
-from interp_plugin.comparison.rules import following, slope
+from interp_plugin.comparison.propagation import _PRODUCTS, _gradient, _plain, _rules, following, slope
 from interp_plugin.text.batch import State
 
 GIM, LRP = METHODS["GIM"], METHODS["AttnLRP"]

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from interp_plugin.comparison.attention import rollout
 from interp_plugin.comparison.gradients import BASELINES, baseline_of
-from interp_plugin.comparison.inputs import Answer, Inputs
-from interp_plugin.comparison.judged import Method
+from interp_plugin.comparison.interface import Answer, Inputs, Method
 from interp_plugin.comparison.methods import METHODS, chosen, from_scores
 from interp_plugin.comparison.perturbations import Game
 from interp_plugin.huggingface import HuggingFaceModel
@@ -390,7 +389,7 @@ TRANSFORMERS_ONLY = {
     "value zeroing": "has no attention that could be looked at",
     "GIM": "the rules found no attention",
     "AttnLRP": "the rules found no attention",
-    "DecompX": "is no transformer of one stack",
+    "DecompX": "is not a transformer with a single stack",
     "erased (and hidden)": "no argument of the model is an attention mask",
 }
 
@@ -422,7 +421,7 @@ def test_an_encoder_decoders_attention_is_no_single_stack() -> None:
     model = tiny("bart", "BartForSequenceClassification", num_labels=2)
     inputs = Inputs(model, model.encode("The film was good"))
     for name in ("attention rollout", "value zeroing", "DecompX"):
-        with pytest.raises(ValueError, match=r"no single stack|no transformer of one stack"):
+        with pytest.raises(ValueError, match=r"no single stack|not a transformer with a single stack"):
             scores(name, inputs)
 
 

@@ -13,8 +13,7 @@ from tiny_plain import cnn, lstm, tokenizer
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.comparison.inputs import Answer, Inputs, seeded
-from interp_plugin.comparison.judged import Method, Metric, Trial
+from interp_plugin.comparison.interface import Answer, Inputs, Method, Metric, Trial, seeded
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.batch import State
 from interp_plugin.text.models import OUTPUT, PlainModel
@@ -196,7 +195,7 @@ def test_a_state_whose_places_are_no_tokens_cannot_lose_one() -> None:
     net = Pairs().eval()
     model = PlainModel(net, tokenizer, net.embedding, {"pairs": net.pairs}, ("no", "yes"))
     inputs = Inputs(model, model.encode("the film was good"))
-    with pytest.raises(ValueError, match=r"2 places for 4 tokens.*use removal 'mask' or 'attention'"):
+    with pytest.raises(ValueError, match=r"2 positions for 4 tokens.*use removal 'mask' or 'attention'"):
         Answer(inputs, state=State("pairs", net.pairs)).of_kept(torch.ones(1, 4).bool(), "delete")
 
 

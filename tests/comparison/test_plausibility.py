@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import auc, f1_score, precision_recall_curve
 from tiny_bag import inputs_of, trial_of
 
-from interp_plugin.comparison.judged import Trial
+from interp_plugin.comparison.interface import Trial
 from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.comparison.plausibility import auprc, iou_f1, spans, token_f1
 

@@ -15,20 +15,25 @@ from tiny_plain import cnn, lstm
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.comparison.agreement import (
+from interp_plugin.comparison.erasure import metric_scale
+from interp_plugin.comparison.interface import Answer, Inputs, Method, Trial, seeded
+from interp_plugin.comparison.metrics import METRICS
+from interp_plugin.comparison.robustness import (
+    EMBEDDINGS,
+    infidelity,
+    max_sensitivity,
+    moved,
+    perturbation,
     randomisation_curve,
+    randomised,
     rank_correlation,
     seed_stability,
+    spread,
+    stages,
     two_models,
+    upper,
     weight_randomisation,
 )
-from interp_plugin.comparison.erasure import worth
-from interp_plugin.comparison.infidelity import infidelity, perturbation, spread
-from interp_plugin.comparison.inputs import Answer, Inputs, seeded
-from interp_plugin.comparison.judged import Method, Trial
-from interp_plugin.comparison.metrics import METRICS
-from interp_plugin.comparison.randomisation import EMBEDDINGS, randomised, stages, upper
-from interp_plugin.comparison.sensitivity import max_sensitivity, moved
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.batch import State
 from interp_plugin.text.models import TextModel
@@ -77,7 +82,7 @@ def test_infidelity_is_captums_as_a_share_of_the_squared_change(kind, state) -> 
 
     def forward(embeddings: Tensor) -> Tensor:
         with torch.no_grad():
-            return worth(answer(embeddings), state)
+            return metric_scale(answer(embeddings), state)
 
     def recorded(embeddings: Tensor) -> tuple[Tensor, Tensor]:
         factor, perturbed = perturbation(sentence(), kind)(embeddings)
@@ -349,7 +354,7 @@ def test_a_method_that_does_not_look_at_the_weights_keeps_its_ranking() -> None:
 
 
 def test_random_models_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import interp_plugin.comparison.agreement as module
+    import interp_plugin.comparison.robustness as module
 
     made: list[int] = []
     monkeypatch.setattr(module, "randomised", lambda *given: made.append(1) or randomised(*given))

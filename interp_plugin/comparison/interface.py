@@ -1,9 +1,9 @@
-"""One text as every method and metric of a study gets it, and the number that is to be explained."""
+"""What methods and metrics receive: a text as model inputs, the number to explain; Method and Metric themselves."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,9 +19,9 @@ from interp_plugin.text.batch import State
 from interp_plugin.text.models import Encoding, TextModel
 
 Removal = Literal["mask", "delete", "attention"]
-"""How a token is taken away: [MASK] in its place, out of the text, or hidden from attention."""
+"""How a token is removed: replaced by [MASK], deleted from the text, or hidden by the attention mask."""
 REMOVALS: tuple[Removal, ...] = ("mask", "delete", "attention")
-MAX_ROWS = 64  # in one forward
+MAX_ROWS = 64  # rows of one forward pass
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Inputs:
     """One text of T tokens, ready for the model.
 
     Attributes:
-        model: what reads it.
-        encoding: the text, tokenised.
-        seed: of methods that draw.
+        model: the model.
+        encoding: the tokenised text.
+        seed: seed of methods that draw random numbers.
         with_special: whether special tokens are ranked and removed like others.
 
     Examples::
@@ -54,7 +54,7 @@ class Inputs:
 
     @cached_property
     def arguments(self) -> tuple[Tensor, ...]:
-        """What the model is called with, (1, ...) each, ids first."""
+        """The arguments of the model's forward, (1, ...) each, ids first."""
         return self.model.collate([self.encoding])[0]
 
     @property
@@ -69,18 +69,18 @@ class Inputs:
 
     @cached_property
     def embeddings(self) -> Tensor:
-        """What the model's embedding makes of the ids, (1, T, K)."""
+        """The output of the model's embedding layer, (1, T, K)."""
         return self.embedded(self.ids)
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """What the model's embedding makes of other ids in their places, (1, T) -> (1, T, K)."""
+        """The embeddings of other token ids at the same positions, (1, T) -> (1, T, K)."""
         with torch.no_grad():
             return self.noisy(None, self.model.embedding).perturb((ids, *self.arguments[1:]), torch.arange(1))
 
     def noisy(
         self, noise_layer: Site | None, state_layer: Site | None, selector: Selector | None = None
     ) -> NoisyModel:
-        """The model between two sites, on this text; None is the arguments, and the output."""
+        """The model as a function from one layer to another, on this text; None: the arguments, the output."""
         return NoisyModel(_Forward(self.model), self.arguments, noise_layer, state_layer, selector)
 
     @cached_property
@@ -95,21 +95,21 @@ class Inputs:
         return replace(self, encoding=replace(self.encoding, ids=ids)).embeddings
 
     def rows(self, count: int) -> tuple[Tensor, ...]:
-        """The arguments so many times, (count, ...) each."""
+        """The arguments repeated, (count, ...) each."""
         return tuple(argument.expand(count, *argument.shape[1:]) for argument in self.arguments)
 
     def without(self, kept: Tensor, removal: Removal) -> Iterator[tuple[Tensor, ...]]:
-        """Arguments for a call in which only some tokens are left, in parts of rows that share a call.
+        """Arguments of the forward passes in which only some tokens are left.
 
         Args:
             kept: (R, T), bool; which tokens stay in each row.
-            removal: how the others go.
+            removal: how the other tokens are removed.
 
         Yields:
             the arguments of the next rows, (r, ...) each; the r of all parts add up to R.
 
         Raises:
-            ValueError: the model cannot have tokens removed in this way; the message says what it can.
+            ValueError: the model does not support this removal; the message says which one it supports.
         """
         if removal not in REMOVALS:
             raise ValueError(f"removal is {removal!r}; choose one of {', '.join(map(repr, REMOVALS))}")
@@ -138,11 +138,11 @@ class Inputs:
 
 
 class Answer(nn.Module):
-    """The one number that a method explains, for rows of variants of one text.
+    """The number that a method explains, as a function of variants of one text.
 
-    For a class it is its log-odds, log p / (1 - p): of two classes the difference of their logits.  It
-    never saturates and sigmoid makes the probability of it.  For a state it is minus its distance from
-    what it is for the text itself, the mean over the state's elements of ((Phi(x') - s) / v)^2.
+    For a class it is the log-odds, log p / (1 - p) (of two classes the difference of their logits), which do not
+    saturate; their sigmoid is the probability.  For a state it is minus its distance from the state of the
+    unchanged text, -D with D the mean over the state's elements of ((Phi(x') - s) / v)^2.
 
     Args:
         inputs: the text.
@@ -179,36 +179,36 @@ class Answer(nn.Module):
         return self._read(rows, embeddings)
 
     def reading(self, *arguments: Tensor) -> Tensor:
-        """The answer from what the model is called with, (R, ...) each, with its graph; (R,)."""
+        """The answer for arguments of the model, (R, ...) each, with gradients; (R,)."""
         return self._read(arguments, None)
 
     @torch.no_grad()
     def of_arguments(self, *arguments: Tensor) -> Tensor:
-        """The answer from what the model is called with, (R, ...) each; (R,)."""
+        """The answer for arguments of the model, (R, ...) each, without gradients; (R,)."""
         with no_fastpath():
             return self.reading(*arguments)
 
     def of_kept(self, kept: Tensor, removal: Removal) -> Tensor:
         """The answer for the text with only some of its tokens left, (R, T) -> (R,), on the CPU.
 
-        A state has no place for a deleted token: its distance is that of the tokens that stay, each from what it
-        is in the whole text.
+        The state of a shortened text has no vector for a deleted token: its distance is the mean over the tokens
+        that stay, each compared with its own vector in the whole text.
 
         Raises:
             ValueError: tokens cannot be removed in this way.
         """
         if removal == "delete" and self.state is not None:
-            return self._of_those_that_stay(kept)
+            return self._with_deletions(kept)
         return torch.cat([self.of_arguments(*rows).cpu() for rows in self.inputs.without(kept, removal)])
 
     @torch.no_grad()
-    def _of_those_that_stay(self, kept: Tensor) -> Tensor:
+    def _with_deletions(self, kept: Tensor) -> Tensor:
         """Minus the distance of a state when tokens are deleted, (R, T) -> (R,), on the CPU."""
         whole = self.origin.float()[0]
         if whole.ndim > 1 and len(whole) != self.inputs.length:
             raise ValueError(
-                f"the state has {len(whole)} places for {self.inputs.length} tokens, and which of them a deleted token "
-                "had is not known; use removal 'mask' or 'attention'"
+                f"the state has {len(whole)} positions for {self.inputs.length} tokens, and which of them belongs to a "
+                "deleted token is not known; use removal 'mask' or 'attention'"
             )
         distances: list[Tensor] = []
         for arguments in self.inputs.without(kept, "delete"):
@@ -246,7 +246,7 @@ class Answer(nn.Module):
         return -((value - self.origin.float()) / self.scale).square().flatten(1).mean(1)
 
     def _passing(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
-        """What passes where the answer is read, (R, ...), with its graph."""
+        """The model's output or the watched state, (R, ...), with gradients."""
         site: Site | None = None if self.state is None else self.state.site
         noisy = NoisyModel(
             _Forward(self.inputs.model),
@@ -260,7 +260,7 @@ class Answer(nn.Module):
 
 
 class _Forward:
-    """The model on rows of inputs."""
+    """The model's forward as :class:`NoisyModel` calls it."""
 
     def __init__(self, model: TextModel) -> None:
         self.model, self.module = model, model.module
@@ -271,9 +271,9 @@ class _Forward:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's and numpy's global random states from ``seed`` inside the block (Captum draws from both).
+    """Seeds torch's and numpy's global generators inside the block (Captum uses both) and restores them after it.
 
-    Python's own is only put back: scikit-learn draws from it when it is first imported.
+    Python's own generator is restored too: scikit-learn uses it when it is first imported.
     """
     drawn, drawn_by_python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
@@ -284,3 +284,144 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             np.random.set_state(drawn)
             random.setstate(drawn_by_python)
+
+
+Score = Callable[[Inputs, int | None, State | None], Tensor]
+"""(text, class, state) -> a score for each token, (T,), high = important; class or state is None."""
+Explains = Literal["class", "state", "both"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attribution method as a study runs it.
+
+    Attributes:
+        name: its name in tables.
+        score: the function that computes the scores.
+        signed: whether a negative score means that a token speaks against the class.
+        explains: what it explains: a class, a state, or both.
+        source: the paper, or Captum's class.
+        draws: whether the scores depend on the seed.
+
+    Examples::
+        >>> from interp_plugin import huggingface
+        >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
+        >>> def earliest(inputs, target, state):
+        ...     return -torch.arange(inputs.length)
+        >>> Method("earliest", earliest)(Inputs(model, model.encode("a good film")), 1, None)
+        tensor([ 0., -1., -2., -3., -4.])
+    """
+
+    name: str
+    score: Score
+    signed: bool = False
+    explains: Explains = "both"
+    source: str = ""
+    draws: bool = False
+
+    def can_explain(self, state: State | None) -> bool:
+        """Whether the method explains this state, or a class (None)."""
+        return self.explains in ("both", "class" if state is None else "state")
+
+    def __call__(self, inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+        """The scores, (T,), float32, on the CPU; the same ``inputs.seed`` gives the same scores.
+
+        Raises:
+            ValueError: scores of another shape, NaN or infinite scores.
+        """
+        with seeded(inputs.seed):
+            found = self.score(inputs, target, state)
+        found = found.detach() if isinstance(found, Tensor) else found
+        scores = torch.as_tensor(found, dtype=torch.float32).cpu()
+        if scores.shape != (inputs.length,):
+            raise ValueError(
+                f"method {self.name!r} gives scores of shape {tuple(scores.shape)} for {inputs.length} tokens; give "
+                "one for each token"
+            )
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"method {self.name!r} gives scores that are NaN or infinite for {inputs.encoding.text!r}"
+            )
+        return scores
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method's scores for one text, which a metric evaluates.
+
+    Attributes:
+        inputs: the text.
+        target, state: the class or the state that was explained; the other one is None.
+        method: the method.
+        scores: its scores, (T,).
+        rationale: the tokens that annotators marked as the reason, (T,), bool; None: not known.
+    """
+
+    inputs: Inputs
+    target: int | None
+    state: State | None
+    method: Method
+    scores: Tensor
+    rationale: Tensor | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """The number that was explained."""
+        return Answer(self.inputs, self.target, self.state)
+
+    @cached_property
+    def uncalibrated(self) -> Trial:
+        """The trial without ``state_std``, which belongs to one model alone, for comparisons with another model.
+
+        Where there is a ``state_std`` the method runs once more.
+        """
+        if self.state is None or self.state.state_std is None:
+            return self
+        state = replace(self.state, state_std=None)
+        return replace(self, state=state, scores=self.method(self.inputs, None, state))
+
+    def order(self) -> list[int]:
+        """Positions of the tokens that may be removed, most important first; ties from left to right."""
+        ranked = torch.sort(self.scores, descending=True, stable=True).indices.tolist()
+        return [position for position in ranked if self.inputs.players[position]]
+
+    def again(self, seed: int | None = None, model: TextModel | None = None) -> Tensor:
+        """The method's scores with another seed, or for another model of the same architecture."""
+        inputs = replace(
+            self.inputs,
+            seed=self.inputs.seed if seed is None else seed,
+            model=self.inputs.model if model is None else model,
+        )
+        state = self.state
+        if model is not None and state is not None:
+            site = None if state.site is None else model.layers[state.label]
+            state = replace(state, site=site)
+        return self.method(inputs, self.target, state)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: one number for each trial.
+
+    Attributes:
+        name: its name in tables.
+        measure: computes the number; None where it is not defined (no rationale, a text too long or too short).
+        higher_is_better: the direction of the number.
+        source: paper and equation.
+        judges: what it evaluates: scores for a class, for a state, or both.
+        removal: how it removes tokens, which not every model supports; None: it removes none.
+    """
+
+    name: str
+    measure: Callable[[Trial], float | None]
+    higher_is_better: bool
+    source: str
+    judges: Explains = "both"
+    removal: Removal | None = None
+
+    def can_judge(self, state: State | None) -> bool:
+        """Whether the metric evaluates scores for this state, or for a class (None)."""
+        return self.judges in ("both", "class" if state is None else "state")
+
+    def __call__(self, trial: Trial) -> float | None:
+        return self.measure(trial)

@@ -11,14 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from known_truths import counting, known, reversal, shortcuts, teaching
+from known_truths.judgement import Mean, Measure, Question, judge, spearman
+from known_truths.planting import KINDS, Kind, Planted, Shortcut, is_one_token, rare_words
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.comparison.inputs import Answer, Inputs
-from interp_plugin.comparison.judged import Method
-from interp_plugin.comparison.truths import counting, known, reversal, shortcuts, teaching
-from interp_plugin.comparison.truths.judgement import Mean, Measure, Question, judge, spearman
-from interp_plugin.comparison.truths.planting import KINDS, Kind, Planted, Shortcut, is_one_token, rare_words
+from interp_plugin.comparison.interface import Answer, Inputs, Method
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.method.solver import Solver
 from interp_plugin.text.batch import State

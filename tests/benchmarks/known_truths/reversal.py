@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp_plugin.comparison.inputs import Answer, Inputs, seeded
-from interp_plugin.comparison.judged import Method
-from interp_plugin.comparison.truths.judgement import Judgement, able_to_explain, left_out
+from interp_plugin.comparison.interface import Answer, Inputs, Method, seeded
 from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
+from known_truths.judgement import Judgement, able_to_explain, left_out
 
 SYMBOLS = 10
 ACCURACY = 0.99

@@ -24,13 +24,11 @@ from torch import Tensor
 
 from interp_plugin import huggingface
 from interp_plugin.comparison import Method, Metric, Study, StudyResult
-from interp_plugin.comparison.asked import tokens_of
-from interp_plugin.comparison.findings import Contestant, StudyText
-from interp_plugin.comparison.inputs import Inputs
+from interp_plugin.comparison.costs import COSTS
+from interp_plugin.comparison.interface import Inputs, Trial
 from interp_plugin.comparison.journal import Entry, Journal
-from interp_plugin.comparison.judged import Trial
-from interp_plugin.comparison.result import example
-from interp_plugin.comparison.running import COSTS
+from interp_plugin.comparison.plausibility import rationale_tokens
+from interp_plugin.comparison.result import MethodInfo, StudyText, example
 from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.text.calibration import Calibration
@@ -199,34 +197,34 @@ def test_a_token_is_in_a_span_if_it_shares_a_character(start: int, size: int) ->
     stop = min(start + size, 13)
     inside = set(range(start, stop))
     expected = [o is not None and bool(inside & set(range(o[1], o[2]))) for o in SPLIT.offsets]
-    assert tokens_of([(start, stop)], SPLIT).tolist() == expected
+    assert rationale_tokens([(start, stop)], SPLIT).tolist() == expected
 
 
 @pytest.mark.parametrize(
     "mask", [[1, 0], [1, 1, 0], [0, 1, 1, 0, 0], "[[0, 8]]", np.array([True, False]), [(0, 0, 8)]]
 )
 def test_masks_may_count_words_or_tokens(mask: Any) -> None:
-    assert tokens_of(mask, SPLIT).tolist() == [False, True, True, False, False]
+    assert rationale_tokens(mask, SPLIT).tolist() == [False, True, True, False, False]
 
 
 def test_the_second_text_of_a_pair_has_spans_of_its_own() -> None:
     pair = Encoding("a", "good", ("a", "good"), ((0, 0, 1), (1, 0, 4)), (0, 1))
-    assert tokens_of([(1, 0, 2)], pair).tolist() == [False, True]
+    assert rationale_tokens([(1, 0, 2)], pair).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
     "rationale, message",
     [
         ([1, 0, 1, 1, 1, 1], "mask of 6, and the text has 2 words, 5 tokens and 3 without special ones"),
-        ([(3, 99)], r"holds \(3, 99\), which is no part of it"),
-        (["film"], "holds 'film', which is no part of it"),
+        ([(3, 99)], r"has the span \(3, 99\), which is not in the text"),
+        (["film"], "has the span 'film', which is not in the text"),
         ("film", "is 'film'; give a list"),
         (3, "is 3; give a list"),
     ],
 )
 def test_a_rationale_that_does_not_fit_says_what_would(rationale: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tokens_of(rationale, SPLIT)
+        rationale_tokens(rationale, SPLIT)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +237,12 @@ def test_a_rationale_that_does_not_fit_says_what_would(rationale: Any, message: 
         ({"target": "label", "labels": [0, 1, None, 2]}, "text 2, .* it has none"),
         ({"target": "true"}, "target is 'true'; choose 'predicted' or 'label'"),
         ({"rationales": [[0]] * 4}, "text 0, .*: its rationale is a mask of 1"),
-        ({"explain_class": False}, "nothing to ask"),
+        ({"explain_class": False}, "nothing to explain"),
         ({"layers": "attic"}, "layer 'attic' does not exist"),
         ({"methods": "loom"}, "method 'loom' is not known"),
         ({"metrics": "loom"}, "metric 'loom' is not known"),
         ({"methods": [Method("seconds", place)]}, "method 'seconds' has the name of a cost"),
-        ({"methods": [Method("state only", place, explains="state")]}, "'state only' is not about a class"),
+        ({"methods": [Method("state only", place, explains="state")]}, "'state only' is not about classes"),
     ],
 )
 def test_what_cannot_be_asked_is_said_before_anything_runs(wrong: dict[str, Any], message: str) -> None:
@@ -269,7 +267,7 @@ def test_a_model_without_classes_is_asked_about_its_layers_alone() -> None:
 
 def test_a_method_that_does_not_suit_the_model_is_an_error_at_the_first_text() -> None:
     with pytest.raises(
-        ValueError, match=r"'attention rollout' cannot be asked about 'class' of text 0, 'the cat"
+        ValueError, match=r"'attention rollout' cannot be used for 'class' of text 0, 'the cat"
     ):
         run(methods=["attention rollout"])
 
@@ -331,7 +329,8 @@ def test_what_failed_is_tried_again_only_when_asked(tmp_path: Path) -> None:
 def test_a_study_killed_again_and_again_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     output, calls = tmp_path / "study", tmp_path / "calls"
     script = [sys.executable, str(Path(killed_study.__file__)), str(output), str(calls)]
-    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # of pytest
+    done = subprocess.run(script, capture_output=True, text=True, check=True, env=paths)
     killed = int(done.stdout)
     assert killed >= 3
     undisturbed = killed_study.run(None)
@@ -555,7 +554,7 @@ def made_up(cells: Any, signed: tuple[bool, ...] = (), texts: int = 0, seconds: 
     return StudyResult(
         texts=tuple(StudyText(f"text {i}", None, 3, None, "good", f"{texts + i}") for i in range(n)),
         questions=("class",),
-        methods=tuple(Contestant("abcdefgh"[j], bool(signed) and signed[j], "") for j in range(m)),
+        methods=tuple(MethodInfo("abcdefgh"[j], bool(signed) and signed[j], "") for j in range(m)),
         metrics=(StudyColumn("quality", True, "-"), COSTS[0]),
         cells=numbers,
         settings={"special tokens": False, "calibration": None, "target": "predicted", "seed": 0},
@@ -666,7 +665,7 @@ def test_what_is_no_result_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(FileNotFoundError):
         StudyResult.load(tmp_path / "none.parquet")
     with monkeypatch.context() as patch:
-        patch.setattr("interp_plugin.comparison.archive.FORMAT", 3)
+        patch.setattr("interp_plugin.comparison.result.FORMAT", 3)
         example().save(path)
     with pytest.raises(ValueError, match="has format 3, and this version reads up to 2"):
         StudyResult.load(path)

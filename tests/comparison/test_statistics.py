@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from interp_plugin.statistics import holm, means, paired, signed_rank
+from interp_plugin.statistics import holm, means, paired, signed_rank, t_test
 
 RNG = np.random.default_rng(3)
 NAN = float("nan")
@@ -120,6 +120,18 @@ def test_swapping_two_methods_turns_the_difference_around() -> None:
     [one], [other] = paired(differences), paired(-differences)
     assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
     assert one.p == pytest.approx(other.p)
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_the_t_test_follows_from_mean_and_standard_error(one_sided: bool) -> None:
+    values = np.random.default_rng(0).normal(0.3, 1.0, (20, 3))
+    t = values.mean(0) / (values.std(0, ddof=1) / 20**0.5)
+    expected = stats.t.sf(t, 19) if one_sided else 2 * stats.t.sf(abs(t), 19)
+    assert t_test(values, one_sided) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_t_test_of_zeros_is_1_and_of_a_constant_0() -> None:
+    assert t_test([[0.0, 2.0], [0.0, 2.0], [0.0, 2.0]]).tolist() == [1.0, 0.0]
 
 
 def test_holm_gives_statsmodels_numbers() -> None:
