@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny_corpus
 from tiny_corpus import TEXTS, WINDOW, files, rows, run, study, texts
 
 from interp_plugin import CorpusResult, CorpusStudy
-from interp_plugin.corpus import lock
-from interp_plugin.corpus.lock import locked
+from interp_plugin.corpus.parts import FOLDER_LOCK, locked
 from interp_plugin.corpus.result import Folder
 
-SCRIPT = Path(__file__).parent / "support" / "tiny_corpus.py"
+SCRIPT = Path(tiny_corpus.__file__)
 
 
 def test_a_folder_in_use_is_refused_with_who_uses_it_and_free_after_a_kill(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_processes_that_share_a_corpus_share_its_folder_and_nobody_else_does(tmp
         locked(tmp_path, {"rate": 0.1}, 1, 2),
     ):
         pass
-    assert os.listdir(tmp_path) == [lock.DOOR]
+    assert os.listdir(tmp_path) == [FOLDER_LOCK]
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o775])
@@ -113,7 +113,7 @@ def test_what_a_killed_process_left_behind_is_no_lock(tmp_path: Path) -> None:
     (tmp_path / ".study-0123abcd-0.lock").write_text('{"pid": 1}', encoding="utf-8")
     with locked(tmp_path, {}):
         assert len(os.listdir(tmp_path)) == 2
-    assert os.listdir(tmp_path) == [lock.DOOR]
+    assert os.listdir(tmp_path) == [FOLDER_LOCK]
 
 
 def test_parts_that_another_study_wrote_meanwhile_are_seen(tmp_path: Path) -> None:

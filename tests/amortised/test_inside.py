@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, PretrainedConfig
 
-from interp_plugin.amortised.inside import LEAST, Inside
+from interp_plugin.amortised.features import LEAST_ATTENTION, Recorder
 
 TOKENS, HEADS = 7, 4
 MASK = torch.ones(3, TOKENS, dtype=torch.bool)
@@ -31,7 +31,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 
 
 def seen(model: nn.Module, *batches: slice) -> Tensor:
-    with torch.no_grad(), Inside(model, MASK) as inside:
+    with torch.no_grad(), Recorder(model, MASK) as inside:
         for rows in batches or (slice(None),):
             model(IDS[rows], attention_mask=MASK[rows].long())
     return inside.numbers()
@@ -53,7 +53,7 @@ def test_attention_is_that_which_the_model_gives_out(name: str, kernel: str) -> 
             queries = MASK[b].nonzero()[:, 0]
             got[b, i] = weights[b, :, queries, i].square().sum(1).sqrt()
             own[b, i] = weights[b, :, i, i]
-        expected = (torch.cat([got, own], -1) + LEAST).log()[MASK]
+        expected = (torch.cat([got, own], -1) + LEAST_ATTENTION).log()[MASK]
         gaps = [(part - expected).abs().max() for part in found[MASK].unfold(1, 2 * HEADS, 1).unbind(1)]
         assert min(gaps) < 1e-5
 
@@ -61,7 +61,7 @@ def test_attention_is_that_which_the_model_gives_out(name: str, kernel: str) -> 
 def test_the_spread_is_that_before_every_normalisation() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh(), nn.RMSNorm(4))
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
-    with Inside(net, torch.ones(2, 3, dtype=torch.bool)) as inside:
+    with Recorder(net, torch.ones(2, 3, dtype=torch.bool)) as inside:
         net(x)
     first = net[0](x)
     then = net[2](net[1](first))
@@ -81,7 +81,7 @@ def test_several_forwards_are_rows_of_one_batch() -> None:
 def test_padding_changes_nothing() -> None:
     torch.manual_seed(0)
     model = AutoModel.from_config(CONFIGS["bert"]()).eval()
-    with torch.no_grad(), Inside(model, MASK[1:2, :5]) as alone:
+    with torch.no_grad(), Recorder(model, MASK[1:2, :5]) as alone:
         model(IDS[1:2, :5], attention_mask=torch.ones(1, 5, dtype=torch.long))
     torch.testing.assert_close(seen(model)[1, :5], alone.numbers()[0])
 
@@ -97,18 +97,18 @@ def test_arguments_of_the_fused_kernel_are_heeded(way: str) -> None:
             return scaled_dot_product_attention(q, k, value, **arguments)
 
     model = Attend()
-    with Inside(model, torch.ones(1, 4, dtype=torch.bool)) as inside:
+    with Recorder(model, torch.ones(1, 4, dtype=torch.bool)) as inside:
         model(v)
     # the kernel itself tells its weights: what it makes of the unit vectors
     weights = scaled_dot_product_attention(q, k, torch.eye(4).expand(1, 2, 4, 4), **arguments)
     got, own = weights.square().sum(2).sqrt(), weights.diagonal(dim1=2, dim2=3)
-    expected = (torch.cat([got, own], 1) + LEAST).log().transpose(1, 2)
+    expected = (torch.cat([got, own], 1) + LEAST_ATTENTION).log().transpose(1, 2)
     torch.testing.assert_close(inside.numbers(), expected)
 
 
 def test_a_model_without_either_gives_no_numbers_and_keeps_no_hooks() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-    with Inside(net, torch.ones(2, 3, dtype=torch.bool)) as inside:
+    with Recorder(net, torch.ones(2, 3, dtype=torch.bool)) as inside:
         net(torch.zeros(2, 3, 4))
     assert inside.numbers().shape == (2, 3, 0)
     assert not net._forward_pre_hooks and not net._forward_hooks
@@ -116,6 +116,6 @@ def test_a_model_without_either_gives_no_numbers_and_keeps_no_hooks() -> None:
 
 def test_hooks_are_gone_after_an_error() -> None:
     net = nn.Sequential(nn.LayerNorm(4))
-    with pytest.raises(RuntimeError), Inside(net, torch.ones(2, 3, dtype=torch.bool)):
+    with pytest.raises(RuntimeError), Recorder(net, torch.ones(2, 3, dtype=torch.bool)):
         net(torch.zeros(2, 3, 5))
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())

@@ -25,7 +25,7 @@ pytest.importorskip("ray")
 
 from interp_plugin import CorpusResult, CorpusStudy, huggingface
 from interp_plugin.cli import app
-from interp_plugin.corpus.ray_engine import Cluster, run_on_ray
+from interp_plugin.corpus.engines import Cluster, run_on_ray
 
 WORDS = ("a", "good", "bad", "film", "not", "bold")
 TEXTS = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(2 + i % 5)) for i in range(24)]

@@ -16,8 +16,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from interp_plugin.data import EMPTY, Record, columns, read_texts, records
-from interp_plugin.tables import Wanted
+from interp_plugin.data import EMPTY, Record, Wanted, columns, read_texts, records
 
 ROWS = [{"sentence": "a good film", "label": 1}, {"sentence": "a dull one", "label": 0}]
 
@@ -316,7 +315,7 @@ def test_a_disk_that_fails_is_no_bad_record(tmp_path: Path, monkeypatch: pytest.
                 raise OSError(errno.EIO, "Input/output error")
             return super().read(size)
 
-    monkeypatch.setattr("interp_plugin.files._of_disk", lambda path: Failing(path.read_bytes()))
+    monkeypatch.setattr("interp_plugin.data._of_disk", lambda path: Failing(path.read_bytes()))
     with pytest.raises(OSError, match="Input/output error"):
         list(records(path))
 
@@ -352,7 +351,7 @@ def test_wide_rows_are_not_held(tmp_path: Path) -> None:
             rows = [{"text": "word " * 8, "wide": os.urandom(400_000)} for _ in range(250)]
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
     code = (
-        "import sys; from interp_plugin.data import records; from interp_plugin.tables import Wanted\n"
+        "import sys; from interp_plugin.data import records; from interp_plugin.data import Wanted\n"
         "import pyarrow.parquet\n"
         "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) >> 10\n"
         "open('/proc/self/clear_refs', 'w').write('5'); before = peak()\n"

@@ -1,71 +1,53 @@
-"""Scorer: texts become scored texts or failures; what every engine runs on the texts of a window."""
+"""Scoring: the texts of a window become explanations or failures; a text that cannot be scored spoils no other."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from interp_plugin.corpus.distortion import at_distortion
-from interp_plugin.corpus.stream import Failure, Item
+from interp_plugin.corpus.parts import Scored
+from interp_plugin.corpus.reading import Failure, Item
 from interp_plugin.memory import give_back
 from interp_plugin.text.batch import batches
-from interp_plugin.text.explanation import TextExplanation
+from interp_plugin.text.explanation import ErasedRow, TextExplanation
 from interp_plugin.text.models import Encoding, TextModel
-from interp_plugin.text.scoring import Finder, Plan, score
+from interp_plugin.text.scoring import ErasureFinder, Finder, Plan, score
 
-SHARE = 0.01  # of predicted texts that the solver checks
-OTHER_DRAWS = 1_000_003  # added to the seed: a head may have learned from the study's own draws
-EARLY = 4  # so many texts more with every e-fold of the rows, until the share takes over
-HOPELESS = 32  # texts that the model fails on before any other: then it is not the texts
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A text with its numbers.
-
-    Attributes:
-        item: the text.
-        found: what the states keep of it.
-        rates: the rate of each of its rows.
-        solved: what the solver says, where the numbers were predicted and the text is one of those to check; else None.
-    """
-
-    item: Item
-    found: TextExplanation
-    rates: tuple[float, ...]
-    solved: TextExplanation | None = None
+CHECKED_SHARE = 0.01  # of predicted texts that the solver checks
+OTHER_DRAWS = 1_000_003  # added to the seed: a head may have been trained on the study's own draws
+CHECKED_EARLY = 4  # so many texts more with every e-fold of the rows, until the share takes over
+MOST_FAILURES = 32  # texts that the model fails on before it has scored any: then it is not the texts
 
 
 class Scorer:
     """Scores texts with one model; a text that cannot be scored leaves the others alone.
 
     Args:
-        model: what reads them.
-        plan: what to find out of each.
-        distortion: D that every row must have, by a rate of its own; None: the plan's rate for all.
+        model: that reads them.
+        plan: what to compute for each.
         batch_size: texts at most in a batch.
         truncation: cut off what the model cannot take; otherwise too long a text fails.
-        finder: finds the rows in the solver's place, which then only checks some; None: the solver.
+        finder: finds the rows in the solver's place: a head, of whose texts the solver checks some, or the erasure
+            channel; None: the solver.
 
     Attributes:
-        trusted: whether the model has scored any text; until then many failures are an error.
+        has_scored: whether the model has scored any text; until then many failures are an error.
     """
 
     def __init__(
         self,
         model: TextModel,
         plan: Plan,
-        distortion: float | None = None,
         batch_size: int = 16,
         truncation: bool = False,
         finder: Finder | None = None,
     ) -> None:
-        self.model, self.plan, self.distortion = model, plan, distortion
-        self.batch_size, self.truncation, self.finder = batch_size, truncation, finder
-        self.trusted = False
+        self.model, self.plan, self.batch_size, self.truncation = model, plan, batch_size, truncation
+        self.finder = finder
+        self.has_scored = False
 
     def __call__(
         self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] | None = None
@@ -81,7 +63,8 @@ class Scorer:
                 lost.
         """
         encodings, failures = self.encoded(items)
-        self._report(done, failures, failures)
+        if done is not None and failures:
+            done(len(failures), failures)
         scored: list[Scored] = []
         kept, refused = list(encodings), 0
         for some in batches([encodings[item] for item in kept], self.batch_size, self.model.pads):
@@ -89,14 +72,15 @@ class Scorer:
             found, failed = self._of_batch(chosen, [encodings[item] for item in chosen])
             scored += found
             failures += failed
-            self.trusted |= bool(found)
+            self.has_scored |= bool(found)
             refused += len(failed)
-            if not self.trusted and refused >= HOPELESS:
+            if not self.has_scored and refused >= MOST_FAILURES:
                 raise RuntimeError(
                     f"the model failed on the first {refused} texts, the last because of {failures[-1].reason}; mend "
                     "that and run again"
                 )
-            self._report(done, [*found, *failed], failed)
+            if done is not None:
+                done(len(chosen), failed)
             give_back()
         return sorted(scored, key=lambda s: s.item.row), sorted(failures, key=lambda f: f.row)
 
@@ -130,36 +114,27 @@ class Scorer:
         return scored, failures
 
     def _scored(self, items: Sequence[Item], encodings: Sequence[Encoding]) -> list[Scored]:
-        if self.distortion is None:
-            found = score(self.model, encodings, self.plan, self.finder)
-            pairs = [(each, (self.plan.rate,) * len(each.rows)) for each in found]
-        else:
-            pairs = at_distortion(self.model, encodings, self.plan, self.distortion)
-        solved = {} if self.finder is None else self._solved(items, encodings)
-        for each in (*(found for found, _ in pairs), *solved.values()):
+        found = score(self.model, encodings, self.plan, self.finder)
+        predicted = self.finder is not None and not isinstance(self.finder, ErasureFinder)
+        solved = self._solved(items, encodings) if predicted else {}
+        for each in (*found, *solved.values()):
             _check_finite(each)
-        return [Scored(item, each, rates, solved.get(item)) for item, (each, rates) in zip(items, pairs)]
+        return [Scored(item, each, solved.get(item)) for item, each in zip(items, found)]
 
     def _solved(self, items: Sequence[Item], encodings: Sequence[Encoding]) -> dict[Item, TextExplanation]:
-        """What the solver says of those that it checks."""
+        """The solver's explanations of the texts that it checks."""
         some = {item: encoding for item, encoding in zip(items, encodings) if is_checked(item.row)}
         solver = replace(self.plan.solver, seed=self.plan.solver.seed + OTHER_DRAWS)
         plan = replace(self.plan, solver=solver)
         return dict(zip(some, score(self.model, list(some.values()), plan))) if some else {}
 
-    @staticmethod
-    def _report(
-        done: Callable[[int, list[Failure]], None] | None, through: Sequence[object], failed: list[Failure]
-    ) -> None:
-        if done is not None and through:
-            done(len(through), failed)
-
 
 def _check_finite(found: TextExplanation) -> None:
     for row in found.rows:
-        if not (row.sigma.isfinite().all() and row.standard_error.isfinite().all()):
+        values, name = (row.erased, "scores") if isinstance(row, ErasedRow) else (row.sigma, "sigmas")
+        if not (values.isfinite().all() and row.standard_error.isfinite().all()):
             raise ValueError(
-                f"layer {row.layer!r} has sigmas that are not finite: the model gives NaN under noise"
+                f"layer {row.layer!r} has {name} that are not finite: the model gives NaN under noise or erasures"
             )
 
 
@@ -171,7 +146,7 @@ def _check_device(error: Exception) -> None:
 
 
 def is_checked(row: int) -> bool:
-    """Whether the solver looks at a row too: one in a hundred at random, more often near the beginning.
+    """Whether the solver checks a predicted row: one in a hundred at random, more often near the beginning.
 
     It depends on the row's number alone, so every run, process and engine picks the same ones.
 
@@ -180,4 +155,6 @@ def is_checked(row: int) -> bool:
         ([0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 16], 111)
     """
     digest = hashlib.sha256(f"check {row}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < max(SHARE, EARLY / (EARLY + row))
+    return int.from_bytes(digest[:8], "big") / 2**64 < max(
+        CHECKED_SHARE, CHECKED_EARLY / (CHECKED_EARLY + row)
+    )

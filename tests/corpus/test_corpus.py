@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+import tiny_corpus
 import tiny_models
 import torch
 from pyarrow import parquet
@@ -24,13 +25,11 @@ from tiny_plain import WORDS, cnn
 from torch import Tensor, nn
 
 from interp_plugin import CorpusResult, CorpusStudy, PlainModel, TextExplainer, data
-from interp_plugin.corpus.distortion import search
 from interp_plugin.corpus.parts import Folder
-from interp_plugin.corpus.stream import Failure, Item, Reader, windows
+from interp_plugin.corpus.reading import Failure, Item, Reader, windows
 from interp_plugin.fingerprint import weights_digest
-from interp_plugin.text.explanation import Row
 
-SCRIPT = Path(__file__).parent / "support" / "tiny_corpus.py"
+SCRIPT = Path(tiny_corpus.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +154,7 @@ def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(
 def test_a_finished_study_is_not_scored_again(
     undisturbed: CorpusResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp_plugin.corpus.scorer.score", None)
+    monkeypatch.setattr("interp_plugin.corpus.scoring.score", None)
     assert run(undisturbed.path).texts == TEXTS
 
 
@@ -183,7 +182,6 @@ def test_a_folder_without_a_study_says_so(tmp_path: Path) -> None:
             {"layers": ["features", "output"]},
             r"layers is \['features', 'output'\] now and \['features'\] there",
         ),
-        ({"distortion": 0.05}, r"distortion is 0\.05 now and None there"),
         ({"max_sigma": 9.0}, r"max_sigma is 9\.0 now"),
     ],
 )
@@ -214,10 +212,11 @@ def test_other_texts_are_refused(undisturbed: CorpusResult) -> None:
     changed[13] = "a cat"
     with pytest.raises(ValueError, match="other texts: rows 12 to 15 differ"):
         run(undisturbed.path, changed)
-    with pytest.raises(ValueError, match="its corpus ends after rows 20 to 23"):
-        run(undisturbed.path, [*texts(), "a cat"])
-    with pytest.raises(ValueError, match="its corpus goes on after rows 16 to 19"):
-        run(undisturbed.path, texts()[:-WINDOW])
+    for fewer in (texts()[:-WINDOW], texts()[:-1], texts()[:WINDOW]):
+        with pytest.raises(
+            ValueError, match=f"a study of more texts than these {len(fewer)}: give all of them"
+        ):
+            run(undisturbed.path, fewer)
     assert CorpusResult.load(undisturbed.path).texts == TEXTS
 
 
@@ -401,79 +400,16 @@ def test_impossible_sizes_are_refused(tmp_path: Path, options: dict[str, int]) -
         run(tmp_path, **options)
 
 
-# -- equal distortion
-
-
-class Line(nn.Module):
-    """Its states are linear in the embeddings, so that D = rate / 2 exactly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(len(WORDS), 8)
-        self.linear = nn.Linear(8, 6)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        found: Tensor = self.linear(self.embedding(ids))
-        return found.mean(1)
-
-
-def test_of_a_linear_state_the_rate_is_twice_the_distortion(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = Line()
-    model = PlainModel(net, cnn().tokenizer, net.embedding)
-    result = CorpusStudy(model, distortion=0.03, max_sigma=1e6).run(texts(6), tmp_path, show_progress=False)
-    table = result.table()
-    assert (table["rate"] / 0.06 - 1).abs().max() < 0.05  # D itself is known to some percent
-    assert (table["distortion"] / 0.03 - 1).abs().max() <= 0.021
-    assert result.settings["rate"] is None
-
-
-def test_every_text_and_layer_has_the_distortion_that_was_asked_for(tmp_path: Path) -> None:
-    settings = {"layers": ["features", "output"], "distortion": 0.2}
-    result = study(**settings).run(texts(6), tmp_path, show_progress=False)
-    table = result.table()
-    reached = table[table["converged"]]
-    assert len(reached) > 6
-    assert (reached["distortion"] / 0.2 - 1).abs().max() < 0.0205
-    assert reached["rate"].nunique() > 6
-
-
-@pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
-def test_the_search_finds_the_rate_of_any_power_law(power: float) -> None:
-    def fit(rate: float) -> Row:
-        return Row(1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 0.2, 1.0, 3 * rate**power, True, 5, 4)
-
-    row, rate = search(fit, fit(0.1), 0.1, 0.5)
-    assert rate == pytest.approx((0.5 / 3) ** (1 / power), rel=0.03 / power)
-    assert row.converged
-    assert row.n_backward == 4 / 5 * row.n_forward
-
-
-def test_a_distortion_that_saturates_below_is_not_reached() -> None:
-    def fit(rate: float) -> Row:
-        return Row(
-            1, None, torch.ones(1), torch.zeros(1), 0.0, 2.0, 0.2, 1.0, 0.04 * rate / (1 + rate), True, 5, 4
-        )
-
-    row, _ = search(fit, fit(0.1), 0.1, 0.05)
-    assert not row.converged
-
-
 def test_parts_without_the_spread_of_the_inputs_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [[("film", None), (",", None)]]
     with monkeypatch.context() as older:
-        older.setattr("interp_plugin.corpus.drafts.FORMAT", 1)
+        older.setattr("interp_plugin.corpus.parts.FORMAT", 1)
         with pytest.raises(ValueError, match=r"has format 1, which lacks input_std.*in another folder"):
             made_up(tmp_path, words, [[[0.5, 0.1], [0.6, 0.2]]])
     with pytest.raises(ValueError, match="has format 1"):
         CorpusResult.load(tmp_path)
-
-
-def test_a_distortion_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="distortion is 0; give a positive number"):
-        study(distortion=0)
 
 
 # -- pictures and pages
@@ -503,7 +439,7 @@ def test_the_curve_draws_the_means_of_each_study(tmp_path: Path) -> None:
     figure = one.plot("curve", per="sentence", others={"other": two}, name="mine")
     drawn = [[float(y) for y in line.get_ydata()] for line in figure.axes[0].lines]
     for heights, result in zip(drawn, (one, two)):
-        assert heights == pytest.approx(result.sentences.kept.mean(0).tolist())
+        assert heights == pytest.approx(result.sentences.totals["kept"].mean(0).tolist())
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mine", "other"]
 
 

@@ -1,4 +1,4 @@
-"""Check: what was predicted of some texts against what the solver finds for them."""
+"""Agreement of a head's predictions with the solver, on held-out texts and on those of a corpus that it checks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_plugin.corpus.drafts import SOLVED
-from interp_plugin.corpus.parts import Part
-from interp_plugin.corpus.quantities import NATS, batches_of, nats_kept
+from interp_plugin.corpus.parts import SOLVED, Part, batches_of
+from interp_plugin.corpus.quantities import NATS, nats_kept
 from interp_plugin.statistics import holm
 from interp_plugin.text.models import Label
 
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
 WIDE = 2.0  # standard errors
 LEVEL = 0.01  # of the test of drift
-MARGIN = 1.1  # times the held-out error: what would not matter is not warned of
-FLOOR = 1e-8  # of a mean square: texts at the cap throughout are predicted without any error
+MARGIN = 1.1  # times the held-out error: a smaller increase would not matter
+FLOOR = 1e-8  # of a mean square: texts with all tokens at the cap are predicted without any error
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def _read(parts: Sequence[Part], layers: Sequence[Label]) -> tuple[list[list[Com
     """
     texts: list[list[Compared]] = []
     shifts: list[list[float]] = []
-    for batch in batches_of(parts, layers, (*NATS, "standard_error", *SOLVED)):
+    for batch in batches_of(parts, len(layers), (*NATS, "standard_error", *SOLVED)):
         some = batch.filter(batch.column(SOLVED[0]).is_valid()).to_pylist()
         for place in range(0, len(some), len(layers)):
             lines = some[place : place + len(layers)]

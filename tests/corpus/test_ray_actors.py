@@ -11,11 +11,19 @@ import pytest
 from tiny_corpus import TEXTS, WINDOW, study, texts
 
 from interp_plugin import CorpusResult
+from interp_plugin.corpus.engines import (
+    DEATHS,
+    ONE_BY_ONE,
+    TRIES,
+    Feeder,
+    Run,
+    Worker,
+    _check_reachable,
+    _share,
+    unpacked,
+)
 from interp_plugin.corpus.parts import Folder
-from interp_plugin.corpus.ray_actors import CAREFUL, KILLS, TRIES, Feeder, Worker, unpacked
-from interp_plugin.corpus.ray_engine import _check_reachable, _share
-from interp_plugin.corpus.run import Run
-from interp_plugin.corpus.stream import Reader, Window, windows
+from interp_plugin.corpus.reading import Reader, Window, windows
 
 COUNT = TEXTS // WINDOW
 
@@ -142,7 +150,7 @@ def test_a_text_that_kills_every_worker_is_recorded_and_the_rest_is_done(tmp_pat
     assert not feeder.tries and not feeder.begun
 
 
-@pytest.mark.parametrize("times", [1, CAREFUL - 1, CAREFUL])
+@pytest.mark.parametrize("times", [1, ONE_BY_ONE - 1, ONE_BY_ONE])
 def test_a_worker_that_dies_for_another_reason_costs_no_text(tmp_path: Path, times: int) -> None:
     result, _ = run(tmp_path, deadly(9, times=times))
     assert not result.failures()
@@ -152,7 +160,7 @@ def test_a_worker_that_dies_for_another_reason_costs_no_text(tmp_path: Path, tim
 def test_workers_that_die_before_any_text_end_the_run() -> None:
     feeder = Feeder(Watched(), [2])
     with pytest.raises(
-        RuntimeError, match=rf"{CAREFUL + KILLS - 1} workers died of rows 8 to 11, and not of"
+        RuntimeError, match=rf"{ONE_BY_ONE + DEATHS - 1} workers died of rows 8 to 11, and not of"
     ):
         for _ in range(TRIES):
             feeder.take(2)
@@ -163,7 +171,7 @@ def test_more_deadly_texts_than_tries_end_the_run() -> None:
     with pytest.raises(RuntimeError, match=rf"{TRIES} workers died of rows 0 to 3"):
         for number in range(TRIES + 1):
             feeder.take(0)
-            feeder.begin(0, number % WINDOW if number < CAREFUL + 2 * WINDOW else 3)
+            feeder.begin(0, number % WINDOW if number < ONE_BY_ONE + 2 * WINDOW else 3)
 
 
 def test_parts_of_other_texts_and_other_models_are_refused(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from scipy import stats
 from tiny_corpus import made_up
 
 from interp_plugin import CorpusResult
-from interp_plugin.corpus.estimates import bootstrap, ratio
-from interp_plugin.corpus.quantities import chain
-from interp_plugin.corpus.stream import Failure
-from interp_plugin.corpus.word_classes import word_counts
+from interp_plugin.corpus.quantities import bootstrap, chain, ratio
+from interp_plugin.corpus.reading import Failure
+from interp_plugin.corpus.words import word_counts
 from interp_plugin.statistics import holm
 
 K, CAP = 10, 0.8
@@ -104,11 +103,11 @@ def test_nats_are_those_of_the_explanation_and_its_words(tmp_path: Path) -> None
     result = result_of(tmp_path, drawn(), errors=0.05, noise=0.1)
     for kind in ("kept", "loss"):
         whole = [item.total(kind) for item in result.explanation()]  # type: ignore[arg-type]
-        found, error = getattr(result.sentences, kind), getattr(result.sentences, f"{kind}_error")
+        found, error = result.sentences.totals[kind], result.sentences.errors[kind]
         np.testing.assert_allclose(found, [values.numpy() for values, _ in whole], rtol=1e-6)
         np.testing.assert_allclose(error, [errors.numpy() for _, errors in whole], rtol=1e-6)
     table = result.explanation([4]).to_pandas("word")
-    assert table[table["layer"] == 3]["kept"].sum() == pytest.approx(result.sentences.kept[4, 2])
+    assert table[table["layer"] == 3]["kept"].sum() == pytest.approx(result.sentences.totals["kept"][4, 2])
 
 
 def test_the_table_has_a_line_for_each_sentence_and_layer(tmp_path: Path) -> None:
@@ -139,8 +138,8 @@ def test_numbers_do_not_depend_on_how_much_is_read_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = result_of(tmp_path / "whole", drawn(30), window=30)
-    monkeypatch.setattr("interp_plugin.corpus.drafts.GROUP", 7)
-    monkeypatch.setattr("interp_plugin.corpus.quantities.BATCH", 10)
+    monkeypatch.setattr("interp_plugin.corpus.parts.GROUP", 7)
+    monkeypatch.setattr("interp_plugin.corpus.parts.BATCH", 10)
     pieces = result_of(tmp_path / "pieces", drawn(30), window=30)
     for name in ("layers", "table", "monotonicity", "word_classes"):
         pd.testing.assert_frame_equal(getattr(pieces, name)(), getattr(whole, name)())

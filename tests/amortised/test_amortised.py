@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, CorpusStudy, PlainModel, Solver
 from interp_plugin.amortised import estimator, features
-from interp_plugin.amortised.origin import common_settings
-from interp_plugin.corpus.check import Agreement, HeldOut
-from interp_plugin.corpus.scorer import is_checked
+from interp_plugin.amortised.estimator import common_settings
+from interp_plugin.corpus.agreement import Agreement, HeldOut
+from interp_plugin.corpus.scoring import is_checked
 
 SIZE, CAP, RATE = 6, 3.0, 0.1
 VOCABULARY = 30
@@ -286,8 +286,8 @@ def test_studies_that_no_head_can_learn_from(
     assert "held_out is 0.0" in refusal(gains(), learned, held_out=0.0)
     few = of_gains().run(sentences(5), tmp_path / "few", show_progress=False)
     assert "at least 20" in refusal(gains(), few)
-    even = of_gains(distortion=0.05).run(sentences(3), tmp_path / "even", show_progress=False)
-    assert "equal distortion" in refusal(gains(), even)
+    erased = of_gains(score="erased", ways=("delete",)).run(sentences(3), tmp_path / "e", show_progress=False)
+    assert "is of erasures, whose scores have both signs" in refusal(gains(), erased)
     own = of_gains(amortised=head).run(sentences(3), tmp_path / "own", show_progress=False)
     assert "predicted by a head itself" in refusal(gains(), own)
     other = of_gains(rate=0.2).run(sentences(3), tmp_path / "other", show_progress=False)
@@ -316,7 +316,7 @@ def test_a_head_refuses_another_model_tokenizer_and_file(head: AmortisedEstimato
         ({"max_sigma": 2.0}, "max_sigma is 2.0"),
         ({"calibration": None}, "calibration is None"),
         ({"layers": ["mean"]}, r"layers is \['mean'\] here"),
-        ({"distortion": 0.05}, "one rate alone"),
+        ({"score": "erased"}, "predicts sigma, and score='erased' asks for erasures"),
         ({"noise_layer": "scaled"}, "noise_layer is 'scaled'"),
     ],
 )

@@ -1,18 +1,16 @@
-"""Stream: a corpus read once, in order, in windows of so many rows; a row that is no text says why."""
+"""Reading: a corpus in windows of so many rows, in order; each row is a text or says why it is none."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 from interp_plugin import data
-from interp_plugin.tables import TEXT_COLUMNS, Column, Wanted
+from interp_plugin.data import TEXT_COLUMNS, Column, Wanted
 from interp_plugin.text.models import shown
 
 Tags = str | tuple[str, ...] | None
@@ -86,9 +84,13 @@ class Window:
 
     @property
     def digest(self) -> str:
-        """A name for these very rows: equal for equal texts and tags in equal places."""
+        """A hash of the rows: equal for equal texts and tags in equal places."""
+        return self.digest_of(len(self.entries))
+
+    def digest_of(self, rows: int) -> str:
+        """That of the first so many rows."""
         found = hashlib.sha256()
-        for entry in self.entries:
+        for entry in self.entries[:rows]:
             held = [entry.text, entry.pair, entry.tags] if isinstance(entry, Item) else [entry.beginning]
             found.update(json.dumps([entry.row, *held]).encode() + b"\n")
         return found.hexdigest()[:16]
@@ -99,12 +101,12 @@ class Reader:
 
     Args:
         text_column, pair_column, tag_column: of rows that have columns.  text_column None: the usual name, or the only
-            column of words, by the vote of the first window, which a malformed row cannot swing.
+            column of words in most rows of the first window.
 
     Examples::
         >>> read = Reader(tag_column="genre")
         >>> row = {"sentence": "a good film", "genre": "review"}
-        >>> read.settle([row])
+        >>> read.find_columns([row])
         >>> read(0, row)
         Item(row=0, text='a good film', pair=None, tags='review')
         >>> read(1, " ").reason
@@ -125,17 +127,24 @@ class Reader:
         others = (self.pair_column, self.tag_column)
         return Wanted(self.text_column, tuple(column for column in others if column is not None))
 
-    def settle(self, rows: Iterable[object]) -> None:
-        """Find the column of texts, if there are columns and none was named."""
-        votes: Counter[Column] = Counter()
-        for number, given in enumerate(rows):
-            record = data.Record(f"row {number}", given) if isinstance(given, Mapping) else given
-            if isinstance(record, data.Record) and record.error is None:
-                with suppress(ValueError):
-                    votes[data.columns(record)[0]] += 1
-        if votes and self.text_column is None:
-            usual = [name for name in TEXT_COLUMNS if name in votes]
-            self.text_column = usual[0] if usual else votes.most_common(1)[0][0]
+    def find_columns(self, rows: Iterable[object]) -> None:
+        """Find the column of texts, if there are columns and none was named.
+
+        Raises:
+            ValueError: a column was named that no row has; all rows have columns, and none tells which holds the text.
+        """
+        found = [
+            data.Record(f"row {number}", row) if isinstance(row, Mapping) else row
+            for number, row in enumerate(rows)
+        ]
+        some = [row for row in found if isinstance(row, data.Record)]
+        named = (self.text_column, self.pair_column, self.tag_column)
+        try:
+            self.text_column = data.columns(some, self.text_column, named[1:])
+        except ValueError:
+            if len(some) == len(found) or any(column is not None for column in named):
+                raise
+            # other rows are texts; each of these says that its own cannot be told
 
     def __call__(self, row: int, given: object) -> Item | Failure:
         """The text of a row; never raises for what the row holds."""
@@ -166,11 +175,7 @@ class Reader:
         return Item(row, found, pair, self._tags(record, found))
 
     def _tags(self, record: data.Record, text: str) -> Tags:
-        if self.tag_column is None:
-            return None
-        if self.tag_column not in record.values:
-            raise ValueError(f"{record.where} has no column {self.tag_column!r}, where its tags should be")
-        tags = record.values[self.tag_column]
+        tags = None if self.tag_column is None else record.value(self.tag_column)
         if tags is None or isinstance(tags, (str, int, float)):
             return None if tags is None else str(tags)
         words = len(text.split())
@@ -187,21 +192,21 @@ def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
 
     Raises:
         TypeError: the source is one text, not many.
+        ValueError: a column was named that no row of the first window has.
 
     Examples::
         >>> [(w.number, len(w.entries), w.last) for w in windows(["a", "b", "c"], 2, Reader())]
         [(0, 2, False), (1, 1, True)]
     """
-    if isinstance(source, (str, bytes, Mapping)):
-        raise TypeError(
-            f"texts is a {type(source).__name__}: give an iterable of texts; of a file, data.records(path)"
-        )
-    rest: Iterator[object] = iter(source.only(read.wanted) if isinstance(source, data.Records) else source)
-    if read.text_column is None:
-        first = list(islice(rest, size))
-        read.settle(first)
-        rest = chain(first, rest)
-        del first  # or it would be held to the end
+    rows = source.only(read.wanted) if isinstance(source, data.Records) else data.rows_of(source)
+    return _windows(rows, size, read)
+
+
+def _windows(rest: Iterator[object], size: int, read: Reader) -> Iterator[Window]:
+    first = list(islice(rest, size))
+    read.find_columns(first)
+    rest = chain(first, rest)
+    del first  # or it would be held to the end
     number, ahead = 0, list(islice(rest, 1))
     while ahead:
         # each row becomes a text before the next is read: rows may hold far more than their texts
