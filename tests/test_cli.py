@@ -200,7 +200,11 @@ def test_without_pairs_a_tab_is_a_space(folder: str) -> None:
         (["--file", "/"], None, "cannot read '/': Is a directory"),
         ([], "", "'standard input' holds no texts"),
         ([], "\n \n", "'standard input' holds no texts"),
-        ([], b"caf\xe9", "standard input, line 1: not UTF-8 text; where it is Latin-1, give the encoding latin-1"),
+        (
+            [],
+            b"caf\xe9",
+            "standard input, line 1: not UTF-8 text; where it is Latin-1, give the encoding latin-1",
+        ),
         (["--calibrate", "/no/such/file", "a film"], None, "cannot read '/no/such/file'"),
         (["--pairs", "a film"], None, "has 0 tabs"),
         (["--pairs", "a\tb\tc"], None, "has 2 tabs"),
@@ -414,7 +418,7 @@ def test_save_without_pyarrow_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("interp_plugin.cli.options.find_spec", lambda name: None)
     sentence = refused("a film", "--model", "/no/such/model", "--save", str(tmp_path / "x"))
-    assert "pip install interp-plugin[table]" in sentence
+    assert 'pip install "interp-plugin[table]"' in sentence
 
 
 # -- the process
