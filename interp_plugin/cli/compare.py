@@ -184,8 +184,8 @@ def compare(
         unit_texts = sample_texts(calibrate)
 
         from interp_plugin import comparison
-        from interp_plugin.text.storage import replace_file
         from interp_plugin.comparison.study import QUICK, in_words
+        from interp_plugin.text.storage import replace_file
 
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
         progress: Any = True if sys.stderr.isatty() else "lines"
