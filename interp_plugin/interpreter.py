@@ -531,7 +531,9 @@ class Interpreter:
             with torch.enable_grad():
                 log_sigma = math.log(self.scale) + nn.functional.logsigmoid(ratio)
                 noisy = _state(self._of_x, self.x + log_sigma.exp().unsqueeze(1) * noise)
-                value = loss(distortion(noisy.unsqueeze(0), reference, weight), log_sigma.unsqueeze(0), self.rate)
+                value = loss(
+                    distortion(noisy.unsqueeze(0), reference, weight), log_sigma.unsqueeze(0), self.rate
+                )
             if not bool(value.isfinite()):
                 raise ValueError(f"`Phi` returned NaN or inf for the noisy `x` of step {step}: check it.")
             (ratio.grad,) = torch.autograd.grad(value, ratio)

@@ -43,7 +43,9 @@ MIN_BATCHES = 4  # of samples that may go into the order of tokens, however loos
 KEPT_GRADIENTS = 28  # of earlier pairs, for the control variates of later ones
 KEPT_ELEMENTS = 2**25  # of these gradients in memory at a time
 
+FIRST_BATCH = 0.5  # of a batch: the first mostly finds the place
 LARGEST_STEP = 1.0  # of log sigma
+LARGEST_ELASTICITY = 30.0  # of D
 LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
@@ -61,15 +63,9 @@ CHECK_PAIRS, MOST_CHECKS = 12, 3  # of the samples that look for rare flips of t
 SPREAD = 0.16  # standard deviation of log sigma by one pair at the rate asked for, at most: 64 pairs make 2 %
 EDGE = 0.3  # the same at the largest rate where samples are sound; there is a cliff beyond it
 MARGIN = 2  # halvings from such a rate to the one that is solved: rare samples must not reach the cliff
-LARGEST_DROP, CLIMB = (
-    6,
-    2,
-)  # of the rate, in halvings, from one pilot sample to the next, downwards and upwards
+LARGEST_DROP, CLIMB = 6, 2  # of the rate, in halvings, from a pilot sample to the next, down and up
 LOWEST = 2.0**-48  # of the rate asked for; nothing is left of it in single precision
-ORDER_STREAM, PILOT_STREAM = (
-    NORM_STREAM + 1,
-    NORM_STREAM + 2,
-)  # of random numbers, apart from those of batches
+ORDER_STREAM, PILOT_STREAM = NORM_STREAM + 1, NORM_STREAM + 2  # of random numbers
 
 
 @dataclass(frozen=True)
@@ -423,7 +419,7 @@ def _iterate(
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
     done: list[SolverState] = []
     for index in range(solver.max_rounds):
-        count = max(2, solver.draws // (2 if index else 4))  # the first batch mostly finds the place
+        count = max(2, int(solver.draws // 2 * (1 if index else FIRST_BATCH)))
         noise = draws.batch(index, count).to(objective.device, objective.dtype)
         pairs = _pairs(objective, state, noise, passes)
         if index == 0:
@@ -542,7 +538,7 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
     free = active & ((log_sigma < cap - 1e-6) | (mean > 0))
     distortion = seen.distortion.mean(0)
     elasticity = (seen.stationarity.mean(0) * free).sum(1) / distortion.clamp(min=1e-30)
-    elasticity = elasticity.clamp(2.0, 30.0)
+    elasticity = elasticity.clamp(2.0, LARGEST_ELASTICITY)
 
     shared = token_mean(each, free)  # (S, b)
     per_sample = (each - shared.unsqueeze(-1)) / 2 + (shared / elasticity).unsqueeze(-1)
@@ -573,11 +569,11 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
     """Set the rate at which samples determine the scales, where to start there, and whether they do (``sound``).
 
     At the usual rate a confident classifier's D is made of the rare samples that flip the class: no affordable number
-    of samples determines the tokens' scales there.  Then the example is solved at a smaller rate, found from pilot samples
-    that are the same for all seeds, so that all seeds solve the same problem.  Where pairs scatter too much the rate is
-    lowered by what that scatter, proportional to the rate where noise is small, makes of it; then it is raised as long
-    as they do not, from the small-noise side.  What is solved lies below the largest rate found so, unless that is the
-    one asked for.
+    of samples determines the tokens' scales there.  Then the example is solved at a smaller rate, found from pilot
+    samples that are the same for all seeds, so that all seeds solve the same problem.  Where pairs scatter too much the
+    rate is lowered by what that scatter, proportional to the rate where noise is small, makes of it; then it is raised
+    as long as they do not, from the small-noise side.  What is solved lies below the largest rate found so, unless that
+    is the one asked for.
 
     Args:
         objective: D and its derivatives.

@@ -61,7 +61,9 @@ def test_sigma_is_inverse_to_weight_for_a_linear_state():
     fit = InformationLoss(phi).fit(x, state_std=v)
     curvature = weights.square() * (1 / v.square()).mean()
     expected = (RATE / (2 * 5 * curvature)).sqrt()
-    assert torch.allclose(fit.sigma[0].double(), expected, rtol=1e-5)  # D is quadratic: by the closed form alone
+    assert torch.allclose(
+        fit.sigma[0].double(), expected, rtol=1e-5
+    )  # D is quadratic: by the closed form alone
     assert fit.regime_index.item() == pytest.approx(1, abs=5e-3)
     assert fit.converged.all()
 
