@@ -73,7 +73,7 @@ def bootstrap(
     """Both ends of the 95 % percentile interval of sum of values over sum of weights, (M,) each.
 
     Sentences are drawn with replacement, the same ones for all M, so that what is paired stays so (Efron, 1979).
-    SciPy's bootstrap has no weights.
+    SciPy's bootstrap has no weights and holds all resamples of all columns at once.
 
     Args:
         values: (N, M), N sentences.
@@ -84,9 +84,8 @@ def bootstrap(
     n, count = values.shape
     if n < 2:
         return np.full(count, np.nan), np.full(count, np.nan)
-    step = max(1, _CELLS // n)
-    drawn = resample_counts(n, resamples, seed, step)
-    found = np.concatenate([(counts @ values) / (counts @ weights)[:, None] for counts in drawn])
+    batches = resample_counts(n, resamples, seed, max(1, _CELLS // n))
+    found = np.concatenate([(counts @ values) / (counts @ weights)[:, None] for counts in batches])
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
