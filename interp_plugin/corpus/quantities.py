@@ -84,9 +84,8 @@ def bootstrap(
     n, count = values.shape
     if n < 2:
         return np.full(count, np.nan), np.full(count, np.nan)
-    step = max(1, _CELLS // n)
-    drawn = resample_counts(n, resamples, seed, step)
-    found = np.concatenate([(counts @ values) / (counts @ weights)[:, None] for counts in drawn])
+    batches = resample_counts(n, resamples, seed, max(1, _CELLS // n))
+    found = np.concatenate([(counts @ values) / (counts @ weights)[:, None] for counts in batches])
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
