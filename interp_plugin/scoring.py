@@ -16,8 +16,10 @@ from interp_plugin.explanation import Row, TextExplanation
 from interp_plugin.problem import Terms
 from interp_plugin.solver import NoiseFit, Solver
 from interp_plugin.state import Site
-from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, TextModel, as_int, plain_values, shown
+from interp_plugin.tokens import HIDDEN, OUTPUT, Axis, Encoding, Label, TextModel, as_int, plain_values, shown
 
+HALF = 0.5  # of the sum of squares: one element or token with more is what the state is measured by
+FEW_PLACES = 4  # of fewer tokens one may well have half of the state
 Found = TypeVar("Found")
 Positions = int | Sequence[int] | Literal["each"] | None
 
@@ -82,6 +84,7 @@ def score(
         batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
+    warn_of_concentration(batch, plan.states)
     rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen, given)
     return [
         TextExplanation(
@@ -154,6 +157,34 @@ def warn_of_deaf_states(texts: Iterable[TextExplanation]) -> None:
             f"noise does not reach the state of {layers} (in text {shown(text)}, for one): every token is at the cap "
             "there; watch states that are computed after the noise layer and from it",
             stacklevel=3,
+        )
+
+
+def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
+    """Warn of layers whose distortion is that of one element or token: noise would say what it alone knows.
+
+    Where a text is its own unit, v^2 = mean s^2, an element with most of the sum of squares has most of the distortion.
+    """
+    found: dict[str, list[str]] = {}
+    for state in states:
+        real = batch.places(state)
+        if state.site is None or state.state_std is not None or state.neurons is not None or real is None:
+            continue
+        squares = batch.whole(state.site).float().square().flatten(2) * real.unsqueeze(2)  # (B, T, K)
+        total = squares.sum((1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
+        element = squares.flatten(1).amax(1) / total
+        token = squares.sum(2).amax(1) / total * (real.sum(1) >= FEW_PLACES)
+        for example in ((element > HALF) | (token > HALF)).nonzero()[:, 0].tolist():
+            place, dimension = divmod(int(squares[example].argmax()), squares.shape[2])
+            at = f"dimension {dimension} of token {place}" if element[example] > HALF else f"token {place}"
+            found.setdefault(at, []).append(repr(state.label))
+    for at, labels in found.items():
+        layers = ", ".join(dict.fromkeys(labels))
+        warnings.warn(
+            f"{at} has more than half of the sum of squares of the state of layer {layers}, which the noise is then "
+            "measured by alone; calibrate() gives each dimension a unit of its own"
+            + (", and a layer's number without hidden_states. is the state that the next block reads" * any(HIDDEN in label for label in labels)),
+            stacklevel=4,
         )
 
 

@@ -23,7 +23,17 @@ from interp_plugin.problem import default_cap, std_of_table, warn_of_training
 from interp_plugin.scoring import Plan, Positions, warn_of_deaf_states
 from interp_plugin.solver import Solver
 from interp_plugin.state import LayerCall, RunningStd, Site, module_of
-from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, as_int, plain_values, shown
+from interp_plugin.tokens import (
+    HIDDEN,
+    OUTPUT,
+    Encoding,
+    Label,
+    TextModel,
+    as_int,
+    plain_values,
+    shown,
+    state_sites,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,7 +131,9 @@ class TextExplainer:
                 it a list of two is a pair, too.
             layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
                 "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
-                the model returns (class scores; of a language model, log probabilities of the target).
+                the model returns (class scores; of a language model, log probabilities of the target).  Where the next
+                block begins with a normalisation (GPT-2, Llama, T5), a layer's state is what comes out of that;
+                "hidden_states.1" is the block's own output.
             target: which output: a class, as a number or by name; None is all of them.  For a language
                 model what it should say next: a continuation (of an encoder-decoder, the decoder's
                 text), the id of a token, or (continuation, (first, last character)) for a span of it;
@@ -250,11 +262,11 @@ class TextExplainer:
         _check_sizes(batch_size)
         pairs = _pairs(texts if isinstance(texts, (str, Sequence)) else list(texts))
         labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
-        states = {_key(label): State(label, self._site(label)) for label in labels}
+        states = {self._key(label): State(label, self._site(label)) for label in labels}
         for label in labels:
             heads = self.model.head_site(label) if label != OUTPUT else None
             if heads is not None:
-                states[_key(label, heads=True)] = State(label, heads[0])
+                states[self._key(label, heads=True)] = State(label, heads[0])
         running, inputs = {key: RunningStd() for key in states}, RunningStd()
         asked = self._encode(pairs, _for_each(target, len(pairs)), truncation)
         encodings = [replace(e, target=(), target_positions=()) for e in asked]  # every token is a sample
@@ -318,20 +330,28 @@ class TextExplainer:
     def _labels(self, layers: Layers) -> list[Label]:
         """The chosen layers, without repeats, each checked to be there."""
         known = list(self.model.layers)
+        hidden = [label for label in state_sites(self.model) if label not in known]
         given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
         spelt = [label for part in given for label in (known if part == "all" else [part])]
         wanted = list(dict.fromkeys(spelt))
         if not wanted:
             raise ValueError(f"layers {layers!r} names no layer: choose from {_listing(known)}, or 'all'")
         for label in wanted:
-            if isinstance(label, bool) or (label != OUTPUT and label not in known):
+            if isinstance(label, bool) or (label != OUTPUT and label not in known + hidden):
                 raise ValueError(
                     f"layer {label!r} does not exist: the model has {_listing(known)}; choose from them or 'output'"
                 )
         return wanted
 
     def _site(self, label: Label) -> Site | None:
-        return None if label == OUTPUT else self.model.layers[label]
+        return None if label == OUTPUT else state_sites(self.model)[label]
+
+    def _key(self, label: Label, heads: bool = False) -> str:
+        """The name of a state in a calibration; a block's own output has another unit than what the next one reads."""
+        if heads:
+            return f"{label}.heads"
+        is_normed = label in self.model.layers and self._site(label) != self.model.layers[label]
+        return f"{label}.normed" if is_normed else str(label).removeprefix(HIDDEN)
 
     def _states(
         self,
@@ -349,12 +369,12 @@ class TextExplainer:
                     f"{name} {part!r} names none; give at least one, or None for the whole state"
                 )
         for label in labels:
-            site, part, key = self._site(label), neurons, _key(label)
+            site, part, key = self._site(label), neurons, self._key(label)
             if label == OUTPUT:
                 part = wanted
             elif heads is not None:
                 site, part = self._heads(label, heads)
-                key = _key(label, heads=True)
+                key = self._key(label, heads=True)
             std = None if self.calibration is None else self.calibration.of(key)
             index = part if part is None or isinstance(part, (int, slice)) else list(part)
             yield State(label, site, index, std)
@@ -503,11 +523,6 @@ def _check_sizes(*sizes: int | str) -> None:
     for size in sizes:
         if size != "auto" and not (isinstance(size, int) and size > 0):
             raise ValueError(f"a batch size is {size!r}; give a positive number")
-
-
-def _key(label: Label, heads: bool = False) -> str:
-    """The name of a state in a calibration."""
-    return f"{label}.heads" if heads else str(label)
 
 
 def _listing(labels: Sequence[Label]) -> str:

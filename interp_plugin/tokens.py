@@ -17,6 +17,8 @@ from interp_plugin.state import LayerCall, first_tensor
 CHARACTERS = 2**22
 """Of a text at most: a million tokens of usual length.  To tokenize more would take minutes and gigabytes."""
 OUTPUT = "output"
+HIDDEN = "hidden_states."
+"""Before the label of a block: its own output, where the layer's state is read after the normalisation that follows."""
 Label = int | str
 """A layer: the number of a block, a name, or OUTPUT for what the model returns."""
 Offset = tuple[int, int, int]
@@ -304,6 +306,12 @@ class PlainModel:
     def target_name(self, encoding: Encoding) -> str:
         """Not of a classifier."""
         raise ValueError(f"{self.name} is a classifier and has no target tokens")
+
+
+def state_sites(model: TextModel) -> Mapping[Label, LayerCall]:
+    """Where the state of each layer is read, by label: the layers' outputs, where the model does not say otherwise."""
+    sites: Mapping[Label, LayerCall] = getattr(model, "states", model.layers)
+    return sites
 
 
 def as_int(value: Any) -> Any:

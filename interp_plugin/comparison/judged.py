@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs, Removal, seeded
-from interp_plugin.tokens import TextModel
+from interp_plugin.tokens import TextModel, state_sites
 
 Score = Callable[[Inputs, int | None, State | None], Tensor]
 """(text, class, state) -> a score for each token, (T,), high = important; class or state is None."""
@@ -121,7 +121,7 @@ class Trial:
         )
         state = self.state
         if model is not None and state is not None:
-            site = None if state.site is None else model.layers[state.label]
+            site = None if state.site is None else state_sites(model)[state.label]
             state = replace(state, site=site)
         return self.method(inputs, self.target, state)
 

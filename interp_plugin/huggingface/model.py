@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ from interp_plugin.huggingface.classes import Labels, Vocabulary, label_names, l
 from interp_plugin.huggingface.encoding import Encoder, Reading
 from interp_plugin.huggingface.views import EmbeddingView, Kind, View, showing
 from interp_plugin.state import LayerCall
-from interp_plugin.tokens import OUTPUT, Axis, Encoding, Label, Target, Task
+from interp_plugin.tokens import HIDDEN, OUTPUT, Axis, Encoding, Label, Target, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,6 +54,11 @@ class HuggingFaceModel:
         layers: the blocks by label: 1, 2, ... or "encoder.1", ..., "decoder.1", ... .  A layer's output is
             its block's: where the model normalises the last block's output once more (GPT-2, Llama, T5,
             ModernBERT), the last of its ``hidden_states`` is the normalised one.
+        states: where the state of each layer is read, by label.  Of a pre-norm model (GPT-2, Llama, T5) that is what
+            the next block reads: its input norm's output, and the final norm's for the last layer.  There one
+            dimension of one token holds up to 99 % of a block's own output (a massive activation; Sun et al., 2024),
+            so that noise would be measured by it alone.  Of a post-norm model (BERT) it is the block's output.
+            "hidden_states.1" and so on are the blocks' own outputs, of every model.
         axis: which tokens dimension 1 of a layer's output (and of "output") runs over.
         task: what a call returns (below).
         name: the model's name or path; its class where it has none.
@@ -93,7 +99,8 @@ class HuggingFaceModel:
         self._views: dict[LayerCall, View | EmbeddingView] = {}
         self.embedding = self._embedding()
         self._blocks: Mapping[Label, LayerCall] = architectures.layer_calls(self._base)
-        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self._blocks, OUTPUT)}
+        labels = (*self._blocks, *(f"{HIDDEN}{label}" for label in self._blocks), OUTPUT)
+        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in labels}
         self.layers: Mapping[Label, LayerCall] = {
             label: self._viewed(block, label) for label, block in self._blocks.items()
         }
@@ -101,6 +108,17 @@ class HuggingFaceModel:
         self.pads = architectures.keeps_padding_out(self._base)
         self._head = outputs.head_of(self._base, self._names, self.device)
         self.task: Task = self._head.task
+
+    @cached_property
+    def states(self) -> Mapping[Label, LayerCall]:
+        """See the class; found by a forward of two tokens."""
+        ids = torch.arange(2, device=self.device).unsqueeze(0)
+        inputs = {name: torch.ones_like(ids) if name == "attention_mask" else ids for name in self._names}
+        body = getattr(self._base, "base_model", self._base)  # heads may ask for more than two tokens
+        norms = architectures.input_norms(body, self._blocks, lambda: outputs.run(body, inputs))
+        read = {label: self._viewed(site, label) for label, site in norms.items()}
+        hidden = {f"{HIDDEN}{label}": site for label, site in self.layers.items()}
+        return {**self.layers, **read, **hidden}
 
     @property
     def device(self) -> torch.device:
@@ -371,7 +389,8 @@ class HuggingFaceModel:
 
     def _axis_of(self, label: Label) -> Axis:
         ends_in_decoder = label == OUTPUT and self._has_decoder
-        return "decoder" if ends_in_decoder or str(label).startswith("decoder.") else "input"
+        in_decoder = str(label).removeprefix(HIDDEN).startswith("decoder.")
+        return "decoder" if ends_in_decoder or in_decoder else "input"
 
     def _vocabulary(self) -> Vocabulary:
         rows = getattr(self.embedding.layer, "num_embeddings", None)
