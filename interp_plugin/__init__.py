@@ -7,22 +7,23 @@ if TYPE_CHECKING:
     from interp_plugin import huggingface
     from interp_plugin.amortised.estimator import AmortisedEstimator
     from interp_plugin.attribution import (
+        InformationErased,
         InformationLoss,
         InformationLossLLMAttribution,
+        LayerInformationErased,
         LayerInformationLoss,
         NeuronInformationLoss,
     )
-    from interp_plugin.calibration import Calibration
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
-    from interp_plugin.erased import InformationErased, LayerInformationErased
-    from interp_plugin.explanation import Explanation
     from interp_plugin.interpreter import Interpreter, calculate_regularization
     from interp_plugin.method.erasure import ErasureFit, log_odds
-    from interp_plugin.solver import NoiseFit, Solver
-    from interp_plugin.state import LayerCall
-    from interp_plugin.text import TextExplainer
-    from interp_plugin.tokens import PlainModel
+    from interp_plugin.method.perturbation import LayerCall
+    from interp_plugin.method.solver import NoiseFit, Solver
+    from interp_plugin.text.calibration import Calibration
+    from interp_plugin.text.explainer import TextExplainer
+    from interp_plugin.text.explanation import Explanation
+    from interp_plugin.text.models import PlainModel
 
 __version__ = "0.1.0"
 
@@ -53,23 +54,24 @@ __all__ = [
 _HOMES = {
     "amortised.estimator": ("AmortisedEstimator",),
     "attribution": (
+        "InformationErased",
         "InformationLoss",
         "InformationLossLLMAttribution",
+        "LayerInformationErased",
         "LayerInformationLoss",
         "NeuronInformationLoss",
     ),
-    "calibration": ("Calibration",),
     "corpus.result": ("CorpusResult",),
     "corpus.study": ("CorpusStudy",),
-    "erased": ("InformationErased", "LayerInformationErased"),
-    "explanation": ("Explanation",),
     "huggingface": ("huggingface",),
     "interpreter": ("Interpreter", "calculate_regularization"),
     "method.erasure": ("ErasureFit", "log_odds"),
-    "solver": ("NoiseFit", "Solver"),
-    "state": ("LayerCall",),
-    "text": ("TextExplainer",),
-    "tokens": ("PlainModel",),
+    "method.perturbation": ("LayerCall",),
+    "method.solver": ("NoiseFit", "Solver"),
+    "text.calibration": ("Calibration",),
+    "text.explainer": ("TextExplainer",),
+    "text.explanation": ("Explanation",),
+    "text.models": ("PlainModel",),
 }
 
 

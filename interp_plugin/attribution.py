@@ -1,23 +1,778 @@
-"""Information loss as Captum attributions: thin shells over the solver."""
+"""Captum's classes: information loss, information erased, and the argument rules that they share with Captum's own."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+import functools
+import inspect
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, cast
 
-from captum._utils.common import _format_tensor_into_tuples
+import numpy as np
+import torch
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _run_forward,
+    _validate_target,
+)
 from captum.attr import LLMAttributionResult, LLMGradientAttribution
 from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
-from torch import Tensor
+from torch import Tensor, equal, nn
 
-from interp_plugin.arguments import captum_call
-from interp_plugin.erased import LayerInformationErased
-from interp_plugin.posed import AtLayer, Tensors, TokenAttribution, input_of
-from interp_plugin.problem import Terms, warn_of_quality
-from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import RunningStd, Selector, Site
+from interp_plugin.method.erasure import (
+    PASSES,
+    Erasing,
+    Erasure,
+    ErasureFit,
+    Side,
+    Way,
+    check_ways,
+    learn_erasure,
+)
+from interp_plugin.method.perturbation import (
+    FULL,
+    LayerCall,
+    NoisyModel,
+    RunningStd,
+    Selector,
+    Site,
+    gradients,
+    lengths_of,
+    module_of,
+)
+from interp_plugin.method.problem import (
+    Problem,
+    Terms,
+    nothing,
+    pose,
+    repeated,
+    warn_of_quality,
+    warn_of_training,
+)
+from interp_plugin.method.solver import NoiseFit, Solver
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+_BASELINE = "noise needs no baseline: leave it out"
+_SOLVER = "how hard to look is solver=Solver(...)"
+_ROWS = "the memory is bounded by internal_batch_size"
+_TUNNEL = "write NoiseTunnel(method).attribute(...) around it"
+_TOKENS = "which elements are one token is said by feature_mask"
+FOREIGN = {
+    "baselines": _BASELINE,
+    "baseline": _BASELINE,
+    "n_steps": _SOLVER,
+    "n_samples": _SOLVER,
+    "method": "there is one method: leave it out",
+    "return_convergence_delta": "nothing has to add up to an output; fit(...) says what converged",
+    "grad_kwargs": "gradients are taken to the noise alone: leave it out",
+    "attribute_to_layer_input": "LayerInformationLoss has it",
+    "attribute_to_neuron_input": "NeuronInformationLoss has it",
+    "perturbations_per_eval": _ROWS,
+    "batch_size": _ROWS,
+    "stdevs": _TUNNEL,
+    "nt_type": _TUNNEL,
+    "nt_samples": _TUNNEL,
+    "nt_samples_batch_size": _TUNNEL,
+    "draw_baseline_from_distrib": _BASELINE,
+    "sliding_window_shapes": _TOKENS,
+    "strides": _TOKENS,
+    "custom_attribution_func": "there is one method: leave it out",
+    "use_weights": "there is one method: leave it out",
+    "perturb_func": _SOLVER,
+    "interpretable_model": "there is one method: leave it out",
+    "relu_attributions": "score='kept' is never negative",
+    "multiply_by_inputs": "there is one method: leave it out",
+    "abs": "score='kept' is never negative",
+}
+"""Settings of Captum's other methods, and what stands in their place here."""
+
+
+def captum_call(call: Call) -> Call:
+    """Let a method be called as Captum's others are, where that has a meaning, and say what to write where not.
+
+    ``call`` takes (inputs, target, additional_forward_args, ...) and keeps its signature.  Its object has
+    ``input_setting``, Captum's name of the setting that moves a layer's noise or state to the layer's input, and
+    ``at_input``, which gives the object so moved.
+    """
+
+    @functools.wraps(call)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.input_setting is not None and kwargs.pop(self.input_setting, False):
+            self = self.at_input()
+        refuse_settings(f"{type(self).__name__}.{call.__name__}", kwargs, inspect.signature(call).parameters)
+        refuse_order(call, args)
+        return call(self, *args, **kwargs)
+
+    return cast(Call, called)
+
+
+def refuse_settings(name: str, settings: dict[str, Any], own: Container[str] = ()) -> None:
+    """Take out what other methods' settings ask for nothing (None, False), and refuse the others at once.
+
+    Args:
+        name: of what is called.
+        settings: its keyword arguments; changed in place.
+        own: those that it has itself.
+    """
+    given = {key: settings.pop(key) for key in list(settings) if key in FOREIGN and key not in own}
+    asked = {key: value for key, value in given.items() if value is not None and value is not False}
+    if not asked:
+        return
+    why = "; ".join(dict.fromkeys(FOREIGN[key] for key in asked))
+    line = ", ".join(["inputs", *(f"{key}={_short(value)}" for key, value in settings.items())])
+    raise TypeError(
+        f"{', '.join(f'{key}={_short(value)}' for key, value in asked.items())} "
+        f"{'is a setting' if len(asked) == 1 else 'are settings'} of Captum's other methods and "
+        f"{'means' if len(asked) == 1 else 'mean'} nothing to {name} ({why}); write "
+        f"{name.rpartition('.')[2]}({line})"
+    )
+
+
+def refuse_order(call: Callable[..., Any], args: Sequence[Any]) -> None:
+    """Refuse arguments without names that are in integrated gradients' order: (inputs, baselines, target)."""
+    names = list(inspect.signature(call).parameters)[1:]
+    if names[1] == "baselines":
+        return
+    second, third = (*args, None, None, None)[1:3]
+    at_neuron = names[1] == "neuron_selector"  # (inputs, neuron_selector, baselines) there
+    if at_neuron:
+        wrong = isinstance(third, (int, float, np.number)) and not isinstance(third, bool)
+        line = f"{call.__name__}(inputs, {_short(second)})"
+    else:
+        wrong = _only_baseline(second) or _only_target(third)
+        target = third if _only_target(third) or isinstance(third, Tensor) else "..."
+        line = f"{call.__name__}(inputs, target={_short(target)})"
+    if wrong:
+        given = ", ".join(["inputs", *map(_short, args[1:])])
+        theirs = "inputs, neuron_selector, baselines" if at_neuron else "inputs, baselines, target"
+        raise TypeError(
+            f"{call.__name__}({given}) is in the order of Captum's integrated gradients, ({theirs}), and here it is "
+            f"({', '.join(names[:3])}) without a baseline; write {line}, and what the model takes besides as "
+            "additional_forward_args=..."
+        )
+
+
+def _only_baseline(value: Any) -> bool:
+    """Whether it cannot be a target: numbers that are not whole, or a tensor of an input's shape."""
+    if isinstance(value, tuple):
+        return any(map(_only_baseline, value))
+    if isinstance(value, Tensor):
+        return value.is_floating_point() or value.ndim > 1
+    return isinstance(value, (float, np.floating)) or (isinstance(value, np.ndarray) and value.ndim > 1)
+
+
+def _only_target(value: Any) -> bool:
+    """Whether it is no model's argument that Captum would be given without a name or a tuple around it."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_floating_point()
+    if isinstance(value, list):
+        return bool(value) and all(map(_only_target, value))
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    """A value in a line of code, or dots."""
+    text = repr(value)
+    return text if not isinstance(value, (Tensor, np.ndarray)) and len(text) <= 40 else "..."
+
+
+KEEP = {
+    "attention_mask",
+    "attention_masks",
+    "attn_mask",
+    "att_mask",
+    "input_mask",
+    "mask",
+    "masks",
+    "token_mask",
+}
+LEAVE_OUT = {"key_padding_mask", "src_key_padding_mask"}
+OTHERS = (
+    "type", "segment", "pos", "label", "target", "ids", "head", "global", "encoder", "decoder", "cross", "special",
+    "perm", "causal",
+)  # fmt: skip
+
+
+def told_mask(
+    forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
+) -> Tensor | None:
+    """Which tokens are real, (B, T), where an argument of the model says that some are padding; else None.
+
+    It must have the shape of the first input's first two dimensions, hold zeros and ones alone, and leave every
+    example a token.  Then the name of the forward's parameter decides: ``attention_mask`` and the like
+    (``KEEP``) say 1 for a real token, ``src_key_padding_mask`` (``LEAVE_OUT``) for padding, and
+    ``token_type_ids``, ``position_ids``, ``labels`` and the like (``OTHERS``) say neither.  Where the name is none of
+    these, or there is none (``*args``), an argument counts that is as padding must be: whole numbers or bools,
+    ones at one end of every row and in the whole of one, and zeros where token ids are one and the same.
+    (``token_type_ids`` begin with 0 in every row.)
+
+    Args:
+        forward: the model, or a function of it, as the user gave it.
+        inputs: its inputs.
+        arguments: what it is given after them.
+
+    Examples::
+        >>> import torch
+        >>> ids, mask = torch.tensor([[5, 6, 7], [5, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+        >>> told_mask(lambda ids, attention_mask: ids, [ids], [mask]).tolist()
+        [[True, True, True], [True, False, False]]
+        >>> told_mask(lambda ids, token_type_ids: ids, [ids], [mask]) is None
+        True
+    """
+    found = None
+    for _, name, argument in _of_tokens(forward, inputs, arguments):
+        if not ((argument == 0) | (argument == 1)).all():
+            continue
+        real = argument.bool()
+        if name in LEAVE_OUT:
+            real = ~real
+        elif name not in KEEP and (_says_other(name) or not _is_padding(argument, inputs[0])):
+            continue
+        if real.any(1).all() and not real.all():
+            found = real if found is None else found & real.to(found.device)
+    return found if found is not None and found.any(1).all() else None
+
+
+def mask_argument(
+    forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
+) -> tuple[int, bool] | None:
+    """Which argument is the attention mask, (B, T), and whether it says 1 for what is left out; None: none is.
+
+    Its name decides, as in :func:`told_mask`; where names say nothing, a mask that is told there, or all ones.
+    """
+    unnamed = None
+    for index, name, argument in _of_tokens(forward, inputs, arguments):
+        if name in KEEP or name in LEAVE_OUT:
+            return index, name in LEAVE_OUT
+        if not _says_other(name) and ((argument == 1).all() or _is_padding(argument, inputs[0])):
+            unnamed = index if unnamed is None else unnamed
+    return None if unnamed is None else (unnamed, False)
+
+
+def _of_tokens(
+    forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
+) -> Iterator[tuple[int, str | None, Tensor]]:
+    """The arguments that have a number for each token, (B, T): their places, names (None: not known) and values."""
+    arguments = arguments or ()
+    names = [*parameter_names(forward)[len(inputs) :], *[None] * len(arguments)]
+    for index, (name, argument) in enumerate(zip(names, arguments)):
+        if isinstance(argument, Tensor) and argument.ndim == 2 and argument.shape == inputs[0].shape[:2]:
+            yield index, name, argument
+
+
+def _says_other(name: str | None) -> bool:
+    return name is not None and any(word in name for word in OTHERS)
+
+
+def _is_padding(argument: Tensor, inputs: Tensor) -> bool:
+    """Whether zeros stand as padding does, at one end of each row but not of all, on one token id."""
+    if argument.is_floating_point() or not argument.bool().all(1).any():
+        return False
+    steps = argument.int().diff(dim=1)
+    if not ((steps <= 0).all(1) | (steps >= 0).all(1)).all():
+        return False
+    padding = inputs[(argument == 0).to(inputs.device)]
+    return inputs.is_floating_point() or not len(padding) or bool((padding == padding[0]).all())
+
+
+def parameter_names(forward: Callable[..., Any]) -> list[str]:
+    """Names of the parameters that a function or module takes by position."""
+    while isinstance(forward, nn.Module):  # compiled and data-parallel modules hold the model itself
+        inner = getattr(forward, "_orig_mod", None) or (
+            forward.module if isinstance(forward, nn.DataParallel) else None
+        )
+        forward = forward.forward if inner is None else inner
+    try:
+        parameters: Mapping[str, inspect.Parameter] = inspect.signature(forward).parameters
+    except (TypeError, ValueError):  # a builtin, which says nothing of itself
+        return []
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in parameters.items() if parameter.kind in by_position]
+
+
+Tensors = Tensor | tuple[Tensor, ...]
+At = TypeVar("At", bound="AtLayer")
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """Runs ``forward_func`` on rows: arguments and targets that have one entry an example follow the rows.
+
+    Where ``tokens`` are known, arguments that have one entry a token are cut to the length of the inputs.
+    """
+
+    module: Callable[..., Any]
+    batch: int
+    target: Any
+    arguments: tuple[Any, ...] | None
+    tokens: int | None = None
+
+    def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        arguments = self.arguments and tuple(self._at(a, rows, inputs[0].shape[1]) for a in self.arguments)
+        output = _run_forward(self.module, inputs, self._target_at(rows), arguments)
+        return cast(Tensor, output)
+
+    def at(self, rows: Tensor) -> ModelRows:
+        """The same for rows as examples of their own."""
+        arguments = self.arguments and tuple(self._at(a, rows, self.tokens) for a in self.arguments)
+        return replace(self, batch=len(rows), target=self._target_at(rows), arguments=arguments)
+
+    def _at(self, argument: Any, rows: Tensor, length: int | None) -> Any:
+        if not isinstance(argument, Tensor) or not argument.ndim or len(argument) != self.batch:
+            return argument
+        if argument.shape[1:2] == (self.tokens,):
+            argument = argument[:, :length]
+        return argument[rows.to(argument.device)]
+
+    def is_told(self, mask: Tensor) -> bool:
+        """Whether an argument says which tokens are real, (B, T), and all arguments can be cut after any of them."""
+        told, (batch, tokens) = False, mask.shape
+        for argument in self.arguments or ():
+            if not isinstance(argument, (Tensor, bool, int, float, str, type(None))):
+                return False
+            if isinstance(argument, Tensor) and tokens in argument.shape:
+                if argument.shape[:2] != (batch, tokens) or tokens in argument.shape[2:]:
+                    return False
+                real = argument.bool()
+                told |= argument.ndim == 2 and any(equal(m, mask.to(m.device)) for m in (real, ~real))
+        return told
+
+    def _target_at(self, rows: Tensor) -> Any:
+        if isinstance(self.target, list):
+            return [self.target[row] for row in rows.tolist()]
+        if isinstance(self.target, Tensor) and self.target.numel() > 1:
+            return self.target[rows.to(self.target.device)]
+        return self.target
+
+
+def _leave_padding_out(problem: Problem) -> None:
+    """Spare a batch of texts of different lengths most of its padding, where the model is given a mask of it."""
+    objective, model = problem.objective, problem.objective.model
+    forward, mask, [origin, *others] = cast(ModelRows, model.forward), objective.groups.active, model.origin
+    lengths = lengths_of(mask)
+    if others or lengths is None or lengths.min() >= FULL * mask.shape[1]:
+        return
+    tensors = (origin, *model.inputs)
+    if origin.ndim == 3 and all(x.shape[:2] == mask.shape for x in tensors) and forward.is_told(mask):
+        model.forward = replace(forward, tokens=mask.shape[1])
+        objective.leave_padding_out(lengths)
+
+
+def input_of(layer: Site) -> LayerCall:
+    """The input of a layer, whose output (or input) was meant."""
+    return replace(layer, side="input") if isinstance(layer, LayerCall) else LayerCall(layer, None, "input")
+
+
+class TokenAttribution(Attribution):
+    """A score for each input token of what a state of the model says of it.
+
+    Args:
+        forward_func: the model, or any function of it.
+        state_layer: the module whose output is the state; None: the output of ``forward_func``.
+    """
+
+    input_setting: str | None = None  # Captum's name of what moves noise or state to a layer's input
+
+    def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
+        super().__init__(forward_func)
+        if not isinstance(state_layer, (nn.Module, LayerCall, type(None))):
+            raise TypeError(
+                f"state_layer is {state_layer!r}, a {type(state_layer).__name__}; give the module whose output is the "
+                "state (model.get_submodule finds one by its dotted name), or None for the forward's output"
+            )
+        self.state_layer = state_layer
+
+    def attribute_future(self) -> None:
+        """Not offered."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    def _model(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Any,
+        additional_forward_args: Any,
+        neuron_selector: Selector | None,
+        internal_batch_size: int | None,
+    ) -> NoisyModel:
+        """The model as a function from noise to state, its arguments checked."""
+        if target is not None and self.state_layer is not None:
+            raise ValueError(
+                f"target={target!r} picks an output, but the state is at {type(module_of(self.state_layer)).__name__}; "
+                "use neuron_selector to pick a part of that layer, or leave state_layer out"
+            )
+        batch = len(inputs[0])
+        if not batch or not all(x.numel() for x in inputs):
+            raise ValueError(
+                f"inputs of shape {[tuple(x.shape) for x in inputs]} are empty; give at least one example and token"
+            )
+        if any(x.ndim < 2 for x in inputs):
+            raise ValueError(
+                f"inputs of shape {[tuple(x.shape) for x in inputs]} have no dimension but the batch; give (B, ...), "
+                "one example as inputs.unsqueeze(0)"
+            )
+        if any(len(x) != batch for x in inputs):
+            raise ValueError(f"inputs have batch sizes {[len(x) for x in inputs]}; they must agree")
+        if internal_batch_size is not None and internal_batch_size < 1:
+            raise ValueError(
+                f"internal_batch_size is {internal_batch_size}; give a positive number of rows or None"
+            )
+        _validate_target(batch, target)
+        arguments = _format_additional_forward_args(additional_forward_args)
+        forward = ModelRows(self.forward_func, batch, target, arguments)
+        return NoisyModel(
+            forward,
+            inputs,
+            self._noise_layer(),
+            self.state_layer,
+            neuron_selector,
+            max_rows=internal_batch_size,
+        )
+
+    def _noise_layer(self) -> Site | None:
+        return None
+
+    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
+        tensors = _format_tensor_into_tuples(inputs)
+        for tensor in tensors:
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"inputs are of type {tensor.dtype}, and noise needs floating point numbers; for token ids use "
+                    "LayerInformationLoss(forward_func, layer=the embedding layer)"
+                )
+        return tuple(tensor.detach() for tensor in tensors)
+
+    def _problem(
+        self,
+        inputs: Tensors,
+        target: Any,
+        additional_forward_args: Any,
+        feature_mask: Tensors | None,
+        neuron_selector: Selector | None,
+        token_mask: Tensor | None,
+        terms: Terms,
+        internal_batch_size: int | None,
+    ) -> Problem:
+        """Check the arguments, run the model once without noise, and set up what the solver needs."""
+        model = self._model(
+            self._checked_inputs(inputs),
+            target,
+            additional_forward_args,
+            neuron_selector,
+            internal_batch_size,
+        )
+        warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
+        mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
+        whole = model.clean()[0]
+        if mask is None and token_mask is None:
+            token_mask = self._told_mask(model)
+        token_mask = repeated(token_mask, model.batch, 2)
+        if mask is not None:
+            mask = tuple(repeated(m, model.batch, m.ndim) for m in mask)
+        problem = pose(model, terms, mask, token_mask, whole=whole)
+        if mask is None and token_mask is not None:
+            _leave_padding_out(problem)
+        return problem
+
+    def _told_mask(self, model: NoisyModel) -> Tensor | None:
+        """Which tokens an argument of the model says are real, (B, T), where those tokens bear the noise."""
+        mask = told_mask(self.forward_func, model.inputs, cast(ModelRows, model.forward).arguments)
+        [origin, *others] = model.origin
+        return mask if mask is not None and not others and origin.shape[:-1] == mask.shape else None
+
+    def _shaped(self, problem: Problem, values: Tensor, share: bool, is_tuple: bool) -> Tensors:
+        """Values of the tokens, (B, T), in the shapes of what bears the noise: each element has its share, or all."""
+        if share:
+            values = values / problem.objective.groups.sizes.to(values).clamp(min=1)
+        return cast(Tensors, _format_output(is_tuple and self._noise_layer() is None, problem.shaped(values)))
+
+
+class AtLayer(TokenAttribution):
+    """The same with tokens that are the (first) output of a layer, whatever the model's inputs are.
+
+    Args:
+        forward_func: the model, or any function of it.
+        layer: the module whose output holds the tokens; it must fire once in a forward.
+        state_layer: the module whose output is the state; None: the output of ``forward_func``.
+    """
+
+    input_setting = "attribute_to_layer_input"
+
+    def __init__(
+        self, forward_func: Callable[..., Any], layer: Site, state_layer: Site | None = None
+    ) -> None:
+        super().__init__(forward_func, state_layer)
+        if not isinstance(layer, (nn.Module, LayerCall)):
+            raise TypeError(
+                f"layer is a {type(layer).__name__}, and noise enters at one module's output; give one module, and one "
+                "call for each of several"
+            )
+        self.layer = layer
+
+    def at_input(self: At) -> At:
+        """The same method with the noise at the layer's input."""
+        moved = copy.copy(self)
+        moved.layer = input_of(self.layer)
+        return moved
+
+    def _noise_layer(self) -> Site | None:
+        return self.layer
+
+    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
+        return tuple(tensor.detach() for tensor in _format_tensor_into_tuples(inputs))
+
+
+Baselines = float | int | Tensor | tuple[float | int | Tensor, ...]
+
+
+class InformationErased(TokenAttribution):
+    r"""How much of a state of the model is lost with each input token.
+
+    Learns the probability p_i of erasing each token that damages the state most for the fewest erasures (side
+    "damage"), or least for the most (side "keep")::
+
+        max_p  Delta(p) - T sum_i KL(p_i || pi),   Delta(p) = E_{b ~ p} Delta(b)
+
+    where Delta(b) is the damage done by erasing the tokens b: what a state of one number loses (a ``target``, one
+    neuron), and the distortion D of any other.  The score of a token is dDelta/dp_i, the mean damage done by its
+    erasure over the erasures of the others: positive where the state needs it, negative where it speaks against it.
+    It is the twin of :class:`InformationLoss` with a discrete channel (see ``method.erasure``): that one says how
+    *precisely* a state knows each token, this one which tokens *carry* it.
+
+    Of a class, give the log-odds: ``lambda *x: log_odds(model(*x).logits, target)`` without a ``target``.  A logit
+    is taken as it is.
+
+    The inputs must be floating point tensors (embeddings, images, ...); for token ids use
+    :class:`LayerInformationErased`.
+
+    Args:
+        forward_func: the model, or any function of it.
+        state_layer: the module whose output is the state; None: the output of ``forward_func``.
+
+    Examples::
+        >>> import torch
+        >>> from interp_plugin import InformationErased
+        >>> weights = torch.tensor([[1.0], [2.0], [-4.0]])
+        >>> method = InformationErased(lambda x: (weights * x).sum((1, 2)))  # 3 tokens of one element
+        >>> method.attribute(torch.ones(1, 3, 1))[0, :, 0].tolist()
+        [1.0, 2.0, -4.0]
+    """
+
+    @log_usage(part_of_slo=True)
+    @captum_call
+    def attribute(
+        self,
+        inputs: Tensors,
+        baselines: Baselines | None = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        feature_mask: Tensors | None = None,
+        neuron_selector: Selector | None = None,
+        token_mask: Tensor | None = None,
+        state_std: float | Tensor | None = None,
+        side: Side = "damage",
+        ways: Sequence[Way] = ("mask",),
+        passes: int = PASSES,
+        seed: int = 0,
+        return_input_shape: bool = True,
+        internal_batch_size: int | None = None,
+    ) -> Tensors:
+        """The score of every token.
+
+        An example's scores do not depend on its neighbours in the batch, nor on its padding where that is masked.
+
+        Args:
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std,
+                internal_batch_size: as in :meth:`InformationLoss.attribute`.
+            baselines: what stands in an erased token's place, as in Captum's integrated gradients: a number or a
+                tensor that broadcasts to the inputs; for token ids, an id or ids like the inputs (or, as floating
+                point, a vector (K,) or more of the layer's output).  A token that equals its baseline is never
+                erased: give special tokens as their own (``torch.where(is_special, ids, mask_id)``).  None: the mean
+                row of the table where the layer is an ``nn.Embedding``, zeros elsewhere.
+            side: "damage": the fewest erasures that damage most; "keep": the most that harm least.
+            ways: how tokens are erased, one or more of "mask" (their baseline), "attention" (their baseline, and
+                hidden by the attention mask among ``additional_forward_args``) and "delete" (left out of dimension 1
+                of the inputs and of all arguments that have it).  The damage is their weighted mean, in which each but
+                the first weighs 0.2; each evaluates the same masks.
+            passes: forward and backward passes with one way, 16 of them integrated gradients': the price is the same
+                for every length.  Where all erasures are no more than the others (six tokens at 100 passes), they are
+                enumerated, and the scores exact.
+            seed: of the masks.
+            return_input_shape: True: the shape of the inputs, each element with its share, so that ``.sum(dim=-1)``
+                is the token's score.  False: (B, T).
+
+        Returns:
+            float32, detached; shaped like ``inputs``, or (B, T).
+
+        Raises:
+            TypeError, ValueError, AssertionError: as :meth:`InformationLoss.attribute`; another side or way; no
+                attention mask to hide tokens with.
+        """
+        settings = Erasure(side, passes, seed)
+        problem = self._problem(
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
+            Terms(1.0, None, state_std, 1.0), internal_batch_size,
+        )  # fmt: skip
+        fit = self._learned(problem, inputs, baselines, settings, ways)
+        values = fit.score.to(problem.objective.device)
+        if not return_input_shape:
+            return values
+        return self._shaped(problem, values, share=True, is_tuple=isinstance(inputs, tuple))
+
+    @captum_call
+    def fit(
+        self,
+        inputs: Tensors,
+        baselines: Baselines | None = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        feature_mask: Tensors | None = None,
+        neuron_selector: Selector | None = None,
+        token_mask: Tensor | None = None,
+        state_std: float | Tensor | None = None,
+        side: Side = "damage",
+        ways: Sequence[Way] = ("mask",),
+        passes: int = PASSES,
+        seed: int = 0,
+        internal_batch_size: int | None = None,
+    ) -> ErasureFit:
+        """Scores with their standard errors, p and the damage; arguments as in :meth:`attribute`."""
+        settings = Erasure(side, passes, seed)
+        problem = self._problem(
+            inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
+            Terms(1.0, None, state_std, 1.0), internal_batch_size,
+        )  # fmt: skip
+        return self._learned(problem, inputs, baselines, settings, ways)
+
+    def _learned(
+        self,
+        problem: Problem,
+        inputs: Tensors,
+        baselines: Baselines | None,
+        settings: Erasure,
+        ways: Sequence[Way],
+    ) -> ErasureFit:
+        ways = check_ways(ways)
+        baseline = self._baseline(problem, _format_tensor_into_tuples(inputs), baselines)
+        edit = _Edit(self.forward_func, problem.objective.model)
+        erasing = Erasing(problem.objective, baseline, ways, edit)
+        with gradients():
+            return learn_erasure(erasing.players, erasing.damage, erasing.prior, settings, len(ways))
+
+    def _baseline(self, problem: Problem, inputs: tuple[Tensor, ...], baselines: Baselines | None) -> Tensor:
+        """What stands in an erased token's place, broadcasts to (B, N)."""
+        origin = problem.objective.model.origin
+        if baselines is None:
+            return nothing(module_of(self._noise_layer()), problem.objective)
+        given = baselines if isinstance(baselines, tuple) else (baselines,) * len(origin)
+        if len(given) != len(origin):
+            raise ValueError(f"baselines has {len(given)} parts for {len(origin)} inputs; give one for each")
+        parts = []
+        for value, tensor in zip(given, origin):
+            value = torch.as_tensor(value, device=tensor.device).to(tensor.dtype)
+            try:
+                parts.append(value.broadcast_to(tensor.shape).flatten(1))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"baselines of shape {tuple(value.shape)} do not broadcast to {tuple(tensor.shape)}, what they "
+                    "stand for"
+                ) from error
+        return torch.cat(parts, 1)
+
+
+class LayerInformationErased(AtLayer, InformationErased):
+    """:class:`InformationErased` with tokens that are a layer's output: for token ids, its embedding layer.
+
+    The drop-in for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids), and
+    ``baselines`` are ids like them, one id (of the mask token), or vectors of the layer's output.
+
+    Args:
+        forward_func: the model, or any function of it.
+        layer: the module whose (first) output is erased; it must fire once in a forward.
+        state_layer: the module whose output is the state; None: the output of ``forward_func``.
+
+    Examples::
+        >>> import torch
+        >>> from interp_plugin import LayerInformationErased
+        >>> _ = torch.manual_seed(0)
+        >>> embed, head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 4)
+        >>> method = LayerInformationErased(lambda ids: head(embed(ids).tanh().sum(1)), embed)
+        >>> ids = torch.tensor([[3, 14, 15, 49]])
+        >>> scores = method.attribute(ids, baselines=49, target=1, return_input_shape=False)
+        >>> scores.shape, float(scores[0, 3])  # a token that is its own baseline is not erased
+        (torch.Size([1, 4]), 0.0)
+    """
+
+    def _baseline(self, problem: Problem, inputs: tuple[Tensor, ...], baselines: Baselines | None) -> Tensor:
+        if baselines is None or all(x.is_floating_point() for x in inputs):
+            return super()._baseline(problem, inputs, baselines)
+        given = baselines if isinstance(baselines, tuple) else (baselines,) * len(inputs)
+        if any(torch.as_tensor(value).is_floating_point() for value in given):
+            if isinstance(baselines, tuple):
+                [baselines] = baselines
+            return super()._baseline(problem, inputs, baselines)
+        if len(given) != len(inputs):
+            raise ValueError(f"baselines has {len(given)} parts for {len(inputs)} inputs; give one for each")
+        try:
+            ids = tuple(
+                torch.as_tensor(value, device=x.device).to(x.dtype).broadcast_to(x.shape).contiguous()
+                for value, x in zip(given, inputs)
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"baselines do not broadcast to the inputs, {[tuple(x.shape) for x in inputs]}: {error}"
+            ) from error
+        model = replace(problem.objective.model, inputs=ids).learned_from(problem.objective.model)
+        model.read([])
+        [origin] = model.origin
+        return origin.flatten(1)
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """The model on rows with tokens hidden or left out."""
+
+    function: Callable[..., Any]  # as the user gave it: the names of its parameters say what arguments are
+    model: NoisyModel
+
+    def __call__(self, way: Way, examples: Tensor, kept: Tensor) -> NoisyModel:
+        forward = cast(ModelRows, self.model.forward)
+        rows = forward.at(examples)
+        inputs = tuple(x[examples.to(x.device)] for x in self.model.inputs)
+        if way == "attention":
+            return self._hidden(rows, inputs, kept)
+        places = kept.nonzero()[:, 1].reshape(len(kept), -1)
+
+        def left(x: Any) -> Any:
+            if not isinstance(x, Tensor) or x.shape[:2] != kept.shape:
+                return x
+            index = places.to(x.device).reshape(*places.shape, *[1] * (x.ndim - 2))
+            return x.gather(1, index.expand(*places.shape, *x.shape[2:]))
+
+        arguments = None if rows.arguments is None else tuple(map(left, rows.arguments))
+        shorter = replace(self.model, forward=replace(rows, arguments=arguments), noise_layer=None)
+        shorter.inputs = tuple(map(left, inputs))
+        return shorter.learned_from(self.model)
+
+    def _hidden(self, rows: ModelRows, inputs: tuple[Tensor, ...], kept: Tensor) -> NoisyModel:
+        found = mask_argument(self.function, inputs, rows.arguments)
+        if found is None:
+            raise ValueError(
+                "ways has 'attention', and no argument of the model is an attention mask, (examples, tokens); give one "
+                "in additional_forward_args to a forward that names it attention_mask"
+            )
+        index, leaves_out = found
+        arguments = list(rows.arguments or ())
+        mask = arguments[index]
+        seen = kept.to(mask.device)
+        arguments[index] = (mask.bool() | ~seen).to(mask.dtype) if leaves_out else mask * seen.to(mask.dtype)
+        edited = replace(self.model, forward=replace(rows, arguments=tuple(arguments)), inputs=inputs)
+        return edited.learned_from(self.model)
+
 
 Score = Literal["loss", "kept", "sigma", "signed"]
 SCORES = ("loss", "kept", "sigma", "signed")
@@ -106,7 +861,7 @@ class InformationLoss(TokenAttribution):
                 state's gradient is integrated on the way to white noise with the spread ``input_std`` around the mean
                 row of an embedding layer's table (around 0 for raw inputs and other layers), in 36 forward and
                 backward passes.  Scores sum to the state less its mean on that noise (see
-                ``method.noise_path``); a warning says where they miss it by more than 5 %.
+                ``method.erasure``); a warning says where they miss it by more than 5 %.
             return_input_shape: True: the shape of the inputs, each element with its share, H_i / K, so
                 that ``.sum(dim=-1)`` is the token's score ("sigma": sigma itself on each element).
                 False: (B, T), one score a token.

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from interp_plugin.files import File, is_remote, listed
 from interp_plugin.tables import TEXT_COLUMNS, Column, Wanted, first_line, names_of, table_rows
-from interp_plugin.tokens import shown
+from interp_plugin.text.models import shown
 
 Text = str | tuple[str, str]
 

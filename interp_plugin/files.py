@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from interp_plugin.storage import load_pyarrow
+from interp_plugin.text.storage import load_pyarrow
 
 
 @dataclass(frozen=True)

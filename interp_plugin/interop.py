@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from interp_plugin.attribution import InformationLoss, LayerInformationLoss
-from interp_plugin.explanation import Explanation, TextExplanation
-from interp_plugin.problem import std_of_table
-from interp_plugin.rows import Layer
-from interp_plugin.solver import Solver
-from interp_plugin.units import Aggregate, Granularity, Offset, check_aggregate
+from interp_plugin.method.problem import std_of_table
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.explanation import Explanation, TextExplanation
+from interp_plugin.text.rows import Layer
+from interp_plugin.text.scores import Aggregate, Granularity, Offset, check_aggregate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ def to_shap(
 
         >>> import pytest
         >>> shap = pytest.importorskip("shap")
-        >>> from interp_plugin.explanation import example
+        >>> from interp_plugin.text.explanation import example
         >>> values = to_shap(example()[0], layer=1)
         >>> values.data.tolist(), values.values.round().tolist()
         (['[CLS] ', 'a ', 'film ', '[SEP] '], [0.0, 8.0, 15.0, 0.0])

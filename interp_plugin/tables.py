@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, BinaryIO, cast
 
-from interp_plugin.storage import load_pyarrow
-from interp_plugin.tokens import shown
+from interp_plugin.text.models import shown
+from interp_plugin.text.storage import load_pyarrow
 
 Column = str | int
 """A column by its name, or by its number, from 0, in a file without a header."""

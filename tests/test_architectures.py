@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForQuestionAnswering, BertModel, BertPr
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from interp_plugin.huggingface import HuggingFaceModel, architectures
-from interp_plugin.state import LayerCall, first_tensor
+from interp_plugin.method.perturbation import LayerCall, first_tensor
 
 TEXTS = ["The film was good .", "A dull story , not good and not funny", "film"]
 

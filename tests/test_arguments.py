@@ -15,8 +15,8 @@ from test_conformance import BERT, FAST, IDS, MLP, X, normal, seeded, untouched
 from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerCall, LayerInformationLoss, NeuronInformationLoss
-from interp_plugin.arguments import parameter_names, told_mask
-from interp_plugin.state import SelectorError
+from interp_plugin.attribution import parameter_names, told_mask
+from interp_plugin.method.perturbation import SelectorError
 
 WORDS = BERT.bert.embeddings.word_embeddings
 

@@ -12,7 +12,7 @@ from test_conformance import FAST, IDS, MLP, LSTMClassifier, X, normal, seeded, 
 from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerInformationLoss, NeuronInformationLoss, Solver
-from interp_plugin.state import SelectorError
+from interp_plugin.method.perturbation import SelectorError
 
 TOKENS = normal(2, 3, 4)  # 2 examples of 3 tokens of 4 elements
 

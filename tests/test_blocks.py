@@ -12,12 +12,12 @@ from tiny_models import bert_tokenizer, gpt2_tokenizer, roberta_tokenizer, xlmr_
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from interp_plugin.batches import Batch, State
 from interp_plugin.huggingface import HuggingFaceModel, architectures
-from interp_plugin.solver import Solver
-from interp_plugin.state import LayerCall, first_tensor
-from interp_plugin.text import TextExplainer
-from interp_plugin.tokens import OUTPUT
+from interp_plugin.method.perturbation import LayerCall, first_tensor
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.models import OUTPUT
 
 TEXTS = ["The film was good and not funny .", "The film was good and funny"]  # long enough to share a batch
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])

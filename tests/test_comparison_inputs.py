@@ -13,11 +13,11 @@ from tiny_plain import cnn, lstm, tokenizer
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs, seeded
 from interp_plugin.comparison.judged import Method, Metric, Trial
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.tokens import OUTPUT, PlainModel
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import OUTPUT, PlainModel
 
 MODEL = HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
 TEXT = "a good film , not a bad one"

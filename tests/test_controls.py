@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from interp_plugin.controls import quadratic_controls
-from interp_plugin.noise import TokenGroups, token_groups
+from interp_plugin.method.controls import quadratic_controls
+from interp_plugin.method.sampling import TokenGroups, token_groups
 
 TOKENS, WIDTH, DRAWS = 4, 24, 12
 EVEN = torch.ones(1, TOKENS)  # the g that is foreseen

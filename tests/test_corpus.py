@@ -27,8 +27,8 @@ from interp_plugin import CorpusResult, CorpusStudy, PlainModel, TextExplainer, 
 from interp_plugin.corpus.distortion import search
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.stream import Failure, Item, Reader, windows
-from interp_plugin.explanation import Row
 from interp_plugin.fingerprint import weights_digest
+from interp_plugin.text.explanation import Row
 
 SCRIPT = Path(__file__).with_name("tiny_corpus.py")
 

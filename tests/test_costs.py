@@ -11,13 +11,13 @@ import torch
 from tiny_models import tiny
 from tiny_plain import cnn, lstm
 
-from interp_plugin.batches import Batch, State
 from interp_plugin.comparison.costs import measured
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
-from interp_plugin.problem import Terms
-from interp_plugin.solver import Solver
-from interp_plugin.tokens import OUTPUT, TextModel
+from interp_plugin.method.problem import Terms
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.models import OUTPUT, TextModel
 
 BERT = tiny("bert", "BertForSequenceClassification", num_labels=2)
 TEXT = "a film was good the"

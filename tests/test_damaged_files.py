@@ -16,13 +16,14 @@ from test_amortised import UNIT, gains, of_gains, sentences
 from tiny_corpus import made_up
 from torch import Tensor
 
-from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, Explanation, storage, tensor_file
+from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, Explanation
 from interp_plugin.amortised import estimator
-from interp_plugin.calibration import FORMAT
 from interp_plugin.comparison import StudyResult
 from interp_plugin.comparison.result import example as study
-from interp_plugin.explanation import example as explanation
-from interp_plugin.seal import blank_seal, sealed
+from interp_plugin.text import storage
+from interp_plugin.text.calibration import FORMAT
+from interp_plugin.text.explanation import example as explanation
+from interp_plugin.text.storage import blank_seal, sealed
 
 FLIPS = 500
 
@@ -96,7 +97,7 @@ def test_a_text_that_looks_like_a_seal_is_a_text(tmp_path: Path) -> None:
 
 def about_of(head: AmortisedEstimator, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     head.save(path)
-    return tensor_file.read(path, estimator.FORMAT, "")
+    return storage.read_tensors(path, estimator.FORMAT, "")
 
 
 ABOUT = {"model": "m", "texts": 2, "input_std": 0.5, "noise_layer": "x"}
@@ -122,7 +123,7 @@ ABOUT = {"model": "m", "texts": 2, "input_std": 0.5, "noise_layer": "x"}
 def test_a_calibration_that_is_malformed_is_refused_by_its_name(
     about: Any, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    tensor_file.write(tmp_path / "saved", FORMAT, about, tensors)
+    storage.write_tensors(tmp_path / "saved", FORMAT, about, tensors)
     with pytest.raises(ValueError, match=r"saved' .*calibrate again"):
         Calibration.load(tmp_path / "saved")
 
@@ -160,7 +161,7 @@ def test_a_head_that_is_malformed_is_refused_by_its_name(head: AmortisedEstimato
         (about, {}),
     ]
     for number, (some, values) in enumerate(wrong):
-        tensor_file.write(tmp_path / "saved", estimator.FORMAT, some, values)
+        storage.write_tensors(tmp_path / "saved", estimator.FORMAT, some, values)
         with pytest.raises(ValueError, match=r"saved' ") as caught:
             load_head(tmp_path / "saved")
         assert "train one again" in str(caught.value), number

@@ -13,11 +13,11 @@ from tiny_models import tiny
 from tiny_plain import lstm
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.decompx import _parts
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.huggingface import HuggingFaceModel
+from interp_plugin.text.batch import State
 
 DECOMPX = METHODS["DecompX"]
 # The code that the authors published (github.com/mohsenfayyaz/DecompX, aggregation "vector"), with transformers 4.52.4.

@@ -15,9 +15,8 @@ from tiny_models import FAMILIES, LIMIT, SlowTokenizer, exists, gpt2_tokenizer, 
 from transformers import BertConfig, BertModel
 
 from interp_plugin.huggingface import HuggingFaceModel, tokenization
-from interp_plugin.huggingface.alignment import align, fold
-from interp_plugin.huggingface.encoding import PER_TOKEN
-from interp_plugin.tokens import CHARACTERS, Encoding
+from interp_plugin.huggingface.tokenization import PER_TOKEN, align, fold
+from interp_plugin.text.models import CHARACTERS, Encoding
 
 TOKENIZERS = [
     name for name in FAMILIES if name in ("bert", "roberta", "xlm-roberta", "t5", "gpt2", "llama", "gemma")
@@ -311,7 +310,7 @@ def test_a_text_far_beyond_the_limit_is_cut_to_the_same_tokens_and_places(
     long = " ".join(f"film{number % 7} was" for number in range(2_000))
     pair = None if family == "gpt2" else long[:9_000]
     whole = model.encode(long, pair, truncation=True)
-    monkeypatch.setattr("interp_plugin.huggingface.encoding.PER_TOKEN", 100)
+    monkeypatch.setattr("interp_plugin.huggingface.tokenization.PER_TOKEN", 100)
     assert len(long) > 100 * model.limit
     assert model.encode(long, pair, truncation=True) == whole
 

@@ -14,12 +14,12 @@ from scipy.stats import rankdata
 from tiny_bag import SIZE, inputs_of, sigmoid, state_of, trial_of
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.erasure import bin_counts, erasure, kept_only, kept_without, log_odds
 from interp_plugin.comparison.inputs import Inputs, Removal
 from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.comparison.soft_erasure import retention, soft_erasure, thinned
 from interp_plugin.huggingface import HuggingFaceModel
+from interp_plugin.text.batch import State
 
 TEXT = "a funny film with more than enough charm and a dull ending"
 WORDS = TEXT.split()

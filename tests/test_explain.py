@@ -16,14 +16,16 @@ import transformers
 from tiny_models import CASES, DEPTH, FAMILIES, LIMIT, SlowTokenizer, exists, model_of, tiny
 from torch import Tensor, nn
 
-from interp_plugin import batches, huggingface, scoring
+from interp_plugin import huggingface
 from interp_plugin.attribution import LayerInformationLoss
-from interp_plugin.calibration import Calibration
-from interp_plugin.explanation import Explanation, Row, TextExplanation
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import LayerCall, first_tensor
-from interp_plugin.text import TextExplainer
+from interp_plugin.method.perturbation import LayerCall, first_tensor
+from interp_plugin.method.solver import NoiseFit, Solver
+from interp_plugin.text import batch as batches
+from interp_plugin.text import scoring
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.explanation import Explanation, Row, TextExplanation
 
 # where the noise is small, rounding is all that can tell two runs apart
 QUICK: dict[str, Any] = {"solver": Solver(iterations=1), "rate": 1e-3}

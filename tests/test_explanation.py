@@ -22,9 +22,10 @@ from pyarrow import parquet
 from rich.console import Console
 from torch import Tensor
 
-from interp_plugin import rendering, storage
-from interp_plugin.explanation import Explanation, Row, Settings, TextExplanation, example
-from interp_plugin.units import Offset
+from interp_plugin import rendering
+from interp_plugin.text import storage
+from interp_plugin.text.explanation import Explanation, Row, Settings, TextExplanation, example
+from interp_plugin.text.scores import Offset
 
 SETTINGS = Settings(
     model="bert",

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 from interp_plugin import InformationLoss, LayerInformationLoss, Solver, TextExplainer, huggingface
-from interp_plugin.few import UNSEEN
+from interp_plugin.method.few import UNSEEN
 
 RATE = 0.1
 

@@ -32,7 +32,7 @@ from interp_plugin import (
     TextExplainer,
     huggingface,
 )
-from interp_plugin.forwards import _RECURRENT, ForwardMode, _as_in_training
+from interp_plugin.method.perturbation import _RECURRENT, ForwardMode, _as_in_training
 
 EMBEDDING = "bert.embeddings.word_embeddings"
 

@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from interp_plugin import huggingface
 from interp_plugin.huggingface import HuggingFaceModel, pretrained
-from interp_plugin.solver import Solver
-from interp_plugin.text import TextExplainer
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.explainer import TextExplainer
 
 
 @pytest.fixture(scope="module")

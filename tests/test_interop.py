@@ -24,9 +24,9 @@ from interp_plugin import (
     TextExplainer,
     huggingface,
 )
-from interp_plugin.explanation import example
 from interp_plugin.interop import quantus_explain_func, register_inseq, to_interpreto, to_shap
-from interp_plugin.problem import std_of_table
+from interp_plugin.method.problem import std_of_table
+from interp_plugin.text.explanation import example
 
 TEXTS = ["not a bad film", "it isn't funny, <b>it's</b> dull", "a charming story"]
 QUICK = Solver(tolerance=0.3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from interp_plugin import LayerInformationLoss
 from interp_plugin.interpreter import Interpreter, calculate_regularization
-from interp_plugin.state import LayerCall
+from interp_plugin.method.perturbation import LayerCall
 
 WEIGHT = torch.tensor([10.0, 20.0, 5.0, -20.0, -10.0])
 

@@ -14,7 +14,6 @@ from tiny_models import tiny
 from tiny_plain import WORDS, lstm, tokenizer
 from torch import Tensor, nn
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.attention import rollout
 from interp_plugin.comparison.gradients import BASELINES, baseline_of
 from interp_plugin.comparison.inputs import Answer, Inputs
@@ -22,7 +21,8 @@ from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.methods import METHODS, chosen, from_scores
 from interp_plugin.comparison.perturbations import Game
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.tokens import PlainModel
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import PlainModel
 
 SENTENCE = "the cat sat on a mat"
 BERT = tiny("bert", "BertForSequenceClassification", num_labels=2, initializer_range=0.5)

@@ -13,12 +13,12 @@ from tiny_plain import cnn, lstm
 from torch import Tensor
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.judged import Method, Metric, Trial
 from interp_plugin.comparison.metrics import METRICS, chosen, fitting
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.tokens import TextModel
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import TextModel
 
 
 def leave_one_out(inputs: Inputs, target: int | None, state: State | None) -> Tensor:

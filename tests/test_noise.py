@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from interp_plugin.noise import Draws, Tilt, token_groups
+from interp_plugin.method.sampling import Draws, Tilt, token_groups
 
 
 @given(length=st.integers(1, 8), extra=st.integers(1, 8), seed=st.integers(0, 2**31), index=st.integers(0, 9))

@@ -13,9 +13,9 @@ from test_conformance import BERT, IDS, MLP64, normal, seeded, untouched
 from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerInformationLoss, NeuronInformationLoss
-from interp_plugin.method.noise_path import NODES, PATHS, NoisePath, noise_path
-from interp_plugin.problem import Terms, nothing, pose
-from interp_plugin.state import NoisyModel
+from interp_plugin.method.erasure import NODES, PATHS, NoisePath, noise_path
+from interp_plugin.method.perturbation import NoisyModel
+from interp_plugin.method.problem import Terms, nothing, pose
 
 TOKENS = normal(2, 5, 4).double()
 WEIGHTS = normal(5, 4, seed=2).double()
@@ -54,7 +54,7 @@ def test_a_linear_state_is_added_up_less_what_the_noise_adds() -> None:
 def test_with_many_paths_a_square_adds_its_value_less_the_variance_of_the_noise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("interp_plugin.method.noise_path.PATHS", 4000)
+    monkeypatch.setattr("interp_plugin.method.erasure.PATHS", 4000)
     found = path_of(lambda x: x.square().sum((1, 2)), TOKENS)
     torch.testing.assert_close(found.score, (TOKENS.square().sum(2) - 4).float(), atol=0.3, rtol=0)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from interp_plugin.comparison.inputs import Inputs, seeded
 from interp_plugin.comparison.methods import METHODS
-from interp_plugin.tokens import PlainModel
+from interp_plugin.text.models import PlainModel
 
 WIDTH, DRAWS = 6, 10
 

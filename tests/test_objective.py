@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from interp_plugin.curvature import curvatures
-from interp_plugin.noise import Draws, Tilt, token_groups
-from interp_plugin.objective import (
+from interp_plugin.method.curvature import curvatures
+from interp_plugin.method.objective import (
     Objective,
     closed_form,
     distortion,
@@ -19,7 +18,8 @@ from interp_plugin.objective import (
     regime_index,
     state_weight,
 )
-from interp_plugin.state import NoisyModel
+from interp_plugin.method.perturbation import NoisyModel
+from interp_plugin.method.sampling import Draws, Tilt, token_groups
 
 
 def objective_of(phi, x, state_std=None, token_mask=None, max_rows=None):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerInformationLoss, Solver
-from interp_plugin.padding import FULL, alike, lengths_of
+from interp_plugin.method.perturbation import FULL, alike, lengths_of
 
 FAST = Solver(draws=8, iterations=3)
 LENGTHS = [3, 12, 4, 11, 7]

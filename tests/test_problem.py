@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.problem import Terms, pose, std_of_table
-from interp_plugin.state import NoisyModel
+from interp_plugin.method.perturbation import NoisyModel
+from interp_plugin.method.problem import Terms, pose, std_of_table
 
 TERMS = Terms(0.1, None, 1.0)
 

@@ -12,12 +12,12 @@ from by_formula import by_formula
 from tiny_models import tiny
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.gradients import baseline_of
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.propagation import _PRODUCTS, _gradient, _plain, _rules
 from interp_plugin.comparison.rules import following, slope
+from interp_plugin.text.batch import State
 
 GIM, LRP = METHODS["GIM"], METHODS["AttnLRP"]
 # lxt 2.1 with transformers 4.52.4, efficient AttnLRP of the difference of the two logits: gradient x embedding

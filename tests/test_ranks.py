@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from interp_plugin.ranks import expected_agreement
+from interp_plugin.method.ranks import expected_agreement
 
 NOISE = torch.randn(2000, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

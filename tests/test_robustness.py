@@ -15,7 +15,6 @@ from tiny_plain import cnn, lstm
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.agreement import (
     randomisation_curve,
     rank_correlation,
@@ -31,7 +30,8 @@ from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.comparison.randomisation import EMBEDDINGS, randomised, stages, upper
 from interp_plugin.comparison.sensitivity import max_sensitivity, moved
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.tokens import TextModel
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import TextModel
 
 TEXT = "a funny film with a dull ending"
 
@@ -300,7 +300,7 @@ def test_random_weights_from_a_layer_up_leave_the_states_below_as_they_were(name
 
 
 def state_at(model: TextModel, label: object, inputs: Inputs) -> Tensor:
-    from interp_plugin.state import NoisyModel
+    from interp_plugin.method.perturbation import NoisyModel
 
     def forward(given: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         return model(*given)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import Draws, token_groups
-from interp_plugin.objective import Objective, state_weight
-from interp_plugin.refinement import _log1p, update
-from interp_plugin.rounds import PAIR, Round, evaluate_round, scout
-from interp_plugin.state import NoisyModel
-from interp_plugin.trace import Trace, closed_variance, new_trace, tilt_of, token_mean
+from interp_plugin.method.objective import Objective, state_weight
+from interp_plugin.method.perturbation import NoisyModel
+from interp_plugin.method.refinement import _log1p, update
+from interp_plugin.method.rounds import PAIR, Round, evaluate_round, scout
+from interp_plugin.method.sampling import Draws, token_groups
+from interp_plugin.method.trace import Trace, closed_variance, new_trace, tilt_of, token_mean
 
 RATE, TOKENS, SIZE, ELEMENTS = 0.1, 3, 4, 6
 

@@ -9,12 +9,12 @@ import torch
 from scipy import optimize, stats
 
 from interp_plugin import InformationLoss, Solver
-from interp_plugin.curvature import PROBE_ROUND
-from interp_plugin.noise import Draws, token_groups
-from interp_plugin.objective import Objective, state_weight
-from interp_plugin.refinement import update
-from interp_plugin.solver import solve, solve_together
-from interp_plugin.state import NoisyModel
+from interp_plugin.method.curvature import PROBE_ROUND
+from interp_plugin.method.objective import Objective, state_weight
+from interp_plugin.method.perturbation import NoisyModel
+from interp_plugin.method.refinement import update
+from interp_plugin.method.sampling import Draws, token_groups
+from interp_plugin.method.solver import solve, solve_together
 
 RATE = 0.1
 
@@ -313,7 +313,7 @@ def test_an_example_that_is_no_longer_quiet_leaves_where_others_had_to(monkeypat
             trace.quiet[:] = False
         return free
 
-    monkeypatch.setattr("interp_plugin.solver.update", watched)
+    monkeypatch.setattr("interp_plugin.method.solver.update", watched)
     solver = Solver()
     assert (solver.max_rounds, solver.quiet_rounds) == (8, 24)
     InformationLoss(lambda x: x.exp()).fit(normal(1, 4, 128), max_sigma=100.0, solver=solver)

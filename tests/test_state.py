@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from interp_plugin.state import LayerCall, NoisyModel, RunningStd, gradients_on, select
+from interp_plugin.method.perturbation import LayerCall, NoisyModel, RunningStd, gradients_on, select
 
 
 @given(sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6), seed=st.integers(0, 100))

@@ -23,7 +23,6 @@ from tiny_plain import cnn, lstm
 from torch import Tensor
 
 from interp_plugin import huggingface
-from interp_plugin.calibration import Calibration
 from interp_plugin.comparison import Method, Metric, Study, StudyResult
 from interp_plugin.comparison.asked import tokens_of
 from interp_plugin.comparison.findings import Contestant, StudyText
@@ -32,9 +31,10 @@ from interp_plugin.comparison.journal import Entry, Journal
 from interp_plugin.comparison.judged import Trial
 from interp_plugin.comparison.result import example
 from interp_plugin.comparison.running import COSTS
+from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.state import LayerCall
-from interp_plugin.tokens import Encoding
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.models import Encoding
 
 TEXTS = [
     "the cat sat on a mat",
@@ -654,7 +654,7 @@ def test_any_parquet_reader_sees_the_lines(tmp_path: Path) -> None:
 
 
 def test_what_is_no_result_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from interp_plugin.explanation import example as explanation
+    from interp_plugin.text.explanation import example as explanation
 
     path = tmp_path / "a.parquet"
     explanation().save(path)

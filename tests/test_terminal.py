@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from interp_plugin import Explanation
 from interp_plugin.cli import app
 from interp_plugin.comparison.result import example as study
-from interp_plugin.explanation import example as explanation
 from interp_plugin.rendering.labels import printable
+from interp_plugin.text.explanation import example as explanation
 
 # a title, a cleared screen, a carriage return, C1's control sequence, and text that runs the other way
 HOSTILE = "\x1b]0;x\x07\x1b[2J\r\x9b31m\u202egnp\u2066\u200fz"

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from interp_plugin import huggingface
 from interp_plugin.attribution import LayerInformationLoss
-from interp_plugin.batches import batches
-from interp_plugin.calibration import Calibration
-from interp_plugin.explanation import Explanation
-from interp_plugin.solver import Solver
-from interp_plugin.text import TextExplainer
-from interp_plugin.tokens import Encoding, PlainModel
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import batches
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.explanation import Explanation
+from interp_plugin.text.models import Encoding, PlainModel
 
 FAST = Solver(iterations=2)
 TEXTS = ["the cat sat on a mat", "it was good", "a bad cat", "film", "the film was bad and the cat was good"]

@@ -30,9 +30,8 @@ from interp_plugin import (
     huggingface,
 )
 from interp_plugin.amortised.inside import Inside
-from interp_plugin.forwards import ForwardMode, no_fastpath, uncompiled
 from interp_plugin.huggingface import tokenization
-from interp_plugin.sites import at_site, note_fast_paths
+from interp_plugin.method.perturbation import ForwardMode, at_site, no_fastpath, note_fast_paths, uncompiled
 
 TEXTS = ["a funny film", "dull", "a plot that never quite works"]
 PADDING = torch.tensor([[False] * 5, [False, False, False, True, True]])

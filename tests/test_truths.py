@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.truths import counting, known, reversal, shortcuts, teaching
 from interp_plugin.comparison.truths.judgement import Mean, Measure, Question, judge, spearman
 from interp_plugin.comparison.truths.planting import KINDS, Kind, Planted, Shortcut, is_one_token, rare_words
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.solver import Solver
-from interp_plugin.tokens import PlainModel
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import PlainModel
 
 
 @cache

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from interp_plugin.units import Granularity, Offset, group, sentence_spans, word_spans
+from interp_plugin.text.scores import Granularity, Offset, group, sentence_spans, word_spans
 
 TEXTS = st.text(
     st.one_of(st.sampled_from(" \n\t.,!?'\"()。！-€é\u0301\u200d\ufe0f👩💻あab1"), st.characters())

@@ -15,11 +15,11 @@ from tiny_models import FAMILIES, model_of, tiny
 from torch import Tensor, nn
 
 from interp_plugin import huggingface
-from interp_plugin.batches import Batch, State
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.solver import Solver
-from interp_plugin.text import TextExplainer
-from interp_plugin.tokens import OUTPUT
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.models import OUTPUT
 
 TEXTS = ["The film was good and not funny .", "The film was good and funny"]  # long enough to share a batch
 QUICK = Solver(iterations=2)

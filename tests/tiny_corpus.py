@@ -20,10 +20,10 @@ from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Item
 from interp_plugin.corpus.study import CorpusStudy
-from interp_plugin.explanation import Row, TextExplanation
-from interp_plugin.solver import Solver
-from interp_plugin.tokens import Label
-from interp_plugin.units import Offset
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.explanation import Row, TextExplanation
+from interp_plugin.text.models import Label
+from interp_plugin.text.scores import Offset
 
 TEXTS = 24
 WINDOW = 4

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.tokens import PlainModel
+from interp_plugin.text.models import PlainModel
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "it", "was", "good", "bad", "film"]
 CLASSES = ("bad", "so-so", "good")

@@ -30,7 +30,7 @@ from train_default_model import MAX_TOKENS, encode, read_split
 from interp_plugin import CorpusResult, CorpusStudy, Solver, TextExplainer, huggingface
 from interp_plugin.corpus.word_classes import by_kind
 from interp_plugin.statistics import holm
-from interp_plugin.units import group, word_spans
+from interp_plugin.text.scores import group, word_spans
 
 BEFORE, AFTER = "MiniLM, pre-trained", "MiniLM, fine-tuned"
 EPOCHS = {"Transformer": 6, "LSTM": 4, "CNN": 8}

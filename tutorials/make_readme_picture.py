@@ -14,7 +14,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from interp_plugin import huggingface
-from interp_plugin.text import TextExplainer
+from interp_plugin.text.explainer import TextExplainer
 
 TEXT = "a funny film with more than enough charm to make it memorable"
 

@@ -24,7 +24,7 @@ from interp_plugin import InformationLoss, InformationLossLLMAttribution
 METHODS = (InformationLoss, InformationLossLLMAttribution)
 MODULES = (
     "interp_plugin",  # and interp_plugin.huggingface, which is one of its public names
-    "interp_plugin.explanation",
+    "interp_plugin.text.explanation",
     "interp_plugin.comparison",
     "interp_plugin.comparison.truths",
     "interp_plugin.data",

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin import tensor_file
 from interp_plugin.amortised.features import numbers, vectors, watch
 from interp_plugin.amortised.head import Head
 from interp_plugin.amortised.inside import Inside
@@ -28,16 +27,17 @@ from interp_plugin.amortised.origin import (
     explainer_of,
 )
 from interp_plugin.amortised.training import examples, solved_texts, train
-from interp_plugin.batches import Batch, batches
-from interp_plugin.calibration import Calibration
 from interp_plugin.corpus.check import HeldOut
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.explanation import Explanation, Row, TextExplanation
 from interp_plugin.fingerprint import weights_digest
-from interp_plugin.scoring import Plan, score
-from interp_plugin.solver import Solver
-from interp_plugin.text import Text, TextExplainer
-from interp_plugin.tokens import Encoding, TextModel
+from interp_plugin.method.solver import Solver
+from interp_plugin.text import storage
+from interp_plugin.text.batch import Batch, batches
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explainer import Text, TextExplainer
+from interp_plugin.text.explanation import Explanation, Row, TextExplanation
+from interp_plugin.text.models import Encoding, TextModel
+from interp_plugin.text.scoring import Plan, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -159,7 +159,7 @@ class AmortisedEstimator:
         if self.calibration is not None:
             about["calibration"] = self.calibration.about
             tensors |= {f"calibration.{key}": v for key, v in self.calibration.state_std.items()}
-        tensor_file.write(path, FORMAT, about, tensors)
+        storage.write_tensors(path, FORMAT, about, tensors)
 
     @classmethod
     def load(
@@ -179,7 +179,9 @@ class AmortisedEstimator:
             ValueError: the file is no head, is damaged, or comes from another version; it was trained for another
                 model or tokenizer.
         """
-        about, tensors = tensor_file.read(path, FORMAT, "give what a head was saved to, or train one again")
+        about, tensors = storage.read_tensors(
+            path, FORMAT, "give what a head was saved to, or train one again"
+        )
         try:
             unit = about.pop("calibration", None)
             if unit is not None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.amortised.inside import Inside
-from interp_plugin.batches import Batch, State
-from interp_plugin.tokens import Encoding, TextModel
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.models import Encoding, TextModel
 
 ROUNDING = 1e-3  # of a vector, below which a difference says nothing: its logarithm would hang on the batch
 TINY = 1e-6

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from interp_plugin.state import no_fastpath
+from interp_plugin.method.perturbation import no_fastpath
 
 SIZE = 96  # of the head's own vectors
 HEADS = 4

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from interp_plugin.state import in_this_thread
+from interp_plugin.method.perturbation import in_this_thread
 
 SMALLEST = 1e-6  # spread before a normalisation
 LEAST = 1e-3  # share of attention

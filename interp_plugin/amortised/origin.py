@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.calibration import Calibration
 from interp_plugin.corpus.check import HeldOut
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.fingerprint import differences, weights_digest
-from interp_plugin.tensor_file import Kinds, check_fields
-from interp_plugin.text import TextExplainer
-from interp_plugin.tokens import OUTPUT, TextModel, shown
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.models import OUTPUT, TextModel, shown
+from interp_plugin.text.storage import Kinds, check_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 
 from interp_plugin.amortised.features import numbers, vectors, watch
 from interp_plugin.amortised.head import Example, Head, learn
-from interp_plugin.batches import Batch, batches
 from interp_plugin.corpus.check import Agreement, HeldOut
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.explanation import TextExplanation
 from interp_plugin.fingerprint import ids_digest
-from interp_plugin.scoring import Plan
-from interp_plugin.tokens import Encoding, TextModel, shown
+from interp_plugin.text.batch import Batch, batches
+from interp_plugin.text.explanation import TextExplanation
+from interp_plugin.text.models import Encoding, TextModel, shown
+from interp_plugin.text.scoring import Plan
 
 if TYPE_CHECKING:
     from interp_plugin.corpus.check import Compared

@@ -36,7 +36,7 @@ from interp_plugin.cli.given import (
     save_picture,
     say,
 )
-from interp_plugin.writing import replace_file
+from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
     from interp_plugin.comparison import StudyResult

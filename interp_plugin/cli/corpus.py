@@ -40,11 +40,11 @@ from interp_plugin.cli.given import (
 )
 
 if TYPE_CHECKING:
-    from interp_plugin.calibration import Calibration
     from interp_plugin.corpus.check import HeldOut
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
-    from interp_plugin.text import TextExplainer
+    from interp_plugin.text.calibration import Calibration
+    from interp_plugin.text.explainer import TextExplainer
 
 Engine = Literal["local", "ray"]
 
@@ -168,7 +168,7 @@ def corpus(
         unit_texts = sample_texts(calibrate)
 
         from interp_plugin.corpus.result import CorpusResult
-        from interp_plugin.solver import Solver
+        from interp_plugin.method.solver import Solver
 
         head = None if amortised is None else amortised.absolute()
         solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)

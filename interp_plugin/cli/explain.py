@@ -32,9 +32,9 @@ from interp_plugin.cli.given import (
 )
 
 if TYPE_CHECKING:
-    from interp_plugin.explanation import Explanation
-    from interp_plugin.text import Text
-    from interp_plugin.tokens import Label, TextModel
+    from interp_plugin.text.explainer import Text
+    from interp_plugin.text.explanation import Explanation
+    from interp_plugin.text.models import Label, TextModel
 
 Granularity = Literal["token", "word", "sentence"]
 Aggregate = Literal["sum", "mean", "max"]
@@ -171,9 +171,8 @@ def explain(
             check_installed("pyarrow", "--save", "table")
 
         # torch and transformers take seconds to import: --help and bad input need not wait for them
-        from interp_plugin.method.erasing import check_ways
-        from interp_plugin.method.erasure import PASSES
-        from interp_plugin.solver import Solver
+        from interp_plugin.method.erasure import PASSES, check_ways
+        from interp_plugin.method.solver import Solver
 
         solver = Solver(seed=seed, max_passes=max_passes)
         solver = solver if tolerance is None else replace(solver, tolerance=tolerance)

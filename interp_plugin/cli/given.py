@@ -16,13 +16,13 @@ import typer
 
 from interp_plugin.files import is_remote
 from interp_plugin.rendering.labels import printable
-from interp_plugin.writing import check_local, check_output, replace_file
+from interp_plugin.text.storage import check_local, check_output, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from interp_plugin.calibration import Calibration
-    from interp_plugin.text import TextExplainer
+    from interp_plugin.text.calibration import Calibration
+    from interp_plugin.text.explainer import TextExplainer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -81,7 +81,9 @@ def parse_layers(layers: str) -> list[int | str]:
     """
     labels: list[int | str] = []
     for part in map(str.strip, layers.split(",")):
-        match = re.fullmatch(r"((?:hidden_states\.)?(?:encoder\.|decoder\.)?)(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part)
+        match = re.fullmatch(
+            r"((?:hidden_states\.)?(?:encoder\.|decoder\.)?)(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part
+        )
         first, last = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
         if not part or first > last:
             raise ValueError(
@@ -169,7 +171,7 @@ def load_explainer(
 
     with Console(stderr=True).status(Words(printable("loading " + (model or "the default model")))):
         from interp_plugin import huggingface
-        from interp_plugin.text import TextExplainer
+        from interp_plugin.text.explainer import TextExplainer
 
         _check_device(device)
         source = huggingface.default_model_path() if model is None else model
@@ -215,7 +217,7 @@ def calibration(
     explainer: TextExplainer, path: Path | None, texts: list[str] | None, progress: bool
 ) -> Calibration | None:
     """What --calibrate names: a calibration that was saved, or texts to make one from."""
-    from interp_plugin.calibration import Calibration
+    from interp_plugin.text.calibration import Calibration
 
     if texts is not None:
         return explainer.calibrate(texts, show_progress=progress)

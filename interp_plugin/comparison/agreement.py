@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interp_plugin.comparison.judged import Metric, Trial
 from interp_plugin.comparison.randomisation import EMBEDDINGS, randomised, stages, upper
-from interp_plugin.tokens import Label, TextModel
+from interp_plugin.text.models import Label, TextModel
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float | None:

@@ -13,9 +13,7 @@ import numpy as np
 
 from interp_plugin.comparison.findings import Contestant, Failure, Findings, StudyText
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.seal import blank_seal, sealed
-from interp_plugin.storage import foreign, load_pyarrow, open_sealed
-from interp_plugin.writing import replace_file
+from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 
 FORMAT = 2  # raise it when a reader of the old format would go wrong
 LARGEST = 2**20  # numbers in memory at most,

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.text import Text, TextExplainer
-from interp_plugin.tokens import Encoding, TextModel, shown
+from interp_plugin.text.explainer import Text, TextExplainer
+from interp_plugin.text.models import Encoding, TextModel, shown
 
 Target = Literal["predicted", "label"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import MAX_ROWS, Inputs
-from interp_plugin.state import LayerCall, at_site, no_fastpath
-from interp_plugin.tokens import OUTPUT, Label
+from interp_plugin.method.perturbation import LayerCall, at_site, no_fastpath
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import OUTPUT, Label
 
 
 @runtime_checkable

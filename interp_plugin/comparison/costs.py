@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.memory import give_back
-from interp_plugin.state import in_this_thread
-from interp_plugin.tokens import TextModel
+from interp_plugin.method.perturbation import in_this_thread
+from interp_plugin.text.models import TextModel
 
 _PROCESS = Path("/proc/self")
 _MIB = 2**20

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.attention import Attends
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.rules import Rule, following, slope
-from interp_plugin.state import LayerCall, at_site, first_tensor
-from interp_plugin.tokens import Label
+from interp_plugin.method.perturbation import LayerCall, at_site, first_tensor
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import Label
 
 _TOLERANCE = 1e-3  # of the sum of the parts, relative to the largest element of the whole
 

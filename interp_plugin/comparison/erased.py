@@ -9,15 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from interp_plugin.attribution import LayerInformationLoss
-from interp_plugin.batches import State
+from interp_plugin.attribution import LayerInformationErased, LayerInformationLoss
 from interp_plugin.comparison.gradients import baseline_of
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.judged import Score
-from interp_plugin.erased import LayerInformationErased
-from interp_plugin.method.erasing import Way
-from interp_plugin.method.erasure import Side
-from interp_plugin.solver import Solver
+from interp_plugin.method.erasure import Side, Way
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import State
 
 
 def _reading(inputs: Inputs, target: int | None, state: State | None) -> Callable[..., Tensor]:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Removal
 from interp_plugin.comparison.judged import Metric, Trial
+from interp_plugin.text.batch import State
 
 BINS = (0.05, 0.1, 0.2, 0.5)
 """Shares of the players that are taken away, or left."""

@@ -12,9 +12,9 @@ import captum.attr
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import MAX_ROWS, Answer, Inputs
 from interp_plugin.comparison.judged import Score
+from interp_plugin.text.batch import State
 
 Baseline = Literal["zero", "[PAD]", "[MASK]", "mean"]
 BASELINES: tuple[Baseline, ...] = ("zero", "[PAD]", "[MASK]", "mean")

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import Batch, State
 from interp_plugin.comparison.inputs import MAX_ROWS, Inputs
-from interp_plugin.problem import Terms
-from interp_plugin.solver import EXACT, PROBES, Solver
-from interp_plugin.tokens import OUTPUT
+from interp_plugin.method.problem import Terms
+from interp_plugin.method.solver import EXACT, PROBES, Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.models import OUTPUT
 
 RATE = 0.1
 LARGE_RATE = 1.0  # noise moves a state about as far as a token's removal does

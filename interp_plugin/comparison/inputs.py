@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.batches import State
 from interp_plugin.method.erasure import log_odds
-from interp_plugin.state import NoisyModel, Selector, Site, no_fastpath
-from interp_plugin.tokens import Encoding, TextModel
+from interp_plugin.method.perturbation import NoisyModel, Selector, Site, no_fastpath
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import Encoding, TextModel
 
 Removal = Literal["mask", "delete", "attention"]
 """How a token is taken away: [MASK] in its place, out of the text, or hidden from attention."""

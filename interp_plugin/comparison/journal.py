@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from interp_plugin import fingerprint
-from interp_plugin.writing import check_local, replace_file
+from interp_plugin.text.storage import check_local, replace_file
 
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 NAME = "journal.jsonl"

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs, Removal, seeded
-from interp_plugin.tokens import TextModel, state_sites
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import TextModel, state_sites
 
 Score = Callable[[Inputs, int | None, State | None], Tensor]
 """(text, class, state) -> a score for each token, (T,), high = important; class or state is None."""

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from interp_plugin.attribution import LayerInformationLoss
-from interp_plugin.batches import State
 from interp_plugin.comparison.information import RATE
 from interp_plugin.comparison.inputs import Answer, Inputs
-from interp_plugin.solver import Solver
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import State
 
 
 def of_log_probability(inputs: Inputs, target: int | None, state: State | None) -> Tensor:

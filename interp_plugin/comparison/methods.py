@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison import (
     attention,
     decompx,
@@ -21,7 +20,8 @@ from interp_plugin.comparison import (
 )
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.judged import Explains, Method
-from interp_plugin.tokens import shown
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import shown
 
 Text = str | tuple[str, str]
 TokenScores = Sequence[float] | Tensor

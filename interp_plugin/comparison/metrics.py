@@ -82,7 +82,7 @@ def fitting(inputs: Inputs, metrics: Iterable[Metric] | None = None) -> list[Met
 
     Examples::
         >>> net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LSTM(4, 3, batch_first=True))
-        >>> from interp_plugin.tokens import PlainModel
+        >>> from interp_plugin.text.models import PlainModel
         >>> inputs = Inputs(model := PlainModel(net, lambda text: [1, 2], net[0]), model.encode("a film"))
         >>> [metric.name for metric in fitting(inputs)][:2]
         ['comprehensiveness (delete)', 'sufficiency (delete)']

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import MAX_ROWS, Answer, Inputs
+from interp_plugin.text.batch import State
 
 DRAWS = 10
 HALVINGS = 10  # of the interval from 0 to 1 that holds the largest noise

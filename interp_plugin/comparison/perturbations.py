@@ -9,9 +9,9 @@ import captum.attr
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import MAX_ROWS, Answer, Inputs
 from interp_plugin.comparison.judged import Score
+from interp_plugin.text.batch import State
 
 SAMPLES = 200  # of LIME and KernelSHAP
 PERMUTATIONS = 25  # of Shapley value sampling, Captum's default

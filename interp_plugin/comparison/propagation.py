@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.gradients import baseline_of, signed
 from interp_plugin.comparison.inputs import Answer, Inputs
 from interp_plugin.comparison.rules import ATTENTION, Activation, Rule, following, slope
+from interp_plugin.text.batch import State
 
 TEMPERATURE = 2.0  # of GIM's softmax
 _PRODUCTS = ("bmm", "einsum", "matmul", "mul", "multiply", "__matmul__", "__mul__", "__rmul__")

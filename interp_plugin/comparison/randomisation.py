@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from interp_plugin.comparison.inputs import Inputs
-from interp_plugin.state import in_this_thread, module_of, no_fastpath
-from interp_plugin.tokens import Label, TextModel
+from interp_plugin.method.perturbation import in_this_thread, module_of, no_fastpath
+from interp_plugin.text.models import Label, TextModel
 
 HEAD = "head"
 EMBEDDINGS = "embeddings"

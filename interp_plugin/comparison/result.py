@@ -17,7 +17,7 @@ from interp_plugin.comparison.running import COSTS
 from interp_plugin.rendering import study as rendering
 from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
 from interp_plugin.statistics import holm, paired
-from interp_plugin.writing import replace_file
+from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

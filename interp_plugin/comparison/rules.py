@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp_plugin.forwards import in_this_thread
+from interp_plugin.method.perturbation import in_this_thread
 
 Rule = Callable[..., Any]
 """(the operation, its arguments) -> what is used in place of its result."""

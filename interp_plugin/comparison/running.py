@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.asked import Asked
 from interp_plugin.comparison.costs import Cost, measured
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.journal import Entry, Journal
 from interp_plugin.comparison.judged import Method, Metric, Trial
 from interp_plugin.comparison.sheet import Cell, Sheet
+from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.state import no_fastpath
-from interp_plugin.tokens import TextModel, shown
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import TextModel, shown
 
 COSTS = (
     StudyColumn("seconds", False, "wall time of one call, after one to warm up"),

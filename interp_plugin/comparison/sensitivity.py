@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp_plugin.comparison.inputs import Inputs, seeded
 from interp_plugin.comparison.judged import Metric, Trial
-from interp_plugin.state import first_tensor, in_this_thread, module_of
+from interp_plugin.method.perturbation import first_tensor, in_this_thread, module_of
 
 RADIUS = 0.1
 """Of the ball, in standard deviations of the text's embeddings."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from interp_plugin.calibration import Calibration
 from interp_plugin.comparison.asked import Asked, Target, asked
 from interp_plugin.comparison.findings import CLASS
 from interp_plugin.comparison.journal import Journal
@@ -20,10 +19,11 @@ from interp_plugin.comparison.result import Contestant, Failure, StudyResult, St
 from interp_plugin.comparison.running import COSTS, Question, Running
 from interp_plugin.comparison.sheet import Sheet
 from interp_plugin.fingerprint import versions, weights_digest
-from interp_plugin.problem import warn_of_training
+from interp_plugin.method.problem import warn_of_training
 from interp_plugin.rendering.study import StudyColumn
-from interp_plugin.text import Layers, Text, TextExplainer
-from interp_plugin.tokens import Label, TextModel
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explainer import Layers, Text, TextExplainer
+from interp_plugin.text.models import Label, TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from interp_plugin.corpus.drafts import SOLVED
 from interp_plugin.corpus.parts import Part
 from interp_plugin.corpus.quantities import NATS, batches_of, nats_kept
 from interp_plugin.statistics import holm
-from interp_plugin.tokens import Label
+from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
     import pandas as pd

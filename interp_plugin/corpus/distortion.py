@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from interp_plugin.batches import State
-from interp_plugin.explanation import Row, TextExplanation
-from interp_plugin.scoring import Plan, score
-from interp_plugin.tokens import Encoding, TextModel
+from interp_plugin.text.batch import State
+from interp_plugin.text.explanation import Row, TextExplanation
+from interp_plugin.text.models import Encoding, TextModel
+from interp_plugin.text.scoring import Plan, score
 
 CLOSE = 0.02  # of log D: sigma goes with its root, so this is 1 % of it
 TRIES = 8

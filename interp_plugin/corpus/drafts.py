@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Item
-from interp_plugin.explanation import Row, TextExplanation
-from interp_plugin.storage import FLOATS, fit_columns, load_pyarrow, parquet_bytes, text_columns
-from interp_plugin.units import Unit, group
+from interp_plugin.text.explanation import Row, TextExplanation
+from interp_plugin.text.scores import Unit, group
+from interp_plugin.text.storage import FLOATS, fit_columns, load_pyarrow, parquet_bytes, text_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa

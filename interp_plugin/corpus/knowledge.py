@@ -11,7 +11,7 @@ from interp_plugin.corpus.estimates import Z, ratio
 from interp_plugin.corpus.parts import Part
 from interp_plugin.corpus.quantities import batches_of
 from interp_plugin.corpus.word_classes import COLUMNS, Classify, Sums, by_class, tokens_of
-from interp_plugin.tokens import Label
+from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
     import pandas as pd

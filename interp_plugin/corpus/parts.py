@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from interp_plugin.corpus.drafts import FORMAT, KEY, About, Draft, digest_of
 from interp_plugin.corpus.lock import locked
 from interp_plugin.corpus.stream import Failure
-from interp_plugin.storage import load_pyarrow
-from interp_plugin.writing import check_local, replace_file
+from interp_plugin.text.storage import check_local, load_pyarrow, replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

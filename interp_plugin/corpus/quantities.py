@@ -14,7 +14,7 @@ import numpy as np
 from interp_plugin.corpus.estimates import bootstrap, p_values, ratio
 from interp_plugin.corpus.parts import Part, lines
 from interp_plugin.statistics import holm
-from interp_plugin.tokens import Label
+from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
     import pandas as pd

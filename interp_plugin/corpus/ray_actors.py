@@ -16,7 +16,7 @@ from interp_plugin.corpus.run import drafted
 from interp_plugin.corpus.scorer import Scored
 from interp_plugin.corpus.stream import Failure, Window
 from interp_plugin.corpus.study import CorpusStudy
-from interp_plugin.storage import load_pyarrow
+from interp_plugin.text.storage import load_pyarrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

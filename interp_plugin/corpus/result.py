@@ -21,12 +21,12 @@ from interp_plugin.corpus.texts import explanations
 from interp_plugin.corpus.views import Per, Quantity
 from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
 from interp_plugin.corpus.word_classes import table as table_of_classes
-from interp_plugin.explanation import Explanation, Settings
 from interp_plugin.fingerprint import differences
 from interp_plugin.rendering import corpus as drawings
 from interp_plugin.rendering import corpus_terminal as terminal
-from interp_plugin.tokens import Label
-from interp_plugin.writing import replace_file
+from interp_plugin.text.explanation import Explanation, Settings
+from interp_plugin.text.models import Label
+from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

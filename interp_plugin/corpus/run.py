@@ -11,8 +11,8 @@ from interp_plugin.corpus.parts import Folder, Part
 from interp_plugin.corpus.scorer import Scored, Scorer
 from interp_plugin.corpus.stream import Failure, Window
 from interp_plugin.fingerprint import differences, ids_digest
-from interp_plugin.scoring import warn_of_deaf_states
-from interp_plugin.tokens import shown
+from interp_plugin.text.models import shown
+from interp_plugin.text.scoring import warn_of_deaf_states
 
 if TYPE_CHECKING:
     from tqdm import tqdm

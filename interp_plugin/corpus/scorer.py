@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from interp_plugin.batches import batches
 from interp_plugin.corpus.distortion import at_distortion
 from interp_plugin.corpus.stream import Failure, Item
-from interp_plugin.explanation import TextExplanation
 from interp_plugin.memory import give_back
-from interp_plugin.scoring import Finder, Plan, score
-from interp_plugin.tokens import Encoding, TextModel
+from interp_plugin.text.batch import batches
+from interp_plugin.text.explanation import TextExplanation
+from interp_plugin.text.models import Encoding, TextModel
+from interp_plugin.text.scoring import Finder, Plan, score
 
 SHARE = 0.01  # of predicted texts that the solver checks
 OTHER_DRAWS = 1_000_003  # added to the seed: a head may have learned from the study's own draws

@@ -13,7 +13,7 @@ from typing import Any
 
 from interp_plugin import data
 from interp_plugin.tables import TEXT_COLUMNS, Column, Wanted
-from interp_plugin.tokens import shown
+from interp_plugin.text.models import shown
 
 Tags = str | tuple[str, ...] | None
 """One of the whole text, or one for each word between spaces."""

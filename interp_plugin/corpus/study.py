@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
-from interp_plugin.calibration import Calibration
 from interp_plugin.corpus.check import HeldOut, warn_of_drift
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.result import CorpusResult
@@ -19,13 +18,14 @@ from interp_plugin.corpus.run import Run
 from interp_plugin.corpus.scorer import Scorer
 from interp_plugin.corpus.stream import Reader, Source, windows
 from interp_plugin.fingerprint import weights_digest
-from interp_plugin.problem import warn_of_training
-from interp_plugin.scoring import Finder
-from interp_plugin.solver import Solver
-from interp_plugin.state import Site
+from interp_plugin.method.perturbation import Site
+from interp_plugin.method.problem import warn_of_training
+from interp_plugin.method.solver import Solver
 from interp_plugin.tables import Column
-from interp_plugin.text import Layers, TextExplainer
-from interp_plugin.tokens import OUTPUT, TextModel
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explainer import Layers, TextExplainer
+from interp_plugin.text.models import OUTPUT, TextModel
+from interp_plugin.text.scoring import Finder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ import torch
 
 from interp_plugin.corpus.parts import Part, lines
 from interp_plugin.corpus.quantities import BATCH
-from interp_plugin.explanation import Row, TextExplanation
-from interp_plugin.tokens import Label
+from interp_plugin.text.explanation import Row, TextExplanation
+from interp_plugin.text.models import Label
 
 _TEXT = tuple(field.name for field in fields(TextExplanation) if field.name != "rows")
 _ROW = tuple(field.name for field in fields(Row) if field.name != "layer")

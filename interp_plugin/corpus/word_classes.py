@@ -14,7 +14,7 @@ import numpy as np
 from interp_plugin.corpus.estimates import Z
 from interp_plugin.corpus.parts import Part, lines
 from interp_plugin.corpus.quantities import BATCH, ENTROPY, NATS, batches_of, floats, kept_of_tokens
-from interp_plugin.tokens import Label
+from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.forwards import device_of
-from interp_plugin.huggingface import architectures, attention, outputs, wrappers
-from interp_plugin.huggingface.architectures import token_limit
-from interp_plugin.huggingface.classes import Labels, Vocabulary, label_names, likeliest, listed
-from interp_plugin.huggingface.encoding import Encoder, Reading
-from interp_plugin.huggingface.views import EmbeddingView, Kind, View, showing
-from interp_plugin.state import LayerCall
-from interp_plugin.tokens import HIDDEN, OUTPUT, Axis, Encoding, Label, Target, Task
+from interp_plugin.huggingface import architectures, outputs, wrappers
+from interp_plugin.huggingface import outputs as attention
+from interp_plugin.huggingface.architectures import EmbeddingView, Kind, View, showing, token_limit
+from interp_plugin.huggingface.tokenization import (
+    Encoder,
+    Labels,
+    Reading,
+    Vocabulary,
+    label_names,
+    likeliest,
+    listed,
+)
+from interp_plugin.method.perturbation import LayerCall, device_of
+from interp_plugin.text.models import HIDDEN, OUTPUT, Axis, Encoding, Label, Target, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +47,7 @@ def predicted_class(model: PreTrainedModel, logits: Tensor) -> tuple[str, float]
 
 
 class HuggingFaceModel:
-    """A model of ``transformers`` and its tokenizer, as one :class:`~interp_plugin.tokens.TextModel`.
+    """A model of ``transformers`` and its tokenizer, as one :class:`~interp_plugin.text.models.TextModel`.
 
     Args:
         model: an encoder, decoder or encoder-decoder: bare, or with a head for sequence classes, token

@@ -1,19 +1,90 @@
-"""Texts as a Hugging Face tokenizer cuts them: ids, where each token stands, readable tokens."""
+"""Texts and targets as a Hugging Face tokenizer cuts them: ids, where each token stands, readable tokens, limits."""
 
 from __future__ import annotations
 
 import copy
 import threading
+import unicodedata
 import weakref
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from interp_plugin.huggingface.alignment import align
-from interp_plugin.tokens import Offset
+from torch import Tensor
+
+from interp_plugin.text.models import CHARACTERS, Encoding, Offset, Target, as_int, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_BEFORE = ("##", "▁", "Ġ", "@@")  # what WordPiece, SentencePiece, byte-level BPE put before a piece
+_AFTER = ("</w>", "@@")  # and what BPE puts after one
+
+
+def align(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Characters of ``text`` that each token was made of: one (start, end) a token, both never decreasing.
+
+    A greedy matcher: each token is looked for right after the one before it, then further on, and the
+    nearest place wins.  Case, accents, compatibility forms (``ﬁ`` is ``fi``), blanks and control
+    characters do not count, as tokenizers change or drop them; neither do the marks ``##``, ``▁``, ``Ġ``,
+    ``@@`` and ``</w>``.  A token that is not there ("[UNK]") gets the empty span where the one before it ends.
+
+    Examples::
+        >>> align("Un café noir", ["un", "cafe", "no", "##ir"])
+        [(0, 2), (3, 7), (8, 10), (10, 12)]
+        >>> align("a 😀 film", ["a", "[UNK]", "film"])
+        [(0, 1), (1, 1), (4, 8)]
+    """
+    folded, sources = _folded(text)
+    spans, place, end = [], 0, 0
+    for token in tokens:
+        found = _find(folded, token, place)
+        if found is not None:
+            start, place = found
+            first, end = sources[start], sources[place - 1] + 1
+            spans.append((first, end))
+        else:
+            spans.append((end, end))
+    return spans
+
+
+def fold(text: str) -> str:
+    """``text`` without case, accents, blanks, control characters and compatibility forms.
+
+    Examples::
+        >>> fold("Café ﬁn")
+        'cafefin'
+    """
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return "".join(c for c in plain if not (unicodedata.combining(c) or c.isspace() or _is_control(c)))
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf")
+
+
+def _folded(text: str) -> tuple[str, list[int]]:
+    """The folded text, and for each of its characters the one of ``text`` that it comes from."""
+    pieces = [fold(char) for char in text]
+    return "".join(pieces), [index for index, piece in enumerate(pieces) for _ in piece]
+
+
+def _find(folded: str, token: str, place: int) -> tuple[int, int] | None:
+    """The nearest stretch of ``folded`` from ``place`` on that is ``token``, with or without its mark."""
+    hits = [
+        (start, start + len(form))
+        for form in map(fold, _forms(token))
+        if form and (start := folded.find(form, place)) >= 0
+    ]
+    return min(hits, key=lambda hit: (hit[0], -hit[1]), default=None)
+
+
+def _forms(token: str) -> list[str]:
+    forms = [token]
+    forms += [token.removeprefix(mark) for mark in _BEFORE if token.startswith(mark)]
+    forms += [form.removesuffix(mark) for form in forms for mark in _AFTER if form.endswith(mark)]
+    return forms
+
 
 _ONE_AT_A_TIME = threading.Lock()  # a tokenizer is set anew for each call
 _PRIVATE: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = (
@@ -265,3 +336,349 @@ def _plain(
         token if added else tokenizer.convert_tokens_to_string([token]) or token
         for token, added in zip(tokens, special, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a classifier.
+
+    Examples::
+        >>> labels = Labels(("negative", "positive"))
+        >>> labels.index("Positive"), labels.name(0)
+        (1, 'negative')
+    """
+
+    names: tuple[str, ...]
+
+    def index(self, target: int | str) -> int:
+        """Index of a label; of an index, itself, if there is such a class."""
+        target = checked_class(target)
+        if isinstance(target, int):
+            found = [target] if 0 <= target < len(self.names) else []
+        else:
+            found = [i for i, name in enumerate(self.names) if name == target] or [
+                i for i, name in enumerate(self.names) if name.casefold() == target.casefold()
+            ]
+        if len(found) != 1:
+            raise ValueError(
+                f"target {target!r} is no class of the model: it has {listed(self.names)}; choose a label or its index"
+            )
+        return found[0]
+
+    def name(self, index: int) -> str:
+        """The label."""
+        return self.names[self.index(index)]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that a language model chooses from.
+
+    Args:
+        size: how many ids the model has.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    size: int
+
+    def index(self, target: int | str) -> int:
+        """Id of a string that is one token; of an id, itself, if there is such a token."""
+        target = checked_class(target)
+        if isinstance(target, str):
+            return self._id(target)
+        if not 0 <= target < self.size:
+            raise ValueError(
+                f"target {target} is no token id: the model has ids 0 to {self.size - 1}; choose one of them"
+            )
+        return target
+
+    def name(self, index: int) -> str:
+        """The token, readable."""
+        pieces = Pieces((self.index(index),), ((0, 0, 0),))
+        return readable(self.tokenizer, pieces, ("", None))[0]
+
+    def _id(self, target: str) -> int:
+        ids = split(self.tokenizer, target, special=False).ids
+        if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id:
+            return ids[0]
+        written = self.tokenizer.get_vocab().get(target)
+        if written is None:
+            raise ValueError(
+                f"target {target!r} is {len(ids)} tokens, or unknown: it must be one token of the vocabulary; give a "
+                "shorter string or a token id"
+            )
+        return int(written)
+
+
+def checked_class(target: Any) -> int | str:
+    """``target`` if it names a class; a number of NumPy or torch as an int."""
+    target = as_int(target)
+    if isinstance(target, bool) or not isinstance(target, (int, str)):
+        raise TypeError(
+            f"target is a {type(target).__name__}: it must be a label or an index; give one of them"
+        )
+    return target
+
+
+def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
+    """Names of at least ``count`` classes; a class that the configuration does not name is "LABEL_" and its number.
+
+    Args:
+        config: has ``id2label``, number -> name; numbers may be strings, as in JSON.
+
+    Raises:
+        ValueError: a key that is no number.
+
+    Examples::
+        >>> from types import SimpleNamespace
+        >>> label_names(SimpleNamespace(id2label={"1": "good"}), 3)
+        ('LABEL_0', 'good', 'LABEL_2')
+    """
+    given = getattr(config, "id2label", None) or {}
+    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+    try:
+        names = {int(number): str(name) for number, name in pairs}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.id2label is {given!r}: its keys must be the numbers of the classes; turn it round if names and "
+            "numbers are swapped"
+        ) from error
+    count = max([count, *(number + 1 for number in names)])
+    return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
+
+
+def listed(names: Sequence[int | str], most: int = 20) -> str:
+    """The names in one line, the first ``most`` of them."""
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+
+
+def likeliest(logits: Tensor, exclusive: bool = True) -> tuple[int, float]:
+    """Index and probability of the largest of the logits, (C,); not ``exclusive``: each has its own probability.
+
+    Examples::
+        >>> import torch
+        >>> likeliest(torch.tensor([1.0, 4.0]).log())
+        (1, 0.800000011920929)
+    """
+    scores = logits.detach().float()
+    probability, index = (scores.softmax(-1) if exclusive else scores.sigmoid()).max(-1)
+    return int(index), float(probability)
+
+
+PER_TOKEN = (
+    1000  # characters: texts have four, and a word without blanks that no tokenizer knows is one token
+)
+
+Reading = Literal["text", "continuation", "decoder", "echo"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the output is asked about.
+
+    Args:
+        ids: target ids.
+        positions: where in the output each is predicted.
+        decoder: ids that the decoder reads; None: there is no decoder.
+    """
+
+    ids: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+    decoder: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns texts into encodings for one kind of model.
+
+    Args:
+        reading: what the model reads besides the text: nothing ("text"), the target after the text
+            ("continuation"), the target in a decoder ("decoder"), or the text once more in a decoder ("echo").
+        limit: most tokens.
+        vocabulary: the ids that the model embeds.
+        with_types: whether it takes token_type_ids.
+        start: what a decoder begins with.
+        end: the id at which a classifier with a decoder gives its answer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
+    limit: int
+    vocabulary: Vocabulary
+    with_types: bool = False
+    start: tuple[int, ...] = ()
+    end: int | None = None
+
+    def __call__(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
+        """One text or pair, checked; see ``HuggingFaceModel.encode``."""
+        target = as_int(target)
+        checked(text)
+        if pair is not None:
+            checked(pair, "pair")
+        # more characters than the tokens that the model takes can stand for: see what it takes to tokenize them
+        most = min(PER_TOKEN * self.limit, CHARACTERS)
+        spoken = target[0] if isinstance(target, tuple) and target else target
+        for name, value in (("text", text), ("pair", pair or ""), ("target", spoken)):
+            if isinstance(value, str) and len(value) > most and (name == "target" or not truncation):
+                tokens = f"at most {self.limit} tokens, which are " if most < CHARACTERS else ""
+                raise ValueError(
+                    f"{name} has {len(value)} characters: the model takes {tokens}no more than {most}; shorten it"
+                    + (", or cut it off with truncation=True" if name != "target" else "")
+                )
+        if max(len(text), len(pair or "")) <= most:
+            return self._encoded(text, pair, target, truncation)
+        left = self.tokenizer.truncation_side == "left"
+        place = slice(-most, None) if left else slice(most)
+        found = self._encoded(text[place], None if pair is None else pair[place], target, truncation)
+        starts = [max(0, len(value) - most) if left else 0 for value in (text, pair or "")]
+        offsets = tuple(
+            offset and (offset[0], offset[1] + starts[offset[0]], offset[2] + starts[offset[0]])
+            for offset in found.offsets
+        )
+        return replace(found, text=text, pair=found.pair if pair is None else pair, offsets=offsets)
+
+    def _encoded(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
+        """As ``__call__``, of what is short enough to be tokenized."""
+        if self.reading == "decoder":
+            return self._beside(text, pair, target, truncation)
+        if self.reading == "continuation":
+            if target is None or isinstance(target, int):
+                return self._before_one(text, pair, target, truncation)
+            return self._continued(text, pair, target, truncation)
+        pieces = self._pieces(text, pair, truncation)
+        return self._encoding(pieces, text, pair, Asked(decoder=self._echo(pieces)))
+
+    def _before_one(self, text: str, pair: str | None, target: int | None, truncation: bool) -> Encoding:
+        """A decoder reads the text, and the next token is asked about."""
+        pieces = self._pieces(text, pair, truncation)
+        if target is None:
+            return self._encoding(pieces, text, pair)
+        return self._encoding(pieces, text, pair, Asked((self.vocabulary.index(target),), (len(pieces) - 1,)))
+
+    def _continued(self, text: str, pair: str | None, target: Any, truncation: bool) -> Encoding:
+        """A decoder reads text and target as one, but for the last token asked about."""
+        continuation, start, stop = checked_target(target)
+        if pair is not None:
+            raise ValueError(
+                f"pair {pair!r} and target {continuation!r} both follow the text: only one can; join text and pair"
+            )
+        self._check_content(split(self.tokenizer, text), text, None)
+        before, after = continued(self.tokenizer, text, continuation)
+        chosen = self._chosen(after, continuation, start, stop)
+        last = chosen[-1]
+        after = self._fitted(after.at(range(last + 1)), False, self.limit, "target")
+        before = self._fitted(before, truncation, self.limit - last, "text before its target")
+        asked = Asked(tuple(after.ids[i] for i in chosen), tuple(len(before) - 1 + i for i in chosen))
+        return self._encoding(before + after.at(range(last)), text, continuation, asked)
+
+    def _beside(self, text: str, pair: str | None, target: Any, truncation: bool) -> Encoding:
+        """An encoder reads the text, the decoder the target, shifted right."""
+        pieces = self._pieces(text, pair, truncation)
+        if target is None:
+            return self._encoding(pieces, text, pair, Asked(decoder=self.start))
+        if isinstance(target, int):
+            index = self.vocabulary.index(target)
+            return self._encoding(pieces, text, pair, Asked((index,), (len(self.start) - 1,), self.start))
+        decoded, start, stop = checked_target(target)
+        labels = split(self.tokenizer, decoded, as_target=True)
+        chosen = self._chosen(labels, decoded, start, stop)
+        labels = self._fitted(labels.at(range(chosen[-1] + 1)), False, self.limit, "target")
+        asked = Asked(tuple(labels.ids[i] for i in chosen), tuple(chosen), (self.start[0], *labels.ids[:-1]))
+        return self._encoding(pieces, text, decoded if pair is None else pair, asked)
+
+    def _echo(self, pieces: Pieces) -> tuple[int, ...] | None:
+        """The text itself, shifted right: what a classifier with a decoder gives that to read."""
+        if self.reading != "echo":
+            return None
+        if self.end is not None and self.end not in pieces.ids:
+            raise ValueError(
+                f"tokenizer and model do not fit: the model gives its answer at the end mark, token id {self.end}, and "
+                "the tokenizer adds none; give the tokenizer that the model was trained with"
+            )
+        return (self.start[0], *pieces.ids[:-1])
+
+    def _encoding(self, pieces: Pieces, text: str, pair: str | None, asked: Asked = Asked()) -> Encoding:
+        extra = {"token_type_ids": pieces.types} if self.with_types else {}
+        if asked.decoder is not None:
+            extra["decoder_input_ids"] = asked.decoder
+        return Encoding(
+            text=text,
+            pair=pair,
+            tokens=readable(self.tokenizer, pieces, (text, pair)),
+            offsets=pieces.spans,
+            ids=pieces.ids,
+            extra=extra,
+            target=asked.ids,
+            target_positions=asked.positions,
+        )
+
+    def _pieces(self, text: str, pair: str | None, truncation: bool) -> Pieces:
+        """The tokens of a text or pair, checked and cut off."""
+        pieces = split(self.tokenizer, text, pair)
+        self._check_content(pieces, text, pair)
+        if self.reading == "continuation":
+            pieces = pieces.without_end()  # what follows an end mark is another text
+        return self._fitted(pieces, truncation, self.limit, "text")
+
+    def _check_content(self, pieces: Pieces, text: str, pair: str | None) -> None:
+        for segment, given in enumerate((text, pair)):
+            if given is not None and not has_content(self.tokenizer, pieces, segment):
+                raise ValueError(
+                    f"{('text', 'pair')[segment]} {shown(given)} has no tokens but special ones: it must hold at "
+                    "least one; give some words"
+                )
+
+    def _fitted(self, pieces: Pieces, truncation: bool, limit: int, name: str) -> Pieces:
+        """At most ``limit`` tokens that the model has embeddings for."""
+        if max(pieces.ids) >= self.vocabulary.size:
+            raise ValueError(
+                f"tokenizer and model do not fit: the {name} has token id {max(pieces.ids)}, and the model embeds ids "
+                f"below {self.vocabulary.size}; give the tokenizer that the model was trained with"
+            )
+        if len(pieces) <= limit:
+            return pieces
+        if not truncation:
+            raise ValueError(
+                f"{name} has {len(pieces)} tokens: the model takes at most {limit}; shorten it"
+                + (", or cut it off with truncation=True" if name != "target" else "")
+            )
+        return cut(pieces, limit, self.tokenizer.truncation_side)
+
+    def _chosen(self, pieces: Pieces, text: str, start: int, stop: int) -> list[int]:
+        """The target's tokens on these characters, at least one."""
+        chosen = overlapping(pieces, start, stop)
+        if not chosen:
+            raise ValueError(
+                f"target {text!r} has no tokens at characters {start} to {stop}: it must hold at least one; give some "
+                "words"
+            )
+        return chosen
+
+
+def checked_target(target: Any) -> tuple[str, int, int]:
+    """A continuation and the characters of it that are asked about: all, or a span.
+
+    Examples::
+        >>> checked_target((" a good film", (3, 7)))
+        (' a good film', 3, 7)
+    """
+    if isinstance(target, str):
+        return checked(target, "target"), 0, max(len(target), 1)
+    try:
+        text, (start, stop) = target
+        stands = isinstance(text, str) and isinstance(start, int) and isinstance(stop, int)
+    except (TypeError, ValueError):
+        stands = False
+    if not stands:
+        raise TypeError(
+            f"target {target!r} is a {type(target).__name__}: it must be a continuation, a token id, or "
+            "(continuation, (start, stop)); give one of them"
+        )
+    checked(text, "target")
+    if not 0 <= start < stop <= len(text):
+        raise ValueError(
+            f"target span ({start}, {stop}) does not stand in {text!r}: it must hold 0 <= start < stop <= {len(text)}; "
+            "give characters of the continuation"
+        )
+    return text, start, stop

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from interp_plugin.tokens import Axis
+from interp_plugin.text.models import Axis
 
 # Of PEFT's ways to learn virtual tokens: those that put them into the text, and those that leave it as long as it is.
 _IN_THE_TEXT = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT")

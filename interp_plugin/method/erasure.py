@@ -1,4 +1,4 @@
-r"""The learned erasure channel: which tokens carry a class or a state.
+"""The learned erasure channel: which tokens carry a class or a state.
 
 Token i is erased with probability p_i, independently of the others.  With Delta(b) the damage done by erasing the
 tokens b (the loss of a class's log-odds, or the distortion D of a state), the channel solves::
@@ -15,11 +15,14 @@ The derivatives are the coefficients of a linear regression of Delta(b) on b und
 masks by a Bayesian regression of what integrated gradients leave unexplained (regression-adjusted estimators: Witter
 et al., arXiv 2506.11849), in rounds that each draw from the channel of the scores so far (mean-field games: Bian et
 al., arXiv 2106.02938; deletion and preservation games: Fong and Vedaldi, ICCV 2017).
+
+:func:`noise_path` asks the same question with noise in place of erasures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -27,6 +30,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from interp_plugin.method.objective import Objective, distortion
+from interp_plugin.method.perturbation import NoisyModel, no_fastpath
+from interp_plugin.method.sampling import Draws
 
 Array = NDArray[Any]
 Side = Literal["damage", "keep"]
@@ -377,3 +384,213 @@ def every_erasure(n: int) -> Array:
     """All erasures of n tokens, (2^n, n), bool: number m erases the tokens whose bit is set in m."""
     every: Array = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1
     return every
+
+
+Way = Literal["mask", "attention", "delete"]
+"""How a token is erased: a baseline in its place, the same and hidden from attention, or left out of the input.
+
+Of an input with all tokens erased nothing would be left, and baselines stand for them.
+"""
+Edit = Callable[[Way, Tensor, Tensor], NoisyModel]
+"""(way, examples (R,), kept tokens (R, T)) -> the model on these rows with the other tokens hidden, or left out.
+
+Of left out tokens every row has as many; such a model's inputs are whole, and nothing replaces what passes in it.
+"""
+FURTHER_WAY = 0.2  # weight of the damage by each way but the first
+
+
+def check_ways(ways: str | Sequence[str]) -> tuple[Way, ...]:
+    """The ways as a tuple, or a ValueError."""
+    chosen: tuple[Any, ...] = (ways,) if isinstance(ways, str) else tuple(ways)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(get_args(Way)):
+        raise ValueError(
+            f"ways is {ways!r}; choose one or more of {', '.join(map(repr, get_args(Way)))}, each once"
+        )
+    return chosen
+
+
+class Erasing:
+    """The examples of an objective with tokens erased.
+
+    The damage is what a state of one number loses, and the distortion D of any other.  By several ways it is their
+    weighted mean: each but the first weighs 0.2.
+
+    Args:
+        objective: its states.
+        baseline: what stands in an erased token's place, broadcasts to (B, N).
+        ways: how tokens are erased.
+        edit: the model with tokens hidden or left out.
+
+    Attributes:
+        players: the tokens that can be erased, (B, T): those that differ from their baseline.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        baseline: Tensor,
+        ways: tuple[Way, ...],
+        edit: Edit,
+    ) -> None:
+        self.objective, self.ways, self.edit = objective, ways, edit
+        self.change = baseline.to(objective.device, objective.dtype) - objective.origin  # (B, N)
+        differs = objective.groups.collect((self.change != 0).to(objective.dtype)) > 0
+        self.players = objective.groups.active & differs
+        self.is_number = objective.reference[0].numel() == 1
+
+    @torch.no_grad()
+    def damage(self, examples: Tensor, erased: Tensor) -> Tensor:
+        """The damage done to the examples (R,) by erasing tokens, (R, T); (R,)."""
+        examples, erased = examples.to(self.objective.device), erased.to(self.objective.device)
+        weights = [1 - FURTHER_WAY * (len(self.ways) - 1), *[FURTHER_WAY] * (len(self.ways) - 1)]
+        total = self.objective.origin.new_zeros(len(examples))
+        with no_fastpath():
+            for way, weight in zip(self.ways, weights):
+                for own_way, rows in self._together(way, examples, erased):
+                    total[rows] += weight * self._cost(own_way, examples[rows], erased[rows])
+        return total
+
+    def _together(self, way: Way, examples: Tensor, erased: Tensor) -> Iterator[tuple[Way, Tensor]]:
+        """Rows that share a forward, and how: where no token would be left, baselines stand for all of them."""
+        most = self.objective.max_rows
+        if way != "delete":
+            yield from ((way, rows) for rows in torch.arange(len(erased), device=erased.device).split(most))
+            return
+        left = (self.objective.groups.active[examples] & ~erased).any(1)
+        counts = erased.sum(1)
+        for count in counts[left].unique():
+            yield from ((way, rows) for rows in ((counts == count) & left).nonzero()[:, 0].split(most))
+        if not left.all():
+            yield from (("mask", rows) for rows in (~left).nonzero()[:, 0].split(most))
+
+    def _cost(self, way: Way, examples: Tensor, erased: Tensor) -> Tensor:
+        objective, rows = self.objective, torch.arange(len(examples), device=examples.device)
+        if way == "delete":
+            model = self.edit(way, examples, ~erased)
+            state = model.perturb(model.inputs, rows)
+        else:
+            moved = self.change[examples] * objective.groups.at(examples).spread(erased.to(objective.dtype))
+            points = objective.points(examples, moved)
+            if way == "mask":
+                state = objective.model.perturb(points, examples)
+            else:
+                state = self.edit(way, examples, ~erased).perturb(points, rows)
+        state, reference = state.to(objective.device, objective.dtype), objective.reference[examples]
+        if state.shape != reference.shape:
+            raise ValueError(
+                f"with tokens left out the state has shape {tuple(state.shape[1:])}, and "
+                f"{tuple(reference.shape[1:])} with all of them; erase in the ways 'mask' or 'attention'"
+            )
+        if self.is_number:
+            return (reference - state).flatten()
+        return distortion(state, reference, objective.weight[examples])[0]
+
+    def prior(self, examples: Tensor) -> Tensor:
+        """Integrated gradients of the damage on the straight way to all tokens erased, (b,) -> (b, T).
+
+        Sundararajan et al., ICML 2017, eq. 1, at the eight points of Gauss and Legendre's rule.
+        """
+        objective, examples = self.objective, examples.to(self.objective.device)
+        groups = objective.groups.at(examples)
+        change = self.change[examples] * groups.spread(self.players[examples].to(objective.dtype))
+        nodes, weights = np.polynomial.legendre.leggauss(PRIOR_POINTS)
+        total = torch.zeros_like(change)
+        rows = torch.cartesian_prod(torch.arange(PRIOR_POINTS), torch.arange(len(examples)))
+        for node, which in (part.to(change.device).unbind(1) for part in rows.split(objective.max_rows)):
+            share = torch.from_numpy((nodes + 1) / 2)[node.cpu()].to(change.device, change.dtype)
+            points = objective.points(examples[which], change[which] * share.unsqueeze(1))
+            _, slope = answer_and_gradient(objective, points, examples[which])
+            weight = torch.from_numpy(weights / 2)[node.cpu()].to(change.device, change.dtype)
+            total.index_add_(0, which, -slope * weight.unsqueeze(1))
+        return groups.collect(total * change)
+
+
+def answer_and_gradient(
+    objective: Objective, points: tuple[Tensor, ...], examples: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The answer at the points, (R,), and its gradient, (R, N): a state of one number as it is, else -D."""
+    state = objective.model.perturb(points, examples).to(objective.device, objective.dtype)
+    if state[0].numel() == 1:
+        answer, push = state.detach().flatten(), torch.ones_like(state)
+    else:
+        moved, push = distortion(state.detach(), objective.reference[examples], objective.weight[examples])
+        answer, push = -moved, -push
+    largest = push.reshape(len(push), -1).abs().amax(1).clamp(min=torch.finfo(push.dtype).tiny)
+    lift = torch.exp2(-largest.log2().round())  # half precision has no room for the gradient of a mean
+    lifted = push * lift.reshape(-1, *[1] * (push.ndim - 1))
+    slope = objective.gradient(state, points, lifted) / lift.unsqueeze(1)
+    objective.check_finite(slope.sum(1) + answer, examples, "way to the erased input")
+    return answer, slope
+
+
+PATHS, NODES = 4, 8  # forward and backward passes: one of each at each node of each path
+PATH_ROUND = 2**32 + 4  # a stream of samples of its own
+
+
+@dataclass(frozen=True)
+class NoisePath:
+    """Of B examples with T tokens.
+
+    Attributes:
+        score: what each token adds to the state, (B, T), below 0 where it takes away; 0 at masked tokens.
+        change: the state less its mean on the paths' noise, (B,), which the scores sum to.
+    """
+
+    score: Tensor
+    change: Tensor
+
+    @property
+    def error(self) -> Tensor:
+        """By how much the scores miss ``change``, (B,): the error of the integration."""
+        return self.score.sum(1) - self.change
+
+
+def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> NoisePath:
+    """What each token adds to a state of one number, seen from noise that says nothing.
+
+    The input fades into white noise of the mean and spread of the inputs, x(theta) = m + cos(theta) (x - m) +
+    sin(theta) eps, theta from 0 to pi/2, and the gradient is integrated on the way: score_i = -E int <d answer/dx_i,
+    dx_i/dtheta> dtheta, along four paths of eight points each, in Gauss and Legendre's rule.  Path integrals are
+    complete (Sundararajan et al., ICML 2017, proposition 1): the scores sum to the answer less its mean on noise.  No
+    token has to stand for "nothing", and every point of the path has the spread of real inputs.
+
+    Args:
+        objective: its state has one element an example.
+        mean: m, broadcasts to (B, N).
+        std: of the noise, (B,).
+        seed: of the noise; an example's result depends on it and on the example alone.
+
+    Raises:
+        ValueError: a state of several elements; NaN or infinite values.
+    """
+    size = objective.reference[0].numel()
+    if size != 1:
+        raise ValueError(
+            f"the state has {size} elements an example, and score 'signed' needs one number to push up or down; pick "
+            "it with target or neuron_selector, or use score='kept'"
+        )
+    origin, groups, batch = objective.origin, objective.groups, len(objective.origin)
+    active = groups.spread(groups.active.to(origin.dtype))
+    noise = Draws([x.shape[1:] for x in objective.model.origin], seed).round(PATH_ROUND, PATHS)
+    noise = noise.to(origin.device, origin.dtype)  # (P, N)
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    angles = torch.from_numpy((nodes + 1) * math.pi / 4)
+    signal = origin - mean.to(origin)
+    total, ends = torch.zeros_like(origin), origin.new_zeros(batch)
+    rows = torch.cartesian_prod(torch.arange(PATHS), torch.arange(NODES + 1), torch.arange(batch))
+    for path, node, example in (part.unbind(1) for part in rows.split(objective.max_rows)):
+        angle = torch.cat([angles, angles.new_tensor([math.pi / 2])])[node].to(origin.device, origin.dtype)[
+            :, None
+        ]
+        weight = torch.from_numpy(np.append(weights, 0.0) * math.pi / 4)[node].to(origin.device, origin.dtype)
+        path, example = path.to(origin.device), example.to(origin.device)
+        eps = noise[path] * std.to(origin)[example, None]
+        moved = ((angle.cos() - 1) * signal[example] + angle.sin() * eps) * active[example]
+        points = objective.points(example, moved)
+        answer, slope = answer_and_gradient(objective, points, example)
+        way = (angle.cos() * eps - angle.sin() * signal[example]) * active[example]
+        total.index_add_(0, example, -slope * way * weight[:, None] / PATHS)
+        at_end = (node == NODES).to(origin.device, origin.dtype)
+        ends.index_add_(0, example, answer * at_end / PATHS)
+    clean = objective.reference.reshape(batch)
+    return NoisePath(groups.collect(total).float(), (clean - ends).float())

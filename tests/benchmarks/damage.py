@@ -42,8 +42,8 @@ from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, Explana
 from interp_plugin.comparison import StudyResult
 from interp_plugin.comparison.result import example as study_example
 from interp_plugin.corpus.stream import Reader, windows
-from interp_plugin.explanation import example
-from interp_plugin.text import TextExplainer
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.explanation import example
 
 PARTS = ("flips", "kills", "races", "memory")
 TEXTS, WINDOW = 400, 8  # of the study that is killed

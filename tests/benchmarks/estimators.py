@@ -37,8 +37,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from interp_plugin import Solver
-from interp_plugin import rounds as solver_rounds
-from interp_plugin.solver import PROBES
+from interp_plugin.method import rounds as solver_rounds
+from interp_plugin.method.solver import PROBES
 
 Point = tuple[float, float]  # passes, r.m.s. error
 Found = list[tuple[int, Tensor]]  # passes, log sigma

@@ -22,7 +22,6 @@ from torch.nn.functional import logsigmoid
 
 from interp_plugin import LayerInformationLoss, huggingface
 from interp_plugin.attribution import Score
-from interp_plugin.batches import State
 from interp_plugin.comparison import Study
 from interp_plugin.comparison.gradients import integrated_gradients
 from interp_plugin.comparison.inputs import Answer, Inputs
@@ -30,6 +29,7 @@ from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.result import StudyResult
 from interp_plugin.statistics import paired as differences
+from interp_plugin.text.batch import State
 
 METRICS = ("comprehensiveness (mask)", "comprehensiveness (delete)")
 OURS = "information kept"

@@ -26,7 +26,7 @@ from interp_plugin.comparison.methods import METHODS, chosen
 from interp_plugin.comparison.truths import counting, known, reversal, shortcuts, teaching
 from interp_plugin.comparison.truths.judgement import Mean
 from interp_plugin.comparison.truths.planting import Kind
-from interp_plugin.solver import Solver
+from interp_plugin.method.solver import Solver
 
 NEEDS_MORE = (
     "[MASK]",

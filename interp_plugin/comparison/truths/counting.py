@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp_plugin.batches import Batch, State
 from interp_plugin.comparison.inputs import Inputs, seeded
 from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.truths.judgement import Judgement, Measure, Question, judge
-from interp_plugin.problem import Terms
-from interp_plugin.solver import Solver
-from interp_plugin.state import LayerCall
-from interp_plugin.tokens import OUTPUT, PlainModel
+from interp_plugin.method.perturbation import LayerCall
+from interp_plugin.method.problem import Terms
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.models import OUTPUT, PlainModel
 
 DIGITS = 10
 LENGTH = 10  # of a sequence, at most

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.judged import Method
+from interp_plugin.text.batch import State
 
 RESAMPLES = 2000
 

@@ -10,14 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.batches import Batch, State
 from interp_plugin.comparison.inputs import Inputs
 from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.truths.judgement import Judgement, Measure, Question, judge, spearman
-from interp_plugin.problem import Terms
-from interp_plugin.solver import Solver
-from interp_plugin.state import LayerCall
-from interp_plugin.tokens import PlainModel
+from interp_plugin.method.perturbation import LayerCall
+from interp_plugin.method.problem import Terms
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.models import PlainModel
 
 RATE = 0.1
 CAP = 10.0  # in standard deviations of the embedding's weights: the default of max_sigma

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.tokens import Encoding, TextModel
+from interp_plugin.text.models import Encoding, TextModel
 
 Kind = Literal["single token", "token in context", "ordered pair"]
 KINDS: tuple[Kind, ...] = ("single token", "token in context", "ordered pair")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp_plugin.batches import State
 from interp_plugin.comparison.inputs import Answer, Inputs, seeded
 from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.truths.judgement import Judgement, able_to_explain, left_out
-from interp_plugin.state import LayerCall
-from interp_plugin.tokens import PlainModel
+from interp_plugin.method.perturbation import LayerCall
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import PlainModel
 
 SYMBOLS = 10
 ACCURACY = 0.99

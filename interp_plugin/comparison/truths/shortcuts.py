@@ -13,7 +13,7 @@ from interp_plugin.comparison.judged import Method
 from interp_plugin.comparison.truths.judgement import Judgement, Measure, Question, judge
 from interp_plugin.comparison.truths.planting import Kind, Planted, Shortcut
 from interp_plugin.comparison.truths.teaching import Taught, Use, classes_of, shown_words, teach
-from interp_plugin.tokens import TextModel
+from interp_plugin.text.models import TextModel
 
 
 @dataclass(frozen=True)

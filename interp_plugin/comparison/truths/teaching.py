@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from interp_plugin.batches import batches
 from interp_plugin.comparison.truths.planting import KINDS, Kind, Planted, Shortcut, is_one_token, rare_words
-from interp_plugin.tokens import TextModel
+from interp_plugin.text.batch import batches
+from interp_plugin.text.models import TextModel
 
 EPOCHS: dict[Kind, int] = {"single token": 4, "token in context": 6, "ordered pair": 14}
 SHARE = 0.5  # of the training sentences that get the shortcut; half as many get a part of it

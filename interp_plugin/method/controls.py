@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import TokenGroups
+from interp_plugin.method.sampling import TokenGroups
 
 ROUNDING = 1e-5  # of a difference, as a share of what is subtracted
 RIDGE = 4.0  # in (draws x tokens): keeps three coefficients from fitting a handful of numbers

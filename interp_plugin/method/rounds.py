@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from interp_plugin.controls import quadratic_controls
-from interp_plugin.noise import Tilt
-from interp_plugin.objective import Evaluation, Objective, join
-from interp_plugin.trace import KEPT_ELEMENTS, Trace, tilt_of, token_mean
+from interp_plugin.method.controls import quadratic_controls
+from interp_plugin.method.objective import Evaluation, Objective, join
+from interp_plugin.method.sampling import Tilt
+from interp_plugin.method.trace import KEPT_ELEMENTS, Trace, tilt_of, token_mean
 
 SCOUTS = 4  # draws that look for the small-noise side of the minimum
 PAIR = 0.05  # scale of the small draws that stand for the quadratic part

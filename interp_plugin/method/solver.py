@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.curvature import PROBE_ROUND, Curvature, curvatures
-from interp_plugin.few import Settings, Solved, solve_few
-from interp_plugin.noise import Draws
-from interp_plugin.objective import (
+from interp_plugin.method.curvature import PROBE_ROUND, Curvature, curvatures
+from interp_plugin.method.few import Settings, Solved, solve_few
+from interp_plugin.method.objective import (
     Objective,
     closed_form,
     information_kept,
@@ -23,10 +22,11 @@ from interp_plugin.objective import (
     kept_slope,
     regime_index,
 )
-from interp_plugin.ranks import REPEATS
-from interp_plugin.refinement import done_enough, update
-from interp_plugin.rounds import SCOUTS, evaluate_round, scout
-from interp_plugin.trace import (
+from interp_plugin.method.ranks import REPEATS
+from interp_plugin.method.refinement import done_enough, update
+from interp_plugin.method.rounds import SCOUTS, evaluate_round, scout
+from interp_plugin.method.sampling import Draws
+from interp_plugin.method.trace import (
     Trace,
     closed_variance,
     common_variance_of,

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.method.erasing import Way
-from interp_plugin.objective import default_rows
-from interp_plugin.padding import FULL, alike
-from interp_plugin.problem import Problem, Terms, fit_together, pose
-from interp_plugin.solver import NoiseFit, Solver
-from interp_plugin.state import NoisyModel, Selector, Site
-from interp_plugin.tokens import OUTPUT, Encoding, Label, TextModel, shown
+from interp_plugin.method.erasure import Way
+from interp_plugin.method.objective import default_rows
+from interp_plugin.method.perturbation import FULL, NoisyModel, Selector, Site, alike
+from interp_plugin.method.problem import Problem, Terms, fit_together, pose
+from interp_plugin.method.solver import NoiseFit, Solver
+from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
 
 MAX_TOKENS = 2048  # of a batch, padding included
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)

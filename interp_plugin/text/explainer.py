@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tqdm.auto import tqdm
 
-from interp_plugin import huggingface, scoring
-from interp_plugin.batches import Batch, State, batches
-from interp_plugin.calibration import Calibration
-from interp_plugin.carrying import ErasureFinder
-from interp_plugin.explanation import Explanation, Settings, TextExplanation
+from interp_plugin import huggingface
 from interp_plugin.fingerprint import versions
-from interp_plugin.method.erasing import Way, check_ways
-from interp_plugin.method.erasure import PASSES, Erasure, Side
-from interp_plugin.problem import default_cap, std_of_table, warn_of_training
-from interp_plugin.scoring import Plan, Positions, warn_of_deaf_states
-from interp_plugin.solver import Solver
-from interp_plugin.state import LayerCall, RunningStd, Site, module_of
-from interp_plugin.tokens import (
+from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
+from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
+from interp_plugin.method.problem import default_cap, std_of_table, warn_of_training
+from interp_plugin.method.solver import Solver
+from interp_plugin.text import scoring
+from interp_plugin.text.batch import Batch, State, batches
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.explanation import Explanation, Settings, TextExplanation
+from interp_plugin.text.models import (
     HIDDEN,
     OUTPUT,
     Encoding,
@@ -34,6 +32,7 @@ from interp_plugin.tokens import (
     shown,
     state_sites,
 )
+from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, warn_of_deaf_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

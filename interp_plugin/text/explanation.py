@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from interp_plugin import forms, rendering, storage
-from interp_plugin.rows import ErasedRow, Layer, Record, Row, TextExplanation
-from interp_plugin.scores import Kind, Scores, listed
-from interp_plugin.units import Aggregate, Granularity
-from interp_plugin.writing import replace_file
+from interp_plugin import rendering
+from interp_plugin.text import forms, storage
+from interp_plugin.text.rows import ErasedRow, Layer, Record, Row, TextExplanation
+from interp_plugin.text.scores import Aggregate, Granularity, Kind, Scores, listed
+from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp_plugin.rows import ErasedRow, Row, TextExplanation
-from interp_plugin.scores import Scores
-from interp_plugin.units import Aggregate, Granularity
+from interp_plugin.text.rows import ErasedRow, Row, TextExplanation
+from interp_plugin.text.scores import Aggregate, Granularity, Scores
 
 LABELS = ("layer", "position")
 FACTS = (

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import Tilt
-from interp_plugin.objective import Objective
+from interp_plugin.method.objective import Objective
+from interp_plugin.method.sampling import Tilt
 
 KEPT_ELEMENTS = 2**25  # of gradients kept at a time
 TEACHERS = 28  # gradients of earlier draws kept for the controls of later ones

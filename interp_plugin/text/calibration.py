@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from interp_plugin import tensor_file
-from interp_plugin.tensor_file import Kinds, check_fields
+from interp_plugin.text import storage
+from interp_plugin.text.storage import Kinds, check_fields
 
 FORMAT = "interp_plugin calibration 3"
 
@@ -77,7 +77,7 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, whole or not at all."""
-        tensor_file.write(path, FORMAT, self.about, self.state_std)
+        storage.write_tensors(path, FORMAT, self.about, self.state_std)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -87,7 +87,7 @@ class Calibration:
             OSError: there is no such file.
             ValueError: the file is no calibration, is damaged, or comes from another version.
         """
-        about, tensors = tensor_file.read(path, FORMAT, "calibrate again, or give what calibrate() saved")
+        about, tensors = storage.read_tensors(path, FORMAT, "calibrate again, or give what calibrate() saved")
         try:
             return cls.of_file(about, tensors)
         except ValueError as error:

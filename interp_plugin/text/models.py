@@ -11,8 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.forwards import device_of
-from interp_plugin.state import LayerCall, first_tensor
+from interp_plugin.method.perturbation import LayerCall, device_of, first_tensor
 
 CHARACTERS = 2**22
 """Of a text at most: a million tokens of usual length.  To tokenize more would take minutes and gigabytes."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp_plugin.ranks import expected_agreement
-from interp_plugin.rounds import Round
-from interp_plugin.trace import TEACHERS, Trace, token_mean
+from interp_plugin.method.ranks import expected_agreement
+from interp_plugin.method.rounds import Round
+from interp_plugin.method.trace import TEACHERS, Trace, token_mean
 
 MAX_STEP = 1.0
 MAX_RISE = 0.25  # of a token against the others: upwards the draws grow wilder than they show

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import Draws
-from interp_plugin.objective import Objective, rows_of
-from interp_plugin.state import select
+from interp_plugin.method.objective import Objective, rows_of
+from interp_plugin.method.perturbation import select
+from interp_plugin.method.sampling import Draws
 
 PROBE_ROUND = 2**32  # a stream of its own, apart from the refinement's rounds
 

@@ -9,8 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp_plugin.scores import Kind, Known, Scores, check_kind, erased_score, listed, score
-from interp_plugin.units import Aggregate, Granularity, Offset, Unit, check_aggregate, group
+from interp_plugin.text.scores import (
+    Aggregate,
+    Granularity,
+    Kind,
+    Known,
+    Offset,
+    Scores,
+    Unit,
+    check_aggregate,
+    check_kind,
+    erased_score,
+    group,
+    listed,
+    score,
+)
 
 Layer = int | str
 
@@ -159,7 +172,7 @@ class TextExplanation(Record):
 
     Example::
 
-        >>> from interp_plugin.explanation import example
+        >>> from interp_plugin.text.explanation import example
         >>> example()[0]
         TextExplanation('a film', 4 tokens, layers 1, 'output')
         >>> example()[0].layers
@@ -196,7 +209,7 @@ class TextExplanation(Record):
 
         Example::
 
-            >>> from interp_plugin.explanation import example
+            >>> from interp_plugin.text.explanation import example
             >>> example()[0].row("output").regime_index
             1.5
         """
@@ -219,7 +232,7 @@ class TextExplanation(Record):
 
         Example::
 
-            >>> from interp_plugin.explanation import example
+            >>> from interp_plugin.text.explanation import example
             >>> len(example()[0].rows_of(1))
             1
         """
@@ -254,7 +267,7 @@ class TextExplanation(Record):
 
         Example::
 
-            >>> from interp_plugin.explanation import example
+            >>> from interp_plugin.text.explanation import example
             >>> example()[0].scores().values.round().tolist()
             [[0.0, 8.0, 15.0, 0.0], [0.0, 5.0, 8.0, 0.0]]
         """
@@ -293,7 +306,7 @@ class TextExplanation(Record):
 
         Example::
 
-            >>> from interp_plugin.explanation import example
+            >>> from interp_plugin.text.explanation import example
             >>> nats, error = example()[0].total("kept")
             >>> nats.round(decimals=2).tolist(), error.round(decimals=2).tolist()
             ([23.11, 13.08], [0.29, 0.38])

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import Draws
-from interp_plugin.objective import Objective, closed_form
-from interp_plugin.refinement import LONG_STEP, NEWTON_ERROR, Step, keep_their_order, newton_step
-from interp_plugin.trace import examples_at_once, token_mean
+from interp_plugin.method.objective import Objective, closed_form
+from interp_plugin.method.refinement import LONG_STEP, NEWTON_ERROR, Step, keep_their_order, newton_step
+from interp_plugin.method.sampling import Draws
+from interp_plugin.method.trace import examples_at_once, token_mean
 
 PILOT_PAIRS = 4
 CHECK_PAIRS = 12  # that look for rare samples, which few pairs miss

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp_plugin.noise import Draws, Tilt, TokenGroups
-from interp_plugin.padding import alike
-from interp_plugin.state import NoisyModel, no_fastpath
+from interp_plugin.method.perturbation import NoisyModel, alike, no_fastpath
+from interp_plugin.method.sampling import Draws, Tilt, TokenGroups
 
 MAX_ROWS = 64
 MAX_ELEMENTS = 2**21

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.arguments import repeated, user_level
-from interp_plugin.forwards import gradients, modules_behind, weight_of
-from interp_plugin.method.noise_path import noise_path
-from interp_plugin.noise import TokenGroups, token_groups
-from interp_plugin.objective import Objective, state_weight
-from interp_plugin.solver import NoiseFit, Solver, solve, solve_together
-from interp_plugin.state import NoisyModel, module_of, select
+from interp_plugin.method.erasure import noise_path
+from interp_plugin.method.objective import Objective, state_weight
+from interp_plugin.method.perturbation import (
+    NoisyModel,
+    gradients,
+    module_of,
+    modules_behind,
+    select,
+    weight_of,
+)
+from interp_plugin.method.sampling import TokenGroups, token_groups
+from interp_plugin.method.solver import NoiseFit, Solver, solve, solve_together
+
+_PACKAGES = (__name__.split(".")[0], "captum")
+Value = TypeVar("Value")
 
 CAP = 10.0  # the cap on sigma, in standard deviations of the inputs
 INCOMPLETE = 0.05  # share of the change by which signed scores may miss it before that is said
@@ -306,3 +315,37 @@ def _is_noisy(module: nn.Module) -> bool:
     is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
     probability = module.p if is_dropout else getattr(module, "dropout", 0)
     return isinstance(probability, (int, float)) and probability > 0
+
+
+def user_level() -> int:
+    """``stacklevel`` of a warning in the calling function that is shown at the user's line.
+
+    That is the nearest one outside this package and Captum, whose wrappers lie between.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def repeated(value: Value, batch: int, ndim: int) -> Value:
+    """What has an entry for each of fewer examples, each entry as often as NoiseTunnel and sensitivity_max repeat it.
+
+    Args:
+        value: whatever the caller gave; a tensor of ``ndim`` dimensions whose length divides ``batch`` is repeated.
+        batch: examples there are, those of one original next to each other.
+        ndim: dimensions of a value with one entry an example.
+
+    Examples::
+        >>> import torch
+        >>> repeated(torch.tensor([1.0, 2.0]), 4, 1).tolist()
+        [1.0, 1.0, 2.0, 2.0]
+    """
+    if (
+        not isinstance(value, Tensor)
+        or value.ndim != ndim
+        or not 1 < len(value) < batch
+        or batch % len(value)
+    ):
+        return value
+    return cast(Value, value.repeat_interleave(batch // len(value), 0))

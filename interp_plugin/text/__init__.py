@@ -1,0 +1,1 @@
+"""Texts of any model that reads tokens: from a text to its explanation."""
