@@ -174,9 +174,13 @@ def explain(
         from interp_plugin.method.erasure import PASSES, check_ways
         from interp_plugin.method.solver import Solver
 
-        solver = Solver(seed=seed, max_passes=max_passes)
-        solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
+        Solver(
+            seed=seed, max_passes=max_passes, tolerance=tolerance or Solver.tolerance
+        )  # refused before loading
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
+        solver = replace(explainer.usual_solver, seed=seed)
+        solver = solver if max_passes is None else replace(solver, max_passes=max_passes)
+        solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
         chosen, asked = _chosen(explainer.model, labels, target, score)
         progress = sys.stderr.isatty()
         if sample is not None:

@@ -81,6 +81,15 @@ class TextExplainer:
         """The same as :meth:`explain`."""
         return self.explain(texts, *args, **kwargs)
 
+    @property
+    def usual_solver(self) -> Solver:
+        """How hard to look where nothing is said.
+
+        A language model's states scatter more than an encoder's from sample to sample: its log sigma are known to .05,
+        which orders tokens as well (Spearman .97 and more between seeds on SmolLM2), in half the passes of .02.
+        """
+        return Solver(tolerance=0.05, max_passes=560) if self.model.task == "next token" else Solver()
+
     def states(self, layers: Layers = "all") -> list[State]:
         """Where the states of layers are read, and in which unit; ``layers`` as in :meth:`explain`.
 
@@ -148,7 +157,7 @@ class TextExplainer:
             input_std: tau, the standard deviation of one element of what the noise is added to: the spread that
                 information kept is counted against.  None: that of the embedding table; of a noise layer that is no
                 table, what the calibration measured there, or else each text's own.
-            solver: how hard to look; default ``Solver()``.
+            solver: how hard to look; None: :attr:`usual_solver`.
             batch_size: texts at most in a batch.
             internal_batch_size: rows at most in one forward and backward; "auto" starts from what suits the
                 length and halves when memory runs out.
@@ -263,7 +272,7 @@ class TextExplainer:
         labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
         states = {self._key(label): State(label, self._site(label)) for label in labels}
         for label in labels:
-            heads = self.model.head_site(label) if label != OUTPUT else None
+            heads = self.model.head_site(label) if label in self.model.layers else None
             if heads is not None:
                 states[self._key(label, heads=True)] = State(label, heads[0])
         running, inputs = {key: RunningStd() for key in states}, RunningStd()
@@ -309,7 +318,7 @@ class TextExplainer:
             target=None,
             rate=rate,
             max_sigma=max_sigma,
-            solver=Solver() if solver is None else solver,
+            solver=self.usual_solver if solver is None else solver,
             input_std=input_std,
         )
 

@@ -191,13 +191,12 @@ def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
             at = f"dimension {dimension} of token {place}" if element[example] > HALF else f"token {place}"
             found.setdefault(at, []).append(repr(state.label))
     for at, labels in found.items():
-        layers = ", ".join(dict.fromkeys(labels))
+        hidden = any(HIDDEN in label for label in labels)
         warnings.warn(
-            f"{at} has more than half of the sum of squares of the state of layer {layers}, which the noise is then "
-            "measured by alone; calibrate() gives each dimension a unit of its own"
+            f"{at} has more than half of the sum of squares of the state of layer {', '.join(dict.fromkeys(labels))}, "
+            "which the noise is then measured by alone; calibrate() gives each dimension a unit of its own"
             + (
-                ", and a layer's number without hidden_states. is the state that the next block reads"
-                * any(HIDDEN in label for label in labels)
+                f", and a layer's label without {HIDDEN} is what the next block reads of it" if hidden else ""
             ),
             stacklevel=4,
         )
