@@ -261,7 +261,7 @@ def test_without_its_packages_it_is_refused_before_any_work(
     films: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interp_plugin.cli.given.find_spec", lambda name: None)
-    assert "pip install interp-plugin[compare]" in refused(films, "--model", "/no/such/model")
+    assert 'pip install "interp-plugin[compare]"' in refused(films, "--model", "/no/such/model")
 
 
 # -- files

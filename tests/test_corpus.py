@@ -30,7 +30,7 @@ from interp_plugin.corpus.stream import Failure, Item, Reader, windows
 from interp_plugin.fingerprint import weights_digest
 from interp_plugin.text.explanation import Row
 
-SCRIPT = Path(__file__).with_name("tiny_corpus.py")
+SCRIPT = Path(__file__).parent / "support" / "tiny_corpus.py"
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(
     tmp_path: Path, undisturbed: CorpusResult
 ) -> None:
     generator = random.Random(0)
-    path = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     for wanted in (1, 2, 4):
         process = subprocess.Popen([sys.executable, str(SCRIPT), str(tmp_path)], env=environment)

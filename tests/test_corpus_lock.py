@@ -22,11 +22,11 @@ from interp_plugin.corpus import lock
 from interp_plugin.corpus.lock import locked
 from interp_plugin.corpus.result import Folder
 
-SCRIPT = Path(__file__).parent / "tiny_corpus.py"
+SCRIPT = Path(__file__).parent / "support" / "tiny_corpus.py"
 
 
 def test_a_folder_in_use_is_refused_with_who_uses_it_and_free_after_a_kill(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
     other = subprocess.Popen(
         [sys.executable, str(SCRIPT), str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
     )

@@ -154,7 +154,7 @@ def check_installed(package: str, option: str, extra: str) -> None:
     """
     if find_spec(package) is None:
         raise ValueError(
-            f"{option} needs {package}, which is not installed: pip install interp-plugin[{extra}]"
+            f'{option} needs {package}, which is not installed: pip install "interp-plugin[{extra}]"'
         )
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from interp_plugin import huggingface
 from interp_plugin.cli import app
 
-PACKAGE = Path(__file__).parent.parent / "interp_plugin"
+PACKAGE = Path(__file__).parent.parent.parent / "interp_plugin"
 CODE = """
 from pathlib import Path
 from transformers import BertConfig, BertForSequenceClassification
