@@ -40,6 +40,7 @@ Granularity = Literal["token", "word", "sentence"]
 Aggregate = Literal["sum", "mean", "max"]
 Score = Literal["kept", "erased"]
 Side = Literal["damage", "keep"]
+Watched = Literal["logit", "log_probability", "probability", "log_odds", "margin"]
 
 EXAMPLES = """
 Examples:
@@ -55,6 +56,8 @@ Examples:
     echo "not a bad film" | interp-plugin explain --granularity word --json
 
     interp-plugin explain "Paris is in" --model gpt2 --target " France"
+
+    interp-plugin explain "The capital of France is" --model gpt2 --target " Paris" --instead-of " London"
 
     interp-plugin explain "not a bad film" --score erased
 
@@ -99,6 +102,19 @@ def explain(
             show_default="all classes; the model's own next token",
         ),
     ] = None,
+    instead_of: Annotated[
+        str | None,
+        typer.Option(
+            help="What the target is compared with: --target Paris --instead-of London.", show_default=False
+        ),
+    ] = None,
+    function: Annotated[
+        Watched | None,
+        typer.Option(
+            help="What is watched of the target.",
+            show_default="log_probability of a language model, logit of a class",
+        ),
+    ] = None,
     score: Annotated[
         Score,
         typer.Option(
@@ -119,8 +135,8 @@ def explain(
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Watch a layer at single tokens: numbers, as in 0,-1, or each.",
-            show_default="all tokens together",
+            help="Watch a layer at single tokens: numbers, as in 0,-1, or each; all is together.",
+            show_default="all tokens together; where a language model predicts its target",
         ),
     ] = None,
     html: Page = None,
@@ -182,13 +198,14 @@ def explain(
         solver = solver if max_passes is None else replace(solver, max_passes=max_passes)
         solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
         chosen, asked = _chosen(explainer.model, labels, target, score)
+        _, foil = _chosen(explainer.model, labels, instead_of, score)
         progress = sys.stderr.isatty()
         if sample is not None:
             explainer.calibrate(sample, chosen, batch_size=batch_size, show_progress=progress)
         explanation = explainer.explain(
             wanted, chosen, asked, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
             show_progress=progress, score=score, side=side, ways=check_ways(ways.split(",")),
-            passes=max_passes or PASSES,
+            passes=max_passes or PASSES, instead_of=foil, function=function,
         )  # fmt: skip
         written = _write(explanation, granularity, aggregate, html, png, save)
     if as_json:
@@ -199,7 +216,7 @@ def explain(
         say(f"wrote {path}")
 
 
-def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None:
+def parse_positions(positions: str | None) -> Literal["each", "all"] | list[int] | None:
     """Token positions from "each", or from numbers with commas; negative ones count from the end.
 
     Raises:
@@ -212,13 +229,13 @@ def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None
     """
     if positions is None:
         return None
-    if positions.strip() == "each":
-        return "each"
+    if positions.strip() in ("each", "all"):
+        return "each" if positions.strip() == "each" else "all"
     try:
         return [int(part) for part in positions.split(",")]
     except ValueError as error:
         raise ValueError(
-            f"positions {positions!r} cannot be read: write each, or numbers as in 0,-1"
+            f"positions {positions!r} cannot be read: write each, all, or numbers as in 0,-1"
         ) from error
 
 

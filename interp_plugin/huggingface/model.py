@@ -123,7 +123,7 @@ class HuggingFaceModel:
         body = getattr(self._base, "base_model", self._base)  # heads may ask for more than two tokens
         norms = architectures.input_norms(body, self._blocks, lambda: outputs.run(body, inputs))
         read = {label: self._viewed(site, label) for label, site in norms.items()}
-        hidden = {f"{HIDDEN}{label}": site for label, site in self.layers.items()}
+        hidden: dict[Label, LayerCall] = {f"{HIDDEN}{label}": site for label, site in self.layers.items()}
         return {**self.layers, **read, **hidden}
 
     @property
@@ -216,6 +216,23 @@ class HuggingFaceModel:
         with showing(self._views.values(), lengths):
             answer = outputs.answer(self.model, self._base, self.task, inputs)
         return answer if self.task == "sequence classes" else answer[:, -lengths[self.axis[OUTPUT]] :]
+
+    def scores_at(self, arguments: Sequence[Tensor], places: Tensor) -> Tensor:
+        """A language model's logits at some places of each row only, (R, n, V); places is (R, n).
+
+        Where the model can (``logits_to_keep``), its head is not run at the others: it has a fifth of a small model's
+        weights.
+        """
+        inputs = self._named(arguments)
+        taken = "logits_to_keep" in architectures.forward_names(self.model)
+        rows = torch.arange(len(places), device=places.device).unsqueeze(1)
+        if not taken or self._has_decoder or any(self._virtual.values()):
+            answer = self(*arguments)
+            return answer[rows.to(answer.device), places.to(answer.device)]
+        kept, index = places.to(self.device).unique(return_inverse=True)
+        with showing(self._views.values(), {"input": inputs["input_ids"].shape[1], "decoder": 0}):
+            answer = outputs.answer(self.model, self._base, self.task, inputs, logits_to_keep=kept)
+        return answer[rows.to(answer.device), index.to(answer.device)]
 
     def attentions(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """What every token attends to in each block, (R, heads, T, T) each, for arguments as in a call.

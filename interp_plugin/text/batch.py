@@ -16,7 +16,7 @@ from interp_plugin.method.objective import default_rows
 from interp_plugin.method.perturbation import FULL, NoisyModel, Selector, Site, alike
 from interp_plugin.method.problem import Problem, Terms, fit_together, pose
 from interp_plugin.method.solver import NoiseFit, Solver
-from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
+from interp_plugin.text.models import OUTPUT, Encoding, Function, Label, TextModel, shown, watched
 
 MAX_TOKENS = 2048  # of a batch, padding included
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
@@ -31,12 +31,16 @@ class State:
         site: where it is read; None: the model's output.
         neurons: an index into the last dimension; None: all of it.
         state_std: v of the whole last dimension; None: each text is its own yardstick.
+        function: of the class that ``neurons`` is, in place of its score.
+        foil: a class that it is compared with.
     """
 
     label: Label
     site: Site | None
     neurons: int | slice | list[int] | None = None
     state_std: Tensor | None = None
+    function: Function | None = None
+    foil: int | None = None
 
     @property
     def selector(self) -> Selector | None:
@@ -44,6 +48,10 @@ class State:
         return None if self.neurons is None else self._pick
 
     def _pick(self, state: Tensor) -> Tensor:
+        if isinstance(self.neurons, int) and (self.function is not None or self.foil is not None):
+            ids = torch.full(state.shape[:-1], self.neurons, device=state.device)
+            foils = None if self.foil is None else torch.full_like(ids, self.foil)
+            return watched(state, ids, self.function or "logit", foils)
         try:
             return state[..., self.neurons]
         except IndexError as error:
@@ -84,6 +92,7 @@ class Batch:
         noise_layer: where noise enters.
         sites: where states will be read; None is the output.
         max_rows: most rows in the clean forward; None: all, fewer of a language model.
+        function: what is watched of a language model's target.
     """
 
     def __init__(
@@ -93,17 +102,18 @@ class Batch:
         noise_layer: Site,
         sites: Sequence[Site | None],
         max_rows: int | None = None,
+        function: Function = "log_probability",
     ) -> None:
         arguments, self.token_mask = model.collate(encodings)
-        if max_rows is None and model.vocabulary:
-            max_rows = max(1, MAX_SCORES // (self.token_mask.shape[1] * model.vocabulary))
-        self._model = model
+        self._model, self._function = model, function
         self.encodings = list(encodings)
         self.targets = (
             _Targets.of(encodings, self.token_mask.device) if any(e.target for e in encodings) else None
         )
+        if max_rows is None and model.vocabulary:
+            max_rows = self._rows_of_scores
         self._decoder_mask = _decoder_mask(encodings).to(self.token_mask.device)
-        self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer, max_rows=max_rows)
+        self._noisy = NoisyModel(self._forward(self.targets), arguments, noise_layer, max_rows=max_rows)
         self._sites = list(sites)
         self._wholes = self._noisy.read(sites)
         [origin] = self._noisy.origin
@@ -113,6 +123,19 @@ class Batch:
                 f"{tuple(self.token_mask.shape)}; give a layer whose output is (texts, tokens, dimensions)"
             )
         self.token_size = origin.shape[2]
+
+    def _forward(self, targets: _Targets | None) -> _Forward:
+        return _Forward(self._model, targets, self._function)
+
+    @property
+    def _rows_of_scores(self) -> int:
+        """Rows in one forward of a language model, by the scores that it gives."""
+        places = self.token_mask.shape[1]
+        if self._model.axis[OUTPUT] == "decoder":
+            places = max(len(e.extra.get("decoder_input_ids", ())) for e in self.encodings)
+        if self.targets is not None and hasattr(self._model, "scores_at"):
+            places = min(places, len(self.targets.places.unique()))
+        return max(1, MAX_SCORES // (places * self._model.vocabulary))
 
     def at(self, examples: Sequence[int]) -> Batch:
         """Some of the texts, with what is known of them."""
@@ -126,7 +149,7 @@ class Batch:
         inputs, origin = (
             [x[rows.to(x.device)] for x in xs] for xs in (self._noisy.inputs, self._noisy.origin)
         )
-        part._noisy = replace(self._noisy, forward=_Forward(self._model, part.targets), inputs=tuple(inputs))
+        part._noisy = replace(self._noisy, forward=self._forward(part.targets), inputs=tuple(inputs))
         part._noisy.origin = tuple(origin)
         return part
 
@@ -171,9 +194,7 @@ class Batch:
         """Rows in one forward: as the solver would choose, fewer where a language model's output is a state."""
         rows = default_rows(self._noisy.origin[0][0].numel())
         if self.targets is not None and None in self._sites:
-            in_decoder = self._model.axis[OUTPUT] == "decoder"
-            places = (self._decoder_mask if in_decoder else self.token_mask).shape[1]
-            rows = min(rows, MAX_SCORES // (places * self._model.vocabulary))
+            rows = min(rows, self._rows_of_scores)
         return max(1, rows)
 
     @property
@@ -225,7 +246,7 @@ class Batch:
             inputs = self._model.collate(shorter)[0]
             targets = targets and _Targets.of(shorter, targets.ids.device)
             noisy.noise_layer = None
-        noisy.forward, noisy.inputs = _Forward(self._model, targets), inputs
+        noisy.forward, noisy.inputs = self._forward(targets), inputs
         return noisy
 
     def fit(
@@ -295,6 +316,8 @@ class _Targets:
     ids: Tensor  # (B, n)
     places: Tensor  # column of the output that predicts each, (B, n)
     real: Tensor  # (B, n)
+    foils: Tensor  # (B, n), the ids themselves where a target is taken alone
+    is_contrast: bool
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], device: torch.device) -> _Targets:
@@ -305,28 +328,43 @@ class _Targets:
             n = len(e.target)
             ids[row, :n], places[row, :n] = ids.new_tensor(e.target), ids.new_tensor(e.target_positions)
             real[row, :n] = True
-        return cls(*(x.to(device) for x in (ids, places, real)))
+        foils = ids.clone()
+        for row, e in enumerate(encodings):
+            foils[row, : len(e.foils)] = ids.new_tensor(e.foils)
+        is_contrast = any(e.foils for e in encodings)
+        ids, places, real, foils = (x.to(device) for x in (ids, places, real, foils))
+        return cls(ids, places, real, foils, is_contrast)
 
     def at(self, rows: Tensor) -> _Targets:
-        return _Targets(self.ids[rows], self.places[rows], self.real[rows])
+        return _Targets(
+            self.ids[rows], self.places[rows], self.real[rows], self.foils[rows], self.is_contrast
+        )
 
 
 class _Forward:
-    """The model on rows of a batch; with targets its output is their log probabilities, (R, n)."""
+    """The model on rows of a batch; with targets its output is what is watched of them, (R, n)."""
 
-    def __init__(self, model: TextModel, targets: _Targets | None) -> None:
-        self.model, self.targets = model, targets
+    def __init__(self, model: TextModel, targets: _Targets | None, function: Function) -> None:
+        self.model, self.targets, self.function = model, targets, function
         self.module: nn.Module = model.module
 
     def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        output = self.model(*inputs)
         if self.targets is None:
-            return output
-        rows = rows.to(output.device)
-        places = self.targets.places.to(output.device)[rows]
-        ids = self.targets.ids.to(output.device)[rows]
-        scores = output[
-            torch.arange(len(rows), device=output.device).unsqueeze(1), places
-        ]  # (R, n, vocabulary)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return scores.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+            return self.model(*inputs)
+        scores = scores_at(self.model, inputs, self.targets.places[rows.to(self.targets.places.device)])
+        rows = rows.to(scores.device)
+        ids, foils = (x.to(scores.device)[rows] for x in (self.targets.ids, self.targets.foils))
+        alone = watched(scores, ids, self.function)
+        if not self.targets.is_contrast:
+            return alone
+        return torch.where(ids == foils, alone, watched(scores, ids, self.function, foils))
+
+
+def scores_at(model: TextModel, inputs: tuple[Tensor, ...], places: Tensor) -> Tensor:
+    """A language model's scores at some places of each row, (R, n, vocabulary); places is (R, n)."""
+    if hasattr(model, "scores_at"):  # which does not compute the others
+        found: Tensor = model.scores_at(inputs, places)
+        return found
+    output = model(*inputs)
+    rows = torch.arange(len(output), device=output.device).unsqueeze(1)
+    return output[rows, places.to(output.device)]

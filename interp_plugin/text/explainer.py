@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -25,9 +25,12 @@ from interp_plugin.text.models import (
     HIDDEN,
     OUTPUT,
     Encoding,
+    Function,
     Label,
     TextModel,
     as_int,
+    check_function,
+    contrasted,
     plain_values,
     shown,
     state_sites,
@@ -125,6 +128,8 @@ class TextExplainer:
         internal_batch_size: int | Literal["auto"] = "auto",
         truncation: bool = False,
         show_progress: bool = False,
+        instead_of: Any = None,
+        function: Function | None = None,
         score: Literal["kept", "erased"] = "kept",
         side: Side = "damage",
         ways: Sequence[Way] = ("mask",),
@@ -145,11 +150,13 @@ class TextExplainer:
             target: which output: a class, as a number or by name; None is all of them.  For a language
                 model what it should say next: a continuation (of an encoder-decoder, the decoder's
                 text), the id of a token, or (continuation, (first, last character)) for a span of it;
-                hidden states are then watched where that is predicted.  None is its own next token.  A
-                list has one for each text.
-            positions: None watches a layer at all tokens together; a token's index (from the end where
-                negative), several, or "each" watch one token's vector a row: the paper's time steps.
-                Scores of a whole text, and a language model's of its target, have no positions.
+                hidden states are then watched where that is predicted.  None is its own next token, if
+                "output" is among the layers.  A list has one for each text.
+            positions: None watches a layer at all tokens together, and where a language model has a target (a
+                given one, or its own next token), where that is predicted; "all" watches all tokens together in any
+                case; a token's index (from the end where negative), several, or "each" watch one token's vector a
+                row: the paper's time steps.  Scores of a whole text, and a language model's of its target, have no
+                positions.
             neurons: indices into the last dimension of the layers' states (of "output" ``target`` picks).
             heads: attention heads to watch in place of the layers' outputs.
             rate: lambda > 0, the weight of the entropy against the distortion.
@@ -163,6 +170,13 @@ class TextExplainer:
                 length and halves when memory runs out.
             truncation: cut off what the model cannot take; otherwise too long a text is an error.
             show_progress: a progress bar.
+            instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
+                continuations, the first tokens in which they differ are compared, after what they have in common.
+            function: what is watched of the target, a class or a token: "logit" (of a class, where None is given),
+                "log_probability" (of a language model, where None is given), "probability", "log_odds" or "margin", the
+                score less the largest other one; see :func:`interp_plugin.text.models.watched`.  On SmolLM2's next
+                tokens all five converge with E of 1 and seeds that agree by .998 and more; "margin" takes the fewest
+                passes.  With ``instead_of`` logarithms of probabilities differ as scores do.
             score: "kept" learns noise, and says how precisely a state knows each token; "erased" learns erasures, and
                 says which tokens carry it: what is lost with a token of the log-odds of a class (without a target, of
                 the predicted one), of a language model's log probability of its target, or in D of a layer.  Special
@@ -180,25 +194,32 @@ class TextExplainer:
             raise TypeError(f"solver is a {type(solver).__name__}; give a Solver, or None for the usual one")
         warn_of_training(self.model.module, stacklevel=3)
         _check_sizes(batch_size, internal_batch_size)
+        check_function(function)
         finder = self._finder(score, side, ways, passes, 0 if solver is None else solver.seed)
         pairs = _pairs(texts)
-        targets = _for_each(target, len(pairs))
+        targets, foils = _for_each(target, len(pairs)), _for_each(instead_of, len(pairs))
         labels = self._labels(layers)
         base = self._terms(rate, max_sigma, input_std, solver)
         base = replace(
             base,
             positions=positions,
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
+            function=function or "log_probability",
         )
-        encodings = self._encode(pairs, targets, truncation)
+        encodings = self._encode(pairs, targets, truncation, foils)
+        is_another = function is not None or any(foil is not None for foil in foils)
         found: dict[int, TextExplanation] = {}
         with tqdm(total=len(pairs), desc="texts", disable=not show_progress) as bar:
-            for wanted, indices in self._by_class(targets, labels).items():
-                plan = replace(
-                    base,
-                    states=tuple(self._states(labels, wanted, neurons, heads)),
-                    target=None if wanted is None else self.model.class_name(wanted),
-                )
+            for (wanted, foil), indices in self._by_class(targets, foils, labels, function).items():
+                states = [
+                    # a calibration's unit is that of the usual function
+                    replace(state, function=function, foil=foil, state_std=None)
+                    if state.label == OUTPUT and is_another
+                    else state
+                    for state in self._states(labels, wanted, neurons, heads)
+                ]
+                target_name = None if wanted is None else _compared(self.model.class_name, wanted, foil)
+                plan = replace(base, states=tuple(states), target=target_name)
                 for some in batches([encodings[i] for i in indices], batch_size, self.model.pads):
                     chosen = [indices[i] for i in some]
                     found.update(
@@ -208,6 +229,8 @@ class TextExplainer:
         items = tuple(found[index] for index in range(len(pairs)))
         warn_of_deaf_states(items)
         settings = self.settings(base, neurons, heads)
+        if function is not None:
+            settings = replace(settings, function=function)
         if finder is not None:
             erased = f"{side} by {' and '.join(finder.ways)}, {passes} passes"
             settings = replace(settings, erased=erased)
@@ -241,7 +264,7 @@ class TextExplainer:
             ValueError: a layer that is not there, or that the calibration does not have.
         """
         states = self._states(self._labels(layers), None, None, None)
-        return replace(self._terms(rate, max_sigma, input_std, solver), states=tuple(states))
+        return replace(self._terms(rate, max_sigma, input_std, solver), states=tuple(states), positions="all")
 
     def calibrate(
         self,
@@ -277,7 +300,7 @@ class TextExplainer:
                 states[self._key(label, heads=True)] = State(label, heads[0])
         running, inputs = {key: RunningStd() for key in states}, RunningStd()
         asked = self._encode(pairs, _for_each(target, len(pairs)), truncation)
-        encodings = [replace(e, target=(), target_positions=()) for e in asked]  # every token is a sample
+        encodings = [e.unasked for e in asked]  # every token is a sample
         with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
             for some in batches(encodings, batch_size, self.model.pads):
                 batch = Batch(
@@ -402,10 +425,18 @@ class TextExplainer:
                 raise ValueError(f"head {head!r} does not exist: layer {label!r} has heads 0 to {count - 1}")
         return site, [head * width + i for head in chosen for i in range(width)]
 
-    def _by_class(self, targets: Sequence[Any], labels: Sequence[Label]) -> dict[int | None, list[int]]:
-        """Texts that ask for the same class; a language model's targets are in the encodings."""
-        if self.model.task == "next token" or all(t is None for t in targets):
-            return {None: list(range(len(targets)))}
+    def _by_class(
+        self, targets: Sequence[Any], foils: Sequence[Any], labels: Sequence[Label], function: Function | None
+    ) -> dict[tuple[int | None, int | None], list[int]]:
+        """Texts with the same class, and the one it is compared with; a language model's are in the encodings."""
+        if self.model.task == "next token":
+            return {(None, None): list(range(len(targets)))}
+        for index, (target, foil) in enumerate(zip(targets, foils)):
+            if target is None and (foil is not None or function is not None):
+                name = "function" if foil is None else "instead_of"
+                raise ValueError(f"{name} is given and no target for text {index}; give a class as target")
+        if all(t is None for t in targets):
+            return {(None, None): list(range(len(targets)))}
         first = next(t for t in targets if t is not None)
         if self.model.task == "none":
             raise ValueError(
@@ -417,18 +448,34 @@ class TextExplainer:
                 f"target {first!r} picks a part of the output, and layers {labels} do not have it; give "
                 "layers='output', or use neurons for a part of a layer"
             )
-        groups: dict[int | None, list[int]] = {}
-        for index, target in enumerate(targets):
-            groups.setdefault(None if target is None else self.model.class_index(target), []).append(index)
+        groups: dict[tuple[int | None, int | None], list[int]] = {}
+        for index, pair in enumerate(zip(targets, foils)):
+            wanted, foil = (None if each is None else self.model.class_index(each) for each in pair)
+            if wanted is not None and wanted == foil:
+                raise ValueError(
+                    f"target and instead_of are both class {self.model.class_name(wanted)!r}; give two"
+                )
+            groups.setdefault((wanted, foil), []).append(index)
         return groups
 
     def _encode(
-        self, pairs: Sequence[tuple[str, str | None]], targets: Sequence[Any], truncation: bool
+        self,
+        pairs: Sequence[tuple[str, str | None]],
+        targets: Sequence[Any],
+        truncation: bool,
+        foils: Sequence[Any] | None = None,
     ) -> list[Encoding]:
         encodings = []
         for index, ((text, pair), target) in enumerate(zip(pairs, targets)):
             try:
-                encodings.append(self.model.encode(text, pair, target=target, truncation=truncation))
+                encoding = self.model.encode(text, pair, target=target, truncation=truncation)
+                foil = None if foils is None or self.model.task != "next token" else foils[index]
+                if foil is not None:
+                    if target is None:
+                        raise ValueError("instead_of is given and no target; give what it is compared with")
+                    other = self.model.encode(text, pair, target=foil, truncation=truncation)
+                    encoding = contrasted(encoding, other)
+                encodings.append(encoding)
             except (ValueError, TypeError) as error:
                 if len(pairs) == 1:
                     raise
@@ -525,6 +572,11 @@ def _for_each(target: Any, count: int) -> list[Any]:
     if len(targets) != count:
         raise ValueError(f"target lists {len(targets)} for {count} texts; give one for each")
     return targets
+
+
+def _compared(name: Callable[[int], str], target: int, foil: int | None) -> str:
+    """The name of a class, and of the one it is compared with."""
+    return name(target) if foil is None else f"{name(target)} instead of {name(foil)}"
 
 
 def _check_sizes(*sizes: int | str) -> None:

@@ -16,13 +16,14 @@ from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, lear
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import NoiseFit, Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import MAX_SCORES, Batch, State, scores_at
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import (
     HIDDEN,
     OUTPUT,
     Axis,
     Encoding,
+    Function,
     Label,
     TextModel,
     as_int,
@@ -33,7 +34,7 @@ from interp_plugin.text.models import (
 HALF = 0.5  # of the sum of squares: one element or token with more is what the state is measured by
 FEW_PLACES = 4  # of fewer tokens one may well have half of the state
 Found = TypeVar("Found")
-Positions = int | Sequence[int] | Literal["each"] | None
+Positions = int | Sequence[int] | Literal["each", "all"] | None
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Plan:
 
     Attributes:
         states: a row each, in this order.
-        positions: of the states that have tokens: None watches all together, an index (from the end
-            where negative), several or "each" one by one.
+        positions: of the states that have tokens: None watches all together, or where a language model's target is
+            predicted, "all" always all, an index (from the end where negative), several or "each" one by one.
         noise_layer: where noise enters.
         target: name of the output that is watched, where the states say which.
         rate, max_sigma, input_std, solver: of the fits.
         max_rows: rows at most in one forward; None starts from what suits the length and halves when
             memory runs out.
+        function: what is watched of a language model's target.
     """
 
     states: tuple[State, ...]
@@ -60,6 +62,7 @@ class Plan:
     solver: Solver
     max_rows: int | None = None
     input_std: float | None = None
+    function: Function = "log_probability"
 
 
 class Finder(Protocol):
@@ -89,11 +92,12 @@ def score(
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
     if model.task == "next token" and any(s.label == OUTPUT for s in plan.states) and not all(given):
         encodings, guesses = _with_next_tokens(model, encodings, plan)
+        given = [True] * len(encodings)
     sites = dict.fromkeys(state.site for state in plan.states)
     if model.task == "sequence classes":
         sites[None] = None
     with nullcontext() if finder is None else finder.watch(model, encodings) as seen:
-        batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
+        batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows, plan.function)
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
     warn_of_concentration(batch, plan.states)
@@ -107,11 +111,19 @@ def score(
             size=batch.token_size,
             predicted=guess[0] if guess else None,
             probability=guess[1] if guess else None,
-            target=model.target_name(encoding) if encoding.target else plan.target,
+            target=_target_name(model, encoding) if encoding.target else plan.target,
             rows=rows_of_text,
         )
         for encoding, guess, rows_of_text in zip(encodings, guesses, rows)
     ]
+
+
+def _target_name(model: TextModel, encoding: Encoding) -> str:
+    """What is asked for, and what it is compared with."""
+    name = model.target_name(encoding)
+    if not encoding.foils:
+        return name
+    return f"{name} instead of {model.target_name(replace(encoding, target=encoding.foils))}"
 
 
 def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
@@ -206,18 +218,20 @@ def _with_next_tokens(
     model: TextModel, encodings: Sequence[Encoding], plan: Plan
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
     """Texts without a target get the model's own next token, and what it is with its probability."""
-    bare = [replace(e, target=()) for e in encodings]
-    batch = Batch(model, bare, plan.noise_layer, [None], plan.max_rows)
-    real = batch.places(State(OUTPUT, None))
-    assert real is not None
+    arguments, _ = model.collate([e.unasked for e in encodings])
+    last = torch.tensor([[len(e.extra.get("decoder_input_ids", e.ids)) - 1] for e in encodings])
+    rows = plan.max_rows or max(1, MAX_SCORES // (model.vocabulary * len(last.unique())))
     asked: list[Encoding] = []
     guesses: list[tuple[str, float] | None] = []
-    for encoding, scores, mask in zip(encodings, batch.whole(None), real):
-        last = scores[mask.to(scores.device)][-1]
-        place = len(encoding.extra.get("decoder_input_ids", encoding.ids)) - 1
-        own = replace(encoding, target=(int(last.argmax()),), target_positions=(place,))
-        asked.append(encoding if encoding.target else own)
-        guesses.append(None if encoding.target else model.predicted(last))
+    for chosen in torch.arange(len(encodings)).split(rows):
+        some = tuple(x[chosen.to(x.device)] for x in arguments)
+        with torch.inference_mode(False), torch.no_grad():
+            scores = scores_at(model, some, last[chosen])[:, 0]  # (R, vocabulary)
+        for index, of_text in zip(chosen.tolist(), scores):
+            encoding, place = encodings[index], int(last[index])
+            own = replace(encoding, target=(int(of_text.argmax()),), target_positions=(place,))
+            asked.append(encoding if encoding.target else own)
+            guesses.append(None if encoding.target else model.predicted(of_text))
     return asked, guesses
 
 
@@ -239,10 +253,11 @@ def parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> 
     for state in plan.states:
         real = batch.places(state)
         has_tokens = real is not None and not (state.site is None and batch.targets is not None)
-        if plan.positions is not None and has_tokens:
+        together_always = isinstance(plan.positions, str) and plan.positions == "all"
+        if plan.positions is not None and not together_always and has_tokens:
             apart.setdefault(model.axis[state.label], []).append(state)
             continue
-        asked = real is not None and state.site is not None and any(given)
+        asked = real is not None and state.site is not None and any(given) and not together_always
         mask = batch.predicting(state, real, given) if real is not None and asked else real
         together.states.append(state)
         together.masks.append(mask)
@@ -281,7 +296,7 @@ def _indices(positions: Positions, length: int, name: str) -> list[int]:
         if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
             raise ValueError(
                 f"position {place!r} does not exist in {name}, which has {length} tokens; give {-length} to "
-                f"{length - 1}, or 'each'"
+                f"{length - 1}, 'each' or 'all'"
             )
     if not wanted:
         raise ValueError(f"positions {positions!r} names no token; give one or more, 'each' or None")
@@ -357,6 +372,9 @@ class ErasureFinder:
             yield everyone, None
             return
         kinds: dict[int, list[int]] = {}
+        if self.model.task == "sequence classes" and (state.function is not None or state.foil is not None):
+            yield everyone, state.selector
+            return
         if self.model.task == "sequence classes":
             whole = batch.whole(None)
             for row, example in enumerate(part.examples):
