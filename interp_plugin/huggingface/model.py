@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from interp_plugin.huggingface.tokenization import (
     listed,
 )
 from interp_plugin.method.perturbation import LayerCall, device_of
-from interp_plugin.text.models import HIDDEN, OUTPUT, Axis, Encoding, Label, Target, Task
+from interp_plugin.text.models import HIDDEN, OUTPUT, Axis, Encoding, Label, Source, Target, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,11 +162,13 @@ class HuggingFaceModel:
         return token_limit(self._base, self.tokenizer) - wrappers.uses_room(self.model)
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """One text (or a pair of texts) as the model reads it.
 
         Args:
+            text: a string; token ids, which are read as they are; or the messages of a chat, which the tokenizer's chat
+                template writes, special tokens included.
             pair: a second text, read together with the first.
             target: for language models, what the output is asked about; others do not look at it.
                 A string: the tokens of this continuation, begun with a space where one belongs (for an
@@ -181,6 +183,23 @@ class HuggingFaceModel:
                 there; ids that the model has no embedding for.
         """
         return self._encoder()(text, pair, target, truncation)
+
+    def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
+        """A text with what follows it, and one text for each token of that, as its target."""
+        return self._encoder().steps(text, continuation)
+
+    @torch.no_grad()
+    def generate(self, text: Source, max_new_tokens: int, **options: Any) -> tuple[int, ...]:
+        """The ids that the model generates after a text, greedily unless ``options`` of ``generate`` say otherwise."""
+        if self.task != "next token":
+            raise ValueError(f"{self.name} is no language model: it generates no text; give one")
+        inputs = {"do_sample": False, "pad_token_id": self.pad_id, **options}
+        ids = torch.tensor([self.encode(text).ids], device=self.device)
+        found = self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **inputs
+        )
+        start = len(self._decoder_start()) if self._has_decoder else ids.shape[1]
+        return tuple(found[0, start:].tolist())
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Several texts as one batch, on the model's device.

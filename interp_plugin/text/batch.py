@@ -112,6 +112,7 @@ class Batch:
         )
         if max_rows is None and model.vocabulary:
             max_rows = self._rows_of_scores
+        self._units = _units(encodings, self.token_mask)
         self._decoder_mask = _decoder_mask(encodings).to(self.token_mask.device)
         self._noisy = NoisyModel(self._forward(self.targets), arguments, noise_layer, max_rows=max_rows)
         self._sites = list(sites)
@@ -143,6 +144,7 @@ class Batch:
         rows = torch.tensor(examples, device=self.token_mask.device)
         part.encodings = [self.encodings[i] for i in examples]
         part.token_mask = self.token_mask[rows]
+        part._units = None if self._units is None else self._units[rows]
         part._decoder_mask = self._decoder_mask[rows]
         part.targets = self.targets and self.targets.at(rows)
         part._wholes = [whole[rows.to(whole.device)] for whole in self._wholes]
@@ -229,6 +231,9 @@ class Batch:
         """
         noisy = self._noisy.at(state.site)
         noisy.selector = selector or state.selector
+        if self._units is not None:
+            units = self._units[examples.to(self._units.device)].to(kept.device)
+            kept = kept.gather(1, units.clamp(min=0)) | (units < 0)
         inputs = tuple(x[examples.to(x.device)] for x in noisy.inputs)
         targets = self.targets and self.targets.at(examples.to(self.targets.ids.device))
         if way == "attention":
@@ -287,7 +292,46 @@ class Batch:
         if mask is not None:
             counted &= mask.reshape(*mask.shape, *[1] * (selected.ndim - 2))
         own = replace(terms, state_std=state.selected_std)
-        return pose(noisy, own, None, self.token_mask, counted, whole)
+        if self._units is None:
+            return pose(noisy, own, None, self.token_mask, counted, whole)
+        numbers, mask = self._numbered_units()
+        features = (numbers.unsqueeze(2).expand(-1, -1, self.token_size),)
+        return pose(noisy, own, features, mask, counted, whole)
+
+    def _numbered_units(self) -> tuple[Tensor, Tensor]:
+        """The unit of each token, (B, T), with one more for what bears no noise; which units bear noise, (B, units)."""
+        assert self._units is not None
+        bears = self._units >= 0
+        count = int(self._units.max()) + 1
+        numbers = torch.where(bears, self._units, count)
+        mask = torch.zeros(len(numbers), int(numbers.max()) + 1, dtype=torch.bool, device=numbers.device)
+        return numbers, mask.scatter_(1, numbers, bears)
+
+    def tokens_in_unit(self, index: int) -> Tensor:
+        """How many tokens the unit of each token of a text has, (T,)."""
+        if self._units is None:
+            return torch.ones(int(self.token_mask[index].sum()))
+        numbers, _ = self._numbered_units()
+        real = numbers[index][self.token_mask[index].bool()].cpu()
+        return real.bincount()[real].float()
+
+    def per_token(self, values: Tensor, index: int) -> Tensor:
+        """What a fit says of each unit of a text, row ``index`` of (B, units), for each of its T tokens; on the CPU."""
+        row = values[index]
+        if self._units is not None:
+            row = row[self._numbered_units()[0][index].to(row.device)]
+        return row[self.token_mask[index].to(row.device).bool()].cpu()
+
+
+def _units(encodings: Sequence[Encoding], token_mask: Tensor) -> Tensor | None:
+    """The number of the unit of each token, (B, T), -1 where it bears no noise; None: every token is one."""
+    if not any(e.units for e in encodings):
+        return None
+    numbers = torch.full(token_mask.shape, -1)
+    for row, encoding in enumerate(encodings):
+        own = encoding.units or tuple(range(len(encoding.ids)))
+        numbers[row, token_mask[row].cpu().bool()] = torch.tensor(own)
+    return numbers.to(token_mask.device)
 
 
 def _decoder_mask(encodings: Sequence[Encoding]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -27,6 +27,7 @@ from interp_plugin.text.models import (
     Encoding,
     Function,
     Label,
+    Source,
     TextModel,
     as_int,
     check_function,
@@ -35,12 +36,13 @@ from interp_plugin.text.models import (
     shown,
     state_sites,
 )
+from interp_plugin.text.parts import with_parts
 from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, warn_of_deaf_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Text = str | tuple[str, str]
+Text = Source | tuple[str, str]
 Layers = Label | Sequence[Label]
 
 
@@ -129,6 +131,9 @@ class TextExplainer:
         truncation: bool = False,
         show_progress: bool = False,
         instead_of: Any = None,
+        continuation: str | Sequence[int] | None = None,
+        fixed: Any = None,
+        units: Any = None,
         function: Function | None = None,
         score: Literal["kept", "erased"] = "kept",
         side: Side = "damage",
@@ -141,7 +146,8 @@ class TextExplainer:
 
         Args:
             texts: one text, one pair of sentences (a tuple of two), or a list, array or Series of either; inside
-                it a list of two is a pair, too.
+                it a list of two is a pair, too.  A text may be token ids, which are read as they are, or the messages
+                of a chat, dictionaries with role and content, which the tokenizer's chat template writes.
             layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
                 "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
                 the model returns (class scores; of a language model, log probabilities of the target).  Where the next
@@ -172,6 +178,15 @@ class TextExplainer:
             show_progress: a progress bar.
             instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
                 continuations, the first tokens in which they differ are compared, after what they have in common.
+            continuation: what follows the one text, a string or token ids: every token of it is a target in turn, seen
+                from the text and what stands before it (of "output", where no layers are named).  The rows of
+                "output" have the position of the token that is predicted, those of layers the one before it.
+            fixed: tokens that bear no noise, whose information kept is then 0: "special" (marks and a chat's template),
+                a role ("system"), a span of characters (start, stop), a compiled regular expression, or a list of
+                these.
+            units: what shares one scale of noise, or is erased together: "word", "sentence", "paragraph", "message", a
+                compiled regular expression, or a list of spans (start, stop), such as the documents of a prompt.  A
+                unit's score is the sum over its tokens.
             function: what is watched of the target, a class or a token: "logit" (of a class, where None is given),
                 "log_probability" (of a language model, where None is given), "probability", "log_odds" or "margin", the
                 score less the largest other one; see :func:`interp_plugin.text.models.watched`.  On SmolLM2's next
@@ -196,9 +211,11 @@ class TextExplainer:
         _check_sizes(batch_size, internal_batch_size)
         check_function(function)
         finder = self._finder(score, side, ways, passes, 0 if solver is None else solver.seed)
+        if continuation is not None and (target is not None or instead_of is not None):
+            raise ValueError("continuation and target are both what follows the text; give one of them")
         pairs = _pairs(texts)
         targets, foils = _for_each(target, len(pairs)), _for_each(instead_of, len(pairs))
-        labels = self._labels(layers)
+        labels = self._labels(layers) if continuation is None or layers != "all" else [OUTPUT]
         base = self._terms(rate, max_sigma, input_std, solver)
         base = replace(
             base,
@@ -206,10 +223,18 @@ class TextExplainer:
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
             function=function or "log_probability",
         )
-        encodings = self._encode(pairs, targets, truncation, foils)
+        wholes: list[Encoding] = []
+        if continuation is None:
+            encodings = [with_parts(e, fixed, units) for e in self._encode(pairs, targets, truncation, foils)]
+        else:
+            [(text, _)], wholes = _single(pairs), []
+            whole, encodings = self._steps(text, continuation, fixed, units)
+            wholes, targets, foils = [whole], [None] * len(encodings), [None] * len(encodings)
         is_another = function is not None or any(foil is not None for foil in foils)
         found: dict[int, TextExplanation] = {}
-        with tqdm(total=len(pairs), desc="texts", disable=not show_progress) as bar:
+        with tqdm(
+            total=len(encodings), desc="tokens" if wholes else "texts", disable=not show_progress
+        ) as bar:
             for (wanted, foil), indices in self._by_class(targets, foils, labels, function).items():
                 states = [
                     # a calibration's unit is that of the usual function
@@ -226,8 +251,10 @@ class TextExplainer:
                         zip(chosen, scoring.score(self.model, [encodings[i] for i in chosen], plan, finder))
                     )
                     bar.update(len(chosen))
-        items = tuple(found[index] for index in range(len(pairs)))
+        items = tuple(found[index] for index in range(len(encodings)))
         warn_of_deaf_states(items)
+        if wholes:
+            items = (scoring.grid(self.model, wholes[0], items),)
         settings = self.settings(base, neurons, heads)
         if function is not None:
             settings = replace(settings, function=function)
@@ -235,6 +262,46 @@ class TextExplainer:
             erased = f"{side} by {' and '.join(finder.ways)}, {passes} passes"
             settings = replace(settings, erased=erased)
         return Explanation(items, settings, time.perf_counter() - start)
+
+    def generate(
+        self,
+        text: Text,
+        max_new_tokens: int = 20,
+        *,
+        generation: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Explanation:
+        """What a language model generates after a text, and which tokens before it each generated token rests on.
+
+        Args:
+            text: the prompt, or the messages of a chat.
+            max_new_tokens: of them at most.
+            generation: options of the model's own ``generate``; None: greedily.
+            options: of :meth:`explain`, which this is with what was generated as the ``continuation``.
+
+        Raises:
+            ValueError: a model that is no language model.
+        """
+        model = self.model
+        if not isinstance(model, huggingface.HuggingFaceModel) or model.task != "next token":
+            raise ValueError(f"{model.name} is no language model: it generates no text; give one")
+        [(prompt, pair)] = _single(_pairs(text))
+        if pair is not None:
+            raise ValueError("text is a pair of sentences; give one prompt")
+        ids = model.generate(prompt, max_new_tokens, **(generation or {}))
+        return self.explain(text, continuation=ids, **options)
+
+    def _steps(
+        self, text: Source, continuation: str | Sequence[int], fixed: Any, units: Any
+    ) -> tuple[Encoding, list[Encoding]]:
+        """A text with its continuation, and one text for each token of that."""
+        if not isinstance(self.model, huggingface.HuggingFaceModel) or self.model.task != "next token":
+            raise ValueError(
+                f"{self.model.name} is no language model, and nothing continues its texts; use target"
+            )
+        whole, steps = self.model.steps(text, continuation)
+        whole = with_parts(whole, fixed, units)
+        return whole, [replace(step, units=whole.units[: len(step.ids)]) for step in steps]
 
     def _finder(
         self, score: str, side: Side, ways: Sequence[Way], passes: int, seed: int
@@ -460,7 +527,7 @@ class TextExplainer:
 
     def _encode(
         self,
-        pairs: Sequence[tuple[str, str | None]],
+        pairs: Sequence[tuple[Source, str | None]],
         targets: Sequence[Any],
         truncation: bool,
         foils: Sequence[Any] | None = None,
@@ -480,7 +547,7 @@ class TextExplainer:
                 if len(pairs) == 1:
                     raise
                 kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"text {index}, {shown(text)}: {error}") from error
+                raise kind(f"text {index}, {shown(str(text))}: {error}") from error
         return encodings
 
     def settings(self, plan: Plan, neurons: Any = None, heads: Any = None) -> Settings:
@@ -542,26 +609,46 @@ def _site_of(model: TextModel, layer: Site | str | None) -> Site:
         ) from error
 
 
-def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
-    """One text or pair, or a list of them, as (text, pair or None)."""
-    if isinstance(texts, (str, tuple)):
-        texts = [texts]
+def _pairs(texts: Any) -> list[tuple[Source, str | None]]:
+    """One text or pair, or a list of them, as (text, pair or None); a text may be token ids, or messages of a chat."""
     texts = plain_values(texts)
+    if isinstance(texts, (str, tuple)) or _is_cut_already(texts):
+        texts = [texts]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes):
         raise TypeError(
             f"texts is a {type(texts).__name__}: it must be a str, a pair of str or a list of them"
         )
     if not texts:
         raise ValueError("texts is empty; give at least one text")
-    pairs: list[tuple[str, str | None]] = []
+    pairs: list[tuple[Source, str | None]] = []
     for index, text in enumerate(texts):
         text = plain_values(text)
+        if _is_cut_already(text):
+            pairs.append((text, None))
+            continue
         parts = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
         if not isinstance(parts[0], str) or not isinstance(parts[1], (str, type(None))):
             raise TypeError(
-                f"text {index} is {text!r}: it must be a str, or a tuple or list of two for a pair of sentences"
+                f"text {index} is {text!r}: it must be a str, a tuple or list of two for a pair of sentences, token "
+                "ids, or the messages of a chat"
             )
         pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def _is_cut_already(text: Any) -> bool:
+    """Whether a text is token ids, or the messages of a chat."""
+    if not isinstance(text, (list, tuple)) or not text:
+        return False
+    return all(isinstance(part, Mapping) for part in text) or all(
+        isinstance(part, int) and not isinstance(part, bool) for part in text
+    )
+
+
+def _single(pairs: Sequence[tuple[Source, str | None]]) -> Sequence[tuple[Source, str | None]]:
+    """The one text that a continuation follows."""
+    if len(pairs) != 1:
+        raise ValueError(f"{len(pairs)} texts are given, and a continuation follows one; call again for each")
     return pairs
 
 

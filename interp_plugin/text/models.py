@@ -22,6 +22,8 @@ Label = int | str
 """A layer: the number of a block, a name, or OUTPUT for what the model returns."""
 Offset = tuple[int, int, int]
 """Which text (0, or 1 for its pair), first character, and the one after the last."""
+Source = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A text, its token ids, or the messages of a chat."""
 Axis = Literal["input", "decoder"]
 Target = str | int | tuple[str, tuple[int, int]] | None
 """A continuation, the id of one token, or a continuation and the characters of it that are asked about."""
@@ -43,6 +45,8 @@ class Encoding:
         target: ids of the tokens that a language model is asked for.
         target_positions: the position of its output that predicts each of them.
         foils: as many ids that each of them is compared with; empty: it is taken alone.
+        parts: of a chat, number and role of the message that each token is of, None of the template's; else empty.
+        units: number of the unit whose scale of noise each token has, -1: it bears none; empty: each has its own.
     """
 
     text: str
@@ -54,6 +58,8 @@ class Encoding:
     target: tuple[int, ...] = ()
     target_positions: tuple[int, ...] = ()
     foils: tuple[int, ...] = ()
+    parts: tuple[tuple[int, str] | None, ...] = ()
+    units: tuple[int, ...] = ()
 
     @property
     def unasked(self) -> Encoding:
@@ -69,7 +75,7 @@ class Encoding:
         Examples::
             >>> Encoding("a b", None, ("a", "b"), ((0, 0, 1), (0, 2, 3)), (5, 6), {}, (7,), (1,)).only([True, False])
             Encoding(text='a b', pair=None, tokens=('a',), offsets=((0, 0, 1),), ids=(5,), extra={}, target=(7,), \
-target_positions=(0,), foils=())
+target_positions=(0,), foils=(), parts=(), units=())
         """
         if any(len(values) != len(self.ids) for values in self.extra.values()):
             raise ValueError(
@@ -88,6 +94,8 @@ target_positions=(0,), foils=())
             offsets=those(self.offsets),
             ids=those(self.ids),
             extra={name: those(values) for name, values in self.extra.items()},
+            parts=those(self.parts),
+            units=those(self.units),
             target_positions=tuple(max(sum(kept[: at + 1]) - 1, 0) for at in self.target_positions),
         )
 
@@ -133,7 +141,7 @@ class TextModel(Protocol):
         ...
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """Tokenise; ``target`` as a language model's continuation (classifiers ignore it)."""
         ...
@@ -246,9 +254,11 @@ class PlainModel:
         return None
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """One text; see :class:`TextModel`."""
+        if not isinstance(text, str):
+            raise TypeError("a plain PyTorch model takes texts, and neither token ids nor chats; give a str")
         if pair is not None:
             raise ValueError("a plain PyTorch model takes one text, not a pair; join the two yourself")
         if len(text) > CHARACTERS:

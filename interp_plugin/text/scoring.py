@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -118,6 +119,59 @@ def score(
     ]
 
 
+def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) -> TextExplanation:
+    """The explanations of the tokens of a continuation as the rows of one text; a row keeps 0 of what follows it.
+
+    Args:
+        model: what read them.
+        whole: the text with its continuation.
+        steps: of each token of it, in order, with the tokens before it.
+    """
+    count = len(whole.ids)
+    in_decoder = model.axis[OUTPUT] == "decoder"
+    rows: dict[tuple[Label, int], Row] = {}
+    for number, step in enumerate(steps):
+        predicted = number if in_decoder else len(step.tokens)
+        for row in step.rows:
+            position = predicted if row.layer == OUTPUT else predicted - (not in_decoder)
+            rows[row.layer, position] = _widened(replace(row, position=position), count)
+    layers = list(dict.fromkeys(layer for layer, _ in rows))
+    ordered = sorted(rows.items(), key=lambda pair: layers.index(pair[0][0]))
+    return TextExplanation(
+        text=whole.text,
+        pair=whole.pair,
+        tokens=whole.tokens,
+        offsets=whole.offsets,
+        size=steps[0].size,
+        predicted=None,
+        probability=None,
+        target="".join(str(step.target) for step in steps),
+        rows=tuple(row for _, row in ordered),
+    )
+
+
+def _widened(row: Row, count: int) -> Row:
+    """A row with further tokens, which the state does not depend on."""
+    more = count - len(row.sigma)
+    if isinstance(row, ErasedRow):
+        zeros = torch.zeros(more)
+        return replace(
+            row,
+            sigma=torch.cat([row.sigma, torch.full((more,), math.nan)]),
+            standard_error=torch.cat([row.standard_error, zeros]),
+            erased=torch.cat([row.erased, zeros]),
+            erasure_probability=torch.cat([row.erasure_probability, zeros]),
+        )
+    sigma = torch.cat([row.sigma, torch.full((more,), row.max_sigma)])
+    share = len(row.sigma) / count  # of the mean over all tokens
+    return replace(
+        row,
+        sigma=sigma,
+        standard_error=torch.cat([row.standard_error, torch.zeros(more)]),
+        common_error=row.common_error * share,
+    )
+
+
 def _target_name(model: TextModel, encoding: Encoding) -> str:
     """What is asked for, and what it is compared with."""
     name = model.target_name(encoding)
@@ -140,7 +194,7 @@ def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
         fits = _fits(some, part, plan)
         for state, places, fit in zip(part.states, part.positions, fits):
             for index, (example, place) in enumerate(zip(part.examples, places)):
-                found[example].append((plan.states.index(state), _row(state, place, fit, index)))
+                found[example].append((plan.states.index(state), _row(some, state, place, fit, index)))
     return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
 
 
@@ -303,16 +357,15 @@ def _indices(positions: Positions, length: int, name: str) -> list[int]:
     return list(dict.fromkeys(place % length for place in wanted))
 
 
-def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
-    mask = fit.token_mask[index]
-    errors = fit.standard_error[index][mask].cpu()
-    share = float((fit.sigma < fit.max_sigma.unsqueeze(1))[index][mask].float().mean())
+def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
+    sigma, below = batch.per_token(fit.sigma, index), fit.sigma < fit.max_sigma.unsqueeze(1)
     return Row(
         layer=state.label,
         position=position,
-        sigma=fit.sigma[index][mask].cpu(),
-        standard_error=errors,
-        common_error=float(fit.common_error[index]) * share,  # the fit's is of the tokens below the cap alone
+        sigma=sigma,
+        standard_error=batch.per_token(fit.standard_error, index),
+        # the fit's is of the tokens below the cap alone
+        common_error=float(fit.common_error[index]) * float(batch.per_token(below, index).float().mean()),
         max_sigma=float(fit.max_sigma[index]),
         input_std=float(fit.input_std[index]),
         regime_index=float(fit.regime_index[index]),
@@ -361,7 +414,7 @@ class ErasureFinder:
                     learn = partial(self._fit, some, plan.noise_layer, erased_are, state, own, selector)
                     fit = in_memory(plan, some, learn)
                     for index, (row, example) in enumerate(zip(rows, examples)):
-                        erased = _erased_row(state, places[row], fit, index, batch.token_mask[example])
+                        erased = _erased_row(some, state, places[row], fit, index)
                         found[example].append((plan.states.index(state), erased))
         return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
 
@@ -404,7 +457,7 @@ class ErasureFinder:
         objective = problem.objective
         if baseline is None:
             baseline = nothing(module_of(noise_layer), objective).expand_as(objective.origin)
-        players = objective.groups.spread(batch.players.to(objective.device, objective.dtype)) > 0
+        players = batch.players.to(objective.device).repeat_interleave(batch.token_size, 1)  # (B, N)
         baseline = torch.where(players, baseline.flatten(1).to(objective.origin), objective.origin)
         erasing = Erasing(
             objective, baseline, self.ways, partial(batch.edited, state=state, selector=selector)
@@ -418,14 +471,14 @@ def _summed(state: Tensor, count: int) -> Tensor:
     return state[:, :count].sum(1)
 
 
-def _erased_row(state: State, position: int | None, fit: ErasureFit, index: int, mask: Tensor) -> ErasedRow:
-    real = mask.cpu().bool()
+def _erased_row(batch: Batch, state: State, position: int | None, fit: ErasureFit, index: int) -> ErasedRow:
+    share = 1 / batch.tokens_in_unit(index)
     return ErasedRow.of(
         state.label,
         position,
-        fit.score[index][real],
-        fit.standard_error[index][real],
-        fit.probability[index][real],
+        batch.per_token(fit.score, index) * share,
+        batch.per_token(fit.standard_error, index) * share,
+        batch.per_token(fit.probability, index),
         float(fit.damage[index]),
         int(fit.n_forward[index]),
         int(fit.n_backward[index]),
