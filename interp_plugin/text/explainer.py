@@ -259,8 +259,7 @@ class TextExplainer:
         if function is not None:
             settings = replace(settings, function=function)
         if finder is not None:
-            erased = f"{side} by {' and '.join(finder.ways)}, {passes} passes"
-            settings = replace(settings, erased=erased)
+            settings = replace(settings, erased=finder.description)
         return Explanation(items, settings, time.perf_counter() - start)
 
     def generate(

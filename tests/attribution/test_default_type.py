@@ -24,7 +24,7 @@ from interp_plugin import (
     huggingface,
 )
 from interp_plugin.amortised.head import Example, learn
-from interp_plugin.comparison.inputs import Inputs
+from interp_plugin.comparison.interface import Inputs
 from interp_plugin.comparison.methods import METHODS
 
 FAST = Solver(draws=8, iterations=3)

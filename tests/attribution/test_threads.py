@@ -29,7 +29,7 @@ from interp_plugin import (
     TextExplainer,
     huggingface,
 )
-from interp_plugin.amortised.inside import Inside
+from interp_plugin.amortised.features import Recorder
 from interp_plugin.huggingface import tokenization
 from interp_plugin.method.perturbation import ForwardMode, at_site, no_fastpath, note_fast_paths, uncompiled
 
@@ -338,9 +338,9 @@ def test_no_warning_of_a_text_is_lost_or_left_to_others() -> None:
 def test_the_head_sees_what_its_own_thread_computes() -> None:
     model = nn.Sequential(nn.LayerNorm(4))
     x, mask = normal(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
-    with Inside(model, mask) as alone:
+    with Recorder(model, mask) as alone:
         model(x)
-    with Inside(model, mask) as inside:
+    with Recorder(model, mask) as inside:
         in_thread(lambda: model(5 * x))
         model(x)
         in_thread(lambda: model(5 * x))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from tiny_models import tiny
 
-from interp_plugin.comparison.inputs import Inputs
+from interp_plugin.comparison.interface import Inputs
 from interp_plugin.huggingface import HuggingFaceModel
 
 IDS = {"bert": (2, 7, 11, 5, 9, 3), "llama": (1, 7, 11, 5, 9)}

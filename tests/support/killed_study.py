@@ -14,8 +14,7 @@ from tiny_plain import lstm
 from torch import Tensor
 
 from interp_plugin.comparison import Method, Metric, Study
-from interp_plugin.comparison.inputs import Inputs
-from interp_plugin.comparison.judged import Trial
+from interp_plugin.comparison.interface import Inputs, Trial
 from interp_plugin.comparison.result import StudyResult
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "it", "was", "good", "bad", "film")

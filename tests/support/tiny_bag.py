@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.comparison.inputs import Inputs
-from interp_plugin.comparison.judged import Method, Trial
+from interp_plugin.comparison.interface import Inputs, Method, Trial
 from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
 

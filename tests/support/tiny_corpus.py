@@ -13,12 +13,9 @@ import torch
 from pyarrow import parquet
 from tiny_plain import WORDS, cnn
 
-from interp_plugin.corpus.drafts import About, draft
-from interp_plugin.corpus.lock import DOOR
-from interp_plugin.corpus.parts import Folder
+from interp_plugin.corpus.parts import FOLDER_LOCK, About, Folder, Scored, part_files
+from interp_plugin.corpus.reading import Failure, Item
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.corpus.scorer import Scored
-from interp_plugin.corpus.stream import Failure, Item
 from interp_plugin.corpus.study import CorpusStudy
 from interp_plugin.method.solver import Solver
 from interp_plugin.text.explanation import Row, TextExplanation
@@ -39,7 +36,6 @@ SETTINGS: dict[str, Any] = {
     "state_std": False,
     "calibration": None,
     "part": None,
-    "distortion": None,
     "truncation": False,
     "versions": {"torch": "2"},
 }
@@ -75,7 +71,7 @@ def rows(result: CorpusResult) -> pa.Table:
 
 def files(folder: Path) -> list[str]:
     """Names in the folder of a study, but for that of its lock."""
-    return sorted(path.name for path in folder.iterdir() if path.name != DOOR)
+    return sorted(path.name for path in folder.iterdir() if path.name != FOLDER_LOCK)
 
 
 def slowly(given: Sequence[str]) -> Iterator[str]:
@@ -113,7 +109,7 @@ def made_up(
             first // window, first, len(some) + len(failed), some[-1] + 1 == len(sentences),
             "digest", "ids", len(scored), len(failed), known, 0.5,
         )  # fmt: skip
-        parts.write(draft(about, scored, failed))
+        parts.write(part_files(about, scored, failed))
     return CorpusResult.load(folder)
 
 
@@ -146,7 +142,7 @@ def _scored(
     names = tuple(word for word, _ in words)
     found = TextExplanation(text, None, names, tuple(offsets), size, None, None, None, rows)
     tags = None if any(tag is None for _, tag in spoken) else tuple(str(tag) for _, tag in spoken)
-    return Scored(Item(number, text, None, tags), found, (0.1,) * len(rows))
+    return Scored(Item(number, text, None, tags), found)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,9 @@ def test_a_continuation_is_a_grid_whose_rows_are_the_single_calls() -> None:
     kept = text.scores("kept").values
     for index, row in enumerate(text.rows):
         ids = model.steps(TEXT, " and good")[0].ids
-        alone = explainer.explain(ids[: row.position], "output", target=ids[row.position], rate=1e-5, solver=FAST)[0]
+        alone = explainer.explain(
+            ids[: row.position], "output", target=ids[row.position], rate=1e-5, solver=FAST
+        )[0]
         assert torch.allclose(row.sigma[: row.position], alone.rows[0].sigma, rtol=1e-4)
         assert (kept[index, row.position :] == 0).all() and (kept[index, : row.position] > 0).any()
 
@@ -261,7 +263,11 @@ def test_fixed_parts_keep_nothing_and_the_others_bear_the_noise() -> None:
     token = int(model(*arguments)[0, -1].argmax())
     method = LayerInformationLoss(lambda *a: model(*a)[:, -1].log_softmax(-1)[:, token], model.embedding)
     fit = method.fit(
-        arguments[0], additional_forward_args=arguments[1:], token_mask=free.unsqueeze(0), rate=1e-5, solver=FAST
+        arguments[0],
+        additional_forward_args=arguments[1:],
+        token_mask=free.unsqueeze(0),
+        rate=1e-5,
+        solver=FAST,
     )
     assert torch.allclose(text.rows[0].sigma[free], fit.sigma[0][free], rtol=1e-4)
 
