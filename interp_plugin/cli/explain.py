@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -59,6 +59,10 @@ Examples:
 
     interp-plugin explain "The capital of France is" --model gpt2 --target " Paris" --instead-of " London"
 
+    interp-plugin explain "Once upon a time" --model gpt2 --generate 20 --html grid.html
+
+    interp-plugin explain --file chats.jsonl --chats --model CHAT-MODEL --fixed special,system --units sentence
+
     interp-plugin explain "not a bad film" --score erased
 
 Exit status: 0, or 2 for what cannot be used as it was given, with one sentence that says why.
@@ -100,6 +104,41 @@ def explain(
             help="Which output: a class, by name or number; for a language model the continuation, and its "
             "layers are watched where that is predicted.",
             show_default="all classes; the model's own next token",
+        ),
+    ] = None,
+    chats: Annotated[
+        bool,
+        typer.Option(
+            "--chats",
+            help='Every text is a chat: messages as JSON, [{"role": "user", "content": "..."}], a chat a line.',
+        ),
+    ] = False,
+    continuation: Annotated[
+        str | None,
+        typer.Option(
+            help="What follows the text, of a language model: a row for each of its tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Let the model go on for so many tokens: a row for each of them.", show_default=False
+        ),
+    ] = None,
+    fixed: Annotated[
+        str | None,
+        typer.Option(
+            help="Parts that bear no noise, with commas: special, roles of a chat, characters as in 0-14; or one "
+            "regular expression, re:...",
+            show_default=False,
+        ),
+    ] = None,
+    units: Annotated[
+        str | None,
+        typer.Option(
+            help="What shares one scale of noise: word, sentence, paragraph, message, or re:... for its matches.",
+            show_default="every token has its own",
         ),
     ] = None,
     instead_of: Annotated[
@@ -178,7 +217,10 @@ def explain(
 ) -> None:
     """Print how much of each token every layer keeps, in nats."""
     with one_sentence():
-        wanted = _split(_texts(texts, file), pairs)
+        wanted: Any = _chats(_texts(texts, file)) if chats else _split(_texts(texts, file), pairs)
+        parts = {"fixed": parse_fixed(fixed), "units": parse_units(units)}
+        if generate is not None and (continuation is not None or target is not None):
+            raise ValueError("--generate, --continuation and --target all say what follows; give one of them")
         sample = None if calibrate is None else _split(lines(calibrate), pairs)
         labels = None if layers is None else parse_layers(layers)
         places = parse_positions(positions)
@@ -202,11 +244,21 @@ def explain(
         progress = sys.stderr.isatty()
         if sample is not None:
             explainer.calibrate(sample, chosen, batch_size=batch_size, show_progress=progress)
-        explanation = explainer.explain(
-            wanted, chosen, asked, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
-            show_progress=progress, score=score, side=side, ways=check_ways(ways.split(",")),
-            passes=max_passes or PASSES, instead_of=foil, function=function,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "positions": places, "rate": rate, "solver": solver, "batch_size": batch_size,
+            "internal_batch_size": "auto", "truncation": truncation, "show_progress": progress, "score": score,
+            "side": side, "ways": check_ways(ways.split(",")), "passes": max_passes or PASSES, "function": function,
+            **parts,
+        }  # fmt: skip
+        if generate is not None or continuation is not None:
+            options["layers"] = "all" if layers is None else chosen
+            [text] = _one(wanted)
+        if generate is not None:
+            explanation = explainer.generate(text, generate, **options)
+        elif continuation is not None:
+            explanation = explainer.explain(text, continuation=continuation, **options)
+        else:
+            explanation = explainer.explain(wanted, chosen, asked, instead_of=foil, **options)
         written = _write(explanation, granularity, aggregate, html, png, save)
     if as_json:
         typer.echo(json.dumps(explanation.to_dict(granularity, aggregate), allow_nan=False))
@@ -248,6 +300,64 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     if file is None and sys.stdin.isatty():
         raise ValueError("there is no text: give one in quotes, --file, or a text a line on standard input")
     return lines(Path("-") if file is None else file)
+
+
+def _one(texts: Sequence[Any]) -> Sequence[Any]:
+    """The one text that a continuation follows."""
+    if len(texts) != 1:
+        raise ValueError(
+            f"{len(texts)} texts are given, and --generate and --continuation take one; leave one"
+        )
+    return texts
+
+
+def _chats(texts: Sequence[str]) -> list[Any]:
+    """The messages of each chat, from JSON.
+
+    Example::
+
+        >>> _chats(['[{"role": "user", "content": "Hello"}]'])
+        [[{'role': 'user', 'content': 'Hello'}]]
+    """
+    found = []
+    for number, text in enumerate(texts):
+        try:
+            chat = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"chat {number} is no JSON ({error}); give a list of messages a line") from error
+        chat = chat["messages"] if isinstance(chat, dict) and "messages" in chat else chat
+        if not isinstance(chat, list) or not chat or not all(isinstance(message, dict) for message in chat):
+            raise ValueError(f"chat {number} is no list of messages with role and content; write one a line")
+        found.append(chat)
+    return found
+
+
+def parse_fixed(fixed: str | None) -> list[Any] | None:
+    """Parts that bear no noise, from names, characters and an expression.
+
+    Example::
+
+        >>> parse_fixed("special,system,0-14")
+        ['special', 'system', (0, 14)]
+    """
+    if fixed is None:
+        return None
+    if fixed.startswith("re:"):
+        return [_pattern(fixed)]
+    spans = [(part.strip(), re.fullmatch(r"(\d{1,9})-(\d{1,9})", part.strip())) for part in fixed.split(",")]
+    return [(int(span[1]), int(span[2])) if span else part for part, span in spans]
+
+
+def parse_units(units: str | None) -> Any:
+    """A name of units, or an expression whose matches are units."""
+    return _pattern(units) if units is not None and units.startswith("re:") else units
+
+
+def _pattern(written: str) -> re.Pattern[str]:
+    try:
+        return re.compile(written.removeprefix("re:"), re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{written!r} is no regular expression: {error}") from error
 
 
 def _split(texts: Sequence[str], pairs: bool) -> list[Text]:

@@ -42,7 +42,9 @@ from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, warn_of_d
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Text = Source | tuple[str, str]
+Text = str | tuple[str, str]
+Given = Source | Text
+"""A text, a pair, token ids, or the messages of a chat."""
 Layers = Label | Sequence[Label]
 
 
@@ -82,7 +84,7 @@ class TextExplainer:
                 stacklevel=2,
             )
 
-    def __call__(self, texts: Text | Sequence[Text], *args: Any, **kwargs: Any) -> Explanation:
+    def __call__(self, texts: Given | Sequence[Given], *args: Any, **kwargs: Any) -> Explanation:
         """The same as :meth:`explain`."""
         return self.explain(texts, *args, **kwargs)
 
@@ -103,7 +105,7 @@ class TextExplainer:
         """
         return list(self._states(self._labels(layers), None, None, None))
 
-    def encode(self, texts: Text | Sequence[Text], truncation: bool = False) -> list[Encoding]:
+    def encode(self, texts: Given | Sequence[Given], truncation: bool = False) -> list[Encoding]:
         """Each text (or pair) as the model reads it, without a target.
 
         Raises:
@@ -115,7 +117,7 @@ class TextExplainer:
 
     def explain(
         self,
-        texts: Text | Sequence[Text],
+        texts: Given | Sequence[Given],
         layers: Layers = "all",
         target: Any = None,
         positions: Positions = None,
@@ -264,7 +266,7 @@ class TextExplainer:
 
     def generate(
         self,
-        text: Text,
+        text: Given,
         max_new_tokens: int = 20,
         *,
         generation: Mapping[str, Any] | None = None,
@@ -334,7 +336,7 @@ class TextExplainer:
 
     def calibrate(
         self,
-        texts: Iterable[Text],
+        texts: Iterable[Given],
         layers: Layers = "all",
         target: Any = None,
         *,
