@@ -205,6 +205,12 @@ def explain(
     tolerance: Annotated[
         float | None, typer.Option(help="Standard error of log sigma to reach.", show_default="the solver's")
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="The closed form alone, in 8 passes (4 of several layers), exact for small noise."
+        ),
+    ] = False,
     max_passes: Annotated[
         int | None,
         typer.Option(
@@ -236,7 +242,7 @@ def explain(
             seed=seed, max_passes=max_passes, tolerance=tolerance or Solver.tolerance
         )  # refused before loading
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
-        solver = replace(explainer.usual_solver, seed=seed)
+        solver = replace(explainer.usual_solver, seed=seed, iterations=0 if quick else None)
         solver = solver if max_passes is None else replace(solver, max_passes=max_passes)
         solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
         chosen, asked = _chosen(explainer.model, labels, target, score)

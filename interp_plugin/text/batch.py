@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -19,6 +19,10 @@ from interp_plugin.method.solver import NoiseFit, Solver
 from interp_plugin.text.models import OUTPUT, Encoding, Function, Label, TextModel, shown, watched
 
 MAX_TOKENS = 2048  # of a batch, padding included
+MAX_GRADIENTS = 2**31  # bytes, of what a forward of a language model keeps for its backward
+KEPT_WIDTHS = (
+    24  # of a token's width, kept so by each layer: attention's and the wide layer's inputs and outputs
+)
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
 
 
@@ -93,6 +97,7 @@ class Batch:
         sites: where states will be read; None is the output.
         max_rows: most rows in the clean forward; None: all, fewer of a language model.
         function: what is watched of a language model's target.
+        tick: called with the number of rows before each forward.
     """
 
     def __init__(
@@ -103,9 +108,10 @@ class Batch:
         sites: Sequence[Site | None],
         max_rows: int | None = None,
         function: Function = "log_probability",
+        tick: Callable[[int], None] | None = None,
     ) -> None:
         arguments, self.token_mask = model.collate(encodings)
-        self._model, self._function = model, function
+        self._model, self._function, self._tick = model, function, tick
         self.encodings = list(encodings)
         self.targets = (
             _Targets.of(encodings, self.token_mask.device) if any(e.target for e in encodings) else None
@@ -126,7 +132,7 @@ class Batch:
         self.token_size = origin.shape[2]
 
     def _forward(self, targets: _Targets | None) -> _Forward:
-        return _Forward(self._model, targets, self._function)
+        return _Forward(self._model, targets, self._function, self._tick)
 
     @property
     def _rows_of_scores(self) -> int:
@@ -193,8 +199,11 @@ class Batch:
 
     @property
     def default_rows(self) -> int:
-        """Rows in one forward: as the solver would choose, fewer where a language model's output is a state."""
-        rows = default_rows(self._noisy.origin[0][0].numel())
+        """Rows in one forward: as the solver would choose, of a language model fewer by its depth and its output."""
+        elements = self._noisy.origin[0][0].numel()
+        rows = default_rows(elements)
+        if self._model.vocabulary:
+            rows = min(rows, MAX_GRADIENTS // (4 * KEPT_WIDTHS * elements * len(self._model.layers)))
         if self.targets is not None and None in self._sites:
             rows = min(rows, self._rows_of_scores)
         return max(1, rows)
@@ -388,11 +397,19 @@ class _Targets:
 class _Forward:
     """The model on rows of a batch; with targets its output is what is watched of them, (R, n)."""
 
-    def __init__(self, model: TextModel, targets: _Targets | None, function: Function) -> None:
-        self.model, self.targets, self.function = model, targets, function
+    def __init__(
+        self,
+        model: TextModel,
+        targets: _Targets | None,
+        function: Function,
+        tick: Callable[[int], None] | None,
+    ) -> None:
+        self.model, self.targets, self.function, self.tick = model, targets, function, tick
         self.module: nn.Module = model.module
 
     def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        if self.tick is not None:
+            self.tick(len(rows))
         if self.targets is None:
             return self.model(*inputs)
         scores = scores_at(self.model, inputs, self.targets.places[rows.to(self.targets.places.device)])

@@ -172,12 +172,13 @@ class TextExplainer:
             input_std: tau, the standard deviation of one element of what the noise is added to: the spread that
                 information kept is counted against.  None: that of the embedding table; of a noise layer that is no
                 table, what the calibration measured there, or else each text's own.
-            solver: how hard to look; None: :attr:`usual_solver`.
+            solver: how hard to look; None: :attr:`usual_solver`.  ``Solver(iterations=0)`` is the closed form alone: 8
+                passes (4 of several layers), whose standard errors the rows have; it is exact where E is 1.
             batch_size: texts at most in a batch.
             internal_batch_size: rows at most in one forward and backward; "auto" starts from what suits the
                 length and halves when memory runs out.
             truncation: cut off what the model cannot take; otherwise too long a text is an error.
-            show_progress: a progress bar.
+            show_progress: a progress bar over texts, or generated tokens, with the passes that were made.
             instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
                 continuations, the first tokens in which they differ are compared, after what they have in common.
             continuation: what follows the one text, a string or token ids: every token of it is a target in turn, seen
@@ -237,6 +238,14 @@ class TextExplainer:
         with tqdm(
             total=len(encodings), desc="tokens" if wholes else "texts", disable=not show_progress
         ) as bar:
+            passes = 0
+
+            def count(rows: int) -> None:
+                nonlocal passes
+                passes += rows
+                bar.set_postfix_str(f"{passes} passes")
+
+            base = replace(base, tick=count if show_progress else None)
             for (wanted, foil), indices in self._by_class(targets, foils, labels, function).items():
                 states = [
                     # a calibration's unit is that of the usual function

@@ -52,6 +52,7 @@ class Plan:
         max_rows: rows at most in one forward; None starts from what suits the length and halves when
             memory runs out.
         function: what is watched of a language model's target.
+        tick: called with the number of rows before each forward, for a progress bar.
     """
 
     states: tuple[State, ...]
@@ -64,6 +65,7 @@ class Plan:
     max_rows: int | None = None
     input_std: float | None = None
     function: Function = "log_probability"
+    tick: Callable[[int], None] | None = None
 
 
 class Finder(Protocol):
@@ -98,7 +100,9 @@ def score(
     if model.task == "sequence classes":
         sites[None] = None
     with nullcontext() if finder is None else finder.watch(model, encodings) as seen:
-        batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows, plan.function)
+        batch = Batch(
+            model, encodings, plan.noise_layer, list(sites), plan.max_rows, plan.function, plan.tick
+        )
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
     warn_of_concentration(batch, plan.states)
