@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from interp_plugin.comparison.costs import COSTS
 from interp_plugin.comparison.journal import differences
+from interp_plugin.optional import load
 from interp_plugin.rendering import study as rendering
 from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
@@ -230,7 +230,7 @@ class StudyResult:
             >>> example().values().head(1).values.tolist()
             [[0, 'class', 'by hand', 'recall', 1.0]]
         """
-        pandas = _pandas()
+        pandas = load("pandas", "a table of a study", "compare")
         places = np.nonzero(~np.isnan(self.cells))
         columns = {
             kind: pandas.Categorical.from_codes(codes, names)
@@ -269,7 +269,9 @@ class StudyResult:
                 found = [getattr(some.summary, name)[q, m, k] for name in ("mean", "low", "high", "n")]
                 lines.append((*names, some.methods[m].name, *found, m == best, ps.get(m, np.nan)))
         columns = ("question", "metric", "group", "method", "mean", "low", "high", "n", "best", "p")
-        frame: pd.DataFrame = _pandas().DataFrame(lines, columns=columns)
+        frame: pd.DataFrame = load("pandas", "a table of a study", "compare").DataFrame(
+            lines, columns=columns
+        )
         return frame
 
     def comparisons(self, reference: str = OWN) -> pd.DataFrame:
@@ -314,7 +316,9 @@ class StudyResult:
             *("question", "metric", "group", "reference", "method"),
             *("n", "difference", "low", "high", "p", "holm", "better"),
         )
-        frame: pd.DataFrame = _pandas().DataFrame(lines, columns=columns)
+        frame: pd.DataFrame = load("pandas", "a table of a study", "compare").DataFrame(
+            lines, columns=columns
+        )
         return frame
 
     def front(self, quality_metric: str, question: str) -> tuple[StudyPoint, ...]:
@@ -672,17 +676,6 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
     cells[tuple(places)] = table["value"].to_numpy()
     found |= {name: header[name] for name in ("settings", "left_out")}
     return {**found, "cells": cells, "notes": tuple(header.get("notes", ()))}
-
-
-def _pandas() -> ModuleType:
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "tables of a study need pandas, which is not installed: pip install interp-plugin[compare]"
-        ) from error
-    module: ModuleType = pandas
-    return module
 
 
 def example() -> StudyResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tqdm.auto import tqdm
 
-from interp_plugin import huggingface
+from interp_plugin import data, huggingface
 from interp_plugin.fingerprint import versions
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
@@ -60,7 +61,7 @@ class TextExplainer:
         calibration: the spread of the states (:meth:`calibrate` sets it); None: each text is its own yardstick.
 
     Examples::
-        >>> from interp_plugin import huggingface
+        >>> from interp_plugin import data, huggingface
         >>> model, tokenizer = huggingface.load(huggingface.default_model_path())
         >>> explanation = TextExplainer(model, tokenizer).explain("a good film", layers=1)
         >>> explanation[0].tokens, explanation[0].rows[0].sigma.shape
@@ -149,7 +150,9 @@ class TextExplainer:
         Args:
             texts: one text, one pair of sentences (a tuple of two), or a list, array or Series of either; inside
                 it a list of two is a pair, too.  A text may be token ids, which are read as they are, or the messages
-                of a chat, dictionaries with role and content, which the tokenizer's chat template writes.
+                of a chat, dictionaries with role and content, which the tokenizer's chat template writes.  A DataFrame,
+                or what ``data.records(path)`` returns, has its texts in a column with a usual name, such as "text", or
+                in the only one of words.
             layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
                 "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
                 the model returns (class scores; of a language model, log probabilities of the target).  Where the next
@@ -527,7 +530,7 @@ class TextExplainer:
             )
         groups: dict[tuple[int | None, int | None], list[int]] = {}
         for index, pair in enumerate(zip(targets, foils)):
-            wanted, foil = (None if each is None else self.model.class_index(each) for each in pair)
+            wanted, foil = (None if each is None else _class_number(self.model, each) for each in pair)
             if wanted is not None and wanted == foil:
                 raise ValueError(
                     f"target and instead_of are both class {self.model.class_name(wanted)!r}; give two"
@@ -621,6 +624,7 @@ def _site_of(model: TextModel, layer: Site | str | None) -> Site:
 
 def _pairs(texts: Any) -> list[tuple[Source, str | None]]:
     """One text or pair, or a list of them, as (text, pair or None); a text may be token ids, or messages of a chat."""
+    texts = data.in_memory(texts)
     texts = plain_values(texts)
     if isinstance(texts, (str, tuple)) or _is_cut_already(texts):
         texts = [texts]
@@ -660,6 +664,16 @@ def _single(pairs: Sequence[tuple[Source, str | None]]) -> Sequence[tuple[Source
     if len(pairs) != 1:
         raise ValueError(f"{len(pairs)} texts are given, and a continuation follows one; call again for each")
     return pairs
+
+
+def _class_number(model: TextModel, target: Any) -> int:
+    """Of a class by name or number; digits that name no class are a number, as labels of files are written."""
+    try:
+        return model.class_index(target)
+    except ValueError:
+        if isinstance(target, str) and re.fullmatch(r"\d{1,9}", target):
+            return model.class_index(int(target))
+        raise
 
 
 def _for_each(target: Any, count: int) -> list[Any]:

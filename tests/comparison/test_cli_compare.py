@@ -19,7 +19,7 @@ from tiny_bert import save_classifier
 from typer.testing import CliRunner
 
 from interp_plugin.cli import app
-from interp_plugin.cli.compare import expanded, sampled, split_names
+from interp_plugin.cli.compare import QUICK_TEXTS, expanded, sampled, split_names
 from interp_plugin.data import Texts
 
 SENTENCES = ("a good film", "not a bad film", "the bold film", "a bad bad film")
@@ -143,21 +143,21 @@ def test_a_calibration_is_the_unit_of_the_states(folder: str, films: str, tmp_pa
     assert by_texts["settings"]["calibration"] != one["settings"]["calibration"]
 
 
-def test_without_choices_four_methods_and_two_metrics_run_on_fifty_texts(folder: str, tmp_path: Path) -> None:
-    path = tmp_path / "texts.txt"
-    words = ("a", "not", "bad", "good", "film", "bold", "the")
-    path.write_text("\n".join(map(" ".join, itertools.product(words, repeat=2))) + "\na film\n" * 6)
-    result = run(str(path), "--model", folder, "--json")
+def test_without_choices_four_methods_and_two_metrics_run_on_a_sample(
+    folder: str, films: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert QUICK_TEXTS == 50
+    monkeypatch.setattr("interp_plugin.cli.compare.QUICK_TEXTS", 3)
+    result = run(films, "--model", folder, "--json")
     assert result.exit_code == 0, result.output
     [table] = json.loads(result.stdout)["tables"]
     assert sum(map(len, table["groups"].values())) == 4
     assert columns_of(table)[:2] == ["comprehensiveness (delete)", "sufficiency (delete)"]
     lines = result.stderr.splitlines()
-    assert re.fullmatch(r"50 texts, 4 methods, 2 metrics: about \d+ (s|min)", lines[0])
-    assert re.match(r"with --full: 55 texts, 4\d methods, 2\d metrics: about \d+ (s|min|h)", lines[1])
-    assert re.match(r"20 of 200 trials after \d+ s, about \d+ s left", lines[2])
-    assert lines[-1].startswith("200 of 200 trials after ")
-    assert len(lines) == 12
+    assert re.fullmatch(r"3 texts, 4 methods, 2 metrics: about \d+ s", lines[0])
+    assert re.match(r"with --full: 4 texts, 4\d methods, \d\d metrics: about \d+ (s|min|h)", lines[1])
+    assert re.match(r"2 of 12 trials after \d+ s, about \d+ s left", lines[2])
+    assert lines[-1].startswith("12 of 12 trials after ")
 
 
 def test_an_empty_text_and_labels_that_are_no_class_are_named_and_stop_nothing(
@@ -291,7 +291,7 @@ def test_bad_input_exits_with_2_and_one_sentence_on_stderr(
 def test_without_its_packages_it_is_refused_before_any_work(
     films: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp_plugin.cli.given.find_spec", lambda name: None)
+    monkeypatch.setattr("interp_plugin.cli.options.find_spec", lambda name: None)
     assert 'pip install "interp-plugin[compare]"' in refused(films, "--model", "/no/such/model")
 
 
