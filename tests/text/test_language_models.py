@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import tiny
+from typer.testing import CliRunner
 
 from interp_plugin.attribution import LayerInformationLoss
+from interp_plugin.cli import app
+from interp_plugin.cli.explain import parse_fixed, parse_units
 from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.method.solver import Solver
 from interp_plugin.text.explainer import TextExplainer
@@ -322,3 +326,34 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(options: dict[str, obje
     with pytest.raises(ValueError, match=message) as caught:
         TextExplainer(tiny("gpt2", "GPT2LMHeadModel")).explain(TEXT, "output", **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_parts_of_a_command_line_are_read() -> None:
+    assert parse_fixed("special,user,0-14") == ["special", "user", (0, 14)]
+    assert parse_fixed("re:a.b")[0].search("a\nb") and parse_units("sentence") == "sentence"
+    with pytest.raises(ValueError, match="no regular expression"):
+        parse_units("re:(")
+
+
+def test_a_chat_on_the_command_line(tmp_path: Path) -> None:
+    explainer = chatting()
+    explainer.model.model.save_pretrained(tmp_path / "model")
+    explainer.model.tokenizer.save_pretrained(tmp_path / "model")
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps(CHAT) + "\n")
+    given = [
+        "explain",
+        "--file",
+        str(file),
+        "--chats",
+        "--model",
+        str(tmp_path / "model"),
+        "--json",
+        "--quick",
+    ]
+    found = CliRunner().invoke(app, [*given, "--layers", "output", "--fixed", "special,system"])
+    assert found.exit_code == 0, found.output
+    [row] = json.loads(found.stdout)["texts"][0]["rows"]
+    assert len(row["kept"]) == len(explainer.model.encode(CHAT).ids)
+    refused = CliRunner().invoke(app, [*given, "--generate", "2", "--target", "x"])
+    assert refused.exit_code == 2 and "give one of them" in refused.stderr
