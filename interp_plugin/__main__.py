@@ -1,6 +1,21 @@
-"""``python -m interp_plugin``: the command line, where the script is not on the path."""
+"""The script ``interp-plugin``, and ``python -m interp_plugin`` where it is not on the path."""
 
-from interp_plugin.cli import app
+import sys
+
+
+def main() -> None:
+    """Run the command line, whose packages an extra brings."""
+    from interp_plugin.optional import load
+
+    try:
+        load("typer", "the command line", "cli")
+        load("rich", "the command line", "cli")
+    except ImportError as error:
+        sys.exit(str(error))
+    from interp_plugin.cli import app
+
+    app(prog_name="interp-plugin")
+
 
 if __name__ == "__main__":
-    app(prog_name="interp-plugin")
+    main()

@@ -1,29 +1,40 @@
-"""Texts out of files and data sets, one record at a time; a record that cannot be read says why."""
+"""Texts read from files, object stores, data sets and tables in memory; a record that cannot be read says why."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any, BinaryIO, cast
 
-from interp_plugin.files import File, is_remote, listed
-from interp_plugin.tables import TEXT_COLUMNS, Column, Wanted, first_line, names_of, table_rows
 from interp_plugin.text.models import shown
+from interp_plugin.text.storage import load_pyarrow
 
 Text = str | tuple[str, str]
+Column = str | int
+"""A column by its name, or by its number, from 0, in a file without a header."""
 
-SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".txt", *TABLES)
+TEXT_COLUMNS = ("text", "sentence", "content", "review", "document")
 LABEL_COLUMNS = ("label", "labels", "class", "sentiment")
 RATIONALE_COLUMNS = ("rationale", "rationales")
+SEPARATORS = ",;\t|"
 EMPTY = "an empty line"
-LONGEST = 2**25  # bytes of a line: a longer one is passed over without being held
+LONGEST = 2**25  # bytes of a line; a longer one is skipped without being held in memory
+SAMPLE = 20  # lines of a .csv file that the separator is found from
+PARQUET_BATCH = 2**24  # bytes of a Parquet file in memory at a time, about
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Record:
 
     Attributes:
         where: file and line, for messages.
-        values: by column; empty where the record cannot be read.
+        values: by column; empty where the record cannot be read, and None each where it lacks a column.
         error: why it cannot be read; None: it can.
     """
 
@@ -51,37 +62,56 @@ class Record:
         return self._words(column)
 
     def _words(self, column: Column) -> str:
-        if self.error is not None:
-            raise ValueError(f"{self.where}: {self.error}")
-        if column not in self.values:
-            raise ValueError(
-                f"{self.where} has no column {column!r}: there are {names_of(self.values)}; choose one"
-            )
-        words = self.values[column]
+        words = self.value(column)
         if not isinstance(words, str) or not words.strip():
             raise ValueError(
                 f"{self.where} holds {shown(str(words))} in column {column!r}: it must be some words"
             )
         return words
 
+    def value(self, column: Column) -> Any:
+        """What stands in a column.
+
+        Raises:
+            ValueError: the record cannot be read, or has no such column.
+        """
+        if self.error is not None:
+            raise ValueError(f"{self.where}: {self.error}")
+        if column not in self.values:
+            raise ValueError(
+                f"{self.where} has no column {column!r}: there are {_names(self.values)}; choose one"
+            )
+        return self.values[column]
+
 
 @dataclass(frozen=True)
-class Texts:
-    """A data set in memory.
+class Wanted:
+    """The columns to read.
 
     Attributes:
-        texts: or pairs of texts.
-        labels: one for each; None: the data have none.
-        rationales: one for each, as the data hold them (character spans or a mask of tokens); None: none.
+        text: of the texts; None: found by their usual names, or the only one of words.
+        others: which must be there too.
+        usual: which are read where they are there.
     """
 
-    texts: tuple[Text, ...]
-    labels: tuple[Any, ...] | None = None
-    rationales: tuple[Any, ...] | None = None
+    text: Column | None
+    others: tuple[Column, ...] = ()
+    usual: tuple[str, ...] = ()
+
+    def missing(self, names: Collection[str]) -> list[Column]:
+        """Those that must be there and are not."""
+        required = self.others if self.text is None else (self.text, *self.others)
+        return [name for name in required if name not in names]
+
+    def among(self, names: Sequence[str], words: Collection[str]) -> list[str]:
+        """Those of the columns to read; ``words`` are the columns that hold strings."""
+        texts = [name for name in TEXT_COLUMNS if name in words] or list(words)
+        chosen = {*(texts if self.text is None else (self.text,)), *self.others, *self.usual}
+        return [name for name in names if name in chosen]
 
 
 class Records(Iterator[Record]):
-    """Records in their order, read as they are asked for."""
+    """Records in their order, read one at a time."""
 
     def __init__(
         self, read: Callable[[Wanted | None], Iterator[Record]], wanted: Wanted | None = None
@@ -100,34 +130,43 @@ class Records(Iterator[Record]):
         return next(self._rest)
 
 
-def records(source: str | PathLike[str], split: str | None = None, header: bool = True) -> Records:
-    """The records of a file, of a folder of files, or of a data set, without holding them all.
+def records(
+    source: str | PathLike[str],
+    split: str | None = None,
+    header: bool | None = None,
+    encoding: str = "utf-8",
+) -> Records:
+    """The records of a file, of a folder of files, or of a data set, without holding them all in memory.
 
     What cannot be read (a line that is not JSON, a value of a table that Python cannot hold, a damaged page) is a
     record that says so, and those after it are read.
 
     Args:
-        source: a .txt (a text a line, in column "text"), .jsonl, .csv, .tsv (no quoting) or .parquet file,
-            UTF-8; a folder of such files, read in the order of their names; the URI of one or the other in an
-            object store that pyarrow or fsspec reads ("s3://bucket/reviews"); or the name of a data set ("imdb",
-            "glue:sst2" where it has a configuration), for ``datasets.load_dataset``.
-        split: of a data set; a folder with a split is read by ``load_dataset`` too.
-        header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.
+        source: a .txt (a text a line, in column "text"), .jsonl, .csv (separated by commas, semicolons, tabs or bars,
+            whichever the first lines are), .tsv (no quoting) or .parquet file; a folder of such files, read in the
+            order of their names; the URI of one or the other in an object store that pyarrow or fsspec reads
+            ("s3://bucket/reviews"); or the name of a data set ("imdb", "glue:sst2" where it has a configuration), for
+            ``datasets.load_dataset``.
+        split: of a data set (None: "train"); a folder with a split is read by ``load_dataset`` too.
+        header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.  None: it does
+            where one of its cells is a usual name, such as "text" or "label", or none is a number or a sentence.
+        encoding: of .txt, .jsonl, .csv and .tsv files.
 
     Raises:
-        ValueError: nothing is there, or it is of another kind.
+        ValueError: nothing is there, it is of another kind, or there is no such encoding.
         ImportError: ``pyarrow`` (Parquet, object stores) or ``datasets`` is needed and not installed.
 
     Examples::
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder, "films.tsv")
-        ...     _ = file.write_text("sentence\\tlabel\\na good film\\t1\\n")
+        ...     file = Path(folder, "films.csv")
+        ...     _ = file.write_text("sentence;label\\na good, funny film;1\\n")
         ...     [record.values for record in records(file)]
-        [{'sentence': 'a good film', 'label': '1'}]
+        [{'sentence': 'a good, funny film', 'label': '1'}]
     """
     path = Path(source)
-    if is_remote(source) and split is not None:
+    _check_encoding(encoding)
+    if split is not None and (is_remote(source) or path.is_file()):
         raise ValueError(
             f"split is {split!r} and {str(source)!r} a file or folder; only a data set has splits"
         )
@@ -138,123 +177,347 @@ def records(source: str | PathLike[str], split: str | None = None, header: bool 
             )
         rows = _of_datasets(str(source), split)
         return Records(lambda wanted: rows)
-    files = listed(source, SUFFIXES)
+    files = _files(source)
     if not files or any(file.suffix not in SUFFIXES for file in files):
         raise ValueError(
             f"{str(source)!r} is nothing that can be read; give a file, or a folder of files, of {SUFFIXES}"
         )
-    return Records(lambda wanted: (record for file in files for record in _of_file(file, header, wanted)))
+    return Records(
+        lambda wanted: (record for file in files for record in _of_file(file, header, encoding, wanted))
+    )
+
+
+def lines(opened: BinaryIO, name: str, encoding: str = "utf-8") -> Records:
+    """The lines of an open file, such as standard input, as records of a text each.
+
+    Examples::
+        >>> [record.values["text"] for record in lines(io.BytesIO(b"a good film\\nnot bad\\n"), "standard input")]
+        ['a good film', 'not bad']
+    """
+    _check_encoding(encoding)
+    return Records(lambda wanted: _plain(opened, name, encoding))
 
 
 def columns(
-    record: Record, text: Column | None = None, label: Column | None = None, rationale: Column | None = None
-) -> tuple[Column, Column | None, Column | None]:
-    """Where text, label and rationale are: as asked, or under one of their usual names.
+    some: Iterable[Record],
+    text: Column | None = None,
+    others: Sequence[Column | None] = (),
+) -> Column | None:
+    """The column of the texts: the given one, one of the usual names, or the only column of words in most records.
+
+    Args:
+        some: the first records; those that cannot be read are passed over.
+        text: its name or number, where it is given.
+        others: further columns that must be there.
+
+    Returns:
+        None: no record can be read.
 
     Raises:
-        ValueError: a column that is not there, or no telling which one holds the text.
+        ValueError: a column that no record has, or no telling which one holds the texts; with the columns' names.
 
     Examples::
-        >>> columns(Record("line 1", {"id": 3, "sentence": "a good film", "label": 1}))
-        ('sentence', 'label', None)
+        >>> columns([Record("line 1", {"id": "3", "comment": "a good film", "stars": "5"})])
+        'comment'
     """
-    values = record.values
-    for wanted in (text, label, rationale):
-        if wanted is not None and wanted not in values:
+    known = [record for record in some if record.values]
+    for wanted in (text, *others):
+        if wanted is not None and known and not any(wanted in record.values for record in known):
+            first = known[0]
             raise ValueError(
-                f"there is no column {wanted!r} in {record.where}: there are {names_of(values)}; choose one, by its "
+                f"there is no column {wanted!r} in {first.where}: there are {_names(first.values)}; choose one, by its "
                 "number where a file has no header"
             )
-    if text is None:
-        words = [name for name, value in values.items() if isinstance(value, str)]
-        usual = [name for name in TEXT_COLUMNS if name in words]
-        found = usual[:1] or words
-        if len(found) != 1:
-            raise ValueError(
-                f"the column of texts cannot be told from {names_of(values)}; name it, or give its number where a file "
-                "has no header"
-            )
-        text = found[0]
+    readable = [record for record in known if record.error is None]
+    if text is not None or not readable:
+        return text
+    votes: Counter[Column] = Counter()
+    unknown: ValueError | None = None
+    for record in readable:
+        try:
+            votes[_text_column(record)] += 1
+        except ValueError as error:
+            unknown = unknown or error
+    if not votes:
+        assert unknown is not None
+        raise unknown
+    usual = [name for name in TEXT_COLUMNS if name in votes]
+    return usual[0] if usual else votes.most_common(1)[0][0]
 
-    def usual_or_none(wanted: Column | None, names: Iterable[str]) -> Column | None:
-        return wanted if wanted is not None else next((name for name in names if name in values), None)
 
-    return text, usual_or_none(label, LABEL_COLUMNS), usual_or_none(rationale, RATIONALE_COLUMNS)
+@dataclass(frozen=True)
+class Texts:
+    """A data set in memory.
+
+    Attributes:
+        texts: or pairs of texts.
+        labels: one for each; None: the data have none.
+        rationales: one for each, as the data hold them (character spans or a mask of tokens); None: none.
+        left_out: file, line and reason of each record without a text.
+    """
+
+    texts: tuple[Text, ...]
+    labels: tuple[Any, ...] | None = None
+    rationales: tuple[Any, ...] | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def read_texts(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | Records,
     split: str | None = None,
     text_column: Column | None = None,
     label_column: Column | None = None,
     rationale_column: Column | None = None,
     pair_column: Column | None = None,
     limit: int | None = None,
+    encoding: str = "utf-8",
 ) -> Texts:
-    """A data set in memory, every record of it sound; empty lines are left out.
+    """A data set in memory.  Empty lines are skipped; records without a text are left out and listed.
 
     Args:
-        source, split: as in :func:`records`.
+        source: what :func:`records` or :func:`lines` gave, or as of :func:`records`.
+        split, encoding: as of :func:`records`.
         text_column, label_column, rationale_column: by name; by number, from 0, in a .csv or .tsv file
             without a header.  None: under one of their usual names, and no labels or rationales where
             there is none.
         pair_column: of the second text, where texts are pairs.
-        limit: the first so many.
+        limit: the first so many texts.
 
     Raises:
-        ValueError: as :func:`records` and :func:`columns`; a record that cannot be read, or none at all.
+        ValueError: as of :func:`records` and :func:`columns`; no record has a text; a text has no label or rationale,
+            and others do.
 
     Examples::
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "films.tsv")
-        ...     _ = file.write_text("a good film\\t1\\na dull one\\t0\\n")
-        ...     read_texts(file, text_column=0, label_column=1)
-        Texts(texts=('a good film', 'a dull one'), labels=('1', '0'), rationales=None)
+        ...     _ = file.write_text("a good film\\t1\\n\\t0\\na dull one\\t0\\n")
+        ...     found = read_texts(file, text_column=0, label_column=1)
+        >>> found.texts, found.labels
+        (('a good film', 'a dull one'), ('1', '0'))
+        >>> found.left_out
+        ("films.tsv, line 2 holds '' in column 0: it must be some words",)
     """
-    wanted = (text_column, label_column, rationale_column, pair_column)
-    header = not any(isinstance(column, int) for column in wanted)
+    wanted = (text_column, pair_column, label_column, rationale_column)
+    if not isinstance(source, Records):
+        header = False if any(isinstance(column, int) for column in wanted) else None
+        source = records(source, split, header, encoding)
     others = tuple(column for column in wanted[1:] if column is not None)
-    usual = (*LABEL_COLUMNS, *RATIONALE_COLUMNS)
-    chosen = records(source, split, header).only(Wanted(text_column, others, usual))
-    found = list(islice((record for record in chosen if record.error != EMPTY), limit))
-    if not found:
-        raise ValueError(f"{str(source)!r} holds no texts; give a file or data set with at least one")
-    for record in found:
-        if record.error is not None:
-            raise ValueError(f"{record.where}: {record.error}")
-    text, label, rationale = columns(found[0], text_column, label_column, rationale_column)
-    return Texts(
-        tuple(record.text(text, pair_column) for record in found),
-        None if label is None else tuple(_value(record, label) for record in found),
-        None if rationale is None else tuple(_value(record, rationale) for record in found),
-    )
+    chosen = source.only(Wanted(text_column, others, (*LABEL_COLUMNS, *RATIONALE_COLUMNS)))
+    found = (record for record in chosen if record.error != EMPTY)
+    # the column is found from the first records; of a limit no more need be read
+    first = list(islice(found, 1000 if limit is None else limit))
+    text_column = columns(first, text_column, wanted[1:])
+    texts: list[Text] = []
+    sound: list[Record] = []
+    left_out: list[str] = []
+    for record in chain(first, found):
+        if len(texts) == limit:
+            break
+        try:
+            texts.append(record.text(TEXT_COLUMNS[0] if text_column is None else text_column, pair_column))
+            sound.append(record)
+        except ValueError as error:
+            left_out.append(str(error))
+    if not texts:
+        reason = f": {left_out[0]}" if left_out else ""
+        raise ValueError(f"there are no texts{reason}; give a file or data set with at least one")
+
+    def values(column: Column | None, usual: Sequence[str]) -> tuple[Any, ...] | None:
+        column = next((name for name in usual if name in sound[0].values), None) if column is None else column
+        return None if column is None else tuple(record.value(column) for record in sound)
+
+    labels, rationales = values(label_column, LABEL_COLUMNS), values(rationale_column, RATIONALE_COLUMNS)
+    return Texts(tuple(texts), labels, rationales, tuple(left_out))
 
 
-def _value(record: Record, column: Column) -> Any:
-    if column not in record.values:
-        raise ValueError(
-            f"{record.where} has no column {column!r}, which others have; fill it or leave the column out"
+def rows_of(source: Any) -> Iterator[Any]:
+    """The rows of what texts are given as in memory; of a table (pandas, polars) each row by column.
+
+    Raises:
+        TypeError: it is one text or a mapping, not many texts.
+    """
+    if isinstance(source, (str, bytes, Mapping, PathLike)):
+        raise TypeError(
+            f"texts is a {type(source).__name__}: give an iterable of texts; of a file, data.records(path)"
         )
-    return record.values[column]
+    if callable(getattr(source, "itertuples", None)):  # pandas
+        names = list(source.columns)
+        return (dict(zip(names, row)) for row in source.itertuples(index=False, name=None))
+    if callable(getattr(source, "iter_rows", None)):  # polars
+        return iter(source.iter_rows(named=True))
+    return iter(source)
 
 
-def _of_file(file: File, header: bool, wanted: Wanted | None) -> Iterator[Record]:
-    read: Callable[[BinaryIO, File], Iterator[Record]]
-    read = {".txt": _plain, ".jsonl": _json}.get(file.suffix) or partial(_table, header=header)
-    if file.suffix == ".parquet":
-        read = partial(_parquet, wanted=wanted)
+def in_memory(texts: Any) -> Any:
+    """Records or a table as a list of texts, every one of them sound; anything else as it is.
+
+    Raises:
+        ValueError: a record without a text, or a table whose column of texts is not known.
+
+    Examples::
+        >>> in_memory(lines(io.BytesIO(b"a good film\\n"), "films.txt")), in_memory("a good film")
+        (['a good film'], 'a good film')
+    """
+    if callable(getattr(texts, "itertuples", None)) or callable(getattr(texts, "iter_rows", None)):
+        texts = [Record(f"row {number}", row) for number, row in enumerate(rows_of(texts))]
+    elif not isinstance(texts, Records):
+        return texts
+    found = [record for record in texts if record.error != EMPTY]
+    column = columns(found)
+    return [record.text(TEXT_COLUMNS[0] if column is None else column) for record in found]
+
+
+def is_remote(source: str | PathLike[str]) -> bool:
+    """Whether a source is written as a URI.
+
+    Examples::
+        >>> is_remote("s3://bucket/reviews.parquet"), is_remote("reviews.parquet"), is_remote("glue:sst2")
+        (True, False, False)
+    """
+    return isinstance(source, str) and re.match(r"[A-Za-z][\w+.-]+://", source) is not None
+
+
+def _text_column(record: Record) -> Column:
+    """The column of one record that holds its text.
+
+    Raises:
+        ValueError: there is no telling.
+    """
+    strings = {name: value for name, value in record.values.items() if isinstance(value, str)}
+    usual: list[Column] = [name for name in TEXT_COLUMNS if name in strings]
+    found = usual[:1] or [name for name, value in strings.items() if not _is_number(value)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the column of texts cannot be told from {_names(record.values)}; name it, or give its number where a "
+            "file has no header"
+        )
+    return found[0]
+
+
+def _is_number(cell: str) -> bool:
+    with suppress(ValueError):
+        float(cell)
+        return True
+    return False
+
+
+def _names(values: Mapping[Column, Any]) -> str:
+    """The columns of a record, in words."""
+    return "columns " + ", ".join(shown(name) if isinstance(name, str) else str(name) for name in values)
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        fits = codecs.lookup(encoding) and "\n,".encode(encoding) == b"\n,"
+    except LookupError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"encoding {encoding!r} is unknown, or does not write line breaks as ASCII does; give utf-8, latin-1 or "
+            "cp1252, or convert the file to UTF-8"
+        )
+
+
+# -- files, of this machine or of an object store
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that is not open yet; ``open`` gives its bytes, seekable."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+
+def _files(source: str | PathLike[str]) -> list[_File]:
+    """The file, or the files of a folder that can be read, in the order of their names.
+
+    Raises:
+        ImportError: pyarrow is needed and not installed.
+        OSError: a path where nothing is.
+        ValueError: a URI where nothing is, or that cannot be reached.
+    """
+    if is_remote(source):
+        return _of_store(str(source))
+    path = Path(source)
+    paths = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES) if path.is_dir() else [path]
+    return [_File(each.name, partial(_of_disk, each)) for each in paths]
+
+
+def _of_disk(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _of_store(uri: str) -> list[_File]:
+    arrow, _ = load_pyarrow(f"reading {uri!r}")
+    from pyarrow import fs
+
+    try:
+        store, path = _store(uri)
+        info = store.get_file_info(path)
+        infos = [info]
+        if info.type == fs.FileType.Directory:
+            inside = store.get_file_info(fs.FileSelector(path))
+            infos = sorted(
+                (i for i in inside if PurePosixPath(i.path).suffix in SUFFIXES), key=lambda i: i.path
+            )
+    except (arrow.ArrowException, OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"{uri!r} cannot be reached ({str(error).splitlines()[0]}); give the URI of a file or folder that pyarrow "
+            "or fsspec reads, and what it needs to be let in"
+        ) from error
+    if info.type == fs.FileType.NotFound:
+        raise ValueError(f"there is no file {uri!r}; give one that is there")
+    return [_File(PurePosixPath(each.path).name, partial(_opened, store, each.path)) for each in infos]
+
+
+def _store(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, and the path in it: pyarrow's own, or one of fsspec's."""
+    import fsspec
+    from pyarrow import ArrowInvalid, fs
+
+    try:
+        store, path = fs.FileSystem.from_uri(uri)
+    except ArrowInvalid:  # a scheme of which it knows nothing
+        found, path = fsspec.core.url_to_fs(uri)
+        store = fs.PyFileSystem(fs.FSSpecHandler(found))
+    return store, path
+
+
+def _opened(store: Any, path: str) -> BinaryIO:
+    return io.BufferedReader(store.open_input_file(path))
+
+
+# -- the kinds of files
+
+
+def _of_file(file: _File, header: bool | None, encoding: str, wanted: Wanted | None) -> Iterator[Record]:
     with file.open() as opened:
-        yield from read(opened, file)
+        if file.suffix == ".parquet":
+            yield from _parquet(opened, file.name, wanted)
+            return
+        beginning = opened.read(2)
+        opened.seek(0)
+        if beginning in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            yield Record(file.name, {}, "a file in UTF-16, as spreadsheets write it; convert it to UTF-8")
+        elif file.suffix in (".csv", ".tsv"):
+            yield from _separated(opened, file.name, file.suffix == ".tsv", header, encoding)
+        else:
+            yield from (_plain if file.suffix == ".txt" else _json)(opened, file.name, encoding)
 
 
-def _plain(opened: BinaryIO, file: File) -> Iterator[Record]:
-    for where, line in _lines(opened, file):
+def _plain(opened: BinaryIO, name: str, encoding: str) -> Iterator[Record]:
+    for where, line in _lines(opened, name, encoding):
         yield line if isinstance(line, Record) else Record(where, {"text": line})
 
 
-def _json(opened: BinaryIO, file: File) -> Iterator[Record]:
-    for where, line in _lines(opened, file):
+def _json(opened: BinaryIO, name: str, encoding: str) -> Iterator[Record]:
+    for where, line in _lines(opened, name, encoding):
         if isinstance(line, Record):
             yield line
             continue
@@ -266,16 +529,20 @@ def _json(opened: BinaryIO, file: File) -> Iterator[Record]:
         yield Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
 
 
-def _table(opened: BinaryIO, file: File, header: bool) -> Iterator[Record]:
-    """CSV, where a quoted cell may hold line breaks, and TSV, where quotes are quotes."""
+def _separated(
+    opened: BinaryIO, name: str, tabs: bool, header: bool | None, encoding: str
+) -> Iterator[Record]:
+    """CSV, where a quoted cell may hold line breaks; and TSV, where quotes are part of the text."""
     refused = "x" * (csv.field_size_limit() + 2)  # in place of a line that is too long
-    lines = (
-        refused if line is None else line.decode("utf-8", "surrogateescape")
+    decoded = (
+        refused if line is None else line.decode(encoding, "surrogateescape")
         for line in _without_mark(opened)
     )  # fmt: skip
-    rows = (
-        csv.reader(lines) if file.suffix == ".csv" else csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE)
-    )
+    if tabs:
+        rows = csv.reader(decoded, "excel-tab", quoting=csv.QUOTE_NONE)
+    else:
+        sample = list(islice(decoded, SAMPLE))
+        rows = csv.reader(chain(sample, decoded), delimiter=_separator(sample))
     names: list[Column] | None = None
     while True:
         try:
@@ -283,24 +550,89 @@ def _table(opened: BinaryIO, file: File, header: bool) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Record(f"{file.name}, line {rows.line_num}", {}, f"not a row of a table ({error})")
+            yield Record(f"{name}, line {rows.line_num}", {}, f"not a row of a table ({error})")
             continue
-        where = f"{file.name}, line {rows.line_num}"
+        where = f"{name}, line {rows.line_num}"
         if not row:
             yield Record(where, {}, EMPTY)
-        elif any(_undecoded(cell) for cell in row):
-            yield Record(where, {}, "not UTF-8")
-        elif names is None and header:
+        elif any(re.search("[\udc80-\udcff]", cell) for cell in row):
+            yield Record(where, {}, _not_decoded(encoding))
+        elif names is None and (header or (header is None and _is_header(row))):
             names = list(row)
         elif len(row) > len(names or row):
             yield Record(where, {}, f"{len(row)} columns, and the header names {len(names or row)}")
         else:
+            header = False  # the first row was none, so no later one is
             yield Record(where, dict(zip(names or range(len(row)), row)))
 
 
-def _parquet(opened: BinaryIO, file: File, wanted: Wanted | None) -> Iterator[Record]:
-    for row in table_rows(opened, file.name, wanted):
-        yield Record(*row)
+def _separator(sample: Sequence[str]) -> str:
+    """What separates the cells: that by which most rows have the first one's number of cells, of which more than one.
+
+    Examples::
+        >>> _separator(["text;label\\n", "good, funny;1\\n"]), _separator(["text\\n", "good; funny\\n"])
+        (';', ',')
+    """
+    best, found = (0.0, 0), ","
+    for separator in SEPARATORS:
+        with suppress(csv.Error):
+            counts = [len(row) for row in csv.reader(sample, delimiter=separator) if row]
+            if counts and counts[0] > 1:
+                agreement = (counts.count(counts[0]) / len(counts), counts[0])
+                if agreement > best:
+                    best, found = agreement, separator
+    return found
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    """Whether a first row names the columns.
+
+    Examples::
+        >>> _is_header(["comment", "stars"]), _is_header(["a good film", "1"]), _is_header(["a good film"])
+        (True, False, False)
+        >>> _is_header(["", "0", "1"])  # pandas numbers columns that have no names
+        True
+    """
+    usual = {*TEXT_COLUMNS, *LABEL_COLUMNS, *RATIONALE_COLUMNS}
+    cells = [cell.strip() for cell in row if cell.strip()]
+    if any(cell.lower() in usual for cell in cells) or cells == [str(n) for n in range(len(cells))]:
+        return True
+    words = 1 if len(row) == 1 else 5  # of a name at most
+    return not any(_is_number(cell) or len(cell.split()) > words for cell in cells)
+
+
+def _lines(opened: BinaryIO, name: str, encoding: str) -> Iterator[tuple[str, str | Record]]:
+    """Where and what each line is; a record of it where it holds nothing to read."""
+    for number, raw in enumerate(_without_mark(opened), 1):
+        where = f"{name}, line {number}"
+        if raw is None:
+            yield where, Record(where, {}, f"more than {LONGEST} bytes")
+            continue
+        try:
+            line = raw.decode(encoding).rstrip("\r\n")
+        except UnicodeDecodeError:
+            yield where, Record(where, {}, _not_decoded(encoding))
+            continue
+        yield where, line if line.strip() else Record(where, {}, EMPTY)
+
+
+def _not_decoded(encoding: str) -> str:
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        return "not UTF-8 text; where it is Latin-1, give the encoding latin-1"
+    return f"not text in the encoding {encoding}"
+
+
+def _without_mark(opened: BinaryIO) -> Iterator[bytes | None]:
+    """Lines without the byte order mark that some programs put at the beginning; None: it is too long to be held."""
+    mark = codecs.BOM_UTF8
+    while line := opened.readline(LONGEST):
+        if len(line) == LONGEST and not line.endswith(b"\n"):
+            while (rest := opened.readline(LONGEST)) and not rest.endswith(b"\n"):
+                pass
+            yield None
+        else:
+            yield line.removeprefix(mark)
+        mark = b""
 
 
 def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
@@ -322,39 +654,113 @@ def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
         )
     except Exception as error:  # of many kinds: no such name, no network, no such split, a script
         raise ValueError(
-            f"data set {name!r} cannot be loaded ({first_line(error)}); give a file that is there, or a name and "
+            f"data set {name!r} cannot be loaded ({_first_line(error)}); give a file that is there, or a name and "
             "split that datasets.load_dataset takes"
         ) from error
     return (Record(f"{name}, row {number}", row) for number, row in enumerate(loaded, 1))
 
 
-def _lines(opened: BinaryIO, file: File) -> Iterator[tuple[str, str | Record]]:
-    """Where and what each line is; a record of it where it holds nothing to read."""
-    for number, raw in enumerate(_without_mark(opened), 1):
-        where = f"{file.name}, line {number}"
-        if raw is None:
-            yield where, Record(where, {}, f"more than {LONGEST} bytes")
-            continue
+# -- Parquet
+
+
+def _parquet(opened: BinaryIO, name: str, wanted: Wanted | None) -> Iterator[Record]:
+    """The rows of a Parquet file; those that cannot be read say why.
+
+    Raises:
+        ImportError: pyarrow is missing.
+        OSError: the disk or the network fails.
+    """
+    arrow, parquet = load_pyarrow(f"reading {name!r}")
+    watched = _WatchedFile(opened)
+    number = 0
+    try:
+        # neither whole columns of a row group in memory, nor damage that decompresses
+        table = parquet.ParquetFile(
+            watched, buffer_size=2**16, pre_buffer=False, page_checksum_verification=True
+        )
+        groups = [table.metadata.row_group(place) for place in range(table.num_row_groups)]
+        schema = table.schema_arrow
+    except (arrow.ArrowException, OSError) as error:
+        watched.raise_failure()
+        yield Record(name, {}, f"not a Parquet file that can be read ({_first_line(error)})")
+        return
+    chosen = schema.names
+    if wanted is not None:
+        missing = wanted.missing(chosen)
+        if missing:
+            nothing: dict[Column, Any] = dict.fromkeys(chosen)
+            reason = f"no column {missing[0]!r}: there are {_names(nothing)}; choose one"
+            for row in range(1, table.metadata.num_rows + 1):
+                yield Record(f"{name}, row {row}", nothing, reason)
+            return
+        chosen = wanted.among(chosen, [field.name for field in schema if _holds_words(arrow, field.type)])
+    for place, group in enumerate(groups):
+        end = number + group.num_rows
         try:
-            line = raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            yield where, Record(where, {}, "not UTF-8")
-            continue
-        yield where, line if line.strip() else Record(where, {}, EMPTY)
+            for batch in table.iter_batches(_rows_at_once(group, chosen), row_groups=[place], columns=chosen):
+                yield from _of_batch(batch, name, number)
+                number += batch.num_rows
+        except (arrow.ArrowException, OSError) as error:
+            watched.raise_failure()
+            reason = f"in a damaged part of the file ({_first_line(error)})"
+            for row in range(number + 1, end + 1):
+                yield Record(f"{name}, row {row}", {}, reason)
+        number = end
 
 
-def _without_mark(opened: BinaryIO) -> Iterator[bytes | None]:
-    """Lines without the byte order mark that some programs put at the beginning; None: it is too long to be held."""
-    mark = b"\xef\xbb\xbf"
-    while line := opened.readline(LONGEST):
-        if len(line) == LONGEST and not line.endswith(b"\n"):
-            while (rest := opened.readline(LONGEST)) and not rest.endswith(b"\n"):
-                pass
-            yield None
-        else:
-            yield line.removeprefix(mark)
-        mark = b""
+class _WatchedFile:
+    """A file that remembers whether reading it failed, which tells a damaged file from a failing disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._failure = file, cast("OSError | None", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            self._failure = error
+            raise
+
+    def raise_failure(self) -> None:
+        """Raise what kept the file from being read, if anything did."""
+        if self._failure is not None:
+            raise self._failure
 
 
-def _undecoded(cell: str) -> bool:
-    return re.search("[\udc80-\udcff]", cell) is not None
+def _holds_words(arrow: ModuleType, kind: Any) -> bool:
+    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    return bool(arrow.types.is_string(kind) or arrow.types.is_large_string(kind))
+
+
+def _rows_at_once(group: Any, names: Collection[str]) -> int:
+    """Rows of a group of a Parquet file to hold at a time, by the size of these columns."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    starts = tuple(f"{name}." for name in names)
+    size = sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(starts))
+    rows: int = PARQUET_BATCH * group.num_rows // max(1, size)
+    return max(1, min(1024, rows))
+
+
+def _of_batch(batch: Any, name: str, before: int) -> Iterator[Record]:
+    """The rows of a batch, one by one where they cannot be had together."""
+    try:
+        rows = batch.to_pylist()
+    except Exception as error:  # of as many kinds as there are values that Python cannot hold
+        if batch.num_rows == 1:
+            yield Record(
+                f"{name}, row {before + 1}", {}, f"a value that cannot be read ({_first_line(error)})"
+            )
+            return
+        for place in range(batch.num_rows):
+            yield from _of_batch(batch.slice(place, 1), name, before + place)
+        return
+    for place, row in enumerate(rows, before + 1):
+        yield Record(f"{name}, row {place}", row)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first, to be put in brackets."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -414,7 +414,7 @@ def test_save_without_pyarrow_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("interp_plugin.cli.given.find_spec", lambda name: None)
     sentence = refused("a film", "--model", "/no/such/model", "--save", str(tmp_path / "x"))
-    assert "pip install interp-plugin[table]" in sentence
+    assert 'pip install "interp-plugin[table]"' in sentence
 
 
 # -- the process

@@ -116,11 +116,50 @@ def test_the_version_is_written_in_one_place() -> None:
     assert version("interp-plugin") == interp_plugin.__version__
 
 
-def test_the_entry_point_is_the_typer_app() -> None:
-    from interp_plugin.cli import app
+def test_the_entry_point_is_the_one_of_python_m() -> None:
+    from interp_plugin.__main__ import main
 
     [entry] = entry_points(group="console_scripts", name="interp-plugin")
-    assert entry.load() is app
+    assert entry.load() is main
+
+
+WITHOUT = """
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+def hiding(finder, name, *given, **named):
+    return None if name.partition(".")[0] in {packages!r} else found(name, *given, **named)
+PathFinder.find_spec = classmethod(hiding)
+"""
+
+
+def without(packages: set[str], code: str) -> subprocess.CompletedProcess[str]:
+    """A Python process in which the packages cannot be imported."""
+    script = WITHOUT.format(packages=packages) + code
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+def test_the_core_dependencies_are_enough_to_explain() -> None:
+    extras = {"typer", "rich", "pandas", "pyarrow", "matplotlib"}
+    done = without(
+        extras,
+        "from interp_plugin import TextExplainer, huggingface\n"
+        "model, tokenizer = huggingface.load(huggingface.default_model_path())\n"
+        "explanation = TextExplainer(model, tokenizer).explain('a good film', layers=1)\n"
+        "print(explanation[0].scores().values.shape)\n"
+        "explanation.show()\n",
+    )
+    assert "torch.Size([1, 5])" in done.stdout
+    assert done.stderr.strip().endswith(
+        'needs rich, which is not installed: pip install "interp-plugin[cli]"'
+    )
+
+
+def test_the_command_line_without_its_packages_is_one_line() -> None:
+    done = without({"typer"}, "from interp_plugin.__main__ import main\nmain()")
+    assert done.returncode == 1
+    assert done.stderr == (
+        'the command line needs typer, which is not installed: pip install "interp-plugin[cli]"\n'
+    )
 
 
 def test_every_requirement_has_an_exact_version_in_the_constraints() -> None:
@@ -130,7 +169,7 @@ def test_every_requirement_has_an_exact_version_in_the_constraints() -> None:
     options = metadata()
     extras = {name: wanted for name, wanted in options["options.extras_require"].items() if name != "interop"}
     for requirement in (options["options"]["install_requires"] + "".join(extras.values())).split():
-        assert re.split(r"[\[<>=]", requirement)[0] in pinned
+        assert re.split(r"[\[<>=]", requirement)[0] in {*pinned, "interp-plugin"}
 
 
 def test_dependencies_have_no_upper_bounds() -> None:
@@ -210,7 +249,8 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
 LEAVES = {"text.models", "text.storage"}  # modules of a folder that parts below the folder need
 MAY_IMPORT = {
     "": {"amortised", "attribution", "corpus", "huggingface", "interpreter", "method", "text", "text.models"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "optional"},
+    "optional": set(),
     "amortised": {"corpus", "fingerprint", "method", "text", "text.models", "text.storage"},
     "attribution": {"method"},
     "cli": {
@@ -219,7 +259,6 @@ MAY_IMPORT = {
         "comparison",
         "corpus",
         "data",
-        "files",
         "huggingface",
         "method",
         "rendering",
@@ -245,13 +284,11 @@ MAY_IMPORT = {
         "method",
         "rendering",
         "statistics",
-        "tables",
         "text",
         "text.models",
         "text.storage",
     },
-    "data": {"files", "tables", "text.models"},
-    "files": {"text.storage"},
+    "data": {"text.models", "text.storage"},
     "fingerprint": set(),
     "huggingface": {"method", "text.models"},
     "interop": {"attribution", "huggingface", "method", "text"},
@@ -260,10 +297,18 @@ MAY_IMPORT = {
     "method": set(),
     "rendering": set(),
     "statistics": set(),
-    "tables": {"text.models", "text.storage"},
-    "text": {"fingerprint", "huggingface", "method", "rendering", "text.models", "text.storage"},
+    "text": {
+        "data",
+        "fingerprint",
+        "huggingface",
+        "method",
+        "optional",
+        "rendering",
+        "text.models",
+        "text.storage",
+    },
     "text.models": {"method"},
-    "text.storage": set(),
+    "text.storage": {"optional"},
 }
 
 

@@ -402,7 +402,7 @@ def test_hostile_names_are_drawn_as_they_are(tmp_path: Path) -> None:
 
 def test_figures_are_unknown_to_pyplot() -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        "import sys; sys.path.insert(0, 'tests/support')\n"
         "from studies import *; from interp_plugin.rendering.study import *\n"
         "front_figure(study_points(study_table())); bars_figure(study_table())\n"
         "print('matplotlib.pyplot' in sys.modules)"

@@ -28,7 +28,7 @@ from scratch_models import dev_accuracy, readable, trained
 from train_default_model import MAX_TOKENS, encode, read_split
 
 from interp_plugin import CorpusResult, CorpusStudy, Solver, TextExplainer, huggingface
-from interp_plugin.corpus.word_classes import by_kind
+from interp_plugin.corpus.words import by_kind
 from interp_plugin.statistics import holm
 from interp_plugin.text.scores import group, word_spans
 

@@ -26,7 +26,6 @@ MODULES = (
     "interp_plugin",  # and interp_plugin.huggingface, which is one of its public names
     "interp_plugin.text.explanation",
     "interp_plugin.comparison",
-    "interp_plugin.comparison.truths",
     "interp_plugin.data",
     "interp_plugin.interop",
     "interp_plugin.rendering",

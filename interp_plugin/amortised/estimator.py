@@ -1,4 +1,4 @@
-"""AmortisedEstimator: a head, the one model and settings that it was trained for, and how far off it is."""
+"""AmortisedEstimator: a head, the one model and settings that it was trained for, and its error on held-out texts."""
 
 from __future__ import annotations
 
@@ -8,36 +8,27 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.amortised.features import numbers, vectors, watch
-from interp_plugin.amortised.head import Head
-from interp_plugin.amortised.inside import Inside
-from interp_plugin.amortised.origin import (
-    SOLVER,
-    About,
-    check_settings,
-    check_words,
-    common_settings,
-    explainer_of,
-)
-from interp_plugin.amortised.training import examples, solved_texts, train
-from interp_plugin.corpus.check import HeldOut
+from interp_plugin.amortised.features import Recorder, numbers, vectors, watch
+from interp_plugin.amortised.head import Head, examples, solved_texts, train
+from interp_plugin.corpus.agreement import HeldOut
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.fingerprint import weights_digest
+from interp_plugin.fingerprint import differences, weights_digest
 from interp_plugin.method.solver import Solver
 from interp_plugin.text import storage
 from interp_plugin.text.batch import Batch, batches
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Text, TextExplainer
 from interp_plugin.text.explanation import Explanation, Row, TextExplanation
-from interp_plugin.text.models import Encoding, TextModel
+from interp_plugin.text.models import OUTPUT, Encoding, TextModel, shown
 from interp_plugin.text.scoring import Plan, score
+from interp_plugin.text.storage import Kinds, check_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +36,58 @@ if TYPE_CHECKING:
 FORMAT = "interp_plugin amortised head 4"
 EPOCHS = 60
 WORDS = 3  # texts of the training whose tokens tell one tokenizer from another
+MADE_FOR = ("weights", "noise_layer", "layers", "rate", "max_sigma", "input_std", "calibration")
+SOLVER = ("seed", "tolerance", "draws", "iterations")
+_SETTINGS: Kinds = {
+    "weights": str, "noise_layer": str, "layers": list, "rate": (float, int), "max_sigma": (float, int),
+    "input_std": (float, int), "calibration": (str, None), "seed": int, "tolerance": (float, int), "draws": int,
+    "iterations": (int, None),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class About:
+    """What a head was trained for, and how it did.
+
+    Attributes:
+        settings: what must be the same where it is used, and the solver's that it learned from.
+        texts: how many it learned from.
+        held_out: how far it is off on others.
+        words: some texts (with their pair) and the ids that the tokenizer makes of them.
+    """
+
+    settings: Mapping[str, Any]
+    texts: int
+    held_out: HeldOut
+    words: Sequence[tuple[str, str | None, Sequence[int]]]
+
+    @classmethod
+    def of_file(cls, plain: Mapping[str, Any]) -> About:
+        """From its fields as JSON gives them.
+
+        Raises:
+            ValueError: no head has these.
+        """
+        check_fields(plain, {"settings": dict, "texts": int, "held_out": dict, "words": list})
+        settings, held_out = plain["settings"], plain["held_out"]
+        check_fields(settings, _SETTINGS)
+        for name in ("rate", "max_sigma", "input_std", "tolerance"):
+            if not 0 < settings[name] < math.inf:
+                raise ValueError(f"{name} is {settings[name]}, which must be positive")
+        labels = settings["layers"]
+        if not labels or not all(isinstance(label, (int, str)) for label in labels):
+            raise ValueError(f"layers is {labels!r}, and there must be some")
+        lists = {field.name: list for field in fields(HeldOut) if field.name != "texts"}
+        check_fields(held_out, {"texts": int, **lists})
+        for name in lists:
+            if [type(value) for value in held_out[name]] != [float] * len(labels):
+                raise ValueError(
+                    f"{name} of the texts held out is {held_out[name]!r}, not a number for each layer"
+                )
+        for each in plain["words"]:
+            if not _is_words(each):
+                raise ValueError(f"words holds {shown(repr(each))}, not a text, its pair and their ids")
+        return cls(**{**plain, "held_out": HeldOut.restored(held_out)})
 
 
 class AmortisedEstimator:
@@ -116,8 +159,8 @@ class AmortisedEstimator:
             show_progress: progress bars.
 
         Raises:
-            ValueError: studies of another model, tokenizer or calibration, or that differ in what a head is good for;
-                too few texts; a study at equal distortion, of predictions, of a language model's output, or whose
+            ValueError: studies of another model, tokenizer or calibration, or that differ in a setting that a head is
+                trained for; too few texts; a study of erasures, of predictions, of a language model's output, or whose
                 input_std is each text's own.
         """
         several = [studies] if isinstance(studies, (CorpusResult, str, os.PathLike)) else studies
@@ -226,12 +269,12 @@ class AmortisedEstimator:
         settings = replace(self._explainer.settings(self._plan), amortised=self.digest)
         return Explanation(items, settings, time.perf_counter() - start)
 
-    def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> Inside:
+    def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> Recorder:
         """Entered while the model runs; see :class:`scoring.Finder`."""
         return watch(model, encodings)
 
     @torch.no_grad()
-    def rows(self, batch: Batch, plan: Plan, seen: Inside, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+    def rows(self, batch: Batch, plan: Plan, seen: Recorder, given: Sequence[bool]) -> list[tuple[Row, ...]]:
         """The rows of every text of a batch; see :class:`scoring.Finder`.
 
         Raises:
@@ -295,3 +338,101 @@ def _part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
     }
+
+
+def common_settings(studies: Sequence[CorpusResult]) -> dict[str, Any]:
+    """What all the studies share, and the solver of the first.
+
+    Raises:
+        ValueError: none are given, they differ, or no head can learn from them.
+    """
+    if not studies:
+        raise ValueError("there is no study to learn from: give at least one")
+    first = studies[0].settings
+    for study in studies:
+        settings = study.settings
+        check_settings(settings, first, f"the study in {str(studies[0].path)!r}")
+        if settings.get("amortised") is not None:
+            raise ValueError(
+                f"the study in {str(study.path)!r} was predicted by a head itself; give one that the solver made"
+            )
+        if study.is_erased:
+            raise ValueError(
+                f"the study in {str(study.path)!r} is of erasures, whose scores have both signs, and a head learns the "
+                "logarithm of sigma; give a study with score='kept'"
+            )
+        if settings["input_std"] is None:
+            raise ValueError(
+                f"the study in {str(study.path)!r} has no input_std, so that every text has its own; give it one"
+            )
+    return {name: first[name] for name in (*MADE_FOR, *SOLVER)}
+
+
+def explainer_of(
+    model: PreTrainedModel | TextModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    known: Mapping[str, Any],
+    calibration: Calibration | None,
+    what: str,
+) -> TextExplainer:
+    """The model, ready to be asked as it was where ``what`` was made.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    bare = TextExplainer(model, tokenizer)
+    check_settings({"weights": weights_digest(bare.model.module)}, {"weights": known["weights"]}, what)
+    _check_output(bare.model, known["layers"])
+    plan = bare.plan(
+        known["layers"], rate=known["rate"], max_sigma=known["max_sigma"], input_std=known["input_std"]
+    )
+    usual = bare.settings(plan).noise_layer == known["noise_layer"]
+    explainer = TextExplainer(bare.model, None, None if usual else known["noise_layer"], calibration)
+    digest = explainer.settings(plan).calibration
+    check_settings({"calibration": digest}, {"calibration": known["calibration"]}, what)
+    return explainer
+
+
+def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:
+    """See that what both say of what a head is good for is the same.
+
+    Raises:
+        ValueError: it is not.
+    """
+    names = [name for name in MADE_FOR if name in ours and name in theirs]
+    found = differences({name: ours[name] for name in names}, {name: theirs[name] for name in names})
+    if found:
+        wrong = [f"{name} is {here!r} here and {there!r} there" for name, here, there in found]
+        raise ValueError(
+            f"{what} was made for something else, and nothing is extrapolated: {', '.join(wrong)}; give what it was "
+            "made for, or train a head for this"
+        )
+
+
+def check_words(model: TextModel, about: About) -> None:
+    """See that the tokens are those of the training.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for text, pair, ids in about.words:
+        if list(model.encode(text, pair, truncation=True).ids) != list(ids):
+            raise ValueError(
+                f"the head was trained with another tokenizer, which has other tokens for {shown(text)}; give that one"
+            )
+
+
+def _is_words(each: Any) -> bool:
+    """Whether this is a text, its pair and their ids, as JSON gives them."""
+    if not isinstance(each, list) or len(each) != 3:
+        return False
+    text, pair, ids = each
+    return isinstance(text, str) and isinstance(pair, (str, type(None))) and isinstance(ids, list)
+
+
+def _check_output(model: TextModel, layers: Sequence[int | str]) -> None:
+    if OUTPUT in layers and model.task == "next token":
+        raise ValueError(
+            "a head cannot predict the output of a language model, which depends on what it is asked for; leave "
+            "'output' out of the layers"
+        )

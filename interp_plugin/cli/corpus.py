@@ -40,7 +40,7 @@ from interp_plugin.cli.given import (
 )
 
 if TYPE_CHECKING:
-    from interp_plugin.corpus.check import HeldOut
+    from interp_plugin.corpus.agreement import HeldOut
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
     from interp_plugin.text.calibration import Calibration
@@ -92,10 +92,6 @@ def corpus(
     trust_remote_code: TrustRemoteCode = False,
     layers: Annotated[str, typer.Option(help="all, or numbers, ranges and names: 1,3-4,output.")] = "all",
     rate: Annotated[float, typer.Option(help="Weight of the noise, above 0.")] = 0.1,
-    distortion: Annotated[
-        float | None,
-        typer.Option(help="The same for all texts and layers, instead of the rate.", show_default=False),
-    ] = None,
     calibrate: Calibrate = None,
     compare: Annotated[
         str | None,
@@ -182,7 +178,7 @@ def corpus(
             unit = _of_the_first(rank, world_size, partial(_unit, here, calibrate, unit_texts, progress))
             units.append(unit)
             make = partial(
-                _study, head=head, layers=labels, rate=rate, distortion=distortion, calibration=unit,
+                _study, head=head, layers=labels, rate=rate, calibration=unit,
                 solver=solver, batch_size=batch_size, truncation=truncation,
             )  # fmt: skip
             makers.append((partial(make, here), partial(make, partial(load, device=device))))
@@ -191,7 +187,7 @@ def corpus(
             common = (folder.absolute(), max_errors, window, progress)
             with _sentences():
                 if engine == "ray":
-                    from interp_plugin.corpus.ray_engine import Cluster, run_on_ray
+                    from interp_plugin.corpus.engines import Cluster, run_on_ray
 
                     cluster = Cluster(address, workers, gpus)
                     run_on_ray(make_there, rows, *common, cluster=cluster, study=make(), columns=columns)
@@ -248,7 +244,7 @@ def _rows(
     source: str, split: str | None, header: bool, limit: int | None, columns: Mapping[str, Any]
 ) -> Iterator[Any]:
     from interp_plugin import data
-    from interp_plugin.corpus.stream import Reader
+    from interp_plugin.corpus.reading import Reader
 
     return islice(data.records(source, split, header).only(Reader(**columns).wanted), limit)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.files import is_remote
+from interp_plugin.data import is_remote
 from interp_plugin.rendering.labels import printable
 from interp_plugin.text.storage import check_local, check_output, replace_file
 
@@ -152,7 +152,7 @@ def check_installed(package: str, option: str, extra: str) -> None:
     """
     if find_spec(package) is None:
         raise ValueError(
-            f"{option} needs {package}, which is not installed: pip install interp-plugin[{extra}]"
+            f'{option} needs {package}, which is not installed: pip install "interp-plugin[{extra}]"'
         )
 
 

@@ -1,10 +1,10 @@
-"""Method comparison studies: attribution methods judged side by side on one model, one data set, one budget."""
+"""Method comparison studies: attribution methods compared on one model and one data set, with statistics and costs."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp_plugin.comparison.judged import Method, Metric
+    from interp_plugin.comparison.interface import Method, Metric
     from interp_plugin.comparison.methods import METHODS
     from interp_plugin.comparison.metrics import METRICS
     from interp_plugin.comparison.result import StudyResult
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "METRICS", "Method", "Metric", "Study", "StudyResult"]
 
 _HOMES = {
-    "judged": ("Method", "Metric"),
+    "interface": ("Method", "Metric"),
     "methods": ("METHODS",),
     "metrics": ("METRICS",),
     "result": ("StudyResult",),
@@ -21,10 +21,10 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker that saw it would believe in any name
+if not TYPE_CHECKING:  # for a type checker any name would exist
 
     def __getattr__(name: str) -> Any:
-        """A public name loads when it is first asked for (PEP 562)."""
+        """A public name loads on first use (PEP 562)."""
         for home, names in _HOMES.items():
             if name in names:
                 return getattr(import_module(f"{__name__}.{home}"), name)

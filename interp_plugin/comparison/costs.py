@@ -1,4 +1,4 @@
-"""What a computation costs: seconds, sample passes through the model, memory."""
+"""Costs of a method: seconds, sample passes through the model, memory."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from interp_plugin.memory import give_back
+from interp_plugin.memory import PeakMemory
 from interp_plugin.method.perturbation import in_this_thread
+from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.text.models import TextModel
 
-_PROCESS = Path("/proc/self")
-_MIB = 2**20
+COSTS = (
+    StudyColumn("seconds", False, "wall time of one call, after one to warm up"),
+    StudyColumn("forward passes", False, "rows through the model"),
+    StudyColumn("backward passes", False, "rows that a gradient came back through"),
+    StudyColumn("peak MiB", False, "most memory in use above that before the call"),
+)
+"""The cost columns of a study's tables."""
 
 
 @dataclass
 class Cost:
-    """What was spent; complete when the block is over.
+    """The costs of a block; complete when it has ended.
 
     Attributes:
-        seconds: of wall time.
-        forward: sample passes: rows that entered the model and came as far as its first layer.
-        backward: sample passes that a gradient came back through.
-        peak_mib: most memory in use at a time above what was in use before, in MiB: that of the GPU where the
-            model is on one, else that of the process (Linux only).  None where it cannot be measured.
+        seconds: wall time.
+        forward: forward passes: rows that entered the model and reached its first layer.
+        backward: rows through which a gradient was computed.
+        peak_mib: peak of the memory in use above that in use before, in MiB: of the GPU where the
+            model is on one, else of the process (Linux only).  None where it cannot be measured.
     """
 
     seconds: float = 0.0
@@ -41,15 +45,15 @@ class Cost:
 
 @contextmanager
 def measured(model: TextModel) -> Iterator[Cost]:
-    """Count what the block spends on the model.
+    """Measures the costs of the block.
 
-    Looking up embeddings is no pass; a forward that is left early, once the state is read, is a whole
-    one, and so is each gradient through a graph that is used again.  Memory is the process's: what
-    other threads do meanwhile counts too.
+    A lookup of embeddings is no pass; a forward that stops early, once the state is read, counts as one, and
+    so does each gradient through a graph that is used again.  Memory of other threads of the process counts
+    too.
 
     Examples::
         >>> from interp_plugin import huggingface
-        >>> from interp_plugin.comparison.inputs import Inputs
+        >>> from interp_plugin.comparison.interface import Inputs
         >>> from interp_plugin.comparison.methods import METHODS
         >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
         >>> with measured(model) as cost:
@@ -60,7 +64,7 @@ def measured(model: TextModel) -> Iterator[Cost]:
     device = next(model.embedding.layer.parameters()).device
     cost = Cost()
     with ExitStack() as stack:
-        memory = _Memory(device)
+        memory = PeakMemory(device)
         _Passes(model, cost, stack)
         start = time.perf_counter()
         try:
@@ -68,15 +72,15 @@ def measured(model: TextModel) -> Iterator[Cost]:
         finally:
             memory.wait()
             cost.seconds = time.perf_counter() - start
-            cost.peak_mib = memory.peak()
+            cost.peak_mib = memory.mib()
 
 
 class _Passes:
-    """Counts rows by hooks on the model, which the stack takes off.
+    """Counts rows by hooks on the model, which the stack removes.
 
-    A forward begins when one of the modules around the embedding is called that is not inside the one
-    called before it: a classifier's head may be run apart from the model below it.  It counts once it
-    has come past the embedding: to a layer, or to the end of such a module.
+    A forward pass begins when one of the modules around the embedding is called that is not inside the one
+    called before it: a classifier's head may be run without the model below it.  It counts once it has
+    passed the embedding: at a layer, or at the end of such a module.
     """
 
     def __init__(self, model: TextModel, cost: Cost, stack: ExitStack) -> None:
@@ -105,22 +109,22 @@ class _Passes:
 
         return begin
 
-    def _enter(self, passing: Any) -> None:
+    def _enter(self, values: Any) -> None:
         if not self.entered:
             self.cost.forward += self.rows
             self.entered = True
-        flowing = next((x for x in _tensors(passing) if x.is_floating_point() and x.requires_grad), None)
-        if flowing is not None:
-            self._hook(flowing.register_hook(self._coming_back(self.calls, self.returns, self.rows)))
+        tracked = next((x for x in _tensors(values) if x.is_floating_point() and x.requires_grad), None)
+        if tracked is not None:
+            self._hook(tracked.register_hook(self._count_backward(self.calls, self.returns, self.rows)))
             self.calls += 1
 
-    def _coming_back(self, place: int, returns: Counter[int], rows: int) -> Any:
-        """A gradient that passes several places of one forward is one: the place it passes most often counts."""
+    def _count_backward(self, call: int, returns: Counter[int], rows: int) -> Any:
+        """A gradient that passes several hooks of one forward counts once: the hook with the most calls decides."""
 
         def hook(gradient: Tensor) -> None:
             most = max(returns.values(), default=0)
-            returns[place] += 1
-            if returns[place] > most:
+            returns[call] += 1
+            if returns[call] > most:
                 self.cost.backward += rows
 
         return hook
@@ -143,40 +147,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, (tuple, list)):
         for value in values:
             yield from _tensors(value)
-
-
-class _Memory:
-    """The most memory in use since it was made."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.start: int | None = None
-        if device.type == "cuda":
-            self.wait()
-            torch.cuda.reset_peak_memory_stats(device)
-            self.start = torch.cuda.memory_allocated(device)
-        elif device.type == "cpu" and (_PROCESS / "clear_refs").exists():
-            give_back()  # or a computation that fills freed memory again would seem to need none
-            try:  # the peak is as much as now: proc(5)
-                (_PROCESS / "clear_refs").write_text("5", encoding="ascii")
-            except OSError:  # a container may forbid it: then the peak is not known
-                return
-            self.start = self._kib("VmRSS")
-
-    def wait(self) -> None:
-        """Until the GPU has done what it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def peak(self) -> float | None:
-        """In MiB above the start."""
-        if self.start is None:
-            return None
-        if self.device.type == "cuda":
-            return (torch.cuda.max_memory_allocated(self.device) - self.start) / _MIB
-        return max(self._kib("VmHWM") - self.start, 0) / 1024
-
-    @staticmethod
-    def _kib(name: str) -> int:
-        lines = (_PROCESS / "status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -1,28 +1,38 @@
-"""Tokens taken away in the order of their scores, and how much of the answer goes with them."""
+"""Metrics that remove tokens in the order of their scores and measure how much of the answer is lost."""
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from interp_plugin.comparison.inputs import Removal
-from interp_plugin.comparison.judged import Metric, Trial
+from interp_plugin.comparison.interface import Metric, Removal, Trial
 from interp_plugin.text.batch import State
 
 BINS = (0.05, 0.1, 0.2, 0.5)
-"""Shares of the players that are taken away, or left."""
+"""Shares of the tokens that are removed, or left."""
 TOP = 0.2
-"""Share that the log-odds take away."""
+"""Share of the tokens that are removed for the log-odds."""
+SOFT_DRAWS = 32
+"""Variants of a text for soft comprehensiveness and sufficiency."""
+EXACT = 8
+"""Up to this number of tokens the bounds are taken over all orders."""
+LONGEST = 20
+"""Texts of more tokens have no bounds."""
+WIDTH = 5
+"""Width of the beam search for the bounds of longer texts."""
+_CACHED_TEXTS = 10_000  # whose bounds are kept
 _ERASER = "DeYoung et al. 2020 (ERASER)"
 _SAMEK = "Samek et al. 2017"
 
 
 def bin_counts(players: int, bins: Sequence[float] = BINS) -> list[int]:
-    """How many tokens each share of them is: rounded up, one at least.
+    """The number of tokens for each share: rounded up, at least one.
 
     Raises:
         ValueError: a share that is not above 0 and at most 1.
@@ -40,11 +50,11 @@ def bin_counts(players: int, bins: Sequence[float] = BINS) -> list[int]:
 
 
 def kept_without(order: Sequence[int], counts: Sequence[int], length: int) -> Tensor:
-    """The tokens that stay when the first ones of an order go, (counts, T), bool.
+    """Which tokens stay when the first ones of an order are removed, (counts, T), bool.
 
     Args:
-        order: the tokens that may go, first to last; all others always stay.
-        counts: how many go, row by row.
+        order: positions of the tokens that may be removed, in order; all others always stay.
+        counts: how many are removed, for each row.
         length: T.
 
     Examples::
@@ -59,7 +69,7 @@ def kept_without(order: Sequence[int], counts: Sequence[int], length: int) -> Te
 
 
 def kept_only(order: Sequence[int], counts: Sequence[int], length: int) -> Tensor:
-    """The tokens that stay when of an order only the first ones do, (counts, T), bool.
+    """Which tokens stay when only the first ones of an order are kept, (counts, T), bool.
 
     Examples::
         >>> kept_only([2, 1], [0, 1], 4).int()
@@ -69,18 +79,18 @@ def kept_only(order: Sequence[int], counts: Sequence[int], length: int) -> Tenso
     return kept_without(order[::-1], [len(order) - count for count in counts], length)
 
 
-def worth(answers: Tensor, state: State | None) -> Tensor:
-    """Answers as metrics weigh them, float64: of a class its probability, of a state minus its distance D.
+def metric_scale(answers: Tensor, state: State | None) -> Tensor:
+    """Answers on the scale of the metrics, float64: the probability of a class, or minus the distance D of a state.
 
     Examples::
-        >>> worth(torch.tensor([0.0, 100.0]), None)
+        >>> metric_scale(torch.tensor([0.0, 100.0]), None)
         tensor([0.5000, 1.0000], dtype=torch.float64)
     """
     return answers.double() if state is not None else answers.double().sigmoid()
 
 
-def lost(trial: Trial, kept: Tensor, removal: Removal) -> Tensor:
-    """How much of the answer is lost when tokens go: p(x) - p(x'), or how far the state is moved, D.
+def answer_loss(trial: Trial, kept: Tensor, removal: Removal) -> Tensor:
+    """The loss of the answer when tokens are removed: p(x) - p(x') of a class, or the distance D of a state.
 
     Args:
         kept: (R, T), bool; the tokens that stay in each row.
@@ -89,22 +99,22 @@ def lost(trial: Trial, kept: Tensor, removal: Removal) -> Tensor:
         (R,), float64.
     """
     whole = torch.ones(1, kept.shape[1], dtype=torch.bool)
-    values = worth(trial.answer.of_kept(torch.cat([whole, kept]), removal), trial.state)
+    values = metric_scale(trial.answer.of_kept(torch.cat([whole, kept]), removal), trial.state)
     return values[0] - values[1:]
 
 
 def can_remove(trial: Trial, kept: Tensor, removal: Removal) -> bool:
-    """Whether there is an order at all (two players), and no row that deletion or hiding would leave empty."""
+    """Whether there are two tokens to order, and no row would be left empty by deletion or hiding."""
     enough = int(trial.inputs.players.sum()) > 1
     return enough and (removal == "mask" or bool(kept.any(1).all()))
 
 
 def aopc(trial: Trial, kept: Tensor, removal: Removal) -> float | None:
-    """Area over the perturbation curve: the mean of what is :func:`lost` over rows, (R, T).
+    """Area over the perturbation curve: the mean of :func:`answer_loss` over the rows of ``kept``, (R, T).
 
-    None where the tokens cannot go in this way.
+    None where the tokens cannot be removed in this way.
     """
-    return float(lost(trial, kept, removal).mean()) if can_remove(trial, kept, removal) else None
+    return float(answer_loss(trial, kept, removal).mean()) if can_remove(trial, kept, removal) else None
 
 
 def erasure(
@@ -115,22 +125,23 @@ def erasure(
     keep: bool = False,
     bins: Sequence[float] | None = BINS,
 ) -> Metric:
-    """Comprehensiveness or sufficiency of an order of tokens, as the mean over shares of them.
+    """Comprehensiveness or sufficiency of the order of the tokens, as a mean over shares of them.
 
-    Comprehensiveness takes the most important tokens away: much should be lost.  Sufficiency leaves only
-    them: little should be lost.  What is lost is the class's probability, or how far the state moves.
+    Comprehensiveness removes the most important tokens: the loss should be large.  Sufficiency keeps only
+    them: the loss should be small.  The loss is :func:`answer_loss`.
 
     Args:
-        name: in tables.
-        removal: how tokens go.
-        judges: answers about a class or about a state (with deletion: of the tokens that stay).
-        keep: sufficiency.
+        name: its name in tables.
+        removal: how tokens are removed.
+        judges: whether scores for a class or for a state are evaluated (with deletion: the state of the tokens
+            that stay).
+        keep: True: sufficiency.
         bins: the shares; None: the whole curve, one token after another until none is left.
 
     Examples::
         >>> from interp_plugin import huggingface
-        >>> from interp_plugin.comparison.inputs import Inputs
-        >>> from interp_plugin.comparison.judged import Method
+        >>> from interp_plugin.comparison.interface import Inputs
+        >>> from interp_plugin.comparison.interface import Method
         >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
         >>> inputs = Inputs(model, model.encode("a good film"))
         >>> scores = torch.tensor([0.0, 0.1, 0.9, 0.2, 0.0])
@@ -140,7 +151,7 @@ def erasure(
         (True, 0.31)
     """
     if bins is not None:
-        bin_counts(1, bins)  # says at once what is wrong with them
+        bin_counts(1, bins)  # raises at once if they are invalid
 
     def measure(trial: Trial) -> float | None:
         order, length = trial.order(), trial.inputs.length
@@ -162,7 +173,7 @@ def erasure(
 
 
 def log_odds(name: str = "log-odds", removal: Removal = "mask", top: float = TOP) -> Metric:
-    """log p(x') - log p(x) without the top share of the tokens: the lower, the more they mattered."""
+    """log p(x') - log p(x) where x' lacks the top share of the tokens: the lower, the more important they were."""
     bin_counts(1, [top])
 
     def measure(trial: Trial) -> float | None:
@@ -179,3 +190,213 @@ def log_odds(name: str = "log-odds", removal: Removal = "mask", top: float = TOP
 
 def _of_states(source: str, judges: str) -> str:
     return f"as {source}, with the distance of states" if judges == "state" else source
+
+
+def order_bounds(
+    loss: Callable[[Tensor], Tensor], count: int, width: int | None = None
+) -> tuple[float, float]:
+    """The lowest and the highest AOPC over all orders in which tokens can be removed, one by one until none is left.
+
+    The loss depends on the set of removed tokens and not on their order, so all count! orders need only
+    2^count evaluations (dynamic programming over sets).
+
+    Args:
+        loss: the loss for sets of removed tokens, (R, count), bool -> (R,).
+        count: number of tokens.
+        width: number of sets of each size that are kept (beam search: the bounds may then be too narrow);
+            None: all of them.
+
+    Returns:
+        The lowest and the highest mean of the losses along an order.
+
+    Examples::
+        >>> order_bounds(lambda gone: gone.double() @ torch.tensor([1.0, 3.0]).double(), 2)
+        (2.5, 3.5)
+    """
+    lowest = highest = {0: 0.0}  # the removed set, as bits: the sum of the losses up to it
+    for _ in range(count):
+        low, high = _one_more(lowest, count, min), _one_more(highest, count, max)
+        sets = sorted(low.keys() | high.keys())
+        gone = (torch.tensor(sets).unsqueeze(1) >> torch.arange(count) & 1).bool()  # (R, count)
+        values = dict(zip(sets, loss(gone).tolist()))
+        lowest = _best(low, values, width, -1)
+        highest = _best(high, values, width, 1)
+    return min(lowest.values()) / count, max(highest.values()) / count
+
+
+class Bounds:
+    """The lowest and highest AOPC of texts; computed once for each text, because all methods share them.
+
+    Args:
+        removal: how tokens are removed.
+        exact: up to this number of tokens all orders are taken into account.
+        longest: a text of more tokens has no bounds.
+        width: width of the beam search for lengths between the two.
+    """
+
+    def __init__(
+        self, removal: Removal = "mask", exact: int = EXACT, longest: int = LONGEST, width: int = WIDTH
+    ) -> None:
+        if not 1 <= exact <= 20 or not 1 <= longest <= 62 or width < 1:
+            raise ValueError(
+                f"exact is {exact}, longest {longest}, width {width}; give 1 to 20, 1 to 62, and 1 or more"
+            )
+        self.removal, self.exact, self.longest, self.width = removal, exact, longest, width
+        self._known: OrderedDict[tuple[Any, ...], tuple[float, float]] = OrderedDict()
+
+    def of(self, trial: Trial) -> tuple[float, float] | None:
+        """The lowest and the highest AOPC for this text and question; None: it is too long or too short."""
+        places = trial.inputs.players.nonzero()[:, 0]
+        everything = kept_without(places.tolist(), [len(places)], trial.inputs.length)
+        if len(places) > self.longest or not can_remove(trial, everything, self.removal):
+            return None
+
+        def loss(gone: Tensor) -> Tensor:
+            kept = torch.ones(len(gone), trial.inputs.length, dtype=torch.bool)
+            kept[:, places] = ~gone
+            return answer_loss(trial, kept, self.removal)
+
+        key = self._key(trial, float(loss(torch.ones(1, len(places), dtype=torch.bool))))
+        if key not in self._known:
+            width = None if len(places) <= self.exact else self.width
+            self._known[key] = order_bounds(loss, len(places), width)
+            if len(self._known) > _CACHED_TEXTS:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+    @staticmethod
+    def _key(trial: Trial, total_loss: float) -> tuple[Any, ...]:
+        """Text and explained number; the loss without any token identifies the model, whose weights may change."""
+        encoding, state = trial.inputs.encoding, trial.state
+        watched = None if state is None else (state.label, str(state.neurons))
+        return (
+            encoding.ids,
+            str(encoding.extra),
+            trial.inputs.with_special,
+            trial.target,
+            watched,
+            total_loss,
+        )
+
+
+def normalised(name: str, bounds: Bounds, *, keep: bool = False) -> Metric:
+    """The AOPC of the whole curve, scaled so that 0 is the lowest and 1 the highest value that any order reaches.
+
+    Where the bounds come from the beam search a value can be a little below 0 or above 1.
+    Sufficiency removes the least important token first, so both metrics have the same bounds.
+
+    Args:
+        name: its name in tables.
+        bounds: the bounds of the texts; metrics can share them.
+        keep: True: sufficiency; lower is better.
+    """
+
+    def measure(trial: Trial) -> float | None:
+        ends = bounds.of(trial)
+        if ends is None or ends[0] == ends[1]:
+            return None
+        order = trial.order()
+        kept = kept_without(order[::-1] if keep else order, range(1, len(order) + 1), trial.inputs.length)
+        reached = aopc(trial, kept, bounds.removal)
+        return None if reached is None else (reached - ends[0]) / (ends[1] - ends[0])
+
+    source = "Edin et al. 2025 (Normalized AOPC)"
+    return Metric(
+        name, measure, higher_is_better=not keep, source=source, judges="class", removal=bounds.removal
+    )
+
+
+def _one_more(
+    sums: Mapping[int, float], count: int, choose: Callable[[float, float], float]
+) -> dict[int, float]:
+    """Every set with one more token, and the best sum of losses that leads to it."""
+    found: dict[int, float] = {}
+    for gone, total in sums.items():
+        for token in range(count):
+            if not gone >> token & 1:
+                more = gone | 1 << token
+                found[more] = choose(found.get(more, total), total)
+    return found
+
+
+def _best(
+    sums: Mapping[int, float], values: Mapping[int, float], width: int | None, sign: int
+) -> dict[int, float]:
+    """The sums with the loss of each set added; of them the ``width`` highest (sign 1) or lowest (-1)."""
+    now = {gone: total + values[gone] for gone, total in sums.items()}
+    if width is None or len(now) <= width:
+        return now
+    return dict(heapq.nlargest(width, now.items(), key=lambda item: sign * item[1]))
+
+
+def retention(scores: Tensor, players: Tensor) -> Tensor:
+    """The probability that an element of a token's embedding is kept, (T,), float64.
+
+    Of n tokens that may be removed, the one of rank r (1 = least important; ties share their mean rank) has
+    (r - 1/2) / n: the mean is 1/2 for every method, so that the scale of its scores has no effect.  All
+    other tokens have 1.
+
+    Args:
+        scores: (T,), high = important.
+        players: the tokens that may be removed, (T,), bool.
+
+    Examples::
+        >>> retention(torch.tensor([9.0, 0.2, 0.7, 0.7]), torch.tensor([False, True, True, True]))
+        tensor([1.0000, 0.1667, 0.6667, 0.6667], dtype=torch.float64)
+    """
+    from scipy.stats import rankdata
+
+    kept = torch.ones(len(scores), dtype=torch.float64)
+    ranks = torch.as_tensor(rankdata(scores[players].numpy()), dtype=torch.float64)
+    kept[players] = (ranks - 0.5) / max(1, len(ranks))
+    return kept
+
+
+def thinned(embeddings: Tensor, probability: Tensor, draws: int, seed: int) -> Tensor:
+    """Embeddings with random elements set to zero, (1, T, K) -> (draws, T, K).
+
+    The draws are the same for every method: each element has one uniform random number and is kept where
+    that is below the probability of its token.
+
+    Args:
+        probability: the probability that an element of a token is kept, (T,).
+
+    Examples::
+        >>> thinned(torch.ones(1, 2, 4), torch.tensor([1.0, 0.0]), draws=1, seed=0)
+        tensor([[[1., 1., 1., 1.],
+                 [0., 0., 0., 0.]]])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(draws, *embeddings.shape[1:], generator=generator, dtype=torch.float32)
+    stays = uniform < probability.reshape(1, -1, 1)
+    return embeddings * stays.to(embeddings.device)
+
+
+def soft_erasure(name: str, *, keep: bool = False, draws: int = SOFT_DRAWS) -> Metric:
+    """Soft comprehensiveness or sufficiency, with the same mean retention for every method.
+
+    An element of a token's embedding is kept (sufficiency) or set to zero (comprehensiveness) with the
+    probability :func:`retention`.  The metric is the mean over draws of p(x) - p(x'), or of the distance D of a
+    state.  Zhao and Aletras retain elements in proportion to the scores themselves, and divide by the loss of
+    a text without any embedding: that is a constant for each text, and left out here.
+
+    Args:
+        name: its name in tables.
+        keep: True: sufficiency; lower is better.
+        draws: number of variants of the text; they use the text's seed.
+    """
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; a mean needs at least 1")
+
+    def measure(trial: Trial) -> float | None:
+        inputs, answer = trial.inputs, trial.answer
+        if int(inputs.players.sum()) < 2:
+            return None
+        stays = retention(trial.scores, inputs.players)
+        probability = stays if keep else torch.where(inputs.players, 1 - stays, 1.0)
+        variants = thinned(inputs.embeddings, probability, draws, inputs.seed)
+        values = metric_scale(answer.of_embeddings(torch.cat([inputs.embeddings, variants])), trial.state)
+        return float(values[0] - values[1:].mean())
+
+    source = "Zhao and Aletras 2023, with ranks as probabilities"
+    return Metric(name, measure, higher_is_better=not keep, source=source)

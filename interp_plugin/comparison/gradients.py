@@ -1,4 +1,4 @@
-"""Methods that look at gradients of the answer with respect to the embeddings, as Captum computes them."""
+"""Gradient methods: Captum's, applied to the gradient of the answer with respect to the embeddings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import captum.attr
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.comparison.inputs import MAX_ROWS, Answer, Inputs
-from interp_plugin.comparison.judged import Score
+from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Score
 from interp_plugin.text.batch import State
 
 Baseline = Literal["zero", "[PAD]", "[MASK]", "mean"]
 BASELINES: tuple[Baseline, ...] = ("zero", "[PAD]", "[MASK]", "mean")
-"""What stands for a token that says nothing: zeros, the padding's or mask token's embedding, the table's mean."""
-STEPS = 50  # points on the way from the baseline, or samples
+"""The embedding of an uninformative token: zeros, that of the padding or mask token, or the mean of the table."""
+STEPS = 50  # points on the path from the baseline, or samples
 NOISE = 0.15  # of SmoothGrad, as a share of the embeddings' range (Smilkov et al., 2017, section 3.1)
 Reduction = Callable[[Tensor], Tensor]
 
@@ -44,7 +43,7 @@ REDUCTIONS: dict[str, Reduction] = {"signed": signed, "absolute": absolute, "L2"
 
 
 def baseline_of(inputs: Inputs, kind: Baseline) -> Tensor:
-    """The embeddings of a text that says nothing, (1, T, K): special tokens keep their own.
+    """The embeddings of an uninformative text, (1, T, K): special tokens keep their own.
 
     Raises:
         ValueError: the model has no mask token, or its embedding is no table that has a mean.
@@ -56,23 +55,23 @@ def baseline_of(inputs: Inputs, kind: Baseline) -> Tensor:
         tensor([ True, False, False, False,  True])
     """
     own = inputs.embeddings
-    return torch.where(inputs.players.to(own.device)[:, None], _nothing(inputs, kind), own)
-
-
-def _nothing(inputs: Inputs, kind: Baseline) -> Tensor:
     model = inputs.model
     if kind == "zero":
-        return torch.zeros_like(inputs.embeddings)
-    if kind == "mean":
-        return _mean(model.embedding.layer, inputs.embeddings)
-    token = model.pad_id if kind == "[PAD]" else model.mask_id
-    if token is None:
-        raise ValueError(f"{model.name} has no mask token for a baseline; use another baseline, such as zero")
-    return inputs.embedded(torch.full_like(inputs.ids, token))
+        baseline = torch.zeros_like(own)
+    elif kind == "mean":
+        baseline = _mean_row(model.embedding.layer, own)
+    else:
+        token = model.pad_id if kind == "[PAD]" else model.mask_id
+        if token is None:
+            raise ValueError(
+                f"{model.name} has no mask token for a baseline; use another baseline, such as zero"
+            )
+        baseline = inputs.embedded(torch.full_like(inputs.ids, token))
+    return torch.where(inputs.players.to(own.device)[:, None], baseline, own)
 
 
-def _mean(layer: nn.Module, like: Tensor) -> Tensor:
-    """Mean of the embedding table, (K,)."""
+def _mean_row(layer: nn.Module, like: Tensor) -> Tensor:
+    """Mean row of the embedding table, (K,)."""
     tables = [m for m in layer.modules() if isinstance(m, nn.Embedding)]
     table = max(tables, key=lambda table: table.weight.numel(), default=None)
     if table is None or table.embedding_dim != like.shape[-1]:
@@ -80,12 +79,12 @@ def _mean(layer: nn.Module, like: Tensor) -> Tensor:
             f"the embedding {type(layer).__name__} has no table of {like.shape[-1]} dimensions, so no mean; use "
             "another baseline"
         )
-    scale = float(getattr(table, "embed_scale", 1.0))  # BART's and Gemma's tables multiply what they look up
+    scale = float(getattr(table, "embed_scale", 1.0))  # BART's and Gemma's tables scale their rows
     return table.weight.detach().mean(0) * scale
 
 
-def _points(inputs: Inputs) -> Tensor:
-    """The embeddings as a leaf of a graph of its own."""
+def _leaf(inputs: Inputs) -> Tensor:
+    """A copy of the embeddings that collects gradients."""
     return inputs.embeddings.clone().requires_grad_()
 
 
@@ -95,7 +94,7 @@ def _integrated_gradients(
     method = captum.attr.IntegratedGradients(Answer(inputs, target, state))
     return reduce(
         method.attribute(
-            _points(inputs), baseline_of(inputs, baseline), n_steps=STEPS, internal_batch_size=MAX_ROWS
+            _leaf(inputs), baseline_of(inputs, baseline), n_steps=STEPS, internal_batch_size=MAX_ROWS
         )
     )
 
@@ -106,14 +105,14 @@ def integrated_gradients(baseline: Baseline, reduction: str) -> Score:
 
 
 def saliency(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Norm of the answer's gradient, (T,)."""
-    return norm(captum.attr.Saliency(Answer(inputs, target, state)).attribute(_points(inputs), abs=False))
+    """L2 norm of the answer's gradient, (T,)."""
+    return norm(captum.attr.Saliency(Answer(inputs, target, state)).attribute(_leaf(inputs), abs=False))
 
 
 def _input_x_gradient(
     inputs: Inputs, target: int | None, state: State | None, *, reduce: Reduction
 ) -> Tensor:
-    return reduce(captum.attr.InputXGradient(Answer(inputs, target, state)).attribute(_points(inputs)))
+    return reduce(captum.attr.InputXGradient(Answer(inputs, target, state)).attribute(_leaf(inputs)))
 
 
 def input_x_gradient(reduction: str) -> Score:
@@ -122,14 +121,14 @@ def input_x_gradient(reduction: str) -> Score:
 
 
 def gradient_shap(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Expected gradients over 50 random places between the text and one of the baselines, (T,), signed.
+    """Expected gradients at 50 random points between the text and one of the baselines, (T,), signed.
 
-    The baselines are those of integrated gradients; [MASK] only where the model knows it.
+    The baselines are those of integrated gradients; [MASK] only where the model has a mask token.
     """
     kinds = [kind for kind in BASELINES if kind != "[MASK]" or inputs.model.mask_id is not None]
     return signed(
         captum.attr.GradientShap(Answer(inputs, target, state)).attribute(
-            _points(inputs), torch.cat([baseline_of(inputs, kind) for kind in kinds]), n_samples=STEPS
+            _leaf(inputs), torch.cat([baseline_of(inputs, kind) for kind in kinds]), n_samples=STEPS
         )
     )
 
@@ -139,7 +138,7 @@ def _smooth_grad(inputs: Inputs, target: int | None, state: State | None, *, kin
     spread = float(inputs.embeddings.max() - inputs.embeddings.min())
     return norm(
         tunnel.attribute(
-            _points(inputs), nt_type=kind, nt_samples=STEPS, nt_samples_batch_size=STEPS, stdevs=NOISE * spread,
+            _leaf(inputs), nt_type=kind, nt_samples=STEPS, nt_samples_batch_size=STEPS, stdevs=NOISE * spread,
             abs=False,
         )
     )  # fmt: skip
@@ -154,17 +153,18 @@ def deep_lift(inputs: Inputs, target: int | None, state: State | None) -> Tensor
     """DeepLIFT's rescale rule against [MASK], (T,), signed.
 
     Captum has the rule for the modules ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, Softmax and max pooling; all
-    else (GELU, attention's softmax, layer normalisation, activations called as functions) passes plain gradients.
+    other operations (GELU, attention's softmax, layer normalisation, activations called as functions) have plain
+    gradients.
     """
     answer = Answer(inputs, target, state)
-    with _without_traces(answer), warnings.catch_warnings():
+    with _removing_left_tensors(answer), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting forward, backward hooks")
-        return signed(captum.attr.DeepLift(answer).attribute(_points(inputs), baseline_of(inputs, "[MASK]")))
+        return signed(captum.attr.DeepLift(answer).attribute(_leaf(inputs), baseline_of(inputs, "[MASK]")))
 
 
 @contextmanager
-def _without_traces(module: nn.Module) -> Iterator[None]:
-    """Captum's DeepLift leaves tensors on the activations that no gradient came back to."""
+def _removing_left_tensors(module: nn.Module) -> Iterator[None]:
+    """Removes the tensors that Captum's DeepLift leaves on activations that no gradient reached."""
     before = {part: set(vars(part)) for part in module.modules()}
     try:
         yield

@@ -1,69 +1,94 @@
-"""Our own method as a study runs it, and its honest twin: the gradient norm of the same state."""
+"""The methods of this package, as a study runs them, and the gradient norm to which they reduce for small noise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from interp_plugin.comparison.inputs import MAX_ROWS, Inputs
-from interp_plugin.method.problem import Terms
+from interp_plugin.attribution import LayerInformationErased, LayerInformationLoss
+from interp_plugin.comparison.gradients import baseline_of
+from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Score
+from interp_plugin.method.erasure import Side, Way
 from interp_plugin.method.solver import EXACT, PROBES, Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import State
 from interp_plugin.text.models import OUTPUT
 
 RATE = 0.1
-LARGE_RATE = 1.0  # noise moves a state about as far as a token's removal does
+LARGE_RATE = 1.0  # at which noise moves a state about as far as the removal of tokens does
 
 
 def information_kept(
     inputs: Inputs, target: int | None, state: State | None, solver: Solver = Solver(), rate: float = RATE
 ) -> Tensor:
-    """Nats of each token that the state keeps, (T,); for a class the state is all of the class scores."""
+    """Information in nats that the state keeps of each token, (T,); for a class the state is all class scores."""
     watched = State(OUTPUT, None) if state is None else state
-    batch = Batch(inputs.model, [inputs.encoding], inputs.model.embedding, [watched.site])
-    terms = Terms(rate, None, None)
-    # the rate that the method is named for: near the gradient's norm, which a smaller one leads to, is a row of its own
-    solver = replace(solver, seed=inputs.seed, lower_rate=False)
-    [fit] = batch.fit([watched], [batch.places(watched)], terms, solver)
-    return fit.kept()[0]
+    method = LayerInformationLoss(_forward(inputs.model), inputs.model.embedding, watched.site)
+    return _kept(
+        method, inputs, solver, rate, neuron_selector=watched.selector, state_std=watched.selected_std
+    )
 
 
 def at_large_rate(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Nats kept at ten times the usual rate, (T,): noise about as large as what removal does.
+    """Information kept at ten times the default rate, (T,), where noise is about as large as the effect of removal.
 
-    At the usual rate a state moves by a twentieth of its variance, and by about all of it when tokens are removed;
-    the two are different questions (``compare`` with the state erasure metrics shows by how much).
+    At the default rate D is a twentieth of the state's variance, but about all of it when tokens are removed: these
+    are two different questions (the state erasure metrics show how much they differ).
     """
     return information_kept(inputs, target, state, rate=LARGE_RATE)
 
 
 def of_target(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Nats that the score of the class alone keeps, (T,)."""
+    """Information in nats that the score of the class alone keeps, (T,)."""
     return information_kept(inputs, target, State(OUTPUT, None, target))
 
 
 def of_last_layer(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Nats that the last layer's state keeps, (T,): what the model says of the class is computed from it."""
+    """Information in nats that the last layer's state keeps, (T,), from which the class scores are computed."""
     label, site = list(inputs.model.layers.items())[-1]
     return information_kept(inputs, None, State(label, site))
 
 
 def closed_form(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Nats by the small-noise closed form alone, (T,).
+    """Information in nats by the small-noise closed form alone, (T,).
 
-    Tokens at the cap tie at 0: where a classifier is saturated, these can be all.  The gradient norm tells them apart.
+    All tokens at the cap have 0: these can be all tokens of a saturated classifier.  The gradient norm ranks them.
     """
     return information_kept(inputs, target, state, Solver(iterations=0))
+
+
+def of_log_probability(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Information in nats that the log-probability of the class keeps, (T,), measured in nats (v = 1).
+
+    The log-probability is at most 0: where the model is sure of the class, noise on tokens that speak for it changes
+    it, and noise on tokens that speak against it hardly does.  The class scores depend on both alike.
+    """
+    read = _reading(inputs, target, state)
+    method = LayerInformationLoss(lambda *arguments: logsigmoid(read(*arguments)), inputs.model.embedding)
+    return _kept(method, inputs, Solver(), RATE, state_std=1.0)
+
+
+def _kept(
+    method: LayerInformationLoss, inputs: Inputs, solver: Solver, rate: float, **settings: Any
+) -> Tensor:
+    ids, *others = inputs.arguments
+    # lower_rate could end near the gradient norm, which is a method of its own
+    solver = replace(solver, seed=inputs.seed, lower_rate=False)
+    fit = method.fit(ids, additional_forward_args=tuple(others), rate=rate, solver=solver, **settings)
+    return fit.kept()[0]
 
 
 def gradient_norm(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """The root of ``||d(s / v) / dx_i||_F^2 / M``, (T,), by automatic differentiation.
 
-    The closed form ranks tokens in the same order: this is what is left of information kept where noise is small.
+    The closed form ranks tokens in the same order: this is what remains of information kept where noise is small.
     A state of at most 32 elements is differentiated element by element; a larger one along 8 random sign vectors,
-    whose squares have the right mean, as many as the closed form takes.
+    whose squares have the right mean, as in the closed form.
     """
     watched = State(OUTPUT, None) if state is None else state
     noisy = inputs.noisy(inputs.model.embedding, watched.site, watched.selector)
@@ -88,3 +113,57 @@ def gradient_norm(inputs: Inputs, target: int | None, state: State | None) -> Te
             [slope] = torch.autograd.grad((states.flatten(1) * some).sum(), points)
         squares += slope.float().square().sum((0, 2)).cpu()
     return (squares / (1 if size <= EXACT else PROBES) / size).sqrt()
+
+
+def erased(side: Side = "damage", ways: tuple[Way, ...] = ("mask",)) -> Score:
+    """Scores of the learned erasure channel, dDelta/dp_i of the answer, in 100 passes; erased tokens become [MASK].
+
+    Special tokens are never erased.  Where the model has no mask token, the mean row of its embeddings replaces it.
+    """
+    return partial(_erased, side=side, ways=ways)
+
+
+def _erased(
+    inputs: Inputs, target: int | None, state: State | None, *, side: Side, ways: tuple[Way, ...]
+) -> Tensor:
+    method = LayerInformationErased(_reading(inputs, target, state), inputs.model.embedding)
+    ids, *others = inputs.arguments
+    scores = method.attribute(
+        ids,
+        baseline_of(inputs, "mean" if inputs.model.mask_id is None else "[MASK]"),
+        additional_forward_args=tuple(others),
+        side=side,
+        ways=ways,
+        seed=inputs.seed,
+        return_input_shape=False,
+    )
+    return cast(Tensor, scores)[0]
+
+
+def noise_path(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Each token's share of the answer on the path from white noise, (T,), in 36 passes; special tokens stay clean."""
+    ids, *others = inputs.arguments
+    scores = LayerInformationLoss(_reading(inputs, target, state), inputs.model.embedding).attribute(
+        ids,
+        additional_forward_args=tuple(others),
+        token_mask=inputs.players.unsqueeze(0).to(ids.device),
+        score="signed",
+        return_input_shape=False,
+        solver=Solver(seed=inputs.seed),
+    )
+    return torch.where(inputs.players.to(ids.device), cast(Tensor, scores)[0], 0.0)
+
+
+def _reading(inputs: Inputs, target: int | None, state: State | None) -> Callable[..., Tensor]:
+    """The answer as a function of the model's arguments."""
+    return _forward(Answer(inputs, target, state).reading)
+
+
+def _forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of the model's arguments with the second one named: the methods find attention masks by name."""
+
+    def forward(ids: Tensor, attention_mask: Any = None, *others: Any) -> Tensor:
+        masks = () if attention_mask is None else (attention_mask,)
+        return function(ids, *masks, *others)
+
+    return forward

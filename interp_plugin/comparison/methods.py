@@ -1,4 +1,4 @@
-"""The methods that a study knows by name."""
+"""The attribution methods of a study by name, and methods from given scores."""
 
 from __future__ import annotations
 
@@ -7,19 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from interp_plugin.comparison import (
-    attention,
-    decompx,
-    erased,
-    gradients,
-    information,
-    log_probability,
-    noiser,
-    perturbations,
-    propagation,
-)
-from interp_plugin.comparison.inputs import Inputs
-from interp_plugin.comparison.judged import Explains, Method
+from interp_plugin.comparison import attention, gradients, information, perturbations, propagation
+from interp_plugin.comparison.interface import Explains, Inputs, Method
 from interp_plugin.text.batch import State
 from interp_plugin.text.models import shown
 
@@ -28,7 +17,7 @@ TokenScores = Sequence[float] | Tensor
 
 
 def random_scores(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Uniform numbers, (T,): what a method must beat."""
+    """Uniform random numbers, (T,): the baseline that a method must beat."""
     return torch.rand(inputs.length, dtype=torch.float32)
 
 
@@ -52,19 +41,19 @@ _ALL = (
         "information kept (closed form)", information.closed_form, source=f"{_GUAN}, eq. 7, small noise", draws=True
     ),
     Method(
-        "information kept (log-probability)", log_probability.of_log_probability, explains="class",
+        "information kept (log-probability)", information.of_log_probability, explains="class",
         source=f"{_GUAN}, eq. 7", draws=True,
     ),
     Method(
         "gradient norm of the state", information.gradient_norm, source="the closed form, without ours", draws=True
     ),
-    Method("erased", erased.erased(), signed=True, source=_ERASED, draws=True),
+    Method("erased", information.erased(), signed=True, source=_ERASED, draws=True),
     Method(
-        "erased (and hidden)", erased.erased(ways=("mask", "attention")), signed=True, source=_ERASED, draws=True
+        "erased (and hidden)", information.erased(ways=("mask", "attention")), signed=True, source=_ERASED, draws=True
     ),
-    Method("erased (keep)", erased.erased(side="keep"), signed=True, source=_ERASED, draws=True),
+    Method("erased (keep)", information.erased(side="keep"), signed=True, source=_ERASED, draws=True),
     Method(
-        "noise path", erased.noise_path, signed=True, draws=True,
+        "noise path", information.noise_path, signed=True, draws=True,
         source="integrated gradients from white noise; ours",
     ),
     *(
@@ -132,9 +121,9 @@ _ALL = (
     Method("value zeroing", attention.value_zeroing, source="Mohebbi et al. 2023"),
     Method("GIM", propagation.gim, signed=True, source="Edin et al. 2025"),
     Method("AttnLRP", propagation.attn_lrp, signed=True, source="Achtibat et al. 2024"),
-    Method("DecompX", decompx.decompx, signed=True, source="Modarressi et al. 2023"),
+    Method("DecompX", propagation.decompx, signed=True, source="Modarressi et al. 2023"),
     Method(
-        "Noiser", noiser.noiser, signed=True, explains="class", source="Ghasemi Madani et al. 2025", draws=True
+        "Noiser", perturbations.noiser, signed=True, explains="class", source="Ghasemi Madani et al. 2025", draws=True
     ),
     Method("random", random_scores, source="-", draws=True),
 )  # fmt: skip
@@ -142,22 +131,22 @@ _ALL = (
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 """Name -> method, in the order of tables.
 
-What explains only a class: gradients at the text itself, as a state's distance from itself has none there
-(``gradient norm of the state`` is their counterpart, and GIM, AttnLRP and DecompX split the state along itself in place
-of its distance), leave-one-out, which asks what the rest is without the token, and what watches a certain output.
-``signed`` scores are those of how much a token speaks for the class; asked about a state they say how far it
-moves, and hardly go below 0 but for those three.
+Some methods explain only a class: gradients at the text itself, because the distance of a state from itself has none
+there (``gradient norm of the state`` is their counterpart; GIM, AttnLRP and DecompX explain the state's projection on
+itself instead of its distance), leave-one-out by deletion, and the methods that watch a certain output.
+``signed`` scores tell how much a token speaks for or against the class; for a state they tell how far it moves, and are
+hardly ever negative except for those three.
 """
 
 
 def chosen(methods: Iterable[str | Method] | str | Method | None = None) -> list[Method]:
-    """Methods by name, and those that are given themselves; None: all of :data:`METHODS`.
+    """The methods of these names, and given methods as they are; None: all of :data:`METHODS`.
 
-    A method of one's own is a function and a name:
+    A method of one's own is a function and a name, as in the example.
 
     Raises:
-        TypeError: something that is neither a name nor a Method.
-        ValueError: an unknown name, none at all, or two methods of one name.
+        TypeError: an element that is neither a name nor a Method.
+        ValueError: an unknown name, an empty list, or two methods of one name.
 
     Examples::
         >>> def length(inputs, target, state):
@@ -201,16 +190,16 @@ def from_scores(
     """Scores that were computed elsewhere, as a method.
 
     Args:
-        name: in tables.
-        scores: of each text (a pair of texts is a tuple of two) the scores of its tokens, special ones included,
+        name: its name in tables.
+        scores: for each text (a pair of texts is a tuple of two) the scores of its tokens, special ones included,
             (T,); or a list of them, one for each of ``texts``.
         signed: as in :class:`Method`.
-        texts: what a list of scores is of, in the same order.
+        texts: the texts of a list of scores, in the same order.
         explains: as in :class:`Method`.
 
     Raises:
-        ValueError: a list without as many texts, or two different scores of one text; when it is asked about
-            a text that has no scores, or not one for each token.
+        ValueError: lists of different length, or two different scores for one text; when it is called: a text
+            without scores, or with another number of tokens.
 
     Examples::
         >>> from interp_plugin import huggingface

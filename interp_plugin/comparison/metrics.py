@@ -1,21 +1,19 @@
-"""The metrics of a study, by name."""
+"""The metrics of a study by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-import torch
-
-from interp_plugin.comparison.agreement import seed_stability, weight_randomisation
-from interp_plugin.comparison.bounds import Bounds, normalised
-from interp_plugin.comparison.erasure import erasure, log_odds
-from interp_plugin.comparison.infidelity import infidelity
-from interp_plugin.comparison.inputs import REMOVALS, Inputs
-from interp_plugin.comparison.judged import Metric
+from interp_plugin.comparison.erasure import Bounds, erasure, log_odds, normalised, soft_erasure
+from interp_plugin.comparison.interface import REMOVALS, Metric
 from interp_plugin.comparison.plausibility import AUPRC, IOU_F1, TOKEN_F1
-from interp_plugin.comparison.sensitivity import max_sensitivity
-from interp_plugin.comparison.soft_erasure import soft_erasure
+from interp_plugin.comparison.robustness import (
+    infidelity,
+    max_sensitivity,
+    seed_stability,
+    weight_randomisation,
+)
 
 _BOUNDS = Bounds()
 _ALL = (
@@ -43,15 +41,14 @@ _ALL = (
     IOU_F1,
 )
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
-"""In the order of tables.  :func:`~interp_plugin.comparison.agreement.two_models` needs a second model, and is not
-among them."""
+"""Name -> metric, in the order of tables.  ``robustness.two_models`` is not among them, as it needs a second model."""
 
 
-def chosen(metrics: Iterable[str | Metric]) -> list[Metric]:
-    """Metrics, given by name or as they are.
+def chosen(metrics: Iterable[str | Metric] | str | Metric | None = None) -> list[Metric]:
+    """The metrics of these names, and given metrics as they are; None: all of :data:`METRICS`.
 
     Raises:
-        ValueError: a name that is not known, or two metrics of one name.
+        ValueError: an unknown name, or two metrics of one name.
 
     Examples::
         >>> [metric.higher_is_better for metric in chosen(["log-odds", "AUPRC"])]
@@ -61,8 +58,10 @@ def chosen(metrics: Iterable[str | Metric]) -> list[Metric]:
             ...
         ValueError: metric 'accuracy' is not known; choose from 'comprehensiveness (mask)', ...
     """
+    if metrics is None:
+        return list(METRICS.values())
     found: list[Metric] = []
-    for metric in metrics:
+    for metric in [metrics] if isinstance(metrics, (str, Metric)) else metrics:
         if isinstance(metric, str) and metric not in METRICS:
             raise ValueError(f"metric {metric!r} is not known; choose from {', '.join(map(repr, METRICS))}")
         found.append(METRICS[metric] if isinstance(metric, str) else metric)
@@ -71,31 +70,3 @@ def chosen(metrics: Iterable[str | Metric]) -> list[Metric]:
     if twice:
         raise ValueError(f"there are two metrics named {twice[0]!r}; give each its own name")
     return found
-
-
-def fitting(inputs: Inputs, metrics: Iterable[Metric] | None = None) -> list[Metric]:
-    """The metrics that take tokens away only in ways the model bears (some have no mask token, say).
-
-    Args:
-        inputs: any text of the study.
-        metrics: what to choose from; None: :data:`METRICS`.
-
-    Examples::
-        >>> net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LSTM(4, 3, batch_first=True))
-        >>> from interp_plugin.text.models import PlainModel
-        >>> inputs = Inputs(model := PlainModel(net, lambda text: [1, 2], net[0]), model.encode("a film"))
-        >>> [metric.name for metric in fitting(inputs)][:2]
-        ['comprehensiveness (delete)', 'sufficiency (delete)']
-    """
-    every = torch.ones(1, inputs.length, dtype=torch.bool)
-    refused = set()
-    for removal in REMOVALS:
-        try:
-            list(inputs.without(every, removal))
-        except ValueError:
-            refused.add(removal)
-    return [
-        metric
-        for metric in (METRICS.values() if metrics is None else metrics)
-        if metric.removal not in refused
-    ]

@@ -1,7 +1,8 @@
-"""Methods that take tokens away and look at the answer, as Captum computes them."""
+"""Methods that perturb tokens and look at the answer: ablation, Shapley values, LIME, leave-one-out, Noiser."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -9,22 +10,23 @@ import captum.attr
 import torch
 from torch import Tensor
 
-from interp_plugin.comparison.inputs import MAX_ROWS, Answer, Inputs
-from interp_plugin.comparison.judged import Score
+from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Score
 from interp_plugin.text.batch import State
 
 SAMPLES = 200  # of LIME and KernelSHAP
 PERMUTATIONS = 25  # of Shapley value sampling, Captum's default
+NOISER_DRAWS = 10
+HALVINGS = 10  # of the interval from 0 to 1 that holds the largest noise of Noiser
 # Ribeiro et al.'s own choices for text: cosine distance, kernel width 25 in hundredths, ridge regression
 KERNEL_WIDTH = 0.25
 RIDGE = 1.0
 
 
 class Game:
-    """Which of the P players are there -> the answer; the others stand as [MASK].
+    """The answer as a function of which of the P tokens are present, (R, P) of 0 or 1; the others become [MASK].
 
-    Captum's perturbation methods explain this function of P numbers, 0 or 1: special tokens are no features
-    of it, and are always there.
+    Captum's perturbation methods explain this function.  Special tokens are no features of it and always
+    present.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -46,20 +48,20 @@ class Game:
         return self.answer.of_kept(kept, "mask")
 
     def attribute(self, method: Any, **options: Any) -> Tensor:
-        """Scores by one of Captum's methods, (T,); 0 for those who are no players."""
+        """Scores by one of Captum's methods, (T,); 0 for tokens that are no features."""
         everyone = torch.ones(1, len(self.places), dtype=torch.float32)
         found = method.attribute(everyone, baselines=0.0, perturbations_per_eval=MAX_ROWS, **options)
         return self.spread(found[0])
 
     def spread(self, values: Tensor) -> Tensor:
-        """The players' values in the places of the tokens, (P,) -> (T,)."""
+        """The values at the positions of their tokens, (P,) -> (T,)."""
         scores = torch.zeros(self.length, dtype=torch.float32)
         scores[self.places] = values.float()
         return scores
 
 
 def feature_ablation(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """What the answer loses when the token is masked, (T,)."""
+    """The decrease of the answer when the token is masked, (T,)."""
     game = Game(inputs, target, state)
     return game.attribute(captum.attr.FeatureAblation(game))
 
@@ -71,14 +73,14 @@ def _occlusion(inputs: Inputs, target: int | None, state: State | None, *, windo
 
 
 def occlusion(window: int) -> Score:
-    """Mean loss of the answer over the windows of so many neighbours that hold the token, all masked."""
+    """The mean decrease of the answer over the masked windows of ``window`` neighbouring tokens that hold the token."""
     return partial(_occlusion, window=window)
 
 
 def lime(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Coefficients of a ridge regression on 200 texts with random halves of the tokens masked, (T,).
 
-    The texts' weights fall with the cosine distance from the whole one.
+    The weight of a text falls with its cosine distance from the whole text.
     """
     from captum._utils.models.linear_model import SkLearnRidge
     from captum.attr._core.lime import get_exp_kernel_similarity_function
@@ -95,20 +97,20 @@ def lime(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 def kernel_shap(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Shapley values by a weighted regression on 200 texts, (T,)."""
     game = Game(inputs, target, state)
-    if len(game.places) == 1:  # Captum divides by zero, and the value of a single player is known
-        everyone, nobody = game(torch.tensor([[True], [False]]))
-        return game.spread((everyone - nobody).reshape(1))
+    if len(game.places) == 1:  # Captum divides by zero, and the value of a single token is known
+        present, absent = game(torch.tensor([[True], [False]]))
+        return game.spread((present - absent).reshape(1))
     return game.attribute(captum.attr.KernelShap(game), n_samples=SAMPLES)
 
 
 def shapley_value_sampling(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """What each token adds when the text is filled in in random order, mean of 25 orders, (T,)."""
+    """Mean increase of the answer when a token is unmasked, over 25 random orders of unmasking all tokens, (T,)."""
     game = Game(inputs, target, state)
     return game.attribute(captum.attr.ShapleyValueSampling(game), n_samples=PERMUTATIONS)
 
 
 def leave_one_out(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """What the answer loses when the token is deleted, so that its neighbours meet, (T,)."""
+    """The decrease of the answer when the token is deleted from the text, (T,)."""
     places = inputs.players.nonzero()[:, 0]
     kept = torch.ones(len(places) + 1, inputs.length, dtype=torch.bool)
     kept[torch.arange(len(places)), places] = False  # the last row is the whole text
@@ -116,3 +118,68 @@ def leave_one_out(inputs: Inputs, target: int | None, state: State | None) -> Te
     scores = torch.zeros(inputs.length, dtype=torch.float32)
     scores[places] = answers[-1] - answers[:-1]
     return scores
+
+
+DRAWS = 10
+HALVINGS = 10  # of the interval from 0 to 1 that holds the largest noise
+
+
+def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Noiser: decrease of the class's probability under the largest noise that keeps the prediction, (T,), signed.
+
+    Ghasemi Madani et al. (2025), written from the paper with the constants of its code, as there is no package.
+    A token of K elements gets Gaussian noise of standard deviation ``k / sqrt(2 ln K)``, so that its largest
+    element is about k.  Bisection finds the largest k up to 1 for which the mean probability over 10 draws (the
+    same for every token and every k) is still highest for the predicted class.  Special tokens have score 0.
+
+    Raises:
+        ValueError: a model with a single score predicts no class.
+    """
+    Answer(inputs, target, state)  # raises for a model without classes
+    places, size = inputs.players.nonzero()[:, 0], inputs.embeddings.shape[-1]
+    noise = torch.randn(NOISER_DRAWS, 1, size, dtype=torch.float32).expand(-1, len(places), -1) / bound(size)
+    whole = _probabilities(inputs, inputs.embeddings)  # (1, C)
+    if whole.shape[1] < 2:
+        raise ValueError(
+            f"{inputs.model.name} has a single output, so no predicted class that noise could change; use another "
+            "method"
+        )
+    low, high = torch.zeros(len(places), dtype=torch.float32), torch.ones(len(places), dtype=torch.float32)
+    for _ in range(HALVINGS):
+        scale = (low + high) / 2
+        noisy = _with_noise_on_each(inputs, places, noise * scale.reshape(-1, 1))  # (P, C)
+        holds = noisy.argmax(1) == whole.argmax()
+        low, high = torch.where(holds, scale, low), torch.where(holds, high, scale)
+    scores = torch.zeros(inputs.length, dtype=torch.float32)
+    scores[places] = whole[0, target] - noisy[:, target]
+    return scores
+
+
+def bound(size: int) -> float:
+    """The approximate maximum of K standard normal numbers, ``sqrt(2 ln K)``.
+
+    Examples::
+        >>> round(bound(384), 2)
+        3.45
+    """
+    return math.sqrt(2 * math.log(size))
+
+
+def _with_noise_on_each(inputs: Inputs, places: Tensor, noise: Tensor) -> Tensor:
+    """Mean probabilities over draws with noise on one token at a time, (draws, P, K) -> (P, C)."""
+    draws, count, _ = noise.shape
+    found = []
+    for rows in torch.arange(draws * count).split(MAX_ROWS):
+        points = inputs.embeddings.expand(len(rows), -1, -1).clone()
+        token, draw = rows // draws, rows % draws
+        points[torch.arange(len(rows)), places[token]] += noise[draw, token].to(points)
+        found.append(_probabilities(inputs, points))
+    return torch.cat(found).reshape(count, draws, -1).mean(1)
+
+
+@torch.no_grad()
+def _probabilities(inputs: Inputs, points: Tensor) -> Tensor:
+    """Class probabilities for embeddings, (R, T, K) -> (R, C), on the CPU."""
+    rows = torch.zeros(len(points), dtype=torch.long)
+    scores = inputs.noisy(inputs.model.embedding, None).perturb((points,), rows)
+    return scores.float().softmax(-1).cpu()

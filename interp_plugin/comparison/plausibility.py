@@ -1,16 +1,87 @@
-"""Scores against the tokens that people hold to be the reason."""
+"""Plausibility: scores compared with rationales, the tokens that annotators marked as the reason."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from interp_plugin.comparison.judged import Metric, Trial
+from interp_plugin.comparison.interface import Metric, Trial
+from interp_plugin.text.models import Encoding
 
 OVERLAP = 0.5
-"""Share of their union that two spans must have in common to be one find."""
+"""Least intersection over union of two spans that match."""
+
+
+def rationale_tokens(rationale: Any, encoding: Encoding) -> Tensor:
+    """The tokens of a rationale, (T,), bool.
+
+    Args:
+        rationale: spans of characters, (start, stop), for a pair of texts (0 or 1, start, stop); or a mask (0 or 1)
+            of the text's words, separated by white space, of its tokens, or of its tokens without special
+            ones.  Or one of these as JSON.
+
+    Raises:
+        ValueError: another value, or one that does not fit the text.
+
+    Examples::
+        >>> encoding = Encoding("a film", None, ("[CLS]", "a", "film", "[SEP]"), (None, (0, 0, 1), (0, 2, 6), None), ())
+        >>> rationale_tokens([(2, 6)], encoding).int().tolist(), rationale_tokens([0, 1], encoding).int().tolist()
+        ([0, 0, 1, 0], [0, 0, 1, 0])
+    """
+    parts = _as_list(rationale)
+    if all(isinstance(part, (bool, int, float)) and part in (0, 1) for part in parts) and parts:
+        return _of_mask([bool(part) for part in parts], encoding)
+    chosen = torch.zeros(len(encoding.offsets), dtype=torch.bool)
+    for part in parts:
+        segment, start, stop = _span(part, encoding)
+        for token, offset in enumerate(encoding.offsets):
+            if offset is not None and offset[0] == segment and offset[1] < stop and start < offset[2]:
+                chosen[token] = True
+    return chosen
+
+
+def _as_list(rationale: Any) -> list[Any]:
+    try:
+        plain = json.loads(rationale) if isinstance(rationale, str) else rationale
+        return list(plain.tolist() if hasattr(plain, "tolist") else plain)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(
+            f"its rationale is {rationale!r}; give a list of spans of characters, or a mask of words or tokens"
+        ) from error
+
+
+def _of_mask(mask: list[bool], encoding: Encoding) -> Tensor:
+    words = [] if encoding.pair else [found.span() for found in re.finditer(r"\S+", encoding.text)]
+    real = torch.tensor([offset is not None for offset in encoding.offsets])
+    if len(mask) == len(words):
+        return rationale_tokens([span for span, chosen in zip(words, mask) if chosen], encoding)
+    given = torch.tensor(mask)
+    if len(mask) == len(real):
+        return given
+    if len(mask) == int(real.sum()):
+        return torch.zeros_like(real).masked_scatter(real, given)
+    raise ValueError(
+        f"its rationale is a mask of {len(mask)}, and the text has {len(words)} words, {len(real)} tokens and "
+        f"{int(real.sum())} without special ones; give one number for each of those, or spans of characters"
+    )
+
+
+def _span(part: Any, encoding: Encoding) -> tuple[int, int, int]:
+    """Which text of the pair, and start and stop in its characters."""
+    numbers = list(part) if isinstance(part, Sequence) and not isinstance(part, str) else []
+    segment, start, stop = [0, *numbers] if len(numbers) == 2 else numbers if len(numbers) == 3 else (0, 0, 0)
+    texts = (encoding.text, encoding.pair)
+    if segment not in (0, 1) or not 0 <= start < stop <= len(texts[segment] or ""):
+        raise ValueError(
+            f"its rationale has the span {part!r}, which is not in the text; give (start, stop) in characters, or a "
+            "mask of words or tokens"
+        )
+    return segment, start, stop
 
 
 def auprc(scores: Tensor, rationale: Tensor) -> float:
@@ -26,7 +97,7 @@ def auprc(scores: Tensor, rationale: Tensor) -> float:
 
 
 def top(order: Sequence[int], rationale: Tensor) -> Tensor:
-    """As many first tokens of an order as the rationale has, (T,), bool."""
+    """The first tokens of an order, as many as the rationale has, (T,), bool."""
     chosen = torch.zeros_like(rationale)
     chosen[list(order[: int(rationale.sum())])] = True
     return chosen
@@ -43,7 +114,7 @@ def token_f1(chosen: Tensor, rationale: Tensor) -> float:
 
 
 def spans(chosen: Tensor) -> list[tuple[int, int]]:
-    """Runs of neighbouring tokens: the first, and the one after the last.
+    """Runs of neighbouring tokens, (start, stop) each.
 
     Examples::
         >>> spans(torch.tensor([True, True, False, True]))
@@ -55,11 +126,11 @@ def spans(chosen: Tensor) -> list[tuple[int, int]]:
 
 
 def iou_f1(chosen: Tensor, rationale: Tensor, overlap: float = OVERLAP) -> float:
-    """F1 of the spans of chosen tokens; a span is found where one of the rationale's overlaps it enough.
+    """F1 of the spans of chosen tokens; a span counts where it overlaps one of the rationale's enough.
 
     Args:
         chosen, rationale: (T,), bool.
-        overlap: intersection over union, at least.
+        overlap: least intersection over union.
 
     Examples::
         >>> iou_f1(torch.tensor([True, True, False, True]), torch.tensor([True, True, True, False]))
@@ -71,7 +142,7 @@ def iou_f1(chosen: Tensor, rationale: Tensor, overlap: float = OVERLAP) -> float
 
 
 def plausibility(name: str, measure: Callable[[Trial, Tensor], float], source: str) -> Metric:
-    """A metric of scores and a rationale among the players; None without one, or if it is all of them."""
+    """A metric of scores and a rationale; None without a rationale, or if it has all tokens that are ranked."""
 
     def measured(trial: Trial) -> float | None:
         if trial.rationale is None:
@@ -79,7 +150,7 @@ def plausibility(name: str, measure: Callable[[Trial, Tensor], float], source: s
         if trial.rationale.shape != (trial.inputs.length,):
             raise ValueError(
                 f"the rationale has shape {tuple(trial.rationale.shape)} for {trial.inputs.length} tokens; give one "
-                "truth value for each"
+                "value, 0 or 1, for each"
             )
         players = trial.inputs.players
         rationale = trial.rationale.bool() & players
@@ -108,7 +179,7 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> float:
     return max(0, common) / (one[1] - one[0] + other[1] - other[0] - max(0, common))
 
 
-_LENGTH = "; as many tokens as the rationale has"
+_LENGTH = "; as many tokens as the rationale has"  # are chosen
 AUPRC = plausibility("AUPRC", _auprc, "DeYoung et al. 2020 (ERASER), sec. 4")
 TOKEN_F1 = plausibility("token-F1", _token_f1, "DeYoung et al. 2020 (ERASER), sec. 4" + _LENGTH)
 IOU_F1 = plausibility("IOU-F1", _iou_f1, "DeYoung et al. 2020 (ERASER), sec. 4" + _LENGTH)

@@ -1,39 +1,120 @@
-"""StudyResult: what a comparison study found, as tables, tests, files and pictures."""
+"""StudyResult: the results of a comparison study, as tables, tests, files and figures."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from interp_plugin.comparison import archive, views
-from interp_plugin.comparison.findings import Contestant, Failure, Findings, StudyText, merged
-from interp_plugin.comparison.running import COSTS
+from interp_plugin.comparison.costs import COSTS
+from interp_plugin.comparison.journal import differences
 from interp_plugin.rendering import study as rendering
 from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
-from interp_plugin.statistics import holm, paired
-from interp_plugin.text.storage import replace_file
+from interp_plugin.statistics import Means, holm, means, paired, signed_rank
+from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from rich.console import Console
 
-__all__ = ["Contestant", "Failure", "StudyResult", "StudyText", "example"]
-
+CLASS = "class"  # the question that is about no state
+Group = Literal["unsigned", "signed"]
+GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 OWN = "information kept"
 BEST = "best"
 
+FORMAT = 2  # of saved files; raise it when a reader of the old format would go wrong
+LARGEST = 2**20  # most numbers in memory,
+SPARSEST = 1000  # and this many more for each number in the file
+_KEY = b"interp_plugin study"  # of the file's metadata
+_COLUMNS = ("question", "method", "metric")
 
-class StudyResult(Findings):
-    """What a study found: texts x questions x methods x metrics, a number each.
 
-    Its fields are those of :class:`~interp_plugin.comparison.findings.Findings`.
+@dataclass(frozen=True)
+class MethodInfo:
+    """What tables show of a method.
+
+    Attributes:
+        name: its name.
+        signed: whether a negative score means that a token speaks against the class.
+        source: the paper, or Captum's class.
+    """
+
+    name: str
+    signed: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class StudyText:
+    """A text of a study.
+
+    Attributes:
+        text, pair: the text, and the second text of a pair.
+        tokens: number of its tokens, special ones included.
+        label: its true class; None: not known.
+        target: the class that was explained; None: no class was.
+        digest: equal for texts that were explained in the same way.
+    """
+
+    text: str
+    pair: str | None
+    tokens: int
+    label: str | None
+    target: str | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a number is missing.
+
+    Attributes:
+        text: number of the text.
+        question, method: what was explained, and by which method.
+        metric: the metric that failed; "" where the method itself did.
+        reason: the error message.
+    """
+
+    text: int
+    question: str
+    method: str
+    metric: str
+    reason: str
+
+
+_PARTS: Mapping[str, type] = {
+    "texts": StudyText,
+    "methods": MethodInfo,
+    "metrics": StudyColumn,
+    "failures": Failure,
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StudyResult:
+    """The results of a study: one number for each text, question, method and metric.
+
+    Attributes:
+        texts: N texts.
+        questions: Q names of what was explained: "class", "layer 1", ...
+        methods: M methods.
+        metrics: K metrics, costs last.
+        cells: the numbers, (N, Q, M, K), float64; NaN where there is none.
+        settings: what the numbers depend on.
+        failures: methods and metrics that failed on single texts.
+        left_out: methods and metrics that do not suit the model -> why.
+        scores: the scores of the tokens, by text, question and method, where the study was told to keep them.
 
     Examples::
         >>> result = example()
@@ -46,6 +127,16 @@ class StudyResult(Findings):
         ['with signs', 'signed', 4, 0.5, True]
     """
 
+    texts: tuple[StudyText, ...]
+    questions: tuple[str, ...]
+    methods: tuple[MethodInfo, ...]
+    metrics: tuple[StudyColumn, ...]
+    cells: NDArray[np.float64]
+    settings: Mapping[str, Any]
+    failures: tuple[Failure, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[tuple[int, str, str], NDArray[np.float32]] = field(default_factory=dict)
+
     def __repr__(self) -> str:
         kinds = ("text", "question", "method", "metric")
         counts = (
@@ -53,8 +144,79 @@ class StudyResult(Findings):
         )
         return f"StudyResult({', '.join(counts)})"
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all but the scores of the tokens is equal."""
+        if not isinstance(other, StudyResult):
+            return NotImplemented
+        names = [f.name for f in fields(self) if f.name not in ("cells", "scores")]
+        return np.array_equal(self.cells, other.cells, equal_nan=True) and all(
+            getattr(self, name) == getattr(other, name) for name in names
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # -- places and groups
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Names of questions, methods and metrics."""
+        return {
+            "question": list(self.questions),
+            "method": [method.name for method in self.methods],
+            "metric": [metric.name for metric in self.metrics],
+        }
+
+    def number(self, kind: Literal["question", "method", "metric"], name: str) -> int:
+        """The index of a question, method or metric.
+
+        Raises:
+            ValueError: there is no such name.
+        """
+        known = self.names[kind]
+        if name not in known:
+            raise ValueError(
+                f"{kind} {name!r} is not in the study; choose from {', '.join(map(repr, known)) or 'none'}"
+            )
+        return known.index(name)
+
+    @cached_property
+    def summary(self) -> Means:
+        """Means over the texts and their intervals, (Q, M, K) each."""
+        found = means(self.cells.reshape(len(self.cells), -1))
+        shape = self.cells.shape[1:]
+        return Means(*(getattr(found, f.name).reshape(shape) for f in fields(found)))
+
+    def group(self, question: int, method: int) -> Group:
+        """The group in which a method is compared: signed scores say more of a class; of states all are "unsigned"."""
+        about_class = self.questions[question] == CLASS
+        return "signed" if about_class and self.methods[method].signed else "unsigned"
+
+    def groups(self) -> Iterator[tuple[int, int, Group, list[int]]]:
+        """Question, metric and group, and the methods of the group that have any number there."""
+        for q in range(len(self.questions)):
+            for k in range(len(self.metrics)):
+                for group in GROUPS:
+                    known = [m for m in range(len(self.methods)) if self.group(q, m) == group]
+                    known = [m for m in known if self.summary.n[q, m, k]]
+                    if known:
+                        yield q, k, group, known
+
+    def best(self, question: int, metric: int, methods: Sequence[int]) -> int:
+        """The method with the best mean."""
+        sign = 1 if self.metrics[metric].higher_is_better else -1
+        return max(methods, key=lambda method: sign * self.summary.mean[question, method, metric])
+
+    def against(self, question: int, metric: int, methods: Sequence[int], best: int) -> dict[int, float]:
+        """p of each other method's paired difference to the best, Holm-corrected; NaN where no text has both."""
+        others = [method for method in methods if method != best]
+        values = self.cells[:, question, :, metric]
+        ps = holm([signed_rank(values[:, best] - values[:, method]) for method in others])
+        return dict(zip(others, ps.tolist(), strict=True))
+
+    # -- tables and tests
+
     def values(self) -> pd.DataFrame:
-        """A line for each number there is: text (its number), question, method, metric, value.
+        """A row for each number: text (its index), question, method, metric, value.
 
         Raises:
             ImportError: pandas is missing.
@@ -73,10 +235,10 @@ class StudyResult(Findings):
         return frame
 
     def table(self, question: str | None = None, metric: str | None = None) -> pd.DataFrame:
-        """Means over the texts with 95 % bootstrap intervals, a line for each question, metric and method.
+        """Means over the texts with 95 % bootstrap intervals, a row for each question, metric and method.
 
-        ``best`` is the best of its question, metric and group, and ``p`` is of the paired difference to it:
-        Wilcoxon's signed-rank test, Holm-corrected for all of that group.  The best was chosen on the same
+        ``best`` marks the best of its question, metric and group, and ``p`` is that of the paired difference to it:
+        Wilcoxon's signed-rank test, Holm-corrected for all methods of the group.  The best was chosen on the same
         texts, which favours it.
 
         Args:
@@ -90,7 +252,9 @@ class StudyResult(Findings):
             >>> example().table("class", "seconds")[["method", "mean", "p"]].values.tolist()[1]
             ['random', 0.5, nan]
         """
-        some = self.select(_one(question), metrics=_one(metric))
+        some = self.select(
+            None if question is None else [question], metrics=None if metric is None else [metric]
+        )
         lines = []
         for q, k, group, methods in some.groups():
             best = some.best(q, k, methods)
@@ -108,7 +272,7 @@ class StudyResult(Findings):
 
         ``difference`` is the reference's number minus the other's, with its 95 % bootstrap interval; ``p`` is
         Wilcoxon's and ``holm`` the same corrected for all others of that question, metric and group;
-        ``better`` says whether the difference speaks for the reference.
+        ``better`` says whether the difference is in favour of the reference.
 
         Args:
             reference: a method; "best" is the best of each group, which was chosen on the same texts.
@@ -123,18 +287,18 @@ class StudyResult(Findings):
             ['seconds', 'random', 3, 1.5, False]
         """
         fixed = None if reference == BEST else self.number("method", reference)
-        places = []  # question, metric, group, first method, others
+        pairs = []  # question, metric, group, reference, others
         for q, k, group, methods in self.groups():
             first = self.best(q, k, methods) if fixed is None else fixed
             others = [m for m in methods if m != first]
             if first in methods and others:
-                places.append((q, k, group, first, others))
+                pairs.append((q, k, group, first, others))
         differences = [
-            self.cells[:, q, [first], k] - self.cells[:, q, others, k] for q, k, _, first, others in places
+            self.cells[:, q, [first], k] - self.cells[:, q, others, k] for q, k, _, first, others in pairs
         ]
         found = iter(paired(np.concatenate([np.empty((len(self.texts), 0)), *differences], axis=1)))
         lines: list[tuple[Any, ...]] = []
-        for q, k, group, first, others in places:
+        for q, k, group, first, others in pairs:
             some = [next(found) for _ in others]
             corrected = holm([one.p for one in some]).tolist()
             names = self.questions[q], self.metrics[k].name, group, self.methods[first].name
@@ -149,9 +313,9 @@ class StudyResult(Findings):
         return frame
 
     def front(self, quality_metric: str, question: str) -> tuple[StudyPoint, ...]:
-        """Every method's quality against its seconds, and whether it is on the Pareto front of its group.
+        """Every method's quality and seconds, and whether it is on the Pareto front of its group.
 
-        On the front are those that no other of the group matches in both and beats in one.
+        On the front are the methods that no other of the group matches in both and beats in one.
 
         Raises:
             ValueError: no such question or metric.
@@ -160,42 +324,132 @@ class StudyResult(Findings):
             >>> [(point.method, point.cost, point.on_front) for point in example().front("recall", "class")]
             [('by hand', 2.0, True), ('random', 0.5, True), ('with signs', 1.0, True)]
         """
+        from interp_plugin.comparison import views
+
         return views.points(self, self.number("question", question), self.number("metric", quality_metric))
+
+    # -- parts, unions, files
 
     def select(
         self,
         questions: Iterable[str] | None = None,
         methods: Iterable[str] | None = None,
         metrics: Iterable[str] | None = None,
-        texts: slice | Sequence[int] | None = None,
+        texts: slice | Iterable[int] | None = None,
     ) -> StudyResult:
         """A part of the result, in the order given; None: all.
 
         Raises:
-            ValueError: a name or a text that is not there.
+            ValueError: a name or a text that is not in the result.
 
         Examples::
             >>> example().select(methods=["random"], texts=slice(2))
             StudyResult(2 texts, 1 question, 1 method, 5 metrics)
         """
-        return self.part(questions, methods, metrics, texts)
+        q = _indices(questions, self.questions, lambda name: self.number("question", name))
+        m = _indices(methods, self.methods, lambda name: self.number("method", name))
+        k = _indices(metrics, self.metrics, lambda name: self.number("metric", name))
+        n = list(range(len(self.texts)))[texts] if isinstance(texts, slice) else self._text_indices(texts)
+        question_names = {self.questions[i] for i in q}
+        method_names = {self.methods[i].name for i in m}
+        metric_names = {self.metrics[i].name for i in k} | {""}
+        new = {old: index for index, old in enumerate(n)}
+        failures = (
+            replace(f, text=new[f.text])
+            for f in self.failures
+            if f.text in new
+            and f.question in question_names
+            and f.method in method_names
+            and f.metric in metric_names
+        )
+        return replace(
+            self,
+            texts=tuple(self.texts[i] for i in n),
+            questions=tuple(self.questions[i] for i in q),
+            methods=tuple(self.methods[i] for i in m),
+            metrics=tuple(self.metrics[i] for i in k),
+            cells=self.cells[np.ix_(n, q, m, k)],
+            failures=tuple(failures),
+            scores={
+                (new[text], question, method): scores
+                for (text, question, method), scores in self.scores.items()
+                if text in new and question in question_names and method in method_names
+            },
+        )
+
+    def _text_indices(self, texts: Iterable[int] | None) -> list[int]:
+        count = len(self.texts)
+        wanted = list(range(count)) if texts is None else list(texts)
+        for text in wanted:
+            if not -count <= text < count:
+                raise ValueError(f"text {text} is not in the study, which has {count}, counted from 0")
+        return [text % count for text in wanted]
 
     @staticmethod
     def merge(*results: StudyResult) -> StudyResult:
         """Several results as one: other texts, questions, methods or metrics with the same settings.
 
         Raises:
-            ValueError: none given, other settings, or two numbers for the same thing.
+            ValueError: no results, different settings, one name for two things, two numbers for the same cell.
 
         Examples::
             >>> result = example()
             >>> StudyResult.merge(result.select(texts=[0, 1]), result.select(texts=[2, 3])) == result
             True
         """
-        return merged(results)
+        if not results:
+            raise ValueError("there is nothing to merge: give at least one StudyResult")
+        for result in results[1:]:
+            found = differences(results[0].settings, result.settings)
+            if found:
+                raise ValueError(
+                    f"the results are of different studies ({'; '.join(found)}), so their numbers do not compare: "
+                    "merge only what was made with the same settings"
+                )
+        texts = _union([_by_digest(result.texts) for result in results], "text")
+        questions = _union([{name: name for name in result.questions} for result in results], "question")
+        methods = _union([{m.name: m for m in result.methods} for result in results], "method")
+        metrics = _union([{m.name: m for m in result.metrics} for result in results], "metric")
+        cells = np.full((len(texts), len(questions), len(methods), len(metrics)), np.nan)
+        failures: dict[Failure, None] = {}
+        scores: dict[tuple[int, str, str], NDArray[np.float32]] = {}
+        for result in results:
+            rows = [list(texts).index(key) for key in _by_digest(result.texts)]
+            places = np.ix_(
+                rows,
+                [list(questions).index(name) for name in result.questions],
+                [list(methods).index(m.name) for m in result.methods],
+                [list(metrics).index(m.name) for m in result.metrics],
+            )
+            result._check_same(cells[places])
+            cells[places] = np.where(np.isnan(result.cells), cells[places], result.cells)
+            failures |= dict.fromkeys(replace(f, text=rows[f.text]) for f in result.failures)
+            scores |= {(rows[i], q, m): found for (i, q, m), found in result.scores.items()}
+        return replace(
+            results[0],
+            texts=tuple(texts.values()),
+            questions=tuple(questions.values()),
+            methods=tuple(methods.values()),
+            metrics=tuple(metrics.values()),
+            cells=cells,
+            failures=tuple(failures),
+            left_out={name: why for result in results for name, why in result.left_out.items()},
+            scores=scores,
+        )
+
+    def _check_same(self, others: NDArray[np.float64]) -> None:
+        """Numbers that another result has too must be equal."""
+        twice = ~np.isnan(others) & ~np.isnan(self.cells) & (others != self.cells)
+        if twice.any():
+            text, question, method, metric = (int(indices[0]) for indices in np.nonzero(twice))
+            raise ValueError(
+                f"two results have {self.metrics[metric].name!r} of {self.methods[method].name!r} for "
+                f"{self.questions[question]!r} of text {self.texts[text].text!r}, and not the same; select other "
+                "texts, methods or metrics of one of them"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a Parquet file, all or nothing: the lines of :meth:`values`, and the rest as its metadata.
+        """Write a Parquet file, all or nothing: the rows of :meth:`values`, and everything else as its metadata.
 
         The scores of tokens are not written: they stay in the study's journal.
 
@@ -203,16 +457,39 @@ class StudyResult(Findings):
             ImportError: pyarrow is missing.
             OSError: the file cannot be written; one that was there before stays as it was.
         """
-        archive.write(path, self)
+        arrow, parquet = load_pyarrow("a saved study", "compare")
+        places = np.nonzero(~np.isnan(self.cells))
+        columns = {
+            name: arrow.DictionaryArray.from_arrays(
+                arrow.array(codes, arrow.int32()), self.names[name] or [""]
+            )
+            for name, codes in zip(_COLUMNS, places[1:], strict=True)
+        }
+        numbers = arrow.array(self.cells[places], arrow.float64())
+        table = arrow.table({"text": arrow.array(places[0], arrow.int32()), **columns, "value": numbers})
+        header = {
+            "format": FORMAT,
+            "questions": self.questions,
+            "settings": dict(self.settings),
+            "left_out": dict(self.left_out),
+            **{name: [vars(item) for item in getattr(self, name)] for name in _PARTS},
+        }
+        blank = blank_seal()
+        header["seal"] = blank
+        sink = arrow.BufferOutputStream()
+        with parquet.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({_KEY: json.dumps(header)})
+        replace_file(path, sealed(sink.getvalue().to_pybytes(), blank))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StudyResult:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
             ImportError: pyarrow is missing.
             OSError: there is no such file.
-            ValueError: the file holds something else, or comes from a newer version.
+            ValueError: the file holds something else, is damaged, or comes from a newer version.
 
         Examples::
             >>> import tempfile
@@ -221,10 +498,20 @@ class StudyResult(Findings):
             ...     StudyResult.load(folder + "/study.parquet") == example()
             True
         """
-        return cls(**archive.read(path))
+        arrow, _ = load_pyarrow("a saved study", "compare")
+        # read as dictionaries, for a short name may be in very many rows
+        content, header = open_sealed(
+            path, _KEY, FORMAT, "StudyResult", "run the study again", read_dictionary=list(_COLUMNS)
+        )
+        try:
+            return cls(**_fields(header, content.read()))
+        except (arrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(foreign(os.fspath(path), "StudyResult")) from error
+
+    # -- what a reader sees
 
     def tables(self) -> tuple[StudyTable, ...]:
-        """What the report shows: a table for each question, with the notes that belong to it.
+        """The tables of the report: one for each question, with its notes.
 
         Raises:
             ImportError: scipy is missing.
@@ -238,6 +525,8 @@ class StudyResult(Findings):
 
     @cached_property
     def _tables(self) -> tuple[StudyTable, ...]:
+        from interp_plugin.comparison import views
+
         return views.tables(self)
 
     def to_markdown(self) -> str:
@@ -250,14 +539,16 @@ class StudyResult(Findings):
         quality: str | None = None,
         title: str = "Attribution methods compared",
     ) -> Path:
-        """Write a page with the tables and with pictures of quality against seconds; returns its path.
+        """Write a page with the tables and figures of quality against seconds; returns its path.
 
         Args:
             path: of the file.
-            quality: the metric of the pictures; None: the first that judges each question.
+            quality: the metric of the figures; None: the first metric of each question.
             title: of the page.
         """
-        points = views.fronts(self, quality, _COST_NAMES)
+        from interp_plugin.comparison import views
+
+        points = views.fronts(self, quality, frozenset(column.name for column in COSTS))
         replace_file(path, rendering.to_html(self.tables(), points, title, self.settings).encode())
         return Path(path)
 
@@ -268,7 +559,7 @@ class StudyResult(Findings):
 
         Args:
             kind: "front" or "bars".
-            metric: None: the first that judges the question.
+            metric: None: the first one of the question.
             question: None: the first.
 
         Raises:
@@ -292,6 +583,73 @@ class StudyResult(Findings):
     def show(self, console: Console | None = None) -> None:
         """Print the tables (console: default stdout)."""
         rendering.print_tables(self.tables(), console)
+
+
+def _indices(wanted: Iterable[str] | None, known: Sequence[Any], number: Callable[[str], int]) -> list[int]:
+    return list(range(len(known))) if wanted is None else [number(name) for name in wanted]
+
+
+def _by_digest(texts: Sequence[StudyText]) -> dict[tuple[str, int], StudyText]:
+    """Texts by their digests and, for equal ones, a count."""
+    found: dict[tuple[str, int], StudyText] = {}
+    seen: dict[str, int] = {}
+    for text in texts:
+        found[text.digest, seen.setdefault(text.digest, 0)] = text
+        seen[text.digest] += 1
+    return found
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def _union(parts: Sequence[Mapping[Key, Value]], kind: str) -> dict[Key, Value]:
+    """All entries, in order of their first appearance."""
+    found: dict[Key, Value] = {}
+    for part in parts:
+        for key, value in part.items():
+            if kind != "text" and found.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{kind} {key!r} is {found[key]!r} in one result and {value!r} in another; rename one of them"
+                )
+            found.setdefault(key, value)
+    return found
+
+
+def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
+    """The fields of a result from the header and the table of its file."""
+    found: dict[str, Any] = {
+        part: tuple(kind(**{field.name: item[field.name] for field in fields(kind)}) for item in header[part])
+        for part, kind in _PARTS.items()
+    }
+    found["questions"] = tuple(header["questions"])
+    names = (
+        header["questions"],
+        [method.name for method in found["methods"]],
+        [metric.name for metric in found["metrics"]],
+    )
+    places = [table["text"].to_numpy()]
+    for column, known in zip(_COLUMNS, names, strict=True):
+        numbers = {name: index for index, name in enumerate(known)}
+        encoded = table[column].combine_chunks().dictionary_encode()
+        codes = np.array([numbers[name] for name in encoded.dictionary.to_pylist()], np.int64)
+        places.append(codes[encoded.indices.to_numpy()])
+    if math.prod([len(found["texts"]), *map(len, names)]) > LARGEST + SPARSEST * table.num_rows:
+        raise ValueError("the header names far more results than there are")
+    cells = np.full((len(found["texts"]), *map(len, names)), np.nan)
+    cells[tuple(places)] = table["value"].to_numpy()
+    return {**found, "cells": cells, "settings": header["settings"], "left_out": header["left_out"]}
+
+
+def _pandas() -> ModuleType:
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            "tables of a study need pandas, which is not installed: pip install interp-plugin[compare]"
+        ) from error
+    module: ModuleType = pandas
+    return module
 
 
 def example() -> StudyResult:
@@ -321,30 +679,12 @@ def example() -> StudyResult:
         ),
         questions=("class",),
         methods=(
-            Contestant("by hand", False, "made up"),
-            Contestant("random", False, "made up"),
-            Contestant("with signs", True, "made up"),
+            MethodInfo("by hand", False, "made up"),
+            MethodInfo("random", False, "made up"),
+            MethodInfo("with signs", True, "made up"),
         ),
         metrics=(StudyColumn("recall", True, "made up"), *COSTS),
         cells=cells,
         settings=settings,
         failures=(Failure(3, "class", "random", "", "ValueError: made up"),),
     )
-
-
-_COST_NAMES = frozenset(column.name for column in COSTS)
-
-
-def _one(name: str | None) -> list[str] | None:
-    return None if name is None else [name]
-
-
-def _pandas() -> ModuleType:
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "tables of a study need pandas, which is not installed: pip install interp-plugin[compare]"
-        ) from error
-    module: ModuleType = pandas
-    return module

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_plugin.comparison.asked import Asked
 from interp_plugin.comparison.journal import Entry
+
+if TYPE_CHECKING:
+    from interp_plugin.comparison.study import Example
 
 _NOT_ASKED, _MISSING, _KNOWN, _FAILED = range(4)
 Cell = tuple[int, int, int]
@@ -35,7 +38,7 @@ class Sheet:
 
     def __init__(
         self,
-        asked: Sequence[Asked],
+        asked: Sequence[Example],
         questions: Sequence[str],
         methods: Sequence[str],
         metrics: Sequence[str],

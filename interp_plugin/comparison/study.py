@@ -1,53 +1,105 @@
-"""Study: attribution methods side by side on one model and one set of texts."""
+"""Study: attribution methods compared on one model and one set of texts."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.comparison.asked import Asked, Target, asked
-from interp_plugin.comparison.findings import CLASS
-from interp_plugin.comparison.journal import Journal
-from interp_plugin.comparison.judged import Method, Metric
-from interp_plugin.comparison.result import Contestant, Failure, StudyResult, StudyText
-from interp_plugin.comparison.running import COSTS, Question, Running
-from interp_plugin.comparison.sheet import Sheet
+from interp_plugin.comparison.costs import COSTS, Cost, measured
+from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
+from interp_plugin.comparison.journal import Entry, Journal
+from interp_plugin.comparison.plausibility import rationale_tokens
+from interp_plugin.comparison.result import CLASS, Failure, MethodInfo, StudyResult, StudyText
+from interp_plugin.comparison.sheet import Cell, Sheet
 from interp_plugin.fingerprint import versions, weights_digest
+from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.rendering.study import StudyColumn
+from interp_plugin.text.batch import State
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Layers, Text, TextExplainer
-from interp_plugin.text.models import Label, TextModel
+from interp_plugin.text.models import Encoding, Label, TextModel, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Target = Literal["predicted", "label"]
+# errors of Captum and torch on a model that does not suit a method
+_UNSUITED = (ValueError, TypeError, AssertionError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What methods explain of each text.
+
+    Attributes:
+        name: "class", or the layer.
+        state: the watched state; None: the class.
+    """
+
+    name: str
+    state: State | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text of a study.
+
+    Attributes:
+        encoding: the tokenised text.
+        label: number of its true class; None: not known.
+        target: number of the class to explain; None: the predicted class.
+        rationale: the tokens that annotators marked as the reason, (T,), bool; None: not known.
+    """
+
+    encoding: Encoding
+    label: int | None = None
+    target: int | None = None
+    rationale: Tensor | None = None
+
+    def digest(self, about_class: bool) -> str:
+        """A digest of all that a method's scores and their evaluation depend on."""
+        encoding = self.encoding
+        facts = {
+            "text": [encoding.text, encoding.pair],
+            "tokens": [encoding.ids, encoding.offsets, dict(encoding.extra)],
+            "rationale": None if self.rationale is None else self.rationale.tolist(),
+            "target": self.target if about_class else None,
+        }
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+
 
 class Study:
-    """Compares attribution methods on a model: every method answers every question about every text.
+    """Compares attribution methods on a model: every method explains every text, every metric evaluates the scores.
 
-    The questions are why the model gives a text its class, and what the states of layers hold of it.
+    Methods explain why the model gives a text its class, and what the states of layers hold of it.
 
     Args:
-        model: a classifier of Hugging Face, or a :class:`TextModel`; any model of text where only
-            layers are asked about.
-        tokenizer: the model's, for a model of Hugging Face.
+        model: a classifier of Hugging Face, or a :class:`TextModel`; any text model where only layers are
+            explained.
+        tokenizer: the tokenizer of a Hugging Face model.
         methods: names out of ``METHODS``, or :class:`Method` objects; None: all that suit the model.
         metrics: names out of ``METRICS``, or :class:`Metric` objects; None: all that suit the model.
-        layers: whose states are asked about: "all", a label, or several, as in ``TextExplainer.explain``.
-        explain_class: whether the class is asked about.
+        layers: the layers whose states are explained: "all", a label, or several, as in ``TextExplainer.explain``.
+        explain_class: whether the class is explained.
         with_special: whether special tokens are ranked and removed like others.
-        calibration: the unit of the states; None: each text is its own yardstick.
-        seed: of methods that draw.
+        calibration: the unit of the states; None: the root mean square of each text's state.
+        seed: seed of methods that draw random numbers.
 
     Raises:
-        ValueError: nothing to ask, a layer or name that is not there, a model without classes.
+        ValueError: nothing to explain, an unknown layer or name, a model without classes.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -81,11 +133,8 @@ class Study:
         self.calibration = calibration
         self.seed = seed
         self._all_methods, self._all_metrics = methods is None, metrics is None
-        some = known_methods.METHODS.values() if methods is None else known_methods.chosen(methods)
-        self.methods = tuple(self._suited("method", list(some), methods is None))
-        metrics = [metrics] if isinstance(metrics, (str, Metric)) else metrics
-        judges = known_metrics.METRICS.values() if metrics is None else known_metrics.chosen(metrics)
-        self.metrics = tuple(self._suited("metric", list(judges), metrics is None))
+        self.methods = tuple(self._suited("method", known_methods.chosen(methods), methods is None))
+        self.metrics = tuple(self._suited("metric", known_metrics.chosen(metrics), metrics is None))
 
     def run(
         self,
@@ -100,31 +149,32 @@ class Study:
         keep_scores: bool = False,
         show_progress: bool = True,
     ) -> StudyResult:
-        """Ask every method everything, and judge the answers.
+        """Run every method on every text and evaluate the scores with every metric.
 
-        With ``output`` each trial is on the disk before the next begins.  A run that was killed goes on
-        from there; so does one with further texts, methods or metrics, which computes only what is missing.
+        With ``output`` each trial is on the disk before the next one begins.  A run that was killed continues
+        from there; so does one with further texts, methods or metrics, which computes only the missing results.
         Two methods of the same name, sign and source are taken for the same one.
 
         Args:
             texts: one or more texts, or pairs of texts.
-            labels: the class of each, by number or name; None where it is not known.
-            rationales: of each text, what people hold to be the reason: spans of characters, or a mask of words or
-                tokens; None where it is not known.
+            labels: the class of each text, by number or name; None where it is not known.
+            rationales: for each text the tokens that annotators marked as the reason: spans of characters, or a mask
+                of words or tokens; None where they are not known.
             target: the class to explain: the one that the model predicts, or the label.
-            output: folder of the journal, which need not be there; None keeps the results in memory only.
-            truncation: cut off what the model cannot take; otherwise too long a text is an error.
-            retry_failed: try once more what failed in an earlier run.
-            keep_scores: keep the scores of all tokens in the result, which grows with them.
-            show_progress: a progress bar.
+            output: folder of the journal (a checkpoint log), which need not exist; None keeps the results in
+                memory only.
+            truncation: truncate texts that are too long for the model; otherwise such a text is an error.
+            retry_failed: run what failed in an earlier run once more.
+            keep_scores: keep the scores of all tokens in the result, which needs memory for each of them.
+            show_progress: show a progress bar.
 
         Raises:
-            ValueError: a method or metric that cannot be asked about the first text, labels or rationales that do
-                not fit, a folder that holds another study, is in use or damaged.
-            OSError: the disk is full; what was done is safe.
+            ValueError: a method or metric that fails on the first text, labels or rationales that do not fit, a
+                folder that holds another study, is in use or damaged.
+            OSError: the disk is full; earlier results are safe.
         """
         warn_of_training(self.model.module, stacklevel=3)
-        chosen = asked(self._explainer, texts, labels, rationales, target, truncation)
+        chosen = examples(self._explainer, texts, labels, rationales, target, truncation)
         settings = self.settings()
         columns = (*self.metrics, *COSTS)
         sheet = Sheet(
@@ -141,25 +191,12 @@ class Study:
             if retry_failed:
                 sheet.forget_failures()
             with tqdm(total=sheet.count_missing(), desc="trials", disable=not show_progress) as bar:
-                running = Running(
-                    self.model,
-                    chosen,
-                    self.questions,
-                    self.methods,
-                    self.metrics,
-                    self.seed,
-                    self.with_special,
-                    sheet,
-                    journal,
-                    optional_methods=self._all_methods,
-                    optional_metrics=self._all_metrics,
-                    progress=bar.update,
-                )
-                running.go()
-        return self._result(chosen, sheet, settings, target, running.left_out)
+                run = _Run(self, chosen, sheet, journal, bar.update)
+                run.run_missing()
+        return self._result(chosen, sheet, settings, target, run.left_out)
 
     def settings(self) -> dict[str, Any]:
-        """What all numbers of the study depend on, besides texts, methods and metrics."""
+        """What all results of the study depend on, besides texts, methods and metrics."""
         device = next(self.model.embedding.layer.parameters()).device
         return {
             "model": self.model.name,
@@ -176,7 +213,7 @@ class Study:
         wanted = isinstance(labels, (str, int)) or len(labels) > 0
         if not explain_class and not wanted:
             raise ValueError(
-                "explain_class is false and layers is empty: there is nothing to ask; give one of them"
+                "explain_class is false and layers is empty: there is nothing to explain; give one of them"
             )
         if explain_class:
             if self.model.task != "sequence classes":
@@ -188,23 +225,25 @@ class Study:
             yield Question(question_name(state.label), state)
 
     def _suited(self, kind: str, parts: Sequence[Any], optional: bool) -> Iterator[Any]:
-        """Methods or metrics that apply to any of the questions."""
+        """The methods or metrics that apply to any of the questions."""
         for part in parts:
             applies = part.can_explain if kind == "method" else part.can_judge
             if any(applies(question.state) for question in self.questions):
                 yield part
             elif not optional:
-                about = "a class" if self.questions[0].state is None else "a state"
+                about = "classes" if self.questions[0].state is None else "states"
                 raise ValueError(
-                    f"{kind} {part.name!r} is not about {about}, and that is all that is asked; leave it out, or ask "
-                    "about the other with layers or explain_class"
+                    f"{kind} {part.name!r} is not about {about}, and the study is about nothing else; leave it out, or "
+                    "change layers or explain_class"
                 )
         for column in COSTS:
             if any(part.name == column.name for part in parts):
-                raise ValueError(f"{kind} {column.name!r} has the name of a cost; give it another one")
+                raise ValueError(
+                    f"{kind} {column.name!r} has the name of a cost column; give it another name"
+                )
 
     def _applies(self) -> NDArray[np.bool_]:
-        """(Q, M, K); costs apply wherever the method does."""
+        """Which metric evaluates which method for which question, (Q, M, K); costs apply wherever the method does."""
         explains = np.array([[m.can_explain(q.state) for m in self.methods] for q in self.questions])
         judges = np.array(
             [[*(k.can_judge(q.state) for k in self.metrics), *(True for _ in COSTS)] for q in self.questions]
@@ -221,7 +260,7 @@ class Study:
 
     def _result(
         self,
-        chosen: Sequence[Asked],
+        chosen: Sequence[Example],
         sheet: Sheet,
         settings: Mapping[str, Any],
         target: Target,
@@ -238,7 +277,7 @@ class Study:
         return StudyResult(
             texts=tuple(self._text(*pair) for pair in zip(chosen, sheet.targets.tolist(), strict=True)),
             questions=tuple(names),
-            methods=tuple(Contestant(m.name, m.signed, m.source) for m in self.methods),
+            methods=tuple(MethodInfo(m.name, m.signed, m.source) for m in self.methods),
             metrics=metrics,
             cells=sheet.values,
             settings={**settings, "target": target},
@@ -247,23 +286,235 @@ class Study:
             scores={(i, names[q], methods[m]): scores for (i, q, m), scores in sheet.scores.items()},
         )
 
-    def _text(self, one: Asked, target: int) -> StudyText:
+    def _text(self, example: Example, target: int) -> StudyText:
         name = self.model.class_name
         return StudyText(
-            text=one.encoding.text,
-            pair=one.encoding.pair,
-            tokens=len(one.encoding.ids),
-            label=None if one.label is None else name(one.label),
+            text=example.encoding.text,
+            pair=example.encoding.pair,
+            tokens=len(example.encoding.ids),
+            label=None if example.label is None else name(example.label),
             target=None if target < 0 else name(target),
-            digest=one.digest(about_class=True),
+            digest=example.digest(about_class=True),
         )
 
 
+@dataclass
+class _Run:
+    """One run of a study over its texts.
+
+    A method or metric that fails for a question before it worked for any text does not suit the model: that
+    is an error at once, or, where all methods (metrics) were asked for, it is left out.  Later failures are noted
+    as failures of the text, and the run continues.
+
+    Attributes:
+        study: methods, metrics and questions.
+        examples: the texts.
+        sheet: which results are known and which are missing.
+        journal: the checkpoint log of all trials; None: none.
+        progress: called with the number of texts that a trial completes.
+        left_out: what was left out -> why.
+    """
+
+    study: Study
+    examples: Sequence[Example]
+    sheet: Sheet
+    journal: Journal | None
+    progress: Callable[[int], object]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._warm: set[str] = set()
+        self._inputs: tuple[int, Inputs] | None = None
+
+    def run_missing(self) -> None:
+        """Compute all missing results."""
+        metrics = self.study.metrics
+        for cell, missing in self.sheet.missing():
+            entry = self._trial(cell, [metrics[i] for i in missing if i < len(metrics)])
+            if entry is not None:
+                at = -1 if self.journal is None else self.journal.append(entry)
+                self.progress(self.sheet.put(entry, at))
+
+    def _trial(self, cell: Cell, metrics: Sequence[Metric]) -> Entry | None:
+        """One method's scores for one question about one text, and the metrics' values; None: it was left out."""
+        text, question = cell[0], self.study.questions[cell[1]]
+        method, inputs = self.study.methods[cell[2]], self._inputs_of(text)
+        target = self._target(text) if question.state is None else None
+        entry = Entry(self.sheet.digests[text][cell[1]], question.name, method.name, target=target)
+        values: dict[str, float | None] = {}
+        errors: dict[str, str] = {}
+        scores = self._saved_scores(cell)
+        saved = scores is not None
+        if scores is None:
+            try:
+                scores, cost = self._measured_scores(method, inputs, target, question.state)
+            # a user's method may raise anything, and one text shall not end the run
+            except Exception as error:
+                if not self._is_of_this_text(cell, error):
+                    return None
+                return replace(entry, errors={"": _reason(error)})
+            costs = (cost.seconds, cost.forward, cost.backward, cost.peak_mib)
+            values = {column.name: value for column, value in zip(COSTS, costs, strict=True)}
+        trial = Trial(inputs, target, question.state, method, scores, self.examples[text].rationale)
+        for metric in metrics:
+            try:
+                values[metric.name] = _value(metric, trial)
+            except Exception as error:  # as above
+                if self._is_of_this_text(cell, error, metric):
+                    errors[metric.name] = _reason(error)
+        if saved:
+            return replace(entry, values=values, errors=errors) if values or errors else None
+        return replace(entry, values=values, errors=errors, scores=tuple(scores.tolist()))
+
+    def _measured_scores(
+        self, method: Method, inputs: Inputs, target: int | None, state: State | None
+    ) -> tuple[Tensor, Cost]:
+        """The method's scores and their cost, after a first call that is not measured."""
+        if method.name not in self._warm:
+            method(inputs, target, state)
+            self._warm.add(method.name)
+        with measured(self.study.model) as cost:
+            scores = method(inputs, target, state)
+        return scores, cost
+
+    def _saved_scores(self, cell: Cell) -> Tensor | None:
+        """The scores, where only metrics are missing."""
+        at = int(self.sheet.scores_at[cell])
+        if self.journal is None or at < 0:
+            return None
+        return torch.tensor(self.journal.entry_at(at).scores, dtype=torch.float32)
+
+    def _is_of_this_text(self, cell: Cell, error: Exception, metric: Metric | None = None) -> bool:
+        """Whether a failure is to be noted for this text; otherwise the method or metric is left out.
+
+        Raises:
+            ValueError: it does not suit the model, and was chosen by name.
+        """
+        text, question, method = cell
+        number = None if metric is None else self.study.metrics.index(metric)
+        if self.sheet.has_worked(question, method, number):
+            return True
+        name, question_name = self.study.methods[method].name, self.study.questions[question].name
+        part = f"method {name!r}" if metric is None else f"metric {metric.name!r}"
+        optional = self.study._all_methods if metric is None else self.study._all_metrics
+        unsuited = isinstance(error, _UNSUITED) and not isinstance(error, torch.OutOfMemoryError)
+        if optional and unsuited:
+            self.progress(self.sheet.leave_out(question, method, number))
+            self.left_out[f"{part}, {question_name}"] = _reason(error)
+            return False
+        of = "" if metric is None else f" of {name!r}"
+        if unsuited:
+            raise ValueError(
+                f"{part}{of} cannot be used for {question_name!r} of text {text}, "
+                f"{shown(self.examples[text].encoding.text)}: {error}"
+            ) from error
+        raise error
+
+    def _inputs_of(self, text: int) -> Inputs:
+        """The text as model inputs, which all its trials share."""
+        if self._inputs is None or self._inputs[0] != text:
+            study = self.study
+            inputs = Inputs(study.model, self.examples[text].encoding, study.seed, study.with_special)
+            self._inputs = text, inputs
+        return self._inputs[1]
+
+    def _target(self, text: int) -> int:
+        """Number of the class to explain."""
+        if self.sheet.targets[text] < 0:
+            with torch.no_grad(), no_fastpath():
+                scores = self.study.model(*self._inputs_of(text).arguments)
+            self.sheet.targets[text] = int(scores[0].argmax())
+        return int(self.sheet.targets[text])
+
+
+def examples(
+    explainer: TextExplainer,
+    texts: Text | Sequence[Text],
+    labels: Iterable[Any] | None = None,
+    rationales: Iterable[Any] | None = None,
+    target: Target = "predicted",
+    truncation: bool = False,
+) -> list[Example]:
+    """The texts of a study, tokenised and checked.
+
+    Args:
+        explainer: of the model.
+        texts: one or more texts or pairs.
+        labels: the true class of each, by number or name.
+        rationales: for each text, spans of characters or a mask (:func:`rationale_tokens`); None: not known.
+        target: whether the predicted class or the label is explained.
+        truncation: truncate texts that are too long for the model.
+
+    Raises:
+        ValueError: too few or too many labels or rationales, or one that does not fit its text.
+    """
+    if target not in ("predicted", "label"):
+        raise ValueError(f"target is {target!r}; choose 'predicted' or 'label'")
+    if target == "label" and labels is None:
+        raise ValueError("target is 'label', and there are no labels; give one for each text, or 'predicted'")
+    encodings = explainer.encode(texts, truncation)
+    classes = _for_each("labels", labels, len(encodings))
+    reasons = _for_each("rationales", rationales, len(encodings))
+    found = []
+    for index, (encoding, label, reason) in enumerate(zip(encodings, classes, reasons)):
+        try:
+            number = None if label is None else class_of(explainer.model, label)
+            if target == "label" and number is None:
+                raise ValueError("target is 'label', and it has none; give it one, or leave the text out")
+            rationale = None if reason is None else rationale_tokens(reason, encoding)
+        except ValueError as error:
+            raise ValueError(f"text {index}, {shown(encoding.text)}: {error}") from error
+        found.append(Example(encoding, number, number if target == "label" else None, rationale))
+    return found
+
+
+def class_of(model: TextModel, label: Any) -> int:
+    """Number of a class; a string of digits, as in a table of text, is a number where no class has that name.
+
+    Raises:
+        ValueError: the model has no such class.
+    """
+    if isinstance(label, str):
+        try:
+            return model.class_index(label)
+        except ValueError:
+            if not label.strip().isdecimal():
+                raise
+            label = int(label)
+    if not hasattr(label, "__index__"):
+        raise ValueError(f"its label is {label!r}; give the number or the name of a class, or None")
+    return model.class_index(int(label))
+
+
+def _for_each(name: str, values: Iterable[Any] | None, count: int) -> list[Any]:
+    if values is None:
+        return [None] * count
+    found = list(values)
+    if len(found) != count:
+        raise ValueError(
+            f"{name} has {len(found)} for {count} texts; give one for each, None where it is not known"
+        )
+    return found
+
+
 def question_name(label: Label) -> str:
-    """What a layer's state is called in tables.
+    """The name of a layer's state in tables.
 
     Examples::
         >>> question_name(3), question_name("decoder.1"), question_name("output")
         ('layer 3', 'layer decoder.1', 'output')
     """
     return "output" if label == "output" else f"layer {label}"
+
+
+def _value(metric: Metric, trial: Trial) -> float | None:
+    value = metric(trial)
+    if value is not None and not math.isfinite(value):
+        raise ValueError(
+            f"metric {metric.name!r} gives {value}; give a finite number, or None where there is none"
+        )
+    return None if value is None else float(value)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from interp_plugin.comparison.findings import CLASS, GROUPS, Findings
+from interp_plugin.comparison.result import CLASS, GROUPS, StudyResult
 from interp_plugin.rendering.study import StudyCell, StudyColumn, StudyPoint, StudyTable
 from interp_plugin.statistics import RESAMPLES
 
@@ -14,7 +14,7 @@ SECONDS = "seconds"
 _SHOWN = 160  # characters of a reason
 
 
-def tables(findings: Findings) -> tuple[StudyTable, ...]:
+def tables(findings: StudyResult) -> tuple[StudyTable, ...]:
     """A table for each question."""
     cells = _cells(findings)
     found = []
@@ -40,7 +40,7 @@ def tables(findings: Findings) -> tuple[StudyTable, ...]:
     return tuple(found)
 
 
-def points(findings: Findings, question: int, metric: int) -> tuple[StudyPoint, ...]:
+def points(findings: StudyResult, question: int, metric: int) -> tuple[StudyPoint, ...]:
     """A point for each method that has a number there; cost is NaN where its seconds are not known."""
     summary = findings.summary
     known = [m for m in range(len(findings.methods)) if summary.n[question, m, metric]]
@@ -68,7 +68,7 @@ def points(findings: Findings, question: int, metric: int) -> tuple[StudyPoint, 
 
 
 def fronts(
-    findings: Findings, quality: str | None, costs: frozenset[str]
+    findings: StudyResult, quality: str | None, costs: frozenset[str]
 ) -> dict[StudyColumn, tuple[StudyPoint, ...]]:
     """The points of every question, by what their quality is.
 
@@ -88,7 +88,7 @@ def fronts(
     return found
 
 
-def notes(findings: Findings, question: int) -> Iterator[str]:
+def notes(findings: StudyResult, question: int) -> Iterator[str]:
     """What a reader of a question's table must know."""
     name, settings = findings.questions[question], findings.settings
     count = len(findings.texts)
@@ -108,7 +108,7 @@ def notes(findings: Findings, question: int) -> Iterator[str]:
             yield f"Left out, as it does not suit the model: {part.removesuffix(f', {name}')} ({_short(why)})."
 
 
-def _explained(findings: Findings, question: str) -> str:
+def _explained(findings: StudyResult, question: str) -> str:
     if question != CLASS:
         calibrated = findings.settings["calibration"] is not None
         unit = "its spread over the texts of a calibration" if calibrated else "its own size in each text"
@@ -122,7 +122,7 @@ def _explained(findings: Findings, question: str) -> str:
     return f"Explained: the class that the model predicts, which is the true one in {right:.1%} of {len(known)} texts."
 
 
-def _failures(findings: Findings, question: str) -> Iterator[str]:
+def _failures(findings: StudyResult, question: str) -> Iterator[str]:
     """One note for each method and metric that failed, with its first reason."""
     parts: dict[tuple[str, str], list[str]] = {}
     for failure in findings.failures:
@@ -134,7 +134,7 @@ def _failures(findings: Findings, question: str) -> Iterator[str]:
         yield f"{what} failed on {len(reasons)} of {len(findings.texts)} texts, first on {reasons[0]}."
 
 
-def _cells(findings: Findings) -> dict[tuple[int, int, int], StudyCell]:
+def _cells(findings: StudyResult) -> dict[tuple[int, int, int], StudyCell]:
     """By question, method and metric."""
     found = {}
     summary = findings.summary

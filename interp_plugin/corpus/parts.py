@@ -1,28 +1,224 @@
-"""Parts: Parquet files of a study, one for each window of its corpus, that are there whole or not at all."""
+"""The folder of a study: a Parquet file for each window of the corpus, written whole or not at all, and its locks."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import socket
+import stat
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.corpus.drafts import FORMAT, KEY, About, Draft, digest_of
-from interp_plugin.corpus.lock import locked
-from interp_plugin.corpus.stream import Failure
-from interp_plugin.text.storage import check_local, load_pyarrow, replace_file
+import torch
+from filelock import FileLock, Timeout
+
+from interp_plugin.corpus.reading import Failure, Item
+from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
+from interp_plugin.text.models import Label
+from interp_plugin.text.scores import Unit, group
+from interp_plugin.text.storage import (
+    ERASED_FLOATS,
+    FLOATS,
+    check_local,
+    fit_columns,
+    load_pyarrow,
+    parquet_bytes,
+    replace_file,
+    text_columns,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
+BATCH = 4096  # lines that the statistics hold in memory at a time
+FORMAT = 2  # raise it when a reader of the old format would go wrong
+KEY = b"interp_plugin_corpus"  # of the files' metadata
+SOLVED = ("solved_sigma", "solved_error")
+"""Columns of a part whose numbers were predicted: the solver's for the texts that it checked."""
+FOLDER_LOCK = (
+    ".study.lock"  # held while the other locks are looked at; a dot hides it from readers of Parquet
+)
+WAIT = 60.0  # seconds for the folder's lock, which others hold for milliseconds
 _NAME = re.compile(r"(part|errors)-(\d{8,})-([0-9a-f]{16})\.parquet")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text with its numbers.
+
+    Attributes:
+        item: the text.
+        found: its explanation.
+        solved: the solver's explanation, where a head predicted ``found`` and the text is one of those to check.
+    """
+
+    item: Item
+    found: TextExplanation
+    solved: TextExplanation | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """The metadata of a part.
+
+    Attributes:
+        window: its number, from 0.
+        first_row, rows: the rows of the corpus that it is of, and how many.
+        last: whether the corpus ends with it.
+        digest: of the texts.
+        ids: digest of the first text's token ids: another tokenizer gives others.
+        texts, failures: how many rows have numbers, and how many have none.
+        settings: that its numbers depend on.
+        seconds: that scoring it took.
+        errors: the name of the file with the failures; None: there are none.
+    """
+
+    window: int
+    first_row: int
+    rows: int
+    last: bool
+    digest: str
+    ids: str
+    texts: int
+    failures: int
+    settings: Mapping[str, Any]
+    seconds: float
+    errors: str | None = None
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """The files of a part that are not written yet.
+
+    Attributes:
+        about: the part's metadata.
+        files: content by name, in the order to write them: failures first, because a part counts as whole only with
+            them.  A name holds the window and a digest of the content.
+    """
+
+    about: About
+    files: Mapping[str, bytes]
+
+
+def part_files(about: About, scored: Sequence[Scored], failures: Sequence[Failure]) -> PartFiles:
+    """The part of a window, and the file of its failures where there are any."""
+    arrow, _ = load_pyarrow("a corpus study")
+    files: dict[str, bytes] = {}
+    if failures:
+        listed = [asdict(failure) for failure in failures]
+        content = _encoded(arrow.Table.from_pylist(listed, schema=_error_schema(arrow)), {})
+        about = replace(about, errors=_name("errors", about.window, content))
+        files[str(about.errors)] = content
+    rows = [line for text in scored for line in _lines(text, about.settings)]
+    each = len(scored[0].found.rows) if scored else 1
+    content = _encoded(
+        arrow.Table.from_pylist(rows, schema=_schema(arrow, about.settings)),
+        {**asdict(about), "lines": len(rows)},
+        max(1, GROUP // each) * each,  # of whole texts
+    )
+    files[_name("part", about.window, content)] = content
+    return PartFiles(about, files)
+
+
+def digest_of(chunks: Iterator[bytes]) -> str:
+    """The digest of a file's content that stands in its name."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _name(kind: str, window: int, content: bytes) -> str:
+    return f"{kind}-{window:08}-{digest_of(iter([content]))}.parquet"
+
+
+def _encoded(table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP) -> bytes:
+    """The bytes of a Parquet file."""
+    dictionaries = ["layer", "words.list.element", "tokens.list.element"]
+    content: bytes = parquet_bytes(
+        table, KEY, {"format": FORMAT, **header}, group_size, use_dictionary=dictionaries
+    ).to_pybytes()
+    return content
+
+
+def _lines(scored: Scored, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A line for each row of a text."""
+    text = scored.found
+    words = group((text.text, text.pair), text.tokens, text.offsets, "word")
+    units = [unit for unit in words if unit.offset is not None]
+    word_of: list[int | None] = [None] * len(text.tokens)
+    for number, unit in enumerate(units):
+        for token in unit.tokens:
+            word_of[token] = number
+    shared = {
+        "row": scored.item.row,
+        "text": text.text,
+        "pair": text.pair,
+        "tokens": text.tokens,
+        "offsets": text.offsets,
+        "size": text.size,
+        "predicted": text.predicted,
+        "probability": text.probability,
+        "target": text.target,
+        "words": [unit.name for unit in units],
+        "word_of": word_of,
+        "tags": _tags(scored.item, units),
+    }
+    checks = (None,) * len(text.rows) if scored.solved is None else scored.solved.rows
+    for row, check in zip(text.rows, checks):
+        arrays = {name: getattr(row, name).numpy() for name in FLOATS}
+        if isinstance(row, ErasedRow):
+            arrays |= {name: getattr(row, name).numpy() for name in ERASED_FLOATS}
+        if check is not None:
+            arrays |= {name: getattr(check, of).numpy() for name, of in zip(SOLVED, FLOATS)}
+        # a predicted row has the rate that its head was trained for
+        rate = settings["rate"] if math.isnan(row.rate) else row.rate
+        yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
+
+
+def _tags(item: Item, units: Sequence[Unit]) -> list[str] | None:
+    """A tag for each word: that of what stands between the spaces around it, or of the whole text."""
+    if item.tags is None or isinstance(item.tags, str):
+        return None if item.tags is None else [item.tags] * len(units)
+    ends = [chunk.end() for chunk in re.finditer(r"\S+", item.text)]
+    places = [(unit.offset[0], bisect_right(ends, unit.offset[1])) for unit in units if unit.offset]
+    return ["" if segment or place >= len(ends) else item.tags[place] for segment, place in places]
+
+
+def _schema(arrow: ModuleType, settings: Mapping[str, Any]) -> pa.Schema:
+    floats = arrow.list_(arrow.float32())
+    predicted, erased = (settings.get(name) is not None for name in ("amortised", "erased"))
+    return arrow.schema(
+        {
+            "row": arrow.int64(),
+            "layer": arrow.string(),
+            **text_columns(arrow),
+            "words": arrow.list_(arrow.string()),
+            "word_of": arrow.list_(arrow.int32()),  # of each token; null for a special one
+            "tags": arrow.list_(arrow.string()),  # of each word
+            "position": arrow.int64(),
+            **fit_columns(arrow),
+            **(dict.fromkeys(SOLVED, floats) if predicted else {}),  # null where the solver did not check
+            **({**dict.fromkeys(ERASED_FLOATS, floats), "damage": arrow.float64()} if erased else {}),
+        }
+    )
+
+
+def _error_schema(arrow: ModuleType) -> pa.Schema:
+    return arrow.schema({"row": arrow.int64(), "reason": arrow.string(), "beginning": arrow.string()})
 
 
 @dataclass(frozen=True)
@@ -31,7 +227,7 @@ class Part:
 
     Attributes:
         path: of the file.
-        about: what it says of itself.
+        about: its metadata.
     """
 
     path: Path
@@ -57,8 +253,8 @@ class Part:
 class Folder:
     """The parts of one study.
 
-    A file's name holds its window and a digest of its bytes, so that what was cut off or changed is told from what is
-    whole, and nothing else needs to be kept in step with it.
+    A file's name holds its window and a digest of its bytes, which tells a damaged file from a whole one without any
+    index.
 
     Args:
         path: the folder; it need not be there yet.
@@ -66,7 +262,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._files: dict[int, list[Path]] = {}  # of each window, drafts of a killed run too
+        self._files: dict[int, list[Path]] = {}  # of each window; unfinished ones of a killed run too
         for file in sorted(self.path.iterdir()) if self.path.is_dir() else []:
             match = _NAME.match(file.name.removeprefix("."))
             if match:
@@ -85,7 +281,7 @@ class Folder:
 
         Args:
             path: of the folder.
-            settings, rank, world_size: as of :func:`~interp_plugin.corpus.lock.locked`.
+            settings, rank, world_size: as of :func:`locked`.
 
         Raises:
             ImportError: pyarrow is missing.
@@ -113,17 +309,17 @@ class Folder:
                 return Part(path, about)
         return None
 
-    def write(self, draft: Draft) -> None:
+    def write(self, part: PartFiles) -> None:
         """Write the part of a window, in place of what is there of it.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to; nothing half-written counts.
         """
-        window = draft.about.window
+        window = part.about.window
         with _explained(self.path):
-            for name, content in draft.files.items():
+            for name, content in part.files.items():
                 replace_file(self.path / name, content)
-        new = [self.path / name for name in draft.files]
+        new = [self.path / name for name in part.files]
         for path in self._files.get(window, []):
             if path not in new:
                 path.unlink(missing_ok=True)
@@ -136,22 +332,24 @@ class Folder:
         return path.is_file() and _is_whole(path)
 
 
-def lines(part: Part, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
-    """The lines of a part, so many at a time: of each text, its layers one after another.
+def batches_of(parts: Iterable[Part], n_layers: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The lines of some parts, a few thousand at a time: of each text, its layers one after another.
 
     Args:
-        part: a whole one.
-        columns: their names.
-        size: lines at most in a batch; a multiple of the number of layers keeps texts together.
+        parts: whole ones.
+        n_layers: lines of a text, which stay together.
+        columns: names of those to read.
     """
     _, parquet = load_pyarrow("a corpus study")
-    # opened here, for pyarrow takes a name with a colon for a URI
-    with part.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
-        yield from file.iter_batches(batch_size=size, columns=list(columns))
+    step = max(1, BATCH // n_layers) * n_layers
+    for part in parts:
+        # opened here, for pyarrow takes a name with a colon for a URI
+        with part.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
+            yield from file.iter_batches(batch_size=step, columns=list(columns))
 
 
 def _about(path: Path) -> About | None:
-    """What a part says of itself; None: it is not whole."""
+    """The metadata of a part; None: it is not whole."""
     arrow, parquet = load_pyarrow("a corpus study")
     if not _is_whole(path):
         return None
@@ -195,7 +393,7 @@ def _table(path: Path) -> pa.Table | None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What stands in the way of writing, as a sentence."""
+    """Say in one sentence why the folder cannot be written to."""
     try:
         yield
     except OSError as error:
@@ -206,3 +404,131 @@ def _explained(path: Path) -> Iterator[None]:
             f"cannot write to {str(path)!r} ({error.strerror}): {way_out} and run again; "
             "the parts that are finished stay",
         ) from error
+
+
+_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name != "rows")
+_ROW = tuple(field.name for field in fields(Row) if field.name != "layer")
+
+
+def explanations(
+    parts: Sequence[Part], layers: Sequence[Label], rows: Collection[int] | None
+) -> Iterator[tuple[int, TextExplanation]]:
+    """Some texts in full, each after the number of its row; rows None: all."""
+    labels = {str(label): label for label in layers}
+    for part in parts:
+        first, count = part.about.first_row, part.about.rows
+        if rows is not None and not any(first <= row < first + count for row in rows):
+            continue
+        erased = (*ERASED_FLOATS, "damage") if part.about.settings.get("erased") is not None else ()
+        columns = (*_TEXT, *_ROW, "row", "layer", *erased)
+        for batch in batches_of([part], len(labels), columns):
+            table = batch.to_pylist()
+            for place in range(0, len(table), len(labels)):
+                some = table[place : place + len(labels)]
+                if rows is None or some[0]["row"] in rows:
+                    yield some[0]["row"], _restored(some, labels, (*_ROW, *erased))
+
+
+def _restored(
+    some: Sequence[Mapping[str, Any]], labels: Mapping[str, Label], names: Sequence[str]
+) -> TextExplanation:
+    """The explanation of a text from its lines, whose columns ``names`` are those of its rows."""
+    kind: Callable[..., Row] = ErasedRow if "damage" in names else Row
+    rows = []
+    for line in some:
+        values = {
+            name: torch.tensor(line[name], dtype=torch.float32)
+            if name in (*FLOATS, *ERASED_FLOATS)
+            else line[name]
+            for name in names
+        }
+        rows.append(kind(layer=labels[line["layer"]], **values))
+    known = {name: some[0][name] for name in _TEXT}
+    known["tokens"] = tuple(known["tokens"])
+    known["offsets"] = tuple(None if offset is None else tuple(offset) for offset in known["offsets"])
+    return TextExplanation(**known, rows=tuple(rows))
+
+
+@contextmanager
+def locked(folder: Path, settings: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> Iterator[None]:
+    """Inside the block no other study writes to a folder.
+
+    Each process holds a lock of the system, which dies with it, on a file that names its group (those with the same
+    settings and number of processes) and its rank in it.
+
+    Args:
+        folder: that is there.
+        settings: of the study.
+        rank, world_size: this process and how many share the corpus.
+
+    Raises:
+        ValueError: another study, or the same process of this one, is at work there; the message says whose.
+    """
+    group = hashlib.sha256(json.dumps([settings, world_size], sort_keys=True).encode()).hexdigest()[:8]
+    mine = folder / f".study-{group}-{rank}.lock"
+    lock = _lock(mine)
+    with ExitStack() as undo:
+        with _folder_lock(folder):
+            for path in sorted(folder.glob(".study-*.lock")):
+                if _is_held(path) and (path == mine or not path.name.startswith(f".study-{group}-")):
+                    raise ValueError(
+                        f"{_holder(path)} is running a study in {str(folder)!r}; wait for it, or give another folder"
+                    )
+            lock.acquire(blocking=False)
+            undo.callback(lock.release)
+            undo.callback(_clear, mine)
+            here = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+            }
+            mine.write_text(json.dumps(here), encoding="utf-8")
+        yield
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Held by one process at a time, for milliseconds, so that none sees the locks of others half taken."""
+    lock = _lock(folder / FOLDER_LOCK)
+    try:
+        lock.acquire(timeout=WAIT)
+    except Timeout as error:
+        raise ValueError(
+            f"{str(folder / FOLDER_LOCK)!r} is held by another process; wait for it, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    """Anyone who can write to the folder can write its file, and so go on with the study."""
+    return FileLock(path, mode=stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds this lock; the file of a process that was killed is removed."""
+    lock = _lock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    _clear(path)  # under the folder's lock, so no other process can be about to take it
+    lock.release()
+    return False
+
+
+def _clear(path: Path) -> None:
+    """Remove the file of a lock, which is no lock without a process that holds it."""
+    with suppress(OSError):  # the disk may have become read-only, which is told where it matters
+        path.unlink()
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, in words."""
+    # it may be being written, or not be readable here
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {held['pid']} on {held['host']} (since {held['since']})"
+    return "another process"

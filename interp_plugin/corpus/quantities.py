@@ -1,18 +1,17 @@
-"""Quantities: what the layers lose and keep of the sentences of a corpus, and how that goes with depth."""
+"""Statistics of a study's sentences: means over the corpus by layer, change with depth, differences of studies."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from interp_plugin.corpus.estimates import bootstrap, p_values, ratio
-from interp_plugin.corpus.parts import Part, lines
+from interp_plugin.corpus.parts import Part, batches_of
 from interp_plugin.statistics import holm
 from interp_plugin.text.models import Label
 
@@ -24,95 +23,209 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Integers = NDArray[np.int64]
 
+RESAMPLES = 1000
+LEVEL = 0.95
+Z = 1.959963984540054  # of a normal distribution, two-sided 95 %
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a unit Gaussian, a dimension
-BATCH = 4096  # lines in memory at a time
 NO_NUMBERS = "the study has no numbers: every text of its corpus failed, see failures(), or none is done yet"
 PER = ("sentence", "token", "token of a sentence", "dimension")
-_FACTS = ("regime_index", "distortion", "rate", "converged", "n_forward", "n_backward")
+PER_ERASED = ("sentence", "token", "word", "word of a sentence")
+MEDIAN = "median sentence"
 NATS = ("size", "max_sigma", "input_std", "sigma")
-"""Columns of a line that the nats kept of its tokens come of."""
-_COLUMNS = ("row", "text", "pair", *NATS, "standard_error", "common_error", *_FACTS)
+"""Columns of a line that the nats kept of its tokens are computed from."""
+_FACTS = ("regime_index", "distortion", "rate", "converged", "n_forward", "n_backward")
+_ERASED_FACTS = ("damage", "n_forward", "n_backward")
+_HEAVY_TAILED = ("regime_index", "distortion")  # E divides by D: a state that hardly moves has any E
+_COLUMNS = ("row", "text", "pair", "standard_error")
+_CELLS = 4_000_000  # of counts in memory at a time
+
+
+# -- estimates
+
+
+def ratio(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Sum of values over sum of weights, and its standard error over sentences, (M,) each.
+
+    The error is that of the linearised ratio (Cochran, Sampling Techniques, 1977, section 6.4); with weights of one
+    it is that of the mean.
+
+    Args:
+        values: (N, M), N sentences.
+        weights: (N,) or (N, M).
+
+    Examples::
+        >>> mean, error = ratio(np.array([[1.0], [3.0]]), np.ones(2))
+        >>> mean, error
+        (array([2.]), array([1.]))
+    """
+    weights = weights.reshape(len(weights), -1)
+    n, total = len(values), weights.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = values.sum(0) / total
+        squares = np.square(values - mean * weights).sum(0)
+        error = np.sqrt(squares * n / (n - 1)) / total if n > 1 else np.full_like(mean, np.nan)
+    return mean, error
+
+
+def bootstrap(
+    values: Floats, weights: Floats, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Both ends of the 95 % percentile interval of sum of values over sum of weights, (M,) each.
+
+    Sentences are drawn with replacement, the same ones for all M, so that what is paired stays so (Efron, 1979).
+    SciPy's bootstrap has no weights and holds all resamples of all columns at once.
+
+    Args:
+        values: (N, M), N sentences.
+        weights: (N,).
+        resamples: how often; memory does not grow with it.
+        seed: of the draws.
+    """
+    n, count = values.shape
+    if n < 2:
+        return np.full(count, np.nan), np.full(count, np.nan)
+    generator = np.random.default_rng(seed)
+    step = max(1, _CELLS // n)
+    found = np.empty((resamples, count))
+    for first in range(0, resamples, step):
+        size = min(step, resamples - first)
+        drawn = generator.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        found[first : first + size] = (counts @ values) / (counts @ weights)[:, None]
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
+
+
+def median(values: Floats) -> tuple[float, float, float]:
+    """The median of the finite values (N,), and the 95 % interval between two of them by the sign test.
+
+    Examples::
+        >>> median(np.array([1.0, 2.0, 3.0, 1e37, np.inf]))[0], median(np.arange(100.0))
+        (2.5, (49.5, 39.0, 60.0))
+    """
+    from scipy.stats import binom
+
+    known = np.sort(values[np.isfinite(values)])
+    if not len(known):
+        return math.nan, math.nan, math.nan
+    place = int(binom.ppf((1 - LEVEL) / 2, len(known), 0.5))
+    if place < 1:  # too few for any interval
+        return float(np.median(known)), math.nan, math.nan
+    return float(np.median(known)), float(known[place - 1]), float(known[len(known) - place])
+
+
+def t_test(values: Floats, alternative: Literal["two-sided", "greater"] = "two-sided") -> Floats:
+    """p of Student's t-test that the mean of each column of (N, M) is 0; 1 where all values are 0."""
+    from scipy import stats
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.asarray(stats.ttest_1samp(values, 0.0, alternative=alternative).pvalue)
+    found: Floats = np.where((values == 0).all(0), 1.0, p)
+    return found
+
+
+# -- what is read from the parts
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """A float for each sentence and layer; N sentences, L layers.
+    """Numbers for each sentence and layer; N sentences, L layers.
 
     Attributes:
         layers: L labels in forward order.
+        erased: whether tokens were erased; otherwise they bore noise.
         rows: of the corpus, (N,).
-        keys: of the texts, (N,): equal for equal texts.
-        tokens: T of each, (N,).
+        keys: digests of the texts, (N,): equal for equal texts.
+        tokens: T of each, (N,); where tokens were erased without special ones, which never are.
+        words: of each, (N,); where noise was learned, none are counted.
         size: K, elements of a token's embedding.
-        kept, loss: nats of all tokens of a sentence, (N, L).
-        kept_error, loss_error: their standard errors, (N, L), from the noise draws.
-        facts: "regime_index", "distortion", "rate", "converged", "n_forward", "n_backward", (N, L) each.
+        totals: sums over a sentence's tokens, (N, L): "kept" and "loss" in nats, or "erased".
+        errors: standard errors of the totals, (N, L), from the noise draws or the masks.
+        facts: (N, L) each: "regime_index", "distortion", "rate", "converged", "n_forward" and "n_backward"; or
+            "damage", "n_forward" and "n_backward".
     """
 
     layers: tuple[Label, ...]
+    erased: bool
     rows: Integers
     keys: NDArray[np.uint64]
     tokens: Floats
+    words: Floats
     size: int
-    kept: Floats
-    loss: Floats
-    kept_error: Floats
-    loss_error: Floats
+    totals: Mapping[str, Floats]
+    errors: Mapping[str, Floats]
     facts: Mapping[str, Floats]
 
     @classmethod
-    def read(cls, parts: Iterable[Part], layers: Sequence[Label]) -> Sentences:
+    def read(cls, parts: Iterable[Part], layers: Sequence[Label], erased: bool = False) -> Sentences:
         """From the parts, a few thousand lines at a time.
 
         Raises:
             ValueError: not one sentence is there.
         """
-        found = [cls._of(batch, layers) for batch in batches_of(parts, layers, _COLUMNS)]
+        columns = (
+            (*_COLUMNS, "size", "erased", "words", "word_of", *_ERASED_FACTS)
+            if erased
+            else (*_COLUMNS, *NATS, "common_error", *_FACTS)
+        )
+        found = [cls._of(batch, layers, erased) for batch in batches_of(parts, len(layers), columns)]
         if not found:
             raise ValueError(NO_NUMBERS)
 
         def joined(name: str) -> Any:
             return np.concatenate([getattr(each, name) for each in found])
 
-        return cls(
-            layers=tuple(layers),
-            rows=joined("rows"),
-            keys=joined("keys"),
-            tokens=joined("tokens"),
-            size=found[0].size,
-            kept=joined("kept"),
-            loss=joined("loss"),
-            kept_error=joined("kept_error"),
-            loss_error=joined("loss_error"),
-            facts={name: np.concatenate([each.facts[name] for each in found]) for name in _FACTS},
-        )
+        def joined_by_name(name: str) -> dict[str, Floats]:
+            return {
+                key: np.concatenate([getattr(each, name)[key] for each in found])
+                for key in getattr(found[0], name)
+            }
+
+        arrays = {name: joined(name) for name in ("rows", "keys", "tokens", "words")}
+        mappings: dict[str, Any] = {name: joined_by_name(name) for name in ("totals", "errors", "facts")}
+        return cls(tuple(layers), erased, size=found[0].size, **arrays, **mappings)
 
     @classmethod
-    def _of(cls, batch: pa.RecordBatch, layers: Sequence[Label]) -> Sentences:
+    def _of(cls, batch: pa.RecordBatch, layers: Sequence[Label], erased: bool) -> Sentences:
         count = len(layers)
-        column = {name: batch.column(name) for name in _COLUMNS}
-        kept, lengths = kept_of_tokens(batch)
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        size = column["size"].to_numpy()
-        log_sigma = np.add.reduceat(np.log(floats(column["sigma"])), starts)
 
         def shaped(values: Any) -> Floats:
             return np.asarray(values, dtype=float).reshape(-1, count)
 
-        facts = {name: shaped(column[name].to_numpy(zero_copy_only=False)) for name in _FACTS}
         firsts = slice(None, None, count)
-        words = zip(column["text"][firsts].to_pylist(), column["pair"][firsts].to_pylist())
+        lengths = _lengths(batch.column("standard_error"))
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        size = batch.column("size").to_numpy()
+        tokens, words = lengths[firsts].astype(float), np.zeros(len(lengths[firsts]))
+        if erased:
+            tokens = _lengths(batch.column("word_of"), known=True)[firsts].astype(float)
+            words = _lengths(batch.column("words"))[firsts].astype(float)
+            totals = {"erased": np.add.reduceat(floats(batch.column("erased")), starts)}
+            variance = np.square(floats(batch.column("standard_error")))
+            errors = {"erased": np.sqrt(np.add.reduceat(variance, starts))}
+        else:
+            log_sigma = np.add.reduceat(np.log(floats(batch.column("sigma"))), starts)
+            totals = {
+                "kept": np.add.reduceat(kept_of_tokens(batch), starts),
+                "loss": lengths * size * ENTROPY + size * log_sigma,
+            }
+            errors = {
+                "kept": _error_of_kept(batch, lengths, starts),
+                "loss": lengths * size * batch.column("common_error").to_numpy(),
+            }
+        names = _ERASED_FACTS if erased else _FACTS
+        texts = zip(batch.column("text")[firsts].to_pylist(), batch.column("pair")[firsts].to_pylist())
         return cls(
-            tuple(layers),
-            column["row"].to_numpy()[firsts],
-            np.array([_key(*pair) for pair in words], dtype=np.uint64),
-            lengths[firsts].astype(float),
-            int(size[0]),
-            shaped(np.add.reduceat(kept, starts)),
-            shaped(lengths * size * ENTROPY + size * log_sigma),
-            shaped(_error_of_kept(batch, lengths, starts)),
-            shaped(lengths * size * column["common_error"].to_numpy()),
-            facts,
+            layers=tuple(layers),
+            erased=erased,
+            rows=batch.column("row").to_numpy()[firsts],
+            keys=np.array([_key(*pair) for pair in texts], dtype=np.uint64),
+            tokens=tokens,
+            words=words,
+            size=int(size[0]),
+            totals={name: shaped(values) for name, values in totals.items()},
+            errors={name: shaped(values) for name, values in errors.items()},
+            facts={name: shaped(batch.column(name).to_numpy(zero_copy_only=False)) for name in names},
         )
 
     def of(self, label: Label) -> int:
@@ -125,24 +238,27 @@ class Sentences:
             raise ValueError(f"layer {label!r} is not in the study: choose from {self.layers}")
         return self.layers.index(label)
 
+    @property
+    def converged(self) -> Floats:
+        """Whether each row met the tolerance, (N, L) 0 or 1; NaN where it was predicted, or tokens were erased."""
+        if self.erased:
+            return np.full_like(self.facts["n_forward"], np.nan)
+        predicted = np.isnan(self.facts["regime_index"])
+        return np.where(predicted, np.nan, self.facts["converged"])
+
     def weights(self, per: str) -> tuple[Floats, Floats]:
-        """What a sentence's nats are divided by before the sum over sentences, and what the sum is, (N,) each."""
+        """Two numbers for each sentence, (N,): a total is divided by the first before the sum over sentences, and the
+        sum by that of the second.
+        """
         ones = np.ones_like(self.tokens)
         return {
             "sentence": (ones, ones),
             "token": (ones, self.tokens),
             "token of a sentence": (self.tokens, ones),
             "dimension": (ones, self.tokens * self.size),
+            "word": (ones, self.words),
+            "word of a sentence": (np.maximum(self.words, 1), ones),
         }[per]
-
-
-def batches_of(
-    parts: Iterable[Part], layers: Sequence[Label], columns: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    """Lines of all parts, so many at a time, those of a text together."""
-    step = max(1, BATCH // len(layers)) * len(layers)
-    for part in parts:
-        yield from lines(part, columns, step)
 
 
 def floats(column: pa.ListArray) -> Floats:
@@ -151,14 +267,28 @@ def floats(column: pa.ListArray) -> Floats:
     return found
 
 
-def kept_of_tokens(batch: pa.RecordBatch) -> tuple[Floats, Integers]:
-    """Nats kept of each token of each line, one after another, and how many tokens each line has."""
+def _lengths(column: pa.ListArray, known: bool = False) -> Integers:
+    """How many values each list of a column has; with ``known`` how many that are not null."""
     import pyarrow.compute as pc
 
-    sigma = batch.column("sigma")
-    lengths: Integers = pc.list_value_length(sigma).to_numpy().astype(np.int64)
+    lengths: Integers = pc.list_value_length(column).to_numpy().astype(np.int64)
+    if not known:
+        return lengths
+    valid = column.flatten().is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+    of_line = np.repeat(np.arange(len(lengths)), lengths)
+    return np.bincount(of_line, valid, len(lengths)).astype(np.int64)
+
+
+def lengths_of(batch: pa.RecordBatch) -> Integers:
+    """How many tokens each line has."""
+    return _lengths(batch.column("sigma"))
+
+
+def kept_of_tokens(batch: pa.RecordBatch) -> Floats:
+    """Nats kept of each token of each line, one after another."""
+    lengths = lengths_of(batch)
     size, cap, std = (np.repeat(batch.column(name).to_numpy(), lengths) for name in NATS[:3])
-    return nats_kept(size, cap, std, floats(sigma)), lengths
+    return nats_kept(size, cap, std, floats(batch.column("sigma")))
 
 
 def nats_kept(size: Any, cap: Any, std: Any, sigma: Floats) -> Floats:
@@ -169,7 +299,7 @@ def nats_kept(size: Any, cap: Any, std: Any, sigma: Floats) -> Floats:
 
 
 def _error_of_kept(batch: pa.RecordBatch, lengths: Integers, starts: Integers) -> Floats:
-    """Standard error of the nats kept of each line's tokens together, as `Known` of the scores has it."""
+    """Standard error of the nats kept of each line's tokens together, as `Known` of the scores computes it."""
     size, _, std = (np.repeat(batch.column(name).to_numpy(), lengths) for name in NATS[:3])
     variance = np.square(floats(batch.column("standard_error")))
     slope = size / (1 + np.square(floats(batch.column("sigma")) / std))  # of kept by log sigma
@@ -187,38 +317,59 @@ def _error_of_kept(batch: pa.RecordBatch, lengths: Integers, starts: Integers) -
     return found
 
 
-def curves(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
+def _key(text: str, pair: str | None) -> int:
+    words = repr((text, pair)).encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
+
+
+# -- tables
+
+
+def layer_means(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
     """Means over the corpus for each layer, with errors and intervals; see ``CorpusResult.layers``."""
     import pandas as pd
 
-    listed: list[dict[str, Any]] = []
-    for per in PER:
+    found: list[dict[str, Any]] = []
+    converged = sentences.converged.mean(0)
+
+    def add(name: str, per: str, place: int, values: Sequence[float], **others: Any) -> None:
+        line: dict[str, Any] = {"layer": sentences.layers[place], "quantity": name, "per": per}
+        line |= dict(zip(("mean", "standard_error", "low", "high"), map(float, values)))
+        line |= {"solver_error": math.nan, "sentences": len(sentences.rows), "converged": converged[place]}
+        found.append({**line, **others})
+
+    for per in PER_ERASED if sentences.erased else PER:
         within, across = sentences.weights(per)
-        columns = {"kept": sentences.kept, "loss": sentences.loss}
-        if per == "sentence":
-            columns.update(sentences.facts)
+        columns = {**sentences.totals, **(sentences.facts if per == "sentence" else {})}
         values = np.concatenate(list(columns.values()), axis=1) / within[:, None]
-        mean, error = ratio(values, across)
-        low, high = bootstrap(values, across, resamples, seed)
+        means = *ratio(values, across), *bootstrap(values, across, resamples, seed)  # 4 x (quantities x L,)
         solver = {
-            name: ratio(error / within[:, None], across)[0]
-            for name, error in (("kept", sentences.kept_error), ("loss", sentences.loss_error))
+            name: ratio(errors / within[:, None], across)[0] for name, errors in sentences.errors.items()
         }
-        for place, (name, label) in enumerate((c, layer) for c in columns for layer in sentences.layers):
-            listed.append(
-                {
-                    "layer": label,
-                    "quantity": name,
-                    "per": per,
-                    "mean": mean[place],
-                    "standard_error": error[place],
-                    "low": low[place],
-                    "high": high[place],
-                    "solver_error": solver[name][sentences.of(label)] if name in solver else np.nan,
-                    "sentences": len(sentences.rows),
-                }
-            )
-    return pd.DataFrame(listed)
+        places = ((name, place) for name in columns for place in range(len(sentences.layers)))
+        for i, (name, place) in enumerate(places):
+            known = _defined(sentences, name, place) if name == "regime_index" else values[:, i]
+            if 0 < len(known) < len(values):
+                some, ones = known[:, None], np.ones(len(known))
+                ends = *ratio(some, ones), *bootstrap(some, ones, resamples, seed)
+                add(name, per, place, [end[0] for end in ends], sentences=len(known))
+            else:
+                error_of_draws = solver[name][place] if name in solver else math.nan
+                add(name, per, place, [end[i] for end in means], solver_error=error_of_draws)
+    for name in () if sentences.erased else _HEAVY_TAILED:
+        for place in range(len(sentences.layers)):
+            known = _defined(sentences, name, place)
+            middle, low, high = median(known)
+            add(name, MEDIAN, place, [middle, math.nan, low, high], sentences=len(known))
+    return pd.DataFrame(found)
+
+
+def _defined(sentences: Sentences, name: str, place: int) -> Floats:
+    """A fact at a layer, of the sentences for which it is defined: E is not where the state did not move."""
+    values = sentences.facts[name][:, place]
+    if name == "regime_index":
+        values = values[sentences.facts["distortion"][:, place] > 0]
+    return values[np.isfinite(values)]
 
 
 def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
@@ -226,15 +377,17 @@ def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
     import pandas as pd
 
     pairs = chain(sentences.layers)
-    names = ("layer", "after", "growth", "standard_error", "low", "high", "share", "p", "p_holm", "violation")
+    names = ("layer", "after", "growth", "standard_error", "low", "high", "share", "p", "p_holm", "violation",
+             "converged")  # fmt: skip
     if not pairs:
         return pd.DataFrame({name: [] for name in names})
+    kept, converged = sentences.totals["kept"], sentences.converged
     columns = [(sentences.of(a), sentences.of(b)) for a, b in pairs]
-    change = np.stack([sentences.kept[:, b] - sentences.kept[:, a] for a, b in columns], axis=1)
+    change = np.stack([kept[:, b] - kept[:, a] for a, b in columns], axis=1)
     ones = np.ones(len(change))
     mean, error = ratio(change, ones)
     low, high = bootstrap(change, ones, resamples, seed)
-    p = p_values(mean, error, len(change), one_sided=True)
+    p = t_test(change, "greater")
     corrected = holm(p)
     return pd.DataFrame(
         {
@@ -248,6 +401,7 @@ def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
             "p": p,
             "p_holm": corrected,
             "violation": (mean > 0) & (corrected < 0.05),
+            "converged": [(converged[:, a] * converged[:, b]).mean() for a, b in columns],
         }
     )[list(names)]
 
@@ -290,34 +444,36 @@ def differences(ours: Sentences, theirs: Sentences, resamples: int, seed: int) -
             "of the same texts"
         )
     left, right = ([s.of(label) for label in labels] for s in (ours, theirs))
+    both = ours.converged[here][:, left] * theirs.converged[there][:, right]
     found: list[pd.DataFrame] = []
-    for per in PER:
+    for per in PER_ERASED if ours.erased else PER:
         columns = []
-        for name in ("kept", "loss"):
+        for name in ours.totals:
             # each ratio is linearised about its own mean, so that the two may have other numbers of tokens
             pair = [
-                _linear(getattr(s, name)[chosen_rows][:, chosen], *(w[chosen_rows] for w in s.weights(per)))
+                _linear(s.totals[name][chosen_rows][:, chosen], *(w[chosen_rows] for w in s.weights(per)))
                 for s, chosen_rows, chosen in ((ours, here, left), (theirs, there, right))
             ]
             columns.append(pair[0] - pair[1])
-        values = np.concatenate(columns, axis=1)  # (N, 2 L), whose mean is the difference
+        values = np.concatenate(columns, axis=1)  # (N, quantities x L), whose mean is the difference
         ones = np.ones(len(values))
         mean, error = ratio(values, ones)
         low, high = bootstrap(values, ones, resamples, seed)
-        p = p_values(mean, error, len(values))
-        half = len(labels)
+        p = t_test(values)
+        count = len(labels)
         table = pd.DataFrame(
             {
-                "layer": labels * 2,
-                "quantity": ["kept"] * half + ["loss"] * half,
+                "layer": labels * len(ours.totals),
+                "quantity": np.repeat(list(ours.totals), count),
                 "per": per,
                 "difference": mean,
                 "standard_error": error,
                 "low": low,
                 "high": high,
                 "p": p,
-                "p_holm": np.concatenate([holm(p[:half]), holm(p[half:])]),
+                "p_holm": np.concatenate([holm(some) for some in p.reshape(-1, count)]),
                 "sentences": len(values),
+                "converged": np.tile(both.mean(0), len(ours.totals)),
             }
         )
         found.append(table)
@@ -330,8 +486,3 @@ def _linear(nats: Floats, within: Floats, across: Floats) -> Floats:
     mean, _ = ratio(values, across)
     found: Floats = mean + (values - mean * across[:, None]) / across.mean()
     return found
-
-
-def _key(text: str, pair: str | None) -> int:
-    words = repr((text, pair)).encode("utf-8", "backslashreplace")
-    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")

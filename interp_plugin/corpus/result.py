@@ -1,4 +1,4 @@
-"""CorpusResult: what a study found, read from its parts."""
+"""CorpusResult: a study of a corpus, read from its parts: tables, explanations, figures and a page."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_plugin.corpus import check, quantities, views
-from interp_plugin.corpus.estimates import RESAMPLES
-from interp_plugin.corpus.knowledge import knowledge
-from interp_plugin.corpus.parts import Folder, Part
-from interp_plugin.corpus.quantities import Sentences
-from interp_plugin.corpus.stream import Failure
-from interp_plugin.corpus.texts import explanations
+from interp_plugin.corpus import agreement, quantities, views, words
+from interp_plugin.corpus.parts import Folder, Part, explanations
+from interp_plugin.corpus.quantities import RESAMPLES, Sentences
+from interp_plugin.corpus.reading import Failure
 from interp_plugin.corpus.views import Per, Quantity
-from interp_plugin.corpus.word_classes import WORD, By, classifier, sums_of
-from interp_plugin.corpus.word_classes import table as table_of_classes
+from interp_plugin.corpus.words import WORD, By
 from interp_plugin.fingerprint import differences
 from interp_plugin.rendering import corpus as drawings
 from interp_plugin.rendering import corpus_terminal as terminal
 from interp_plugin.text.explanation import Explanation, Settings
-from interp_plugin.text.models import Label
+from interp_plugin.text.models import OUTPUT, Label
 from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
@@ -36,17 +32,17 @@ if TYPE_CHECKING:
 Kind = Literal["curve", "classes", "regime"]
 
 # what two studies must share for their numbers to be paired
-DRAWS = ("seed", "tolerance", "draws", "iterations", "rate", "distortion", "truncation")
+DRAWS = ("seed", "tolerance", "draws", "iterations", "rate", "truncation", "erased")
 
 
 @dataclass(frozen=True)
 class CorpusResult:
-    """A study of a corpus; its numbers are read from the parts when they are asked for, in bounded memory.
+    """A study of a corpus; its numbers are read from the parts when they are needed, in bounded memory.
 
     Attributes:
         path: the folder of its parts.
         parts: the whole ones, in the order of the corpus.
-        settings: what the numbers depend on: model, weights, layers, rate, solver, versions and more.
+        settings: that the numbers depend on: model, weights, layers, rate, solver, versions and more.
 
     Examples: see :class:`CorpusStudy`.
     """
@@ -61,7 +57,7 @@ class CorpusResult:
 
         Args:
             path: of the folder.
-            partial: take what is there of a study that is still running, or lost some parts.
+            partial: accept a study that is still running, or lost some parts.
 
         Raises:
             ValueError: there is no study, or (unless partial) some of it is missing or damaged; parts with other
@@ -92,6 +88,16 @@ class CorpusResult:
         return self.settings.get("amortised") is not None
 
     @property
+    def is_erased(self) -> bool:
+        """Whether tokens were erased; otherwise they bore noise."""
+        return self.settings.get("erased") is not None
+
+    @property
+    def units(self) -> dict[Label, str]:
+        """The unit of each layer's erasure scores: nats for the output (log-odds, or log probability), D elsewhere."""
+        return {label: "nats" if label == OUTPUT else "D" for label in self.layer_labels}
+
+    @property
     def layer_labels(self) -> tuple[Label, ...]:
         """The layers, in forward order."""
         return tuple(self.settings["layers"])
@@ -118,8 +124,8 @@ class CorpusResult:
 
     @cached_property
     def sentences(self) -> Sentences:
-        """A number for each sentence, layer and quantity: the one thing that grows with the corpus."""
-        return Sentences.read(self.parts, self.layer_labels)
+        """A number for each sentence, layer and quantity: all that is held in memory of the whole corpus."""
+        return Sentences.read(self.parts, self.layer_labels, self.is_erased)
 
     def layers(self, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
         """Means over the corpus, a line for each layer, quantity and unit.
@@ -131,16 +137,23 @@ class CorpusResult:
         * "token of a sentence": mean over a sentence's tokens, mean over sentences, so that long ones count no more;
         * "dimension": as "token", divided by K, so that models of different widths compare.
 
-        Per sentence also regime_index, distortion, rate, converged (0 or 1) and n_forward, n_backward (sample
-        passes).  H(X) is the same for every layer and model, so differences of "loss" are those of MI with the other
-        sign.
+        Per sentence also regime_index (of sentences whose state moved), distortion, rate, converged (0 or 1) and
+        n_forward, n_backward (sample passes).  A few sentences can have any E and D, so both have a line per "median
+        sentence" too, whose "mean" is the median, with the interval of the sign test.  H(X) is the same for every layer
+        and model, so differences of "loss" are those of MI with the other sign.
+
+        Where tokens were erased the quantity is "erased", the score that is lost with them, signed, in nats of
+        log-odds of the predicted class for the output, in D for other layers (:attr:`units`); per "sentence", "token",
+        "word" (sum over the words of the corpus, divided by their number) and "word of a sentence"; special tokens,
+        which are never erased, are not counted.  Per sentence also damage, n_forward and n_backward.
 
         Returns:
             Columns layer, quantity, per, mean, standard_error (over sentences), low, high (95 % bootstrap interval
-            over sentences), solver_error (of the noise draws, if those of all sentences went the same way: they share
-            their seed), sentences.
+            over sentences), solver_error (of the noise draws or masks, if those of all sentences deviated in the same
+            direction: they share their seed), sentences, converged (share of the layer's rows that met the tolerance;
+            NaN where they were predicted, or tokens were erased).
         """
-        return quantities.curves(self.sentences, resamples, seed)
+        return quantities.layer_means(self.sentences, resamples, seed)
 
     def monotonicity(self, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
         """Whether a layer keeps more than the one it is computed from.
@@ -153,8 +166,13 @@ class CorpusResult:
         Returns:
             Columns layer, after (the layer before), growth (kept here less kept there, nats per sentence, paired),
             standard_error, low, high, share (of sentences that grow), p (one-sided t-test), p_holm (corrected for all
-            pairs of layers), violation (growth above 0 with p_holm below 0.05).
+            pairs of layers), violation (growth above 0 with p_holm below 0.05), converged (share of sentences whose
+            rows of both layers met the tolerance).
+
+        Raises:
+            ValueError: tokens were erased, which measures no information.
         """
+        self._check_noise("growth with depth")
         return quantities.growth(self.sentences, resamples, seed)
 
     def compare(self, other: CorpusResult, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
@@ -165,13 +183,14 @@ class CorpusResult:
 
         Returns:
             Columns layer, quantity, per (as of :meth:`layers`), difference, standard_error, low, high, p (paired
-            t-test), p_holm (corrected for the layers), sentences.
+            t-test), p_holm (corrected for the layers), sentences, converged (share of sentences whose rows of both
+            studies met the tolerance).
 
         Raises:
             ValueError: other texts, no layer in common, or settings that differ in more than the model.
         """
         for name in DRAWS:
-            ours, theirs = self.settings[name], other.settings[name]
+            ours, theirs = self.settings.get(name), other.settings.get(name)
             if ours != theirs:
                 raise ValueError(
                     f"{name} is {ours!r} in one study and {theirs!r} in the other, so their numbers are not paired; "
@@ -180,7 +199,7 @@ class CorpusResult:
         return quantities.differences(self.sentences, other.sentences, resamples, seed)
 
     def check(self) -> pd.DataFrame:
-        """How far the predictions of an amortised study are from the solver, on the texts that it looked at too.
+        """How far the predictions of an amortised study are from the solver, on the texts that it checked.
 
         Returns:
             Columns layer; texts (that were checked); held_out and error: r.m.s. of predicted less solved log sigma
@@ -195,7 +214,7 @@ class CorpusResult:
         """
         if not self.is_amortised:
             raise ValueError(f"the solver found all the numbers of {str(self.path)!r}: nothing was predicted")
-        return check.table(self.parts, self.layer_labels, self.settings["held_out"])
+        return agreement.table(self.parts, self.layer_labels, self.settings["held_out"])
 
     def word_classes(
         self,
@@ -215,11 +234,14 @@ class CorpusResult:
 
         Returns:
             Columns layer, class, tokens, sentences (that have one), kept (nats per token), standard_error (over
-            sentences), low, high (95 %), loss (nats per token), share (of all nats that the layer keeps).
+            sentences), low, high (95 %), loss (nats per token), share (of all nats that the layer keeps), converged
+            (share of the layer's rows that met the tolerance).  Where tokens were erased: words in place of tokens,
+            erased (per word, signed, in :attr:`units`) in place of kept, magnitude (mean of the words' absolute scores)
+            in place of loss, share (of the sum of absolute scores), and no special tokens, which are never erased.
         """
-        self._check_any()
-        classify, order = classifier(by, self.parts, len(self.layer_labels), lexicon, stop_words)
-        return table_of_classes(sums_of(self.parts, self.layer_labels, classify), order)
+        classify, order = self._classifier(by, lexicon, stop_words)
+        sums = words.sums_of(self.parts, self.layer_labels, classify, self.is_erased)
+        return words.table(sums, self.sentences.converged.mean(0), order)
 
     def knowledge(
         self,
@@ -248,20 +270,26 @@ class CorpusResult:
         Returns:
             Columns layer; background, foreground (nats kept of a token) and foreground_error; concentration, its
             error, low and high; concentration_ratio; threshold (nats); foreground_points, background_points (per
-            sentence) and their errors; foreground_share and its error; foreground_tokens, background_tokens.
+            sentence) and their errors; foreground_share and its error; foreground_tokens, background_tokens; converged
+            (share of the layer's rows that met the tolerance).
+
+        Raises:
+            ValueError: the foreground is none or all of the corpus; tokens were erased, which measures no information.
         """
-        self._check_any()
-        classify, _ = classifier(by, self.parts, len(self.layer_labels), lexicon, stop_words)
-        return knowledge(self.parts, self.layer_labels, classify, foreground, threshold)
+        self._check_noise("knowledge points")
+        classify, _ = self._classifier(by, lexicon, stop_words)
+        converged = self.sentences.converged.mean(0)
+        return words.knowledge(self.parts, self.layer_labels, classify, foreground, threshold, converged)
 
     def table(self) -> pd.DataFrame:
-        """A line for each sentence and layer: nats and what else is known of it.
+        """A line for each sentence and layer.
 
         Of words and tokens, ``result.explanation(rows).to_pandas("word")`` has the lines.
 
         Returns:
             Columns row (of the corpus), layer, tokens, kept, loss, kept_error, loss_error (of the solver),
-            regime_index, distortion, rate, converged, n_forward, n_backward.
+            regime_index, distortion, rate, converged, n_forward, n_backward; where tokens were erased row, layer,
+            tokens, words, erased, erased_error, damage, n_forward, n_backward.
         """
         import pandas as pd
 
@@ -270,14 +298,13 @@ class CorpusResult:
             "row": np.repeat(found.rows, count),
             "layer": list(found.layers) * len(found.rows),
             "tokens": np.repeat(found.tokens.astype(int), count),
-            "kept": found.kept.ravel(),
-            "loss": found.loss.ravel(),
-            "kept_error": found.kept_error.ravel(),
-            "loss_error": found.loss_error.ravel(),
+            **({"words": np.repeat(found.words.astype(int), count)} if found.erased else {}),
+            **{name: values.ravel() for name, values in found.totals.items()},
+            **{f"{name}_error": values.ravel() for name, values in found.errors.items()},
             **{name: values.ravel() for name, values in found.facts.items()},
         }
         whole = {"converged": bool, "n_forward": int, "n_backward": int}
-        return pd.DataFrame(columns).astype(whole)
+        return pd.DataFrame(columns).astype({name: kind for name, kind in whole.items() if name in columns})
 
     def explanation(self, rows: Collection[int] | None = None) -> Explanation:
         """Some texts in full, to be drawn or listed; rows are numbers of the corpus, None is all of them.
@@ -291,7 +318,6 @@ class CorpusResult:
             if missing:
                 raise ValueError(f"rows {missing[:5]} have no numbers in this study; failures() may say why")
         known = {f.name: self.settings[f.name] for f in fields(Settings) if f.name in self.settings}
-        known["rate"] = float("nan") if known["rate"] is None else known["rate"]
         order = sorted(found) if rows is None else rows
         return Explanation(tuple(found[row] for row in order), Settings(**known), self.seconds)
 
@@ -299,21 +325,22 @@ class CorpusResult:
         self,
         kind: Kind = "curve",
         *,
-        per: Per = "token",
-        quantity: Quantity = "kept",
+        per: Per | None = None,
+        quantity: Quantity | None = None,
         others: Mapping[str, CorpusResult] | None = None,
         name: str | None = None,
         **classes: Any,
     ) -> Figure:
         """A Matplotlib figure.
 
-        * "curve": mean nats by layer with the 95 % interval; ``others`` adds more studies, by their names;
-        * "classes": kept per token, word class x layer (further arguments are those of :meth:`word_classes`);
+        * "curve": means by layer with the 95 % interval; ``others`` adds more studies, by their names;
+        * "classes": kept per token, or erased per word, word class x layer (further arguments are those of
+          :meth:`word_classes`);
         * "regime": the distribution of E over the sentences by layer.
 
         Args:
             kind: one of the three.
-            per, quantity: of the curve, as of :meth:`layers`.
+            per, quantity: of the curve, as of :meth:`layers`; None: "kept" per token, or "erased" per word.
             others: of the curve: name -> study.
             name: of this study among them; None: its model's.
 
@@ -325,19 +352,20 @@ class CorpusResult:
             mine = {name or str(self.settings["model"]): self}
             return drawings.plot_curves(
                 [each.curve(label, per, quantity) for label, each in {**mine, **(others or {})}.items()],
-                f"{'information kept' if quantity == 'kept' else 'H(X|S)'}, nats per {per}",
+                views.axis_label(self.is_erased, per, quantity),
             )
         if kind == "classes":
             return drawings.plot_classes(views.classes(self.word_classes(**classes)))
-        if kind == "regime" and self.is_amortised:
-            raise ValueError("a head predicted these numbers, and E is known only of what the solver found")
+        if kind == "regime" and (self.is_amortised or self.is_erased):
+            raise ValueError("E is known only where the solver found the numbers, and not a head or erasures")
         if kind == "regime":
             return drawings.plot_regime(views.regime(self))
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
 
-    def curve(self, name: str, per: Per = "token", quantity: Quantity = "kept") -> drawings.Curve:
-        """A line of the plot of layers."""
-        return views.curve(self.layers(), name, per, quantity)
+    def curve(self, name: str, per: Per | None = None, quantity: Quantity | None = None) -> drawings.Curve:
+        """A line of the plot of layers; ``per`` and ``quantity`` as of :meth:`plot`."""
+        per = per or ("word" if self.is_erased else "token")
+        return views.curve(self.layers(), name, per, quantity or ("erased" if self.is_erased else "kept"))
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str | Path:
         """A page with curves, tables and settings: the string, or the path of the file it was written to.
@@ -363,15 +391,29 @@ class CorpusResult:
             ValueError: as of :meth:`compare`.
         """
         failed = len(self.failures())
+        erased = f", erased for {self.settings['erased']}" if self.is_erased else ""
         terminal.show(
-            f"{self.settings['model']}: {self.texts} texts" + (f", {failed} left out" if failed else ""),
+            f"{self.settings['model']}: {self.texts} texts{erased}"
+            + (f", {failed} left out" if failed else ""),
             self.layers().to_dict("records"),
-            self.monotonicity().to_dict("records"),
+            [] if self.is_erased else self.monotonicity().to_dict("records"),
             None if other is None else self.compare(other).to_dict("records"),
             "" if other is None else str(other.settings["model"]),
             console,
             views.checks(self),
         )
+
+    def _classifier(
+        self, by: By, lexicon: Mapping[str, str] | None, stop_words: Collection[str] | None
+    ) -> tuple[words.Classify, list[str] | None]:
+        self._check_any()
+        return words.classifier(by, self.parts, len(self.layer_labels), lexicon, stop_words)
+
+    def _check_noise(self, what: str) -> None:
+        if self.is_erased:
+            raise ValueError(
+                f"{what}: of information kept, and the study was run with score='erased'; run it with score='kept'"
+            )
 
     def _check_any(self) -> None:
         if not self.texts:

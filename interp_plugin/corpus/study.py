@@ -1,38 +1,38 @@
-"""CorpusStudy: what each layer of a model keeps of a corpus of any size, resumed where it was stopped."""
+"""CorpusStudy: explains every text of a corpus of any size, and goes on where it was stopped."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tqdm.auto import tqdm
 
-from interp_plugin.corpus.check import HeldOut, warn_of_drift
+from interp_plugin.corpus.agreement import HeldOut, warn_of_drift
+from interp_plugin.corpus.engines import Run, begun
 from interp_plugin.corpus.parts import Folder
+from interp_plugin.corpus.reading import Reader, Source, windows
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.corpus.run import Run
-from interp_plugin.corpus.scorer import Scorer
-from interp_plugin.corpus.stream import Reader, Source, windows
+from interp_plugin.corpus.scoring import Scorer
+from interp_plugin.data import Column
 from interp_plugin.fingerprint import weights_digest
+from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import Site
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import Solver
-from interp_plugin.tables import Column
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Layers, TextExplainer
 from interp_plugin.text.models import OUTPUT, TextModel
-from interp_plugin.text.scoring import Finder
+from interp_plugin.text.scoring import ErasureFinder, Finder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Estimator(Finder, Protocol):
-    """What predicts the solver's rows: an :class:`~interp_plugin.AmortisedEstimator`."""
+    """Predicts the solver's rows: an :class:`~interp_plugin.AmortisedEstimator`."""
 
     @property
     def digest(self) -> str: ...
@@ -45,30 +45,30 @@ class Estimator(Finder, Protocol):
 
 
 class CorpusStudy:
-    """Information kept by the layers of a model over a corpus of any size.
+    """Information kept by the layers of a model over a corpus of any size, or the words that a class or layer rests on.
 
-    The corpus is streamed: at no time is more than a window of it in memory.  Every window of ``window`` rows becomes
-    one Parquet file in the output folder, whole or not at all; run again with the same folder, a study that was
-    stopped, however that was, goes on after the windows that are whole and computes the others.
+    The corpus is read as a stream: at no time is more than a window of it in memory.  Every window of ``window`` rows
+    becomes one Parquet file in the output folder, whole or not at all; run again with the same folder, a study that
+    was stopped, however that was, goes on after the windows that are whole and computes the others.
 
     Args:
         model, tokenizer, noise_layer: as of :class:`~interp_plugin.TextExplainer`.
         layers: "all", one label or several; they are kept in forward order.
-        rate: lambda, of all texts and layers; not looked at where a distortion is given.
-        distortion: D that every text and layer must have: for each the rate is found at which it does, and
-            recorded.  It takes about three times the passes, and texts are not batched.  None: equal rates.
+        rate: lambda, of all texts and layers.
         calibration: the unit of distortion of each layer; None: each text is its own yardstick, and layers compare
             only roughly.
         solver, max_sigma, input_std: as of :meth:`~interp_plugin.TextExplainer.explain`.
         batch_size: texts at most in a batch.
         truncation: cut off what the model cannot take; otherwise too long a text is recorded as failed.
-        amortised: an :class:`~interp_plugin.AmortisedEstimator` that predicts the numbers; the solver then looks only
-            at one text in a hundred (more near the beginning), and :meth:`CorpusResult.check` says how far the two
-            are apart.
+        amortised: an :class:`~interp_plugin.AmortisedEstimator` that predicts the numbers; the solver then checks only
+            one text in a hundred (more near the beginning), and :meth:`CorpusResult.check` says how far the two are
+            apart.
+        score, side, ways, passes: as of :meth:`~interp_plugin.TextExplainer.explain`: "kept" learns noise, "erased"
+            learns erasures, of the predicted class where the layer is "output".
 
     Raises:
-        ValueError: as of :class:`~interp_plugin.TextExplainer`; a distortion that is not positive; an estimator that
-            was trained for another model or other settings.
+        ValueError: as of :class:`~interp_plugin.TextExplainer`; an estimator that was trained for another model or
+            other settings, or with score="erased".
 
     Examples::
         >>> import tempfile
@@ -86,7 +86,6 @@ class CorpusStudy:
         tokenizer: PreTrainedTokenizerBase | None = None,
         layers: Layers = "all",
         rate: float = 0.1,
-        distortion: float | None = None,
         calibration: Calibration | None = None,
         solver: Solver | None = None,
         noise_layer: Site | str | None = None,
@@ -95,29 +94,35 @@ class CorpusStudy:
         truncation: bool = False,
         amortised: Estimator | None = None,
         input_std: float | None = None,
+        *,
+        score: Literal["kept", "erased"] = "kept",
+        side: Side = "damage",
+        ways: Sequence[Way] = ("mask",),
+        passes: int = PASSES,
     ) -> None:
-        if distortion is not None and amortised is not None:
+        if score not in ("kept", "erased"):
+            raise ValueError(f"score is {score!r}; choose 'kept' or 'erased'")
+        if score == "erased" and amortised is not None:
             raise ValueError(
-                f"distortion is {distortion}, and an estimator knows one rate alone; leave one of the two out"
-            )
-        if distortion is not None and not (math.isfinite(distortion) and distortion > 0):
-            raise ValueError(
-                f"distortion is {distortion}; give a positive number, such as 0.05 (half of the usual rate), or None"
+                "amortised is a head, which predicts sigma, and score='erased' asks for erasures; leave one of the two "
+                "out"
             )
         _check_positive("batch_size", batch_size)
         explainer = TextExplainer(model, tokenizer, noise_layer, calibration)
-        if distortion is not None:
-            rate = 2 * distortion
-        if distortion is not None:  # the search finds the rate
-            solver = replace(solver or Solver(), lower_rate=False)
         plan = explainer.plan(layers, rate=rate, max_sigma=max_sigma, input_std=input_std, solver=solver)
         order = [*explainer.model.layers, OUTPUT]
         self.model = explainer.model
         states = sorted(plan.states, key=lambda state: order.index(state.label))
         self.plan = replace(plan, states=tuple(states))
-        self.distortion, self.batch_size, self.truncation = distortion, batch_size, truncation
+        self.batch_size, self.truncation = batch_size, truncation
         self.amortised = amortised
-        self._settings = asdict(explainer.settings(plan))
+        self.erasures = None
+        settings = explainer.settings(plan)
+        if score == "erased":
+            erasure = Erasure(side, passes, self.plan.solver.seed)
+            self.erasures = ErasureFinder(self.model, erasure, check_ways(ways))
+            settings = replace(settings, erased=self.erasures.description)
+        self._settings = asdict(settings)
         if amortised is not None:
             amortised.check(self.model, self.settings(1))
 
@@ -135,11 +140,12 @@ class CorpusStudy:
         pair_column: Column | None = None,
         tag_column: Column | None = None,
     ) -> CorpusResult:
-        """Score what is not scored yet, and look at the whole.
+        """Score what is not scored yet, and return the whole study.
 
         Args:
-            texts: texts, pairs of texts, mappings, or what ``data.records(path)`` gives; any iterable, read once and
-                in the same order at every run.
+            texts: texts, pairs of texts, mappings, a DataFrame or Series, or what ``data.records(path)`` returns; any
+                iterable, read once and in the same order at every run.  A run with the first rows of a corpus is
+                extended by one with more.
             output_dir: a folder for the parts; made where it is not there.
             max_errors: more texts than this that fail stop the run; None: however many.  Those of finished windows
                 count.
@@ -151,11 +157,13 @@ class CorpusStudy:
                 :meth:`CorpusResult.word_classes`.
 
         Returns:
-            The study; with several processes what is there so far, so that one of them must load it at the end.
+            The study; with several processes what is there so far, so one of them must load it at the end.
 
         Raises:
             ValueError: the folder holds a study with other settings or of other texts, or another process writes to
-                it; it is the URI of an object store; too many texts failed; there are no texts at all.
+                it; it is the URI of an object store; too many texts failed; there are no texts at all; no row has a
+                column that was named, or the column of texts cannot be told.
+            TypeError: texts is one string or path.
             OSError: the folder cannot be written to, or the disk is full; finished parts stay.
             RuntimeError: the model fails on all of the first texts, so that it is not the texts.
         """
@@ -166,13 +174,13 @@ class CorpusStudy:
         warn_of_training(self.model.module, stacklevel=3)
         settings = self.settings(window)
         total = len(texts) if isinstance(texts, Sized) else None
-        reader = Reader(text_column, pair_column, tag_column)
+        read = begun(windows(texts, window, Reader(text_column, pair_column, tag_column)))
         with Folder.held(output_dir, settings, rank, world_size) as folder:
             run = Run(folder, settings, self.scorer(), max_errors)
             with tqdm(
                 total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress
             ) as bar:
-                for each in windows(texts, window, reader):
+                for each in read:
                     run.visit(each, each.number % world_size == rank, bar)
             run.finish()
         if world_size > 1 and not run.folder.windows():  # the others have not finished any yet
@@ -183,12 +191,11 @@ class CorpusStudy:
         return result
 
     def settings(self, window: int) -> dict[str, Any]:
-        """What the numbers of a part depend on, as JSON has it."""
+        """What the numbers of a part depend on, ready for JSON."""
         states, config = self.plan.states, getattr(self.model.module, "config", None)
         settings = {
             **self._settings,
-            "rate": None if self.distortion is not None else self.plan.rate,
-            "distortion": self.distortion,
+            "rate": self.plan.rate,
             "layers": [state.label for state in states],
             "max_sigma": self.plan.max_sigma,
             "input_std": self.plan.input_std,
@@ -203,9 +210,9 @@ class CorpusStudy:
         return plain
 
     def scorer(self) -> Scorer:
-        """What scores the texts of a window."""
+        """A scorer for the texts of a window."""
         return Scorer(
-            self.model, self.plan, self.distortion, self.batch_size, self.truncation, self.amortised
+            self.model, self.plan, self.batch_size, self.truncation, self.amortised or self.erasures
         )
 
 

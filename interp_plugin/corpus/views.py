@@ -1,4 +1,4 @@
-"""What pictures and pages show of a study: plain values for :mod:`interp_plugin.rendering.corpus`."""
+"""Figures and pages of a study as plain values for :mod:`interp_plugin.rendering.corpus`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_plugin.corpus.word_classes import WORD
+from interp_plugin.corpus.words import WORD
 from interp_plugin.rendering.corpus import Classes, Curve, Page, Regime
 
 if TYPE_CHECKING:
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from interp_plugin.corpus.result import CorpusResult
 
-Per = Literal["sentence", "token", "token of a sentence", "dimension"]
-Quantity = Literal["kept", "loss"]
+Per = Literal["sentence", "token", "token of a sentence", "dimension", "word", "word of a sentence"]
+Quantity = Literal["kept", "loss", "erased"]
+ERASED = "lost when erased; nats for the output, D for layers"
 
 SHOWN_FAILURES = 100  # on a page
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -40,13 +41,21 @@ def curve(layers: pd.DataFrame, name: str, per: Per, quantity: Quantity) -> Curv
     return Curve(name, list(some["layer"]), *(list(some[c]) for c in ("mean", "low", "high")))
 
 
+def axis_label(erased: bool, per: Per | None, quantity: Quantity | None) -> str:
+    """What a curve shows, with its unit."""
+    if erased:
+        return f"{ERASED} (per {per or 'word'})"
+    return f"{'H(X|S)' if quantity == 'loss' else 'information kept'}, nats per {per or 'token'}"
+
+
 def classes(table: pd.DataFrame) -> Classes:
-    """The map of word classes by layer, of what :meth:`CorpusResult.word_classes` gives."""
+    """The map of word classes by layer, from the table of :meth:`CorpusResult.word_classes`."""
+    value, counted = ("erased", "words") if "erased" in table else ("kept", "tokens")
     names = list(dict.fromkeys(table["class"]))
-    shaped = {c: table[c].to_numpy().reshape(-1, len(names)).tolist() for c in ("kept", "standard_error")}
-    tokens = [int(n) for n in table["tokens"][: len(names)]]
-    labels = list(dict.fromkeys(table["layer"]))
-    return Classes(labels, names, tokens, shaped["kept"], shaped["standard_error"])
+    values, errors = (table[c].to_numpy().reshape(-1, len(names)).tolist() for c in (value, "standard_error"))
+    counts = [int(n) for n in table[counted][: len(names)]]
+    what = f"{ERASED} (per word)" if value == "erased" else "kept, nats per token"
+    return Classes(list(dict.fromkeys(table["layer"])), names, counts, values, errors, what)
 
 
 def regime(result: CorpusResult) -> Regime:
@@ -59,7 +68,7 @@ def regime(result: CorpusResult) -> Regime:
 
 
 def checks(result: CorpusResult) -> list[dict[str, Any]]:
-    """What the solver says of the predictions; nothing where it found all the numbers."""
+    """Agreement of the predictions with the solver; nothing where it found all the numbers."""
     found: list[dict[str, Any]] = result.check().to_dict("records") if result.is_amortised else []
     return found
 
@@ -69,17 +78,18 @@ def page(result: CorpusResult) -> Page:
     failed = result.failures()
     words = result.word_classes()
     found = set(words["class"])
-    mixed = WORD in found and len(found) > 1  # knowledge points need a foreground and a background
+    # knowledge points are of information kept, and need a foreground and a background
+    mixed = WORD in found and len(found) > 1 and not result.is_erased
     return Page(
         model=str(result.settings["model"]),
         texts=result.texts,
         failed=len(failed),
         seconds=result.seconds,
         layers=result.layers().to_dict("records"),
-        growth=result.monotonicity().to_dict("records"),
+        growth=[] if result.is_erased else result.monotonicity().to_dict("records"),
         classes=classes(words),
         knowledge=result.knowledge().to_dict("records") if mixed else [],
-        regime=None if result.is_amortised else regime(result),
+        regime=None if result.is_amortised or result.is_erased else regime(result),
         checks=checks(result),
         failures=[(f.row, f.reason, f.beginning) for f in failed[:SHOWN_FAILURES]],
         settings=dict(result.settings),

@@ -40,13 +40,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Classes:
-    """Nats kept of a token of each word class.
+    """A number for each word class and layer: nats kept of a token, or what is lost when a word is erased.
 
     Attributes:
         layers: L labels.
         names: of C classes.
-        tokens: of each class, C.
-        kept, errors: (L, C), nats and their standard errors; NaN where not known.
+        tokens: of each class, C; or its words.
+        kept, errors: (L, C), the numbers and their standard errors; NaN where not known.
+        what: the numbers are, with their unit.
     """
 
     layers: Sequence[Layer]
@@ -54,6 +55,7 @@ class Classes:
     tokens: Sequence[int]
     kept: Sequence[Sequence[float]]
     errors: Sequence[Sequence[float]]
+    what: str = "kept, nats per token"
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def plot_classes(classes: Classes) -> Figure:
         range(len(rows)), [_plain(name) for name in rows], fontsize="small", parse_math=False,
         family=drawing.families(),
     )  # fmt: skip
-    figure.colorbar(image, ax=axes, label="kept, nats per token", fraction=0.05, aspect=15)
+    figure.colorbar(image, ax=axes, label=classes.what, fraction=0.05, aspect=15)
     return figure
 
 
@@ -202,8 +204,13 @@ def to_html(study: Page) -> str:
     versions = settings.pop("versions", {})
     settings.pop("held_out", None)  # the table of checks has it
     calibrated = settings.get("state_std")
+    erased = is_erased(study.layers)
+    subject = "what is lost with erased words" if erased else "information kept"
     return templates.template("page.corpus.html").render(
-        title=printable(f"{study.model}: information kept, layer by layer, of {study.texts} texts"),
+        title=printable(f"{study.model}: {subject}, layer by layer, of {study.texts} texts"),
+        erased=erased,
+        names=ERASED_LAYERS if erased else PAGE_LAYERS,
+        class_caption=f"{study.classes.what}, ± standard error, by layer",
         style=templates.source("page.css") + templates.shade_rules(),
         facts=[
             ("texts", str(study.texts)),
@@ -211,7 +218,7 @@ def to_html(study: Page) -> str:
             ("scoring", duration(study.seconds)),
         ],
         yardstick=None if calibrated else labels.yardstick({"settings": {"state_std": False}}),
-        curve=_image(plot_curves([_curve(study.model, layers, of)], "information kept, nats per token")),
+        curve=_image(plot_curves([_curve(study.model, layers, of)], study.classes.what)),
         regime=None if study.regime is None else _image(plot_regime(study.regime)),
         checks=[check_cells(line) for line in study.checks],
         checked=study.checks[0]["texts"] if study.checks else 0,
@@ -241,26 +248,58 @@ def curves_of(
 
 
 def _curve(name: str, layers: Sequence[Layer], of: Mapping[Any, Mapping[str, Any]]) -> Curve:
-    lines = [of["kept", "token", layer] for layer in layers]
+    quantity = ("erased", "word") if ("erased", "word", layers[0]) in of else ("kept", "token")
+    lines = [of[(*quantity, layer)] for layer in layers]
     return Curve(name, layers, *([line[key] for line in lines] for key in ("mean", "low", "high")))
 
 
+PAGE_LAYERS = (
+    "layer",
+    "kept per token",
+    "kept per sentence",
+    "kept per token and dimension",
+    "H(X|S) per sentence",
+    "E (median)",
+    "converged",
+    "forward + backward passes",
+)
+ERASED_LAYERS = ("layer", "lost per word", "per sentence", "damage", "unit", "passes")
+
+
+def is_erased(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these lines of ``CorpusResult.layers`` are of erasures."""
+    return any(line["quantity"] == "erased" for line in lines)
+
+
 def layer_cells(layer: Layer, of: Mapping[Any, Mapping[str, Any]]) -> list[str]:
-    """What a table says of a layer: I of a token, a sentence and a dimension, H, E, share converged, passes."""
+    """A layer's line of a table: I of a token, a sentence and a dimension, H, E, share converged, passes.
+
+    Of erasures it is the score of a word and a sentence, the damage, the unit of these and the passes.
+    """
 
     def mean(quantity: str, per: str, digits: int = 4) -> str:
         line = of[quantity, per, layer]
         return f"{number(line['mean'], digits)} ({number(line['low'], digits)} to {number(line['high'], digits)})"
 
     passes = of["n_forward", "sentence", layer]["mean"], of["n_backward", "sentence", layer]["mean"]
+    if ("erased", "word", layer) in of:
+        return [
+            printable(label(layer)),
+            mean("erased", "word", 3),
+            mean("erased", "sentence", 3),
+            mean("damage", "sentence", 3),
+            "nats" if layer == "output" else "D",
+            f"{passes[0]:.0f} + {passes[1]:.0f}",
+        ]
+    converged = of["converged", "sentence", layer]["converged"]
     return [
         printable(label(layer)),
         mean("kept", "token"),
         mean("kept", "sentence"),
         mean("kept", "dimension", 3),
         mean("loss", "sentence"),
-        number(of["regime_index", "sentence", layer]["mean"], 3),
-        f"{100 * of['converged', 'sentence', layer]['mean']:.0f} %",
+        number(of["regime_index", "median sentence", layer]["mean"], 3),
+        "predicted" if math.isnan(converged) else f"{100 * converged:.0f} %",
         f"{passes[0]:.0f} + {passes[1]:.0f}",
     ]
 

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.rendering.corpus import CHECKS, check_cells, curves_of, label, layer_cells, number
+from interp_plugin.rendering.corpus import (
+    CHECKS,
+    ERASED_LAYERS,
+    check_cells,
+    curves_of,
+    is_erased,
+    label,
+    layer_cells,
+    number,
+)
 from interp_plugin.rendering.labels import printable
 
 if TYPE_CHECKING:
@@ -50,8 +59,17 @@ def show(
     console = console or Console()
     console.print(Text(printable(heading)))
     names, of = curves_of(layers)
-    console.print(_table(LAYERS, [layer_cells(name, of) for name in names]))
-    console.print("I: information kept, H: lost, in nats, with 95 % bootstrap intervals over the texts.")
+    erased = is_erased(layers)
+    console.print(_table(ERASED_LAYERS if erased else LAYERS, [layer_cells(name, of) for name in names]))
+    if erased:
+        console.print(
+            "Lost: of the log-odds of the predicted class (nats) or of a layer (D) when the words are erased; below 0: "
+            "the words speak against it.  95 % bootstrap intervals over the texts."
+        )
+    else:
+        console.print(
+            "I: information kept, H: lost, in nats, with 95 % bootstrap intervals over the texts; E: median."
+        )
     if checks:
         console.print(f"Predicted from one forward a text; the solver checked {checks[0]['texts']}:")
         console.print(_table(CHECKS, [check_cells(line) for line in checks]))
@@ -62,15 +80,16 @@ def show(
         )
         console.print(Text(printable(growing)))
     if differences is not None:
-        console.print(Text(printable(f"less {other}, paired by text, a token:")))
-        rows = [_difference(line) for line in differences if line["per"] == "token"]
+        console.print(Text(printable(f"less {other}, paired by text, a {'word' if erased else 'token'}:")))
+        unit = "word" if erased else "token"
+        rows = [_difference(line) for line in differences if line["per"] == unit]
         console.print(_table(("layer", "", "difference", "95 % interval", "p (Holm)"), rows))
 
 
 def _difference(line: Mapping[str, Any]) -> list[str]:
     return [
         printable(label(line["layer"])),
-        "kept" if line["quantity"] == "kept" else "lost",
+        {"kept": "kept", "loss": "lost", "erased": "lost when erased"}[line["quantity"]],
         f"{line['difference']:+.4g}",
         f"{line['low']:+.4g} to {line['high']:+.4g}",
         number(line["p_holm"], 2),

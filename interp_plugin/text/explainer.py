@@ -188,8 +188,7 @@ class TextExplainer:
         warn_of_deaf_states(items)
         settings = self.settings(base, neurons, heads)
         if finder is not None:
-            erased = f"{side} by {' and '.join(finder.ways)}, {passes} passes"
-            settings = replace(settings, erased=erased)
+            settings = replace(settings, erased=finder.description)
         return Explanation(items, settings, time.perf_counter() - start)
 
     def _finder(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 
 from interp_plugin import rendering
+from interp_plugin.optional import load
 from interp_plugin.text import forms, storage
 from interp_plugin.text.rows import ErasedRow, Layer, Record, Row, TextExplanation
 from interp_plugin.text.scores import Aggregate, Granularity, Kind, Scores, listed
@@ -210,12 +211,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> table.groupby("layer")["kept"].sum().round().tolist()
             [47.0, 25.0]
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_pandas needs pandas, which is not installed: pip install interp-plugin[table]"
-            ) from error
+        pd = load("pandas", "to_pandas", "table")
         lines = [
             line
             for number, item in enumerate(self.items)
@@ -278,6 +274,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> from rich.console import Console
             >>> example().show(Console(quiet=True))
         """
+        load("rich", "show", "cli")
         rendering.show(self.to_dict(granularity, aggregate), console)
 
     @overload

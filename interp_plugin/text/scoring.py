@@ -283,6 +283,11 @@ class ErasureFinder:
     erasure: Erasure
     ways: tuple[Way, ...]
 
+    @property
+    def description(self) -> str:
+        """Side, ways and passes, as settings list them."""
+        return f"{self.erasure.side} by {' and '.join(self.ways)}, {self.erasure.passes} passes"
+
     def watch(self, model: TextModel, encodings: Sequence[Any]) -> AbstractContextManager[Any]:
         """Nothing is watched."""
         return nullcontext()

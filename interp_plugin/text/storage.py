@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from interp_plugin.optional import load
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -487,16 +489,5 @@ def fit_columns(arrow: ModuleType) -> dict[str, Any]:
 
 
 def load_pyarrow(purpose: str, extra: str = "table") -> tuple[ModuleType, ModuleType]:
-    """pyarrow and its Parquet.
-
-    Raises:
-        ImportError: it is not installed; says what needs it, and the extra that brings it.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{purpose} needs pyarrow, which is not installed: pip install interp-plugin[{extra}]"
-        ) from error
-    return pyarrow, parquet
+    """pyarrow and its Parquet; arguments and error as of :func:`load`."""
+    return load("pyarrow", purpose, extra), load("pyarrow.parquet", purpose, extra)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from interp_plugin import NoiseFit
-from interp_plugin.corpus.scorer import SHARE
+from interp_plugin.corpus.scoring import CHECKED_SHARE
 
 TOKENS = 10**9
 DAY = 86400
@@ -88,7 +88,7 @@ def of_billion(name: str, layer: int, passes: list[float], here: float, given: a
     head = 2.0 * layer * len(passes)
     ways |= {
         "amortised, all layers": head,
-        "amortised with the solver's check": head + SHARE * ways["all layers"],
+        "amortised with the solver's check": head + CHECKED_SHARE * ways["all layers"],
     }
     there = given.peak * given.utilisation
     for way, flops in ways.items():

@@ -41,7 +41,7 @@ import tiny_corpus as tiny
 from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, Explanation, data, huggingface
 from interp_plugin.comparison import StudyResult
 from interp_plugin.comparison.result import example as study_example
-from interp_plugin.corpus.stream import Reader, windows
+from interp_plugin.corpus.reading import Reader, windows
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import example
 

@@ -30,8 +30,7 @@ from torch import Tensor
 from interp_plugin import ErasureFit, LayerInformationErased, TextExplainer, huggingface
 from interp_plugin.comparison import METHODS
 from interp_plugin.comparison.erasure import erasure
-from interp_plugin.comparison.inputs import REMOVALS, Answer, Inputs
-from interp_plugin.comparison.judged import Method, Trial
+from interp_plugin.comparison.interface import REMOVALS, Answer, Inputs, Method, Trial
 from interp_plugin.text.batch import State
 
 RIVALS = (

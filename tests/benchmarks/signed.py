@@ -24,8 +24,7 @@ from interp_plugin import LayerInformationLoss, huggingface
 from interp_plugin.attribution import Score
 from interp_plugin.comparison import Study
 from interp_plugin.comparison.gradients import integrated_gradients
-from interp_plugin.comparison.inputs import Answer, Inputs
-from interp_plugin.comparison.judged import Method
+from interp_plugin.comparison.interface import Answer, Inputs, Method
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.result import StudyResult
 from interp_plugin.statistics import paired as differences

@@ -19,13 +19,13 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from known_truths import counting, known, reversal, shortcuts, teaching
+from known_truths.judgement import Mean
+from known_truths.planting import Kind
 
 from interp_plugin import huggingface
-from interp_plugin.comparison.judged import Method
+from interp_plugin.comparison.interface import Method
 from interp_plugin.comparison.methods import METHODS, chosen
-from interp_plugin.comparison.truths import counting, known, reversal, shortcuts, teaching
-from interp_plugin.comparison.truths.judgement import Mean
-from interp_plugin.comparison.truths.planting import Kind
 from interp_plugin.method.solver import Solver
 
 NEEDS_MORE = (
