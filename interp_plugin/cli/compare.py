@@ -303,7 +303,7 @@ def _front_name(question: str, count: int) -> str:
 
 
 def _has_front(result: StudyResult, question: str) -> bool:
-    from interp_plugin.rendering.study import can_be_drawn
+    from interp_plugin.report.figures import can_be_drawn
 
     table = result.tables()[result.number("question", question)]
     return bool(table.columns) and any(map(can_be_drawn, result.front(table.columns[0].name, question)))
@@ -311,10 +311,12 @@ def _has_front(result: StudyResult, question: str) -> bool:
 
 def _plain(result: StudyResult) -> dict[str, Any]:
     """The tables and what they depend on, for JSON."""
+    from interp_plugin.comparison.views import plain
+
     return {
         "settings": dict(result.settings),
         "texts": len(result.texts),
-        "tables": [finite(asdict(table)) for table in result.tables()],
+        "tables": [finite(table) for table in plain(result)],
         "failures": [asdict(failure) for failure in result.failures],
         "left_out": dict(result.left_out),
     }
@@ -323,7 +325,8 @@ def _plain(result: StudyResult) -> dict[str, Any]:
 def _print_list(as_json: bool) -> None:
     """All methods and metrics: what each is about, and where it comes from."""
     from interp_plugin.comparison import METHODS, METRICS
-    from interp_plugin.rendering.study import print_list
+    from interp_plugin.report import terminal
+    from interp_plugin.report.model import Cell, Column, Report, Row, Section, Table
 
     methods = [
         {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
@@ -336,4 +339,20 @@ def _print_list(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"methods": methods, "metrics": metrics}))
     else:
-        print_list(methods, metrics)
+        signs = [(m["name"], m["explains"], _signs(m), m["source"]) for m in methods]
+        better = [(m["name"], m["judges"], _better(m), m["source"]) for m in metrics]
+        for names, rows in (
+            (("method", "explains", "scores"), signs),
+            (("metric", "judges", "better"), better),
+        ):
+            columns = tuple(Column(name, words=True) for name in (*names[1:], "source"))
+            found = tuple(Row(row[0], tuple(map(Cell, row[1:]))) for row in rows)
+            terminal.show(Report("", (Section(tables=(Table("", names[0], columns, {"": found}),)),)))
+
+
+def _signs(method: Mapping[str, Any]) -> str:
+    return "signed" if method["signed"] else "unsigned"
+
+
+def _better(metric: Mapping[str, Any]) -> str:
+    return "↓↑"[metric["higher_is_better"]]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp_plugin.data import is_remote
-from interp_plugin.rendering.labels import printable
+from interp_plugin.report.numbers import printable
 from interp_plugin.text.storage import check_local, check_output, replace_file
 
 if TYPE_CHECKING:

@@ -98,6 +98,7 @@ class Table:
         notes: what a reader must know.
         more: numbers that only the page's script shows, by name, (R, C) each.
         scale: what the colours mean, for a figure's colour bar.
+        across: what the columns are.
 
     Raises:
         ValueError: a row with more or fewer cells than there are columns.
@@ -110,6 +111,7 @@ class Table:
     notes: tuple[str, ...] = ()
     more: Mapping[str, Sequence[Sequence[float | None]]] = field(default_factory=dict)
     scale: str = ""
+    across: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -128,22 +130,23 @@ class Table:
     def is_empty(self) -> bool:
         return not self.columns or not self.rows
 
-    def turned(self, corner: str) -> Table:
+    def turned(self) -> Table:
         """Columns as rows and rows as columns; special columns become a group of their own.
 
         Example::
 
-            >>> table = Table("", "layer", (Column("a"), Column("b")), {"": (Row("1", (Cell("x"), Cell("y"))),)})
-            >>> [row.name for row in table.turned("token").rows], [c.name for c in table.turned("token").columns]
-            (['a', 'b'], ['1'])
+            >>> rows = (Row("1", (Cell("x"), Cell("y"))),)
+            >>> turned = Table("", "layer", (Column("a"), Column("b")), {"": rows}, across="token").turned()
+            >>> turned.corner, [row.name for row in turned.rows], [column.name for column in turned.columns]
+            ('token', ['a', 'b'], ['1'])
         """
         groups: dict[str, list[Row]] = {}
         for c, column in enumerate(self.columns):
             cells = tuple(row.cells[c] for row in self.rows)
             groups.setdefault("special" if column.special else "", []).append(Row(column.name, cells))
-        columns = tuple(Column(row.name) for row in self.rows)
+        columns = tuple(Column(row.name + (f" ({row.warning})" if row.warning else "")) for row in self.rows)
         turned = {name: tuple(rows) for name, rows in groups.items()}
-        return replace(self, corner=corner, columns=columns, groups=turned, more={})
+        return replace(self, corner=self.across, across=self.corner, columns=columns, groups=turned, more={})
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,10 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def decimals(values: Numbers, errors: Numbers = ()) -> int:
-    """Decimals for numbers that are read together: two digits of a usual error, four digits of the largest number.
+    """Decimals for numbers that are read together.
+
+    They show two digits of a usual error, but not more than four digits of the largest number unless the error needs
+    one more.
 
     Example::
 
@@ -60,7 +63,8 @@ def decimals(values: Numbers, errors: Numbers = ()) -> int:
     if not some:
         whole = all(size.is_integer() for size in sizes)
         return 0 if whole else max(0, 2 - _exponent(max(sizes)))
-    return max(0, min(1 - _exponent(median(some)), _DIGITS - 1 - _exponent(max(sizes))))
+    error = _exponent(median(some))
+    return max(0, min(1 - error, max(-error, _DIGITS - 1 - _exponent(max(sizes)))))
 
 
 def rounded(values: Numbers, errors: Numbers = (), apart: bool = False) -> list[tuple[str, int]]:

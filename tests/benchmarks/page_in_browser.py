@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from explanations import HOSTILE, explanation, falling, row, text
 from studies import METRICS, study_points, study_table
 
-from interp_plugin import rendering
-from interp_plugin.rendering import study
+from interp_plugin.report import explanations, html
 
 ACT = """{
 const said = [], claim = (name, holds) => said.push(`${holds ? "ok " : "NOT"} ${name}`);
@@ -84,7 +83,7 @@ def main() -> None:
 
     width = len(HOSTILE)
     rows = [row(falling(width), layer) | {"tied": [True] * width} for layer in (1, 2, 3)]
-    source = rendering.to_html(explanation(text(list(HOSTILE), rows)))
+    source = html.page(explanations.report(explanation(text(list(HOSTILE), rows))))
     said = _tried(browser, source, ACT.replace("WIDTH", str(width)))
     table = study_table()
     said += _tried(browser, study.to_html([table], {METRICS[0]: study_points(table)}, "A study"), SORT)
