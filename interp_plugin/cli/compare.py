@@ -328,31 +328,27 @@ def _print_list(as_json: bool) -> None:
     from interp_plugin.report import terminal
     from interp_plugin.report.model import Cell, Column, Report, Row, Section, Table
 
-    methods = [
-        {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
-        for m in METHODS.values()
-    ]
-    metrics = [
-        {"name": m.name, "judges": m.judges, "higher_is_better": m.higher_is_better, "source": m.source}
-        for m in METRICS.values()
-    ]
     if as_json:
+        methods = [
+            {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
+            for m in METHODS.values()
+        ]
+        metrics = [
+            {"name": m.name, "judges": m.judges, "higher_is_better": m.higher_is_better, "source": m.source}
+            for m in METRICS.values()
+        ]
         typer.echo(json.dumps({"methods": methods, "metrics": metrics}))
     else:
-        signs = [(m["name"], m["explains"], _signs(m), m["source"]) for m in methods]
-        better = [(m["name"], m["judges"], _better(m), m["source"]) for m in metrics]
+        signs = [
+            (m.name, m.explains, "signed" if m.signed else "unsigned", m.source) for m in METHODS.values()
+        ]
+        better = [(m.name, m.judges, "↓↑"[m.higher_is_better], m.source) for m in METRICS.values()]
         for names, rows in (
             (("method", "explains", "scores"), signs),
             (("metric", "judges", "better"), better),
         ):
             columns = tuple(Column(name, words=True) for name in (*names[1:], "source"))
-            found = tuple(Row(row[0], tuple(map(Cell, row[1:]))) for row in rows)
+            found = tuple(
+                Row(name, (Cell(about), Cell(kind), Cell(source))) for name, about, kind, source in rows
+            )
             terminal.show(Report("", (Section(tables=(Table("", names[0], columns, {"": found}),)),)))
-
-
-def _signs(method: Mapping[str, Any]) -> str:
-    return "signed" if method["signed"] else "unsigned"
-
-
-def _better(metric: Mapping[str, Any]) -> str:
-    return "↓↑"[metric["higher_is_better"]]

@@ -105,7 +105,8 @@ def tables(findings: StudyResult) -> tuple[Table, ...]:
         groups = {}
         for group, methods in _members(findings, q).items():
             by_metric = [
-                metric_cells(findings.metrics[k], [cells.get((q, m, k)) for m in methods], most) for k in shown
+                metric_cells(findings.metrics[k], [cells.get((q, m, k)) for m in methods], most)
+                for k in shown
             ]
             groups[f"{group} methods"] = tuple(
                 Row(findings.methods[m].name, tuple(column[place] for column in by_metric))

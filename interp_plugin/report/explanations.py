@@ -278,7 +278,7 @@ def guide(explanation: Values) -> tuple[str, ...]:
     if is_erased(explanation):
         how = numbers.printable(str(explanation["settings"]["erased"]))
         said = [
-            f"The numbers say what is lost when the {unit} is erased ({how}), ± standard error, on average over "
+            f"Lost when the {unit} is erased ({how}), ± standard error, on average over "
             "erasures of the others: of the output, nats of the log-odds of the class, or of the log probability of a "
             "language model's target; of a layer, D, the distance that its state moves.",
             f"Blue: the answer needs the {unit}; red: it speaks against it. Shades go up to each row's largest value.",
@@ -459,8 +459,12 @@ def _named(text: Values, row: Values, sign: int) -> list[str]:
         for u, (v, apart) in enumerate(pairs)
         if numbers.known(v) and v is not None and not apart
     ]
-    least = 0.1 * _end(text, row) if sign < 0 or "erased" in row else 0.0
-    names = [_word(text, u) for v, u in sorted(found, key=lambda pair: -pair[0]) if v > least]
+    names = []
+    for value, u in sorted(found, key=lambda pair: -pair[0]):
+        # a sign is sound beyond two standard errors
+        least = max(0.1 * _end(text, row), 2 * (row["standard_error"][u] or 0.0)) if "erased" in row else 0.0
+        if value > least:
+            names.append(_word(text, u))
     words = [name for name in dict.fromkeys(names) if re.search(r"\w", name)]
     return words[: max(1, min(_NAMED, (len(found) + 1) // 2))]
 

@@ -140,10 +140,14 @@ function start(section, table) {
 
   function arrange() {
     const value = (u) => (heads[u].classList.contains("special") ? -Infinity : Number.parseFloat(cells[layer][u].textContent) || 0);
-    order = names.map((_, u) => u);
-    if (sorter.getAttribute("aria-pressed") === "true") order.sort((a, b) => value(b) - value(a) || a - b);
+    const wanted = names.map((_, u) => u);
+    if (sorter.getAttribute("aria-pressed") === "true") wanted.sort((a, b) => value(b) - value(a) || a - b);
+    if (wanted.join() === order.join()) return; // a cell that is moved loses the focus
+    order = wanted;
+    const focused = document.activeElement;
     table.tHead.rows[0].append(...order.map((u) => heads[u]));
     rows.forEach((row, r) => row.append(...order.map((u) => cells[r][u])));
+    if (place.has(focused)) focused.focus();
   }
 
   function choose(r) {

@@ -794,8 +794,8 @@ def test_signs_tell_methods_apart_about_a_class_only() -> None:
     metrics = ["comprehensiveness (mask)", "state erasure (mask)"]
     study = Study(model, tokenizer, names, metrics, layers=1)
     of_class, of_layer = study.run(["a good film", "a dull one"], show_progress=False).tables()
-    assert {group: list(rows) for group, rows in of_class.groups.items()} == {
-        "unsigned": ["random"],
-        "signed": ["feature ablation"],
+    assert {group: [row.name for row in rows] for group, rows in of_class.groups.items()} == {
+        "unsigned methods": ["random"],
+        "signed methods": ["feature ablation"],
     }
     assert {group: list(rows) for group, rows in of_layer.groups.items()} == {"unsigned": names}
