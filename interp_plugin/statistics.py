@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from interp_plugin.optional import load
 
 Floats = NDArray[np.float64]
 
@@ -131,26 +133,26 @@ def signed_rank(differences: ArrayLike) -> float:
     known = known[~np.isnan(known)]
     if not known.any():
         return 1.0 if len(known) else float("nan")
-    return float(_scipy_stats().wilcoxon(known, zero_method="pratt").pvalue)
+    stats = load("scipy.stats", "a test of differences", "compare")
+    return float(stats.wilcoxon(known, zero_method="pratt").pvalue)
 
 
-def t_test(values: ArrayLike, one_sided: bool = False) -> Floats:
-    """p-value of Student's t-test that the mean of each column is 0, or (one-sided) not above 0.
-
-    Where all values of a column are 0, p is 1.
+def t_test(values: ArrayLike, alternative: Literal["two-sided", "greater"] = "two-sided") -> Floats:
+    """p-value of Student's t-test that the mean of each column is 0; of a column of zeros it is 1.
 
     Args:
         values: (N, C).
-        one_sided: the alternative is a mean above 0.
+        alternative: "greater": a mean above 0.
 
     Examples::
         >>> t_test([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]).round(4).tolist()
         [0.0742, 1.0]
     """
+    stats = load("scipy.stats", "a test of differences", "compare")
     columns = np.asarray(values, np.float64)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.filterwarnings("ignore", "Precision loss occurred")  # values that are all equal
-        found = _scipy_stats().ttest_1samp(columns, 0.0, alternative="greater" if one_sided else "two-sided")
+        found = stats.ttest_1samp(columns, 0.0, alternative=alternative)
     p: Floats = np.where((columns == 0).all(0), 1.0, found.pvalue)
     return p
 
@@ -210,13 +212,3 @@ def _same_rows(columns: Floats) -> Iterator[tuple[NDArray[np.int64], list[int]]]
         if len(rows):
             for start in range(0, len(group), _COLUMNS):
                 yield rows, group[start : start + _COLUMNS]
-
-
-def _scipy_stats() -> Any:
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise ImportError(
-            "tests of differences need scipy, which is not installed: pip install interp-plugin[compare]"
-        ) from error
-    return stats

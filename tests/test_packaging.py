@@ -271,6 +271,7 @@ MAY_IMPORT = {
         "fingerprint",
         "memory",
         "method",
+        "optional",
         "report",
         "statistics",
         "text",
@@ -296,7 +297,7 @@ MAY_IMPORT = {
     "memory": set(),
     "method": set(),
     "report": set(),
-    "statistics": set(),
+    "statistics": {"optional"},
     "text": {
         "data",
         "fingerprint",

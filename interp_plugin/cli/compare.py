@@ -1,4 +1,4 @@
-"""``interp-plugin compare``: texts in, which attribution method explains a model best out."""
+"""The command ``interp-plugin compare``: which attribution method explains a model best on a set of texts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.cli.given import (
+from interp_plugin.cli.options import (
     AsJson,
     Calibrate,
     Device,
@@ -33,12 +33,11 @@ from interp_plugin.cli.given import (
     one_sentence,
     parse_layers,
     sample_texts,
-    save_picture,
     say,
 )
-from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
+    from interp_plugin import comparison
     from interp_plugin.comparison import StudyResult
     from interp_plugin.data import Texts
 
@@ -49,21 +48,22 @@ Examples:
 
     interp-plugin compare --list
 
-    interp-plugin compare dev.tsv --methods "integrated*,LIME" --limit 20
+    interp-plugin compare dev.tsv
 
-    interp-plugin compare dev.tsv --text-column 0 --output study
+    interp-plugin compare dev.tsv --methods "integrated*,LIME" --metrics "suff*" --limit 20
 
     interp-plugin compare dev.csv --layers all --no-class --html study.html
 
-    interp-plugin compare glue:sst2 --split validation --sample 200
+    interp-plugin compare glue:sst2 --split validation --full --output study
 
-With --output a run that was stopped goes on where it was, and one with more texts, methods or metrics
-computes only what is new.
+Without choices four methods and two metrics are run on 50 texts, which takes minutes; the command says
+beforehand how long --full would take.  With --output a stopped run continues where it was, and one with
+more texts, methods or metrics computes only the missing results.
 
-Exit status: 0, or 2 for what cannot be used as it was given, with one sentence that says why.
+Exit status: 0, or 2 for input that cannot be used, with one sentence that says why.
 """
+QUICK_TEXTS = 50
 _NEEDED = ("pandas", "pyarrow", "scipy", "sklearn")
-_TABLE = "result.parquet"  # in the folder of --output
 
 
 def compare(
@@ -76,32 +76,40 @@ def compare(
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Of a data set.", show_default="train, where it is a data set")
+        str | None, typer.Option(help="The split of a data set.", show_default="train, of a data set")
     ] = None,
     text_column: Annotated[
         str | None,
         typer.Option(
-            help="Of texts: its name; its number, from 0, in a file without a header.", show_default="found"
+            help="The column of the texts: its name; its number, from 0, in a file without a header.",
+            show_default="found",
         ),
     ] = None,
     pair_column: Annotated[
-        str | None, typer.Option(help="Of second texts, where texts are pairs.", show_default=False)
+        str | None,
+        typer.Option(help="The column of the second texts, where texts are pairs.", show_default=False),
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="Of the true classes, by number or name.", show_default="found, if any")
+        str | None,
+        typer.Option(help="The column of the true classes (numbers or names).", show_default="found, if any"),
     ] = None,
     rationale_column: Annotated[
         str | None,
         typer.Option(
-            help="Of what people hold to be the reason: spans of characters, or a mask of words or tokens.",
+            help="The column of the rationales: spans of characters, or a mask of words or tokens.",
             show_default="found, if any",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many texts.", show_default="all")
+        int | None, typer.Option(min=1, help="Only the first texts, this many.", show_default="all")
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="So many of them at random, by --seed.", show_default="all")
+        int | None,
+        typer.Option(
+            min=1,
+            help="A random sample of the texts, by --seed.",
+            show_default="50; all with --full or --limit",
+        ),
     ] = None,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
@@ -109,20 +117,29 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas, as --list has them; * stands for anything.",
-            show_default="all that suit the model",
+            help="Methods by name, separated by commas, as --list shows them; * stands for anything.",
+            show_default="four of them",
         ),
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="The same of metrics.", show_default="all that suit the model")
+        str | None,
+        typer.Option(help="Metrics in the same way.", show_default="two for the class, two for states"),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="All texts, and all methods and metrics that suit the model, unless chosen otherwise.",
+        ),
+    ] = False,
     layers: Annotated[
         str | None,
         typer.Option(
-            help="Ask about states too: all, or numbers, ranges and names: 1,3-4.", show_default="none"
+            help="Explain states of layers too: all, or numbers, ranges and names: 1,3-4.",
+            show_default="none",
         ),
     ] = None,
-    no_class: Annotated[bool, typer.Option("--no-class", help="Do not ask about the class.")] = False,
+    no_class: Annotated[bool, typer.Option("--no-class", help="Do not explain the class.")] = False,
     special_tokens: Annotated[
         bool, typer.Option("--special-tokens", help="Rank and remove special tokens like others.")
     ] = False,
@@ -132,22 +149,24 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for results as they come, and at the end for report.md, report.html, front.png and "
-            f"{_TABLE}.",
+            help="Folder for a checkpoint log, and at the end for report.md, report.html, front.png and "
+            "result.parquet.",
             show_default=False,
         ),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed when --output was filled.")
+        bool, typer.Option("--retry-failed", help="Run again what failed in an earlier run into --output.")
     ] = False,
     html: Page = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="Write tables for GitHub to this file.", show_default=False)
+        Path | None, typer.Option(help="Write the tables in Markdown to this file.", show_default=False)
     ] = None,
     as_json: AsJson = False,
     device: Device = "cpu",
     dtype: WeightType = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of methods that draw, and of --sample.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of methods that draw random numbers, and of --sample.")
+    ] = 0,
     list_all: Annotated[
         bool, typer.Option("--list", help="Print all methods and metrics, and exit.")
     ] = False,
@@ -160,23 +179,53 @@ def compare(
         _check(source, layers, no_class, output, html, markdown)
         labels = () if layers is None else parse_layers(layers)
         found = _read(str(source), split, text_column, label_column, rationale_column, pair_column, limit)
-        texts = sampled(found, sample, seed)
+        count = QUICK_TEXTS if sample is None and limit is None and not full else sample
+        texts = sampled(found, count, seed)
         unit_texts = sample_texts(calibrate)
 
         from interp_plugin import comparison
+        from interp_plugin.comparison.study import QUICK, in_words
+        from interp_plugin.text.storage import replace_file
 
-        asked = _named("method", methods, comparison.METHODS), _named("metric", metrics, comparison.METRICS)
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
-        progress = sys.stderr.isatty()
-        study = comparison.Study(
-            explainer.model, None, *asked, labels, explain_class=not no_class, with_special=special_tokens,
-            calibration=calibration(explainer, calibrate, unit_texts, progress), seed=seed,
-        )  # fmt: skip
-        result = study.run(
+        progress: Any = True if sys.stderr.isatty() else "lines"
+        unit = calibration(explainer, calibrate, unit_texts, sys.stderr.isatty())
+
+        def study(methods: Any, metrics: Any) -> comparison.Study:
+            return comparison.Study(
+                explainer.model, None, methods, metrics, labels, explain_class=not no_class,
+                with_special=special_tokens, calibration=unit, seed=seed,
+            )  # fmt: skip
+
+        default = None if full else QUICK
+        chosen = study(
+            default
+            if methods is None
+            else expanded("method", split_names(methods), list(comparison.METHODS)),
+            default
+            if metrics is None
+            else expanded("metric", split_names(metrics), list(comparison.METRICS)),
+        )
+        say(_cost(chosen, texts, in_words(chosen.estimated_seconds(list(texts.texts)))))
+        if default is not None and (
+            methods is None or metrics is None or len(texts.texts) < len(found.texts)
+        ):
+            whole = study(None, None)
+            say(f"with --full: {_cost(whole, found, in_words(whole.estimated_seconds(list(found.texts))))}")
+        result = chosen.run(
             list(texts.texts), texts.labels, texts.rationales, target, output, truncation=truncation,
-            retry_failed=retry_failed, show_progress=progress,
+            skip_invalid=True, retry_failed=retry_failed, show_progress=progress,
         )  # fmt: skip
-        written = list(_write(result, output, html, markdown))
+        if found.left_out:
+            first = "; ".join(found.left_out[:3])
+            note = f"Records of {source} left out, as they have no text: {len(found.left_out)} ({first})."
+            result = replace(result, notes=(note, *result.notes))
+        written = [] if output is None else result.write_report(output)
+        if markdown is not None:
+            replace_file(markdown, result.to_markdown().encode())
+            written.append(markdown)
+        if html is not None:
+            written.append(result.to_html(html))
     if as_json:
         typer.echo(json.dumps(_plain(result), allow_nan=False))
     else:
@@ -185,8 +234,13 @@ def compare(
         say(f"wrote {path}")
 
 
+def _cost(study: comparison.Study, texts: Texts, time: str) -> str:
+    counts = (len(texts.texts), len(study.methods), len(study.metrics))
+    return "{} texts, {} methods, {} metrics: about {}".format(*counts, time)
+
+
 def split_names(names: str) -> list[str]:
-    """Names with commas between them; those in brackets belong to a name.
+    """Names separated by commas; a comma in brackets belongs to the name.
 
     Raises:
         ValueError: nothing between two commas.
@@ -203,10 +257,10 @@ def split_names(names: str) -> list[str]:
 
 
 def expanded(kind: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Names, each once, with those that a * stands for in the order of what is known.
+    """The names, each once; one with * is replaced by all known names that match.
 
     Raises:
-        ValueError: a pattern that fits none; a name without * is not looked at.
+        ValueError: a pattern that matches no name; names without * are not checked.
 
     Example::
 
@@ -224,12 +278,17 @@ def expanded(kind: str, names: Sequence[str], known: Sequence[str]) -> list[str]
 
 
 def sampled(texts: Texts, count: int | None, seed: int) -> Texts:
-    """So many of the texts at random, in their order; None: all."""
+    """A random sample of the texts, in their order; None: all."""
     if count is None or count >= len(texts.texts):
         return texts
     chosen = sorted(random.Random(seed).sample(range(len(texts.texts)), count))
-    parts = (texts.texts, texts.labels, texts.rationales)
-    return type(texts)(*(None if part is None else tuple(part[i] for i in chosen) for part in parts))  # type: ignore[arg-type]
+
+    def some(values: tuple[Any, ...] | None) -> Any:
+        return None if values is None else tuple(values[i] for i in chosen)
+
+    return replace(
+        texts, texts=some(texts.texts), labels=some(texts.labels), rationales=some(texts.rationales)
+    )
 
 
 def _check(
@@ -240,13 +299,13 @@ def _check(
     html: Path | None,
     markdown: Path | None,
 ) -> None:
-    """What can be refused before anything is read."""
+    """Checks of the options before anything is read."""
     if source is None:
         raise ValueError(
             "there is no INPUT: give a file, a folder, or the name of a data set; --list needs none"
         )
     if no_class and layers is None:
-        raise ValueError("--no-class leaves nothing to ask about; give --layers, or leave it out")
+        raise ValueError("--no-class leaves nothing to explain; give --layers, or leave it out")
     check_folder(output)
     check_outputs(html, markdown)
     for package in _NEEDED:
@@ -267,48 +326,6 @@ def _read(
     )  # fmt: skip
 
 
-def _named(kind: str, names: str | None, known: Mapping[str, Any]) -> list[str] | None:
-    return None if names is None else expanded(kind, split_names(names), list(known))
-
-
-def _write(
-    result: StudyResult, output: Path | None, html: Path | None, markdown: Path | None
-) -> Iterator[Path]:
-    """Write what was asked for; yields the files."""
-    if output is not None:
-        result.save(output / _TABLE)
-        yield output / _TABLE
-    for path in filter(None, (markdown, output and output / "report.md")):
-        replace_file(path, result.to_markdown().encode())
-        yield path
-    for path in filter(None, (html, output and output / "report.html")):
-        yield result.to_html(path)
-    for question in result.questions if output is not None else ():
-        path = output / _front_name(question, len(result.questions))  # type: ignore[operator]
-        if _has_front(result, question):
-            save_picture(result.plot("front", question=question), path)
-            yield path
-
-
-def _front_name(question: str, count: int) -> str:
-    """Of a question's picture.
-
-    Example::
-
-        >>> _front_name("class", 1), _front_name("layer 3", 2)
-        ('front.png', 'front-layer-3.png')
-    """
-    name = re.sub(r"[^\w.-]+", "-", question)
-    return "front.png" if count == 1 else f"front-{name}.png"
-
-
-def _has_front(result: StudyResult, question: str) -> bool:
-    from interp_plugin.report.figures import can_be_drawn
-
-    table = result.tables()[result.number("question", question)]
-    return bool(table.columns) and any(map(can_be_drawn, result.front(table.columns[0].name, question)))
-
-
 def _plain(result: StudyResult) -> dict[str, Any]:
     """The tables and what they depend on, for JSON."""
     from interp_plugin.comparison.views import plain
@@ -319,11 +336,12 @@ def _plain(result: StudyResult) -> dict[str, Any]:
         "tables": [finite(table) for table in plain(result)],
         "failures": [asdict(failure) for failure in result.failures],
         "left_out": dict(result.left_out),
+        "notes": list(result.notes),
     }
 
 
 def _print_list(as_json: bool) -> None:
-    """All methods and metrics: what each is about, and where it comes from."""
+    """Prints all methods and metrics: what they explain or evaluate, and their sources."""
     from interp_plugin.comparison import METHODS, METRICS
     from interp_plugin.report import terminal
     from interp_plugin.report.model import Cell, Column, Report, Row, Section, Table

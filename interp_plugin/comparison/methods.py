@@ -10,7 +10,7 @@ from torch import Tensor
 from interp_plugin.comparison import attention, gradients, information, perturbations, propagation
 from interp_plugin.comparison.interface import Explains, Inputs, Method
 from interp_plugin.text.batch import State
-from interp_plugin.text.models import shown
+from interp_plugin.text.models import TextModel, shown
 
 Text = str | tuple[str, str]
 TokenScores = Sequence[float] | Tensor
@@ -137,6 +137,15 @@ itself instead of its distance), leave-one-out by deletion, and the methods that
 ``signed`` scores tell how much a token speaks for or against the class; for a state they tell how far it moves, and are
 hardly ever negative except for those three.
 """
+
+
+def quick(model: TextModel) -> list[str]:
+    """Four methods for a first look: two of this package, integrated gradients, and random scores.
+
+    The baseline of integrated gradients is [MASK], or zeros where the model has no mask token.
+    """
+    baseline = "zero" if model.mask_id is None else "[MASK]"
+    return ["information kept", "erased", f"integrated gradients ({baseline}, signed)", "random"]
 
 
 def chosen(methods: Iterable[str | Method] | str | Method | None = None) -> list[Method]:

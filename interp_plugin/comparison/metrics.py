@@ -40,6 +40,13 @@ _ALL = (
     TOKEN_F1,
     IOU_F1,
 )
+QUICK = (
+    "comprehensiveness (delete)",
+    "sufficiency (delete)",
+    "state erasure (delete)",
+    "state sufficiency (delete)",
+)
+"""Metrics for a first look: every model supports deletion, and no method of ``methods.quick`` uses it itself."""
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
 """Name -> metric, in the order of tables.  ``robustness.two_models`` is not among them, as it needs a second model."""
 

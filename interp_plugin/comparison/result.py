@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.journal import differences
+from interp_plugin.optional import load
 from interp_plugin.report.model import Point, Table
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
 from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
@@ -31,6 +33,7 @@ Group = Literal["unsigned", "signed"]
 GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 OWN = "information kept"
 BEST = "best"
+DPI = 200  # of figures in files
 
 FORMAT = 2  # of saved files; raise it when a reader of the old format would go wrong
 LARGEST = 2**20  # most numbers in memory,
@@ -113,6 +116,7 @@ class StudyResult:
         settings: what the numbers depend on.
         failures: methods and metrics that failed on single texts.
         left_out: methods and metrics that do not suit the model -> why.
+        notes: texts and labels that could not be used.
         scores: the scores of the tokens, by text, question and method, where the study was told to keep them.
 
     Examples::
@@ -134,6 +138,7 @@ class StudyResult:
     settings: Mapping[str, Any]
     failures: tuple[Failure, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     scores: Mapping[tuple[int, str, str], NDArray[np.float32]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -224,7 +229,7 @@ class StudyResult:
             >>> example().values().head(1).values.tolist()
             [[0, 'class', 'by hand', 'recall', 1.0]]
         """
-        pandas = _pandas()
+        pandas = load("pandas", "a table of a study", "compare")
         places = np.nonzero(~np.isnan(self.cells))
         columns = {
             kind: pandas.Categorical.from_codes(codes, names)
@@ -263,7 +268,9 @@ class StudyResult:
                 found = [getattr(some.summary, name)[q, m, k] for name in ("mean", "low", "high", "n")]
                 lines.append((*names, some.methods[m].name, *found, m == best, ps.get(m, np.nan)))
         columns = ("question", "metric", "group", "method", "mean", "low", "high", "n", "best", "p")
-        frame: pd.DataFrame = _pandas().DataFrame(lines, columns=columns)
+        frame: pd.DataFrame = load("pandas", "a table of a study", "compare").DataFrame(
+            lines, columns=columns
+        )
         return frame
 
     def comparisons(self, reference: str = OWN) -> pd.DataFrame:
@@ -308,7 +315,9 @@ class StudyResult:
             *("question", "metric", "group", "reference", "method"),
             *("n", "difference", "low", "high", "p", "holm", "better"),
         )
-        frame: pd.DataFrame = _pandas().DataFrame(lines, columns=columns)
+        frame: pd.DataFrame = load("pandas", "a table of a study", "compare").DataFrame(
+            lines, columns=columns
+        )
         return frame
 
     def front(self, quality_metric: str, question: str) -> tuple[Point, ...]:
@@ -433,6 +442,7 @@ class StudyResult:
             cells=cells,
             failures=tuple(failures),
             left_out={name: why for result in results for name, why in result.left_out.items()},
+            notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
             scores=scores,
         )
 
@@ -471,6 +481,7 @@ class StudyResult:
             "questions": self.questions,
             "settings": dict(self.settings),
             "left_out": dict(self.left_out),
+            "notes": self.notes,
             **{name: [vars(item) for item in getattr(self, name)] for name in _PARTS},
         }
         blank = blank_seal()
@@ -526,7 +537,7 @@ class StudyResult:
     def _tables(self) -> tuple[Table, ...]:
         from interp_plugin.comparison import views
 
-        return views.tables(self)
+        return tuple(replace(table, notes=(*table.notes, *self.notes)) for table in views.tables(self))
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
@@ -553,6 +564,33 @@ class StudyResult:
 
         replace_file(path, html.page(views.report(self, quality, title)).encode())
         return Path(path)
+
+    def write_report(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write result.parquet, report.md, report.html and a figure of quality against seconds for each question.
+
+        Args:
+            folder: an existing one.
+
+        Returns:
+            the paths of the files.
+        """
+        from interp_plugin.report.figures import can_be_drawn
+
+        folder = Path(folder)
+        self.save(folder / "result.parquet")
+        replace_file(folder / "report.md", self.to_markdown().encode())
+        self.to_html(folder / "report.html")
+        written = [folder / name for name in ("result.parquet", "report.md", "report.html")]
+        for table in self.tables():
+            points = self.front(table.columns[0].name, table.title) if table.columns else ()
+            if any(map(can_be_drawn, points)):
+                name = re.sub(r"[^\w.-]+", "-", table.title)
+                path = folder / ("front.png" if len(self.questions) == 1 else f"front-{name}.png")
+                content = io.BytesIO()
+                self.plot("front", question=table.title).savefig(content, format="png", dpi=DPI)
+                replace_file(path, content.getvalue())
+                written.append(path)
+        return written
 
     def plot(
         self, kind: Literal["front", "bars"] = "front", metric: str | None = None, question: str | None = None
@@ -644,18 +682,8 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
         raise ValueError("the header names far more results than there are")
     cells = np.full((len(found["texts"]), *map(len, names)), np.nan)
     cells[tuple(places)] = table["value"].to_numpy()
-    return {**found, "cells": cells, "settings": header["settings"], "left_out": header["left_out"]}
-
-
-def _pandas() -> ModuleType:
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "tables of a study need pandas, which is not installed: pip install interp-plugin[compare]"
-        ) from error
-    module: ModuleType = pandas
-    return module
+    found |= {name: header[name] for name in ("settings", "left_out")}
+    return {**found, "cells": cells, "notes": tuple(header.get("notes", ()))}
 
 
 def example() -> StudyResult:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.comparison.costs import COSTS, Cost, StudyColumn, measured
+from interp_plugin.comparison.costs import (
+    COSTS,
+    Cost,
+    StudyColumn,
+    measured,
+    seconds_per_pass,
+    typical_passes,
+)
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
 from interp_plugin.comparison.journal import Entry, Journal
 from interp_plugin.comparison.plausibility import rationale_tokens
@@ -29,12 +38,13 @@ from interp_plugin.method.problem import warn_of_training
 from interp_plugin.text.batch import State
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Layers, Text, TextExplainer
-from interp_plugin.text.models import Encoding, Label, TextModel, shown
+from interp_plugin.text.models import Encoding, Label, TextModel, plain_values, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Target = Literal["predicted", "label"]
+QUICK: Literal["quick"] = "quick"
 # errors of Captum and torch on a model that does not suit a method
 _UNSUITED = (ValueError, TypeError, AssertionError, RuntimeError)
 
@@ -89,8 +99,10 @@ class Study:
         model: a classifier of Hugging Face, or a :class:`TextModel`; any text model where only layers are
             explained.
         tokenizer: the tokenizer of a Hugging Face model.
-        methods: names out of ``METHODS``, or :class:`Method` objects; None: all that suit the model.
-        metrics: names out of ``METRICS``, or :class:`Metric` objects; None: all that suit the model.
+        methods: names out of ``METHODS``, or :class:`Method` objects; None: all that suit the model; "quick": four
+            of them (``methods.quick``).
+        metrics: names out of ``METRICS``, or :class:`Metric` objects; None: all that suit the model; "quick": two
+            for the class and two for states (``metrics.QUICK``).
         layers: the layers whose states are explained: "all", a label, or several, as in ``TextExplainer.explain``.
         explain_class: whether the class is explained.
         with_special: whether special tokens are ranked and removed like others.
@@ -131,9 +143,11 @@ class Study:
         self.with_special = with_special
         self.calibration = calibration
         self.seed = seed
-        self._all_methods, self._all_metrics = methods is None, metrics is None
-        self.methods = tuple(self._suited("method", known_methods.chosen(methods), methods is None))
-        self.metrics = tuple(self._suited("metric", known_metrics.chosen(metrics), metrics is None))
+        self._optional_methods, self._optional_metrics = methods in (None, QUICK), metrics in (None, QUICK)
+        methods = known_methods.quick(self.model) if methods == QUICK else methods
+        metrics = known_metrics.QUICK if metrics == QUICK else metrics
+        self.methods = tuple(self._suited("method", known_methods.chosen(methods), self._optional_methods))
+        self.metrics = tuple(self._suited("metric", known_metrics.chosen(metrics), self._optional_metrics))
 
     def run(
         self,
@@ -144,9 +158,10 @@ class Study:
         output: str | os.PathLike[str] | None = None,
         *,
         truncation: bool = False,
+        skip_invalid: bool = False,
         retry_failed: bool = False,
         keep_scores: bool = False,
-        show_progress: bool = True,
+        show_progress: bool | Literal["lines"] = True,
     ) -> StudyResult:
         """Run every method on every text and evaluate the scores with every metric.
 
@@ -163,9 +178,12 @@ class Study:
             output: folder of the journal (a checkpoint log), which need not exist; None keeps the results in
                 memory only.
             truncation: truncate texts that are too long for the model; otherwise such a text is an error.
+            skip_invalid: leave out texts that cannot be used (empty, too long, without the label that is to be
+                explained, with a rationale that does not fit), and take labels that are no class of the model for
+                not known; the ``notes`` of the result count and name them.  Otherwise they are errors.
             retry_failed: run what failed in an earlier run once more.
             keep_scores: keep the scores of all tokens in the result, which needs memory for each of them.
-            show_progress: show a progress bar.
+            show_progress: show a progress bar; "lines": print ten lines instead, for logs.
 
         Raises:
             ValueError: a method or metric that fails on the first text, labels or rationales that do not fit, a
@@ -173,7 +191,7 @@ class Study:
             OSError: the disk is full; earlier results are safe.
         """
         warn_of_training(self.model.module, stacklevel=3)
-        chosen = examples(self._explainer, texts, labels, rationales, target, truncation)
+        chosen, notes = examples(self._explainer, texts, labels, rationales, target, truncation, skip_invalid)
         settings = self.settings()
         columns = (*self.metrics, *COSTS)
         sheet = Sheet(
@@ -189,10 +207,45 @@ class Study:
                 sheet.put(entry, start)
             if retry_failed:
                 sheet.forget_failures()
-            with tqdm(total=sheet.count_missing(), desc="trials", disable=not show_progress) as bar:
+            total = sheet.count_missing()
+            bar = (
+                _ProgressLines(total)
+                if show_progress == "lines"
+                else tqdm(total=total, desc="trials", disable=not show_progress)
+            )
+            with bar:
                 run = _Run(self, chosen, sheet, journal, bar.update)
                 run.run_missing()
-        return self._result(chosen, sheet, settings, target, run.left_out)
+        return replace(self._result(chosen, sheet, settings, target, run.left_out), notes=notes)
+
+    def estimated_seconds(self, texts: Text | Sequence[Text]) -> float:
+        """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
+
+        The study's own methods and metrics of other names are not counted.
+
+        Args:
+            texts: those of the run, of which a hundred are looked at.
+
+        Examples::
+            >>> from interp_plugin import huggingface
+            >>> model = huggingface.load(huggingface.default_model_path())
+            >>> few, many = (Study(*model, methods, "quick") for methods in ("quick", None))
+            >>> few.estimated_seconds(["a good film"]) < many.estimated_seconds(["a good film"])
+            True
+        """
+        whole = [texts] if isinstance(texts, (str, tuple)) else list(texts)
+        some = whole[:: max(1, len(whole) // 100)]
+        chosen, _ = examples(self._explainer, some, truncation=True, skip_invalid=True)
+        middle = sorted(chosen, key=lambda example: len(example.encoding.ids))[len(chosen) // 2]
+        inputs = Inputs(self.model, middle.encoding, self.seed, self.with_special)
+        tokens = int(inputs.players.sum())
+        passes = 0.0
+        for question in self.questions:
+            metrics = [metric.name for metric in self.metrics if metric.can_judge(question.state)]
+            for method in self.methods:
+                if method.can_explain(question.state):
+                    passes += typical_passes(method.name, metrics, tokens)
+        return len(whole) * passes * seconds_per_pass(inputs)
 
     def settings(self) -> dict[str, Any]:
         """What all results of the study depend on, besides texts, methods and metrics."""
@@ -395,7 +448,7 @@ class _Run:
             return True
         name, question_name = self.study.methods[method].name, self.study.questions[question].name
         part = f"method {name!r}" if metric is None else f"metric {metric.name!r}"
-        optional = self.study._all_methods if metric is None else self.study._all_metrics
+        optional = self.study._optional_methods if metric is None else self.study._optional_metrics
         unsuited = isinstance(error, _UNSUITED) and not isinstance(error, torch.OutOfMemoryError)
         if optional and unsuited:
             self.progress(self.sheet.leave_out(question, method, number))
@@ -433,8 +486,9 @@ def examples(
     rationales: Iterable[Any] | None = None,
     target: Target = "predicted",
     truncation: bool = False,
-) -> list[Example]:
-    """The texts of a study, tokenised and checked.
+    skip_invalid: bool = False,
+) -> tuple[list[Example], tuple[str, ...]]:
+    """The texts of a study, tokenised and checked, and notes on what was left out.
 
     Args:
         explainer: of the model.
@@ -443,28 +497,99 @@ def examples(
         rationales: for each text, spans of characters or a mask (:func:`rationale_tokens`); None: not known.
         target: whether the predicted class or the label is explained.
         truncation: truncate texts that are too long for the model.
+        skip_invalid: as in :meth:`Study.run`.
 
     Raises:
-        ValueError: too few or too many labels or rationales, or one that does not fit its text.
+        ValueError: too few or too many labels or rationales; without ``skip_invalid`` a text that cannot be used;
+            with it, if none can.
     """
     if target not in ("predicted", "label"):
         raise ValueError(f"target is {target!r}; choose 'predicted' or 'label'")
     if target == "label" and labels is None:
         raise ValueError("target is 'label', and there are no labels; give one for each text, or 'predicted'")
-    encodings = explainer.encode(texts, truncation)
-    classes = _for_each("labels", labels, len(encodings))
-    reasons = _for_each("rationales", rationales, len(encodings))
-    found = []
-    for index, (encoding, label, reason) in enumerate(zip(encodings, classes, reasons)):
+    whole: list[Any] = list(plain_values([texts] if isinstance(texts, (str, tuple)) else texts))
+    classes = _for_each("labels", labels, len(whole))
+    reasons = _for_each("rationales", rationales, len(whole))
+    encodings = [None] * len(whole) if skip_invalid else explainer.encode(texts, truncation)
+    found, invalid, no_classes = [], [], []
+    for index, (text, encoding, label, reason) in enumerate(zip(whole, encodings, classes, reasons)):
+        number = None
         try:
-            number = None if label is None else class_of(explainer.model, label)
+            if encoding is None:
+                [encoding] = explainer.encode([text], truncation)
+            try:
+                number = None if label is None else class_of(explainer.model, label)
+            except ValueError as error:
+                if not skip_invalid or target == "label":
+                    raise
+                no_classes.append(str(error))
             if target == "label" and number is None:
                 raise ValueError("target is 'label', and it has none; give it one, or leave the text out")
             rationale = None if reason is None else rationale_tokens(reason, encoding)
-        except ValueError as error:
-            raise ValueError(f"text {index}, {shown(encoding.text)}: {error}") from error
+        except (ValueError, TypeError) as error:
+            if not skip_invalid:
+                raise ValueError(f"text {index}, {shown(str(text))}: {error}") from error
+            reason = str(error).removeprefix("text 0 is ").rstrip(".")  # of the single text that was encoded
+            invalid.append(f"text {index}, {shown(str(text))}: {reason}")
+            continue
         found.append(Example(encoding, number, number if target == "label" else None, rationale))
-    return found
+    if not found:
+        raise ValueError(
+            f"none of the {len(whole)} texts can be used: {invalid[0] if invalid else 'give one'}"
+        )
+    notes = []
+    if invalid:
+        notes.append(f"{len(invalid)} of {len(whole)} texts left out: {_first(invalid)}.")
+    if no_classes:
+        notes.append(
+            f"{len(no_classes)} of {len(whole)} labels taken for not known, as the model has no such class: "
+            f"{_first(list(dict.fromkeys(no_classes)))}."
+        )
+    return found, tuple(notes)
+
+
+def _first(reasons: Sequence[str], most: int = 3) -> str:
+    others = len(reasons) - most
+    return "; ".join(reasons[:most]) + (f"; and {others} more" if others > 0 else "")
+
+
+class _ProgressLines:
+    """Prints a line on standard error whenever a tenth of the work is done, with the time left."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.tenths, self.start = total, 0, 0, time.monotonic()
+
+    def __enter__(self) -> _ProgressLines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        self.done += count
+        tenths = 10 * self.done // self.total if self.total else 10
+        if tenths > self.tenths:
+            self.tenths = tenths
+            passed = time.monotonic() - self.start
+            left = passed / self.done * (self.total - self.done)
+            print(
+                f"{self.done} of {self.total} trials after {in_words(passed)}"
+                + (f", about {in_words(left)} left" if left else ""),
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def in_words(seconds: float) -> str:
+    """A time as people read it.
+
+    Examples::
+        >>> in_words(0.4), in_words(75), in_words(4000), in_words(200_000)
+        ('1 s', '75 s', '67 min', '56 h')
+    """
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 7200 else f"{round(seconds / 3600)} h"
 
 
 def class_of(model: TextModel, label: Any) -> int:

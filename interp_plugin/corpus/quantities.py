@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp_plugin.corpus.parts import Part, batches_of
-from interp_plugin.statistics import holm
+from interp_plugin.statistics import holm, resample_counts, t_test
 from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
@@ -84,14 +84,8 @@ def bootstrap(
     n, count = values.shape
     if n < 2:
         return np.full(count, np.nan), np.full(count, np.nan)
-    generator = np.random.default_rng(seed)
-    step = max(1, _CELLS // n)
-    found = np.empty((resamples, count))
-    for first in range(0, resamples, step):
-        size = min(step, resamples - first)
-        drawn = generator.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
-        found[first : first + size] = (counts @ values) / (counts @ weights)[:, None]
+    batches = resample_counts(n, resamples, seed, max(1, _CELLS // n))
+    found = np.concatenate([(counts @ values) / (counts @ weights)[:, None] for counts in batches])
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
@@ -112,16 +106,6 @@ def median(values: Floats) -> tuple[float, float, float]:
     if place < 1:  # too few for any interval
         return float(np.median(known)), math.nan, math.nan
     return float(np.median(known)), float(known[place - 1]), float(known[len(known) - place])
-
-
-def t_test(values: Floats, alternative: Literal["two-sided", "greater"] = "two-sided") -> Floats:
-    """p of Student's t-test that the mean of each column of (N, M) is 0; 1 where all values are 0."""
-    from scipy import stats
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.asarray(stats.ttest_1samp(values, 0.0, alternative=alternative).pvalue)
-    found: Floats = np.where((values == 0).all(0), 1.0, p)
-    return found
 
 
 # -- what is read from the parts
