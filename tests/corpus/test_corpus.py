@@ -497,10 +497,10 @@ def test_the_page_escapes_what_texts_and_names_hold_and_runs_nothing(tmp_path: P
         model=evil,
     )
     page = Path(result.to_html(tmp_path / "page.html")).read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1
     assert "&lt;script&gt;alert(1)" in page
     assert "default-src 'none'" in page
-    assert page.count("data:image/svg+xml;base64,") == 2
+    assert page.count("<svg") == 2
     assert "punctuation" in page
 
 
