@@ -161,7 +161,7 @@ def _layers(result: CorpusResult) -> Section:
     names = [name for _, _, name in keys]
     if erased:
         names.append("unit")
-        columns.append([Cell("nats" if layer == "output" else "D") for layer in layers])
+        columns.append([Cell(result.units[layer]) for layer in layers])
     else:
         names.append("E (median)")
         medians = [of["regime_index", "median sentence", layer]["mean"] for layer in layers]
