@@ -119,6 +119,6 @@ def test_page_terminal_and_figures_name_what_is_lost_and_its_units(erased: Corpu
     console = Console(file=io.StringIO(), width=160)
     erased.show(erased, console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "lost per word" in printed and "nats" in printed and "nformation kept" not in printed
+    assert "per erased word" in printed and "nats" in printed and "per token" not in printed
     assert "per word" in erased.plot().axes[0].get_ylabel()
     assert "per word" in erased.plot("classes").axes[1].get_ylabel()
