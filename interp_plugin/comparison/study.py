@@ -21,10 +21,9 @@ from tqdm.auto import tqdm
 
 from interp_plugin.comparison.costs import COSTS, Cost, measured, seconds_per_pass, typical_passes
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
-from interp_plugin.comparison.journal import Entry, Journal
+from interp_plugin.comparison.journal import Cell, Entry, Journal, StudyState
 from interp_plugin.comparison.plausibility import rationale_tokens
 from interp_plugin.comparison.result import CLASS, Failure, MethodInfo, StudyResult, StudyText
-from interp_plugin.comparison.sheet import Cell, Sheet
 from interp_plugin.fingerprint import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.method.problem import warn_of_training
@@ -188,7 +187,7 @@ class Study:
         chosen, notes = examples(self._explainer, texts, labels, rationales, target, truncation, skip_invalid)
         settings = self.settings()
         columns = (*self.metrics, *COSTS)
-        sheet = Sheet(
+        state = StudyState(
             chosen,
             [question.name for question in self.questions],
             [method.name for method in self.methods],
@@ -198,19 +197,19 @@ class Study:
         )
         with self._journal(output, settings) as journal:
             for start, entry in journal.entries() if journal else ():
-                sheet.put(entry, start)
+                state.put(entry, start)
             if retry_failed:
-                sheet.forget_failures()
-            total = sheet.count_missing()
+                state.forget_failures()
+            total = state.count_missing()
             bar = (
                 _ProgressLines(total)
                 if show_progress == "lines"
                 else tqdm(total=total, desc="trials", disable=not show_progress)
             )
             with bar:
-                run = _Run(self, chosen, sheet, journal, bar.update)
+                run = _Run(self, chosen, state, journal, bar.update)
                 run.run_missing()
-        return replace(self._result(chosen, sheet, settings, target, run.left_out), notes=notes)
+        return replace(self._result(chosen, state, settings, target, run.left_out), notes=notes)
 
     def estimated_seconds(self, texts: Text | Sequence[Text]) -> float:
         """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
@@ -307,7 +306,7 @@ class Study:
     def _result(
         self,
         chosen: Sequence[Example],
-        sheet: Sheet,
+        state: StudyState,
         settings: Mapping[str, Any],
         target: Target,
         left_out: Mapping[str, str],
@@ -317,19 +316,19 @@ class Study:
         metrics = (*(StudyColumn(m.name, m.higher_is_better, m.source) for m in self.metrics), *COSTS)
         failures = (
             Failure(text, names[question], methods[method], metric, reason)
-            for (text, question, method), reasons in sorted(sheet.errors.items())
+            for (text, question, method), reasons in sorted(state.errors.items())
             for metric, reason in reasons.items()
         )
         return StudyResult(
-            texts=tuple(self._text(*pair) for pair in zip(chosen, sheet.targets.tolist(), strict=True)),
+            texts=tuple(self._text(*pair) for pair in zip(chosen, state.targets.tolist(), strict=True)),
             questions=tuple(names),
             methods=tuple(MethodInfo(m.name, m.signed, m.source) for m in self.methods),
             metrics=metrics,
-            cells=sheet.values,
+            cells=state.values,
             settings={**settings, "target": target},
             failures=tuple(failures),
             left_out=dict(left_out),
-            scores={(i, names[q], methods[m]): scores for (i, q, m), scores in sheet.scores.items()},
+            scores={(i, names[q], methods[m]): scores for (i, q, m), scores in state.scores.items()},
         )
 
     def _text(self, example: Example, target: int) -> StudyText:
@@ -355,7 +354,7 @@ class _Run:
     Attributes:
         study: methods, metrics and questions.
         examples: the texts.
-        sheet: which results are known and which are missing.
+        state: which results are known and which are missing.
         journal: the checkpoint log of all trials; None: none.
         progress: called with the number of texts that a trial completes.
         left_out: what was left out -> why.
@@ -363,7 +362,7 @@ class _Run:
 
     study: Study
     examples: Sequence[Example]
-    sheet: Sheet
+    state: StudyState
     journal: Journal | None
     progress: Callable[[int], object]
     left_out: dict[str, str] = field(default_factory=dict)
@@ -375,18 +374,18 @@ class _Run:
     def run_missing(self) -> None:
         """Compute all missing results."""
         metrics = self.study.metrics
-        for cell, missing in self.sheet.missing():
+        for cell, missing in self.state.missing():
             entry = self._trial(cell, [metrics[i] for i in missing if i < len(metrics)])
             if entry is not None:
                 at = -1 if self.journal is None else self.journal.append(entry)
-                self.progress(self.sheet.put(entry, at))
+                self.progress(self.state.put(entry, at))
 
     def _trial(self, cell: Cell, metrics: Sequence[Metric]) -> Entry | None:
         """One method's scores for one question about one text, and the metrics' values; None: it was left out."""
         text, question = cell[0], self.study.questions[cell[1]]
         method, inputs = self.study.methods[cell[2]], self._inputs_of(text)
         target = self._target(text) if question.state is None else None
-        entry = Entry(self.sheet.digests[text][cell[1]], question.name, method.name, target=target)
+        entry = Entry(self.state.digests[text][cell[1]], question.name, method.name, target=target)
         values: dict[str, float | None] = {}
         errors: dict[str, str] = {}
         scores = self._saved_scores(cell)
@@ -425,7 +424,7 @@ class _Run:
 
     def _saved_scores(self, cell: Cell) -> Tensor | None:
         """The scores, where only metrics are missing."""
-        at = int(self.sheet.scores_at[cell])
+        at = int(self.state.scores_at[cell])
         if self.journal is None or at < 0:
             return None
         return torch.tensor(self.journal.entry_at(at).scores, dtype=torch.float32)
@@ -438,14 +437,14 @@ class _Run:
         """
         text, question, method = cell
         number = None if metric is None else self.study.metrics.index(metric)
-        if self.sheet.has_worked(question, method, number):
+        if self.state.has_worked(question, method, number):
             return True
         name, question_name = self.study.methods[method].name, self.study.questions[question].name
         part = f"method {name!r}" if metric is None else f"metric {metric.name!r}"
         optional = self.study._optional_methods if metric is None else self.study._optional_metrics
         unsuited = isinstance(error, _UNSUITED) and not isinstance(error, torch.OutOfMemoryError)
         if optional and unsuited:
-            self.progress(self.sheet.leave_out(question, method, number))
+            self.progress(self.state.leave_out(question, method, number))
             self.left_out[f"{part}, {question_name}"] = _reason(error)
             return False
         of = "" if metric is None else f" of {name!r}"
@@ -466,11 +465,11 @@ class _Run:
 
     def _target(self, text: int) -> int:
         """Number of the class to explain."""
-        if self.sheet.targets[text] < 0:
+        if self.state.targets[text] < 0:
             with torch.no_grad(), no_fastpath():
                 scores = self.study.model(*self._inputs_of(text).arguments)
-            self.sheet.targets[text] = int(scores[0].argmax())
-        return int(self.sheet.targets[text])
+            self.state.targets[text] = int(scores[0].argmax())
+        return int(self.state.targets[text])
 
 
 def examples(

@@ -154,9 +154,9 @@ def test_without_choices_four_methods_and_two_metrics_run_on_a_sample(
     assert sum(map(len, table["groups"].values())) == 4
     assert columns_of(table)[:2] == ["comprehensiveness (delete)", "sufficiency (delete)"]
     lines = result.stderr.splitlines()
-    assert re.fullmatch(r"3 texts, 4 methods, 2 metrics: about \d+ s", lines[0])
+    assert re.fullmatch(r"3 texts, 4 methods, 2 metrics: about \d+ (s|min)", lines[0])
     assert re.match(r"with --full: 4 texts, 4\d methods, \d\d metrics: about \d+ (s|min|h)", lines[1])
-    assert re.match(r"2 of 12 trials after \d+ s, about \d+ s left", lines[2])
+    assert re.match(r"2 of 12 trials after \d+ (s|min), about \d+ (s|min) left", lines[2])
     assert lines[-1].startswith("12 of 12 trials after ")
 
 
