@@ -111,11 +111,12 @@ class Wanted:
 
 
 class Records(Iterator[Record]):
-    """Records in their order, read one at a time."""
+    """Records in their order, read one at a time; ``name`` is that of their source."""
 
     def __init__(
-        self, read: Callable[[Wanted | None], Iterator[Record]], wanted: Wanted | None = None
+        self, read: Callable[[Wanted | None], Iterator[Record]], name: str, wanted: Wanted | None = None
     ) -> None:
+        self.name = name
         self._read, self._rest, self._begun = read, read(wanted), False
 
     def only(self, wanted: Wanted) -> Records:
@@ -123,7 +124,7 @@ class Records(Iterator[Record]):
 
         Where some were read already, the others follow with all their columns.
         """
-        return self if self._begun else Records(self._read, wanted)
+        return self if self._begun else Records(self._read, self.name, wanted)
 
     def __next__(self) -> Record:
         self._begun = True
@@ -176,14 +177,15 @@ def records(
                 f"there is no file {str(source)!r}; give one that is there, or the name of a data set"
             )
         rows = _of_datasets(str(source), split)
-        return Records(lambda wanted: rows)
+        return Records(lambda wanted: rows, str(source))
     files = _files(source)
     if not files or any(file.suffix not in SUFFIXES for file in files):
         raise ValueError(
             f"{str(source)!r} is nothing that can be read; give a file, or a folder of files, of {SUFFIXES}"
         )
     return Records(
-        lambda wanted: (record for file in files for record in _of_file(file, header, encoding, wanted))
+        lambda wanted: (record for file in files for record in _of_file(file, header, encoding, wanted)),
+        str(source),
     )
 
 
@@ -195,7 +197,7 @@ def lines(opened: BinaryIO, name: str, encoding: str = "utf-8") -> Records:
         ['a good film', 'not bad']
     """
     _check_encoding(encoding)
-    return Records(lambda wanted: _plain(opened, name, encoding))
+    return Records(lambda wanted: _plain(opened, name, encoding), name)
 
 
 def columns(
@@ -253,7 +255,8 @@ class Texts:
         texts: or pairs of texts.
         labels: one for each; None: the data have none.
         rationales: one for each, as the data hold them (character spans or a mask of tokens); None: none.
-        left_out: file, line and reason of each record without a text.
+        left_out: file, line and reason of each record without a text, or without a label or rationale that others
+            have.
     """
 
     texts: tuple[Text, ...]
@@ -272,7 +275,7 @@ def read_texts(
     limit: int | None = None,
     encoding: str = "utf-8",
 ) -> Texts:
-    """A data set in memory.  Empty lines are skipped; records without a text are left out and listed.
+    """A data set in memory.  Empty lines are skipped; records without a text, or a label, are left out and listed.
 
     Args:
         source: what :func:`records` or :func:`lines` gave, or as of :func:`records`.
@@ -284,8 +287,7 @@ def read_texts(
         limit: the first so many texts.
 
     Raises:
-        ValueError: as of :func:`records` and :func:`columns`; no record has a text; a text has no label or rationale,
-            and others do.
+        ValueError: as of :func:`records` and :func:`columns`; no record has a text.
 
     Examples::
         >>> import tempfile
@@ -302,32 +304,39 @@ def read_texts(
     if not isinstance(source, Records):
         header = False if any(isinstance(column, int) for column in wanted) else None
         source = records(source, split, header, encoding)
-    others = tuple(column for column in wanted[1:] if column is not None)
-    chosen = source.only(Wanted(text_column, others, (*LABEL_COLUMNS, *RATIONALE_COLUMNS)))
+    named = tuple(column for column in wanted[1:] if column is not None)
+    chosen = source.only(Wanted(text_column, named, (*LABEL_COLUMNS, *RATIONALE_COLUMNS)))
     found = (record for record in chosen if record.error != EMPTY)
     # the column is found from the first records; of a limit no more need be read
     first = list(islice(found, 1000 if limit is None else limit))
-    text_column = columns(first, text_column, wanted[1:])
+    text_column = columns(first, text_column, named)
+    text_column = TEXT_COLUMNS[0] if text_column is None else text_column
+    names = {name for record in first for name in record.values}
+    if label_column is None:
+        label_column = next((name for name in LABEL_COLUMNS if name in names), None)
+    if rationale_column is None:
+        rationale_column = next((name for name in RATIONALE_COLUMNS if name in names), None)
     texts: list[Text] = []
-    sound: list[Record] = []
+    others = [column for column in (label_column, rationale_column) if column is not None]
+    values: list[list[Any]] = [[] for _ in others]
     left_out: list[str] = []
     for record in chain(first, found):
         if len(texts) == limit:
             break
         try:
-            texts.append(record.text(TEXT_COLUMNS[0] if text_column is None else text_column, pair_column))
-            sound.append(record)
+            text = record.text(text_column, pair_column)
+            of_text = [record.value(column) for column in others]
         except ValueError as error:
             left_out.append(str(error))
+            continue
+        texts.append(text)
+        for known, value in zip(values, of_text):
+            known.append(value)
     if not texts:
         reason = f": {left_out[0]}" if left_out else ""
-        raise ValueError(f"there are no texts{reason}; give a file or data set with at least one")
-
-    def values(column: Column | None, usual: Sequence[str]) -> tuple[Any, ...] | None:
-        column = next((name for name in usual if name in sound[0].values), None) if column is None else column
-        return None if column is None else tuple(record.value(column) for record in sound)
-
-    labels, rationales = values(label_column, LABEL_COLUMNS), values(rationale_column, RATIONALE_COLUMNS)
+        raise ValueError(f"{source.name!r} holds no texts{reason}; give a file or data set with at least one")
+    labels = tuple(values[0]) if label_column is not None else None
+    rationales = tuple(values[-1]) if rationale_column is not None else None
     return Texts(tuple(texts), labels, rationales, tuple(left_out))
 
 
@@ -353,12 +362,15 @@ def in_memory(texts: Any) -> Any:
     """Records or a table as a list of texts, every one of them sound; anything else as it is.
 
     Raises:
-        ValueError: a record without a text, or a table whose column of texts is not known.
+        ValueError: a record without a text, a table whose column of texts is not known, or the name of a file.
 
     Examples::
         >>> in_memory(lines(io.BytesIO(b"a good film\\n"), "films.txt")), in_memory("a good film")
         (['a good film'], 'a good film')
     """
+    if isinstance(texts, (str, PathLike)) and Path(texts).suffix in SUFFIXES and _is_file(Path(texts)):
+        path = str(texts)
+        raise ValueError(f"{path!r} is a file, and texts are wanted; give data.read_texts({path!r}).texts")
     if callable(getattr(texts, "itertuples", None)) or callable(getattr(texts, "iter_rows", None)):
         texts = [Record(f"row {number}", row) for number, row in enumerate(rows_of(texts))]
     elif not isinstance(texts, Records):
@@ -376,6 +388,13 @@ def is_remote(source: str | PathLike[str]) -> bool:
         (True, False, False)
     """
     return isinstance(source, str) and re.match(r"[A-Za-z][\w+.-]+://", source) is not None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a text too long for a name
+        return False
 
 
 def _text_column(record: Record) -> Column:

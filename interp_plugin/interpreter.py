@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from tqdm.auto import tqdm
 
 from interp_plugin.attribution import InformationLoss
+from interp_plugin.method.objective import distortion, loss, state_weight
 from interp_plugin.method.perturbation import (
     LayerCall,
     RecordedOnce,
@@ -522,17 +523,20 @@ class Interpreter:
         ratio = torch.full_like(self.x[:, 0], math.log(START / (1 - START))).requires_grad_()
         optimizer = torch.optim.Adam([ratio], lr=lr)
         late = torch.zeros_like(ratio, requires_grad=False)
-        counts = std > 0
+        # the solver's own objective, for a batch of one
+        reference = state.unsqueeze(0)
+        weight = state_weight(reference, std.unsqueeze(0), torch.ones_like(reference, dtype=torch.bool))
         for step in tqdm(range(iteration), disable=not show_progress):
             noise = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype).to(self.x.device)
             with torch.enable_grad():
                 log_sigma = math.log(self.scale) + nn.functional.logsigmoid(ratio)
                 noisy = _state(self._of_x, self.x + log_sigma.exp().unsqueeze(1) * noise)
-                distortion = ((noisy - state)[counts] / std[counts]).square().mean()
-                loss = distortion - self.rate * log_sigma.mean()
-            if not bool(loss.isfinite()):
+                value = loss(
+                    distortion(noisy.unsqueeze(0), reference, weight), log_sigma.unsqueeze(0), self.rate
+                )
+            if not bool(value.isfinite()):
                 raise ValueError(f"`Phi` returned NaN or inf for the noisy `x` of step {step}: check it.")
-            (ratio.grad,) = torch.autograd.grad(loss, ratio)
+            (ratio.grad,) = torch.autograd.grad(value, ratio)
             if step >= iteration // 2:
                 late += log_sigma.detach() / (iteration - iteration // 2)
             optimizer.step()

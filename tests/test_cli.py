@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from interp_plugin import Explanation
 from interp_plugin.cli import app
 from interp_plugin.cli.explain import parse_positions
-from interp_plugin.cli.given import parse_layers
+from interp_plugin.cli.options import parse_layers
 
 COMMAND = [sys.executable, "-m", "interp_plugin"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
@@ -198,9 +198,13 @@ def test_without_pairs_a_tab_is_a_space(folder: str) -> None:
         (["a film", "--file", "x.txt"], None, "texts are given twice"),
         (["--file", "/no/such/file"], None, "cannot read '/no/such/file': No such file"),
         (["--file", "/"], None, "cannot read '/': Is a directory"),
-        ([], "", "standard input holds no text"),
-        ([], "\n \n", "standard input holds no text"),
-        ([], b"caf\xe9", "standard input is not UTF-8"),
+        ([], "", "'standard input' holds no texts"),
+        ([], "\n \n", "'standard input' holds no texts"),
+        (
+            [],
+            b"caf\xe9",
+            "standard input, line 1: not UTF-8 text; where it is Latin-1, give the encoding latin-1",
+        ),
         (["--calibrate", "/no/such/file", "a film"], None, "cannot read '/no/such/file'"),
         (["--pairs", "a film"], None, "has 0 tabs"),
         (["--pairs", "a\tb\tc"], None, "has 2 tabs"),
@@ -412,7 +416,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 def test_save_without_pyarrow_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("interp_plugin.cli.given.find_spec", lambda name: None)
+    monkeypatch.setattr("interp_plugin.cli.options.find_spec", lambda name: None)
     sentence = refused("a film", "--model", "/no/such/model", "--save", str(tmp_path / "x"))
     assert 'pip install "interp-plugin[table]"' in sentence
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -55,6 +58,34 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+IN_ASCII = {
+    "\xb1": "+-",
+    "\u2026": "...",
+    "\u2264": "<=",
+    "\u2265": ">=",
+    "\u2212": "-",
+    "\xd7": "x",
+    "\xb7": ".",
+}
+
+
+def _written_out(error: UnicodeError) -> tuple[str, int]:
+    """Characters that a terminal's encoding lacks, by similar ones or by their numbers."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    found = (IN_ASCII.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing)
+    return "".join(found), error.end
+
+
+def _print_anything() -> None:
+    """Let standard output and error of any encoding take all characters (ASCII terminals, cron, old Windows)."""
+    codecs.register_error("interp_plugin_written_out", _written_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="interp_plugin_written_out")
+
+
 @app.callback()
 def main(
     show_version: Annotated[
@@ -63,6 +94,7 @@ def main(
     ] = False,
 ) -> None:
     """How much noise can each token bear before a layer notices?  Information kept, per token and layer."""
+    _print_anything()
 
 
 app.command(epilog=explain.EXAMPLES)(explain.explain)

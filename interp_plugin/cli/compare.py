@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.cli.given import (
+from interp_plugin.cli.options import (
     AsJson,
     Calibrate,
     Device,
@@ -35,7 +35,6 @@ from interp_plugin.cli.given import (
     sample_texts,
     say,
 )
-from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
     from interp_plugin import comparison
@@ -186,6 +185,7 @@ def compare(
 
         from interp_plugin import comparison
         from interp_plugin.comparison.study import QUICK, in_words
+        from interp_plugin.text.storage import replace_file
 
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
         progress: Any = True if sys.stderr.isatty() else "lines"

@@ -1,14 +1,12 @@
-"""``interp-plugin corpus``: what each layer keeps of all texts of a file, on one process or several."""
+"""``interp-plugin corpus``: a study of all texts of a file, on one process or several."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,20 +14,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.cli.given import (
+from interp_plugin.cli.options import (
+    SHOWN_FAILURES,
     AsJson,
     Calibrate,
     Device,
+    Encoding,
     ModelName,
     Page,
+    PairColumn,
+    Score,
+    Side,
+    TextColumn,
     TokenizerName,
     Truncation,
     TrustRemoteCode,
+    Ways,
     WeightType,
     calibration,
     check_folder,
     check_installed,
     check_outputs,
+    check_tolerance,
     column,
     finite,
     load_explainer,
@@ -41,8 +47,10 @@ from interp_plugin.cli.given import (
 
 if TYPE_CHECKING:
     from interp_plugin.corpus.agreement import HeldOut
+    from interp_plugin.corpus.engines import Processes
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
+    from interp_plugin.data import Text
     from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
 
@@ -53,6 +61,8 @@ EXAMPLES = """Examples:
     interp-plugin corpus reviews.txt --output corpus
 
     interp-plugin corpus dev.tsv --text-column 0 --layers 1,3-4 --output corpus --html corpus.html
+
+    interp-plugin corpus reviews.csv --text-column review --score erased --layers output --output words
 
     interp-plugin corpus reviews.jsonl --model tuned --compare pretrained --calibrate sample.txt --output corpus
 
@@ -71,8 +81,6 @@ Exit status: 0, or 2 for what cannot be used as it was given, with one sentence 
 """
 COMPARED = "compared"
 """The folder, within that of the study, of the study of the other model."""
-SHOWN_FAILURES = 3
-WAIT = timedelta(days=30)  # of a process that is done for those that are not
 
 
 def corpus(
@@ -90,25 +98,37 @@ def corpus(
     model: ModelName = None,
     tokenizer: TokenizerName = None,
     trust_remote_code: TrustRemoteCode = False,
-    layers: Annotated[str, typer.Option(help="all, or numbers, ranges and names: 1,3-4,output.")] = "all",
-    rate: Annotated[float, typer.Option(help="Weight of the noise, above 0.")] = 0.1,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="all, or numbers, ranges and names: 1,3-4,output.",
+            show_default="all; output with --score erased",
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Weight of entropy against distortion, above 0.")] = 0.1,
+    score: Score = "kept",
+    side: Side = "damage",
+    ways: Ways = "mask",
+    passes: Annotated[
+        int | None,
+        typer.Option(help="With --score erased: of each text and layer.", show_default="100"),
+    ] = None,
     calibrate: Calibrate = None,
     compare: Annotated[
         str | None,
         typer.Option(help="Folder or id of another model to score with the same draws.", show_default="none"),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a data set.", show_default="all")] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(help="Of texts: its name; its number, from 0, without a header.", show_default="found"),
-    ] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Of second texts.", show_default="none")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set.", show_default="train")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
     tag_column: Annotated[
         str | None, typer.Option(help="Of word classes: a tag a text, or a word.", show_default="none")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many rows.", show_default="all")
+        int | None,
+        typer.Option(min=1, help="The first so many rows; a later run adds more.", show_default="all"),
     ] = None,
+    encoding: Encoding = "utf-8",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at most in a batch.")] = 16,
     window: Annotated[
         int, typer.Option(min=1, help="Rows in a part: what a killed run loses at most.")
@@ -149,37 +169,41 @@ def corpus(
     dtype: WeightType = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
 ) -> None:
-    """Score a whole corpus, and print what each layer keeps of it."""
-    rank, world_size = _place()
-    with one_sentence(), _gathering(world_size):
+    """Score a whole corpus, and print what each layer keeps of it, or which words it rests on."""
+    with one_sentence(), _processes() as processes:
+        rank, world_size = processes.rank, processes.count
         _check(output, html, engine, world_size, device, gpus)
-        _check_heads(amortised, train_amortised, compare)
+        _check_heads(amortised, train_amortised, compare, score)
+        check_tolerance(tolerance)
         columns: dict[str, Any] = {
             "text_column": column(source, text_column),
             "pair_column": column(source, pair_column),
             "tag_column": column(source, tag_column),
         }
-        header = not any(isinstance(each, int) for each in columns.values())
-        labels = "all" if layers == "all" else parse_layers(layers)
+        labels = parse_layers(layers or ("output" if score == "erased" else "all"))
         unit_texts = sample_texts(calibrate)
 
+        from interp_plugin.corpus.engines import Cluster, run_on_ray
         from interp_plugin.corpus.result import CorpusResult
+        from interp_plugin.method.erasure import PASSES, check_ways
         from interp_plugin.method.solver import Solver
 
         head = None if amortised is None else amortised.absolute()
         solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
         progress = sys.stderr.isatty()
-        rows = partial(_rows, _absolute(source), split, header, limit, columns)
-        makers, units = [], []  # all before the first runs: a model that cannot be loaded is said now
+        header = False if any(isinstance(each, int) for each in columns.values()) else None
+        rows = partial(_rows, _absolute(source), split, header, encoding, limit, columns)
+        makers, units = [], []  # all before the first runs: a model that cannot be loaded is an error now
         for name in [model] if compare is None else [model, compare]:
             load = partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
             # with Ray the GPUs are the workers'
-            here = partial(load, device="cpu" if engine == "ray" else _device(device))
-            unit = _of_the_first(rank, world_size, partial(_unit, here, calibrate, unit_texts, progress))
+            here = partial(load, device="cpu" if engine == "ray" else processes.device(device))
+            unit = processes.of_first(partial(_unit, here, calibrate, unit_texts, progress))
             units.append(unit)
             make = partial(
                 _study, head=head, layers=labels, rate=rate, calibration=unit,
-                solver=solver, batch_size=batch_size, truncation=truncation,
+                solver=solver, batch_size=batch_size, truncation=truncation, score=score, side=side,
+                ways=check_ways(ways.split(",")), passes=passes or PASSES,
             )  # fmt: skip
             makers.append((partial(make, here), partial(make, partial(load, device=device))))
         folders = [output, output / COMPARED][: len(makers)]
@@ -187,17 +211,15 @@ def corpus(
             common = (folder.absolute(), max_errors, window, progress)
             with _sentences():
                 if engine == "ray":
-                    from interp_plugin.corpus.engines import Cluster, run_on_ray
-
                     cluster = Cluster(address, workers, gpus)
                     run_on_ray(make_there, rows, *common, cluster=cluster, study=make(), columns=columns)
                 else:
                     make().run(rows(), *common, rank, world_size, **columns)
-        _wait(world_size)
+        processes.wait()
         if rank:
             return
         results = [CorpusResult.load(folder) for folder in folders]
-        for result in results:  # each process has counted its own
+        for result in results:  # each process has counted its own failures
             if max_errors is not None and len(result.failures()) > max_errors:
                 raise ValueError(
                     f"{len(result.failures())} texts failed and max_errors is {max_errors}; mend the texts"
@@ -206,7 +228,9 @@ def corpus(
         if train_amortised is not None:
             from interp_plugin.amortised import AmortisedEstimator
 
-            model_again = load_explainer(model, tokenizer, _device(device), dtype, trust_remote_code).model
+            model_again = load_explainer(
+                model, tokenizer, processes.device(device), dtype, trust_remote_code
+            ).model
             trained = AmortisedEstimator.train(
                 model_again, None, results[0], units[0], show_progress=progress
             )
@@ -219,14 +243,14 @@ def corpus(
 
 
 def _unit(
-    load: Callable[[], TextExplainer], path: Path | None, texts: list[str] | None, progress: bool
+    load: Callable[[], TextExplainer], path: Path | None, texts: list[Text] | None, progress: bool
 ) -> Calibration | None:
-    """The calibration that is asked for, by a model that nobody else needs."""
+    """The calibration of the options, by a model that is not kept in memory."""
     return calibration(load(), path, texts, progress)
 
 
 def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any) -> CorpusStudy:
-    """The study; with a head its layers and its calibration are the head's, unless others are asked for."""
+    """The study; with a head its layers and its calibration are the head's, unless others are given."""
     from interp_plugin.corpus.study import CorpusStudy
 
     model = load().model
@@ -236,17 +260,23 @@ def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any)
         found = AmortisedEstimator.load(head, model)
         options["amortised"] = found
         options["calibration"] = options["calibration"] or found.calibration
-        options["layers"] = list(found.layers) if options["layers"] == "all" else options["layers"]
+        options["layers"] = list(found.layers) if options["layers"] == ["all"] else options["layers"]
     return CorpusStudy(model, None, **options)
 
 
 def _rows(
-    source: str, split: str | None, header: bool, limit: int | None, columns: Mapping[str, Any]
+    source: str,
+    split: str | None,
+    header: bool | None,
+    encoding: str,
+    limit: int | None,
+    columns: Mapping[str, Any],
 ) -> Iterator[Any]:
     from interp_plugin import data
     from interp_plugin.corpus.reading import Reader
 
-    return islice(data.records(source, split, header).only(Reader(**columns).wanted), limit)
+    found = data.records(source, split, header, encoding)
+    return islice(found.only(Reader(**columns).wanted), limit)
 
 
 def _absolute(source: str) -> str:
@@ -256,7 +286,7 @@ def _absolute(source: str) -> str:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """What fails whatever the text is no bug of ours: the model, a worker."""
+    """A model or a worker that fails on everything is an error in a sentence, not a traceback."""
     try:
         yield
     except RuntimeError as error:
@@ -266,7 +296,7 @@ def _sentences() -> Iterator[None]:
 def _check(
     output: Path, html: Path | None, engine: Engine, world_size: int, device: str, gpus: float
 ) -> None:
-    """What can be refused before anything is read."""
+    """Refuse impossible options before anything is read."""
     check_folder(output)
     check_outputs(html)
     for package in ("pandas", "pyarrow", "scipy"):
@@ -286,8 +316,15 @@ def _check(
             )
 
 
-def _check_heads(amortised: Path | None, train_amortised: Path | None, compare: str | None) -> None:
+def _check_heads(
+    amortised: Path | None, train_amortised: Path | None, compare: str | None, score: Score
+) -> None:
     check_outputs(train_amortised)
+    if score == "erased" and (amortised is not None or train_amortised is not None):
+        raise ValueError(
+            "a head learns the logarithm of sigma, and the scores of --score erased have both signs; leave --amortised "
+            "and --train-amortised out"
+        )
     if amortised is not None and not amortised.is_file():
         raise ValueError(f"--amortised {str(amortised)!r} is no file; give what --train-amortised wrote")
     if amortised is not None and train_amortised is not None:
@@ -298,47 +335,13 @@ def _check_heads(amortised: Path | None, train_amortised: Path | None, compare: 
         )
 
 
-def _place() -> tuple[int, int]:
-    """This process's number and how many there are, as torchrun and accelerate tell it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _device(device: str) -> str:
-    """Of several processes on one machine each takes a GPU of its own."""
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if device == "cuda" and local is not None else device
-
-
 @contextmanager
-def _gathering(world_size: int) -> Iterator[None]:
-    """Several processes that can wait for one another."""
-    if world_size == 1:
-        yield
-        return
-    from torch import distributed
+def _processes() -> Iterator[Processes]:
+    """Those that torchrun or accelerate started to share the corpus, which can wait for one another."""
+    from interp_plugin.corpus.engines import Processes
 
-    distributed.init_process_group("gloo", timeout=WAIT)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
-def _of_the_first(rank: int, world_size: int, make: Callable[[], Any]) -> Any:
-    """What the first process makes, in all of them: last bits may differ where each makes its own."""
-    found = [make() if rank == 0 else None]
-    if world_size > 1:
-        from torch import distributed
-
-        distributed.broadcast_object_list(found)
-    return found[0]
-
-
-def _wait(world_size: int) -> None:
-    if world_size > 1:
-        from torch import distributed
-
-        distributed.barrier()
+    with Processes.started() as processes:
+        yield processes
 
 
 def _report(results: list[CorpusResult], as_json: bool) -> None:
@@ -366,7 +369,10 @@ def _report_head(held_out: HeldOut, layers: Sequence[int | str]) -> None:
 
 def _plain(first: CorpusResult, other: CorpusResult | None) -> dict[str, Any]:
     """The tables and what they depend on, for JSON."""
-    tables = {"layers": first.layers(), "monotonicity": first.monotonicity()}
+    tables = {"layers": first.layers()}
+    tables |= (
+        {"word_classes": first.word_classes()} if first.is_erased else {"monotonicity": first.monotonicity()}
+    )
     if first.is_amortised:
         tables["check"] = first.check()
     if other is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,23 +11,33 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from interp_plugin.cli.given import (
+from interp_plugin.cli.options import (
     AsJson,
     Device,
+    Encoding,
     ModelName,
     Page,
+    PairColumn,
+    Score,
+    Side,
+    TextColumn,
     TokenizerName,
     Truncation,
     TrustRemoteCode,
+    Ways,
     WeightType,
+    calibration,
     check_installed,
     check_outputs,
-    lines,
+    check_tolerance,
     load_explainer,
     one_sentence,
     parse_layers,
+    read_file,
+    sample_texts,
     save_picture,
     say,
+    say_left_out,
 )
 
 if TYPE_CHECKING:
@@ -38,8 +47,6 @@ if TYPE_CHECKING:
 
 Granularity = Literal["token", "word", "sentence"]
 Aggregate = Literal["sum", "mean", "max"]
-Score = Literal["kept", "erased"]
-Side = Literal["damage", "keep"]
 
 EXAMPLES = """
 Examples:
@@ -50,7 +57,7 @@ Examples:
 
     interp-plugin explain "not a bad film" --html film.html --png film.png
 
-    interp-plugin explain --file reviews.txt --save reviews.parquet
+    interp-plugin explain --file reviews.csv --text-column comment --save reviews.parquet
 
     echo "not a bad film" | interp-plugin explain --granularity word --json
 
@@ -74,12 +81,16 @@ def explain(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="File with a text a line, UTF-8, empty lines skipped; - is standard input.",
+            help="File of texts: a table (.csv, .tsv, .jsonl, .parquet), or a text a line; - is standard input.",
             show_default=False,
         ),
     ] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    encoding: Encoding = "utf-8",
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="Every text is two sentences with a tab between them.")
+        bool,
+        typer.Option("--pairs", help="Every text, or line of a file, is two sentences with a tab between."),
     ] = False,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
@@ -99,19 +110,9 @@ def explain(
             show_default="all classes; the model's own next token",
         ),
     ] = None,
-    score: Annotated[
-        Score,
-        typer.Option(
-            help="kept: how precisely each layer knows each token; erased: which tokens carry the class, the "
-            "continuation or the layer.",
-        ),
-    ] = "kept",
-    side: Annotated[
-        Side, typer.Option(help="With --score erased: what to look for in erasures, damage or harmlessness.")
-    ] = "damage",
-    ways: Annotated[
-        str, typer.Option(help="With --score erased: how tokens go, some of mask,attention,delete.")
-    ] = "mask",
+    score: Score = "kept",
+    side: Side = "damage",
+    ways: Ways = "mask",
     granularity: Annotated[Granularity, typer.Option(help="What a score is of.")] = "token",
     aggregate: Annotated[
         Aggregate, typer.Option(help="How the nats of a word or sentence come of its tokens'.")
@@ -132,13 +133,16 @@ def explain(
         ),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Write a Parquet file, for Explanation.load.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write a .parquet file, for Explanation.load, or a table as .csv.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="File with a text a line: the states' spread over them is the unit, so that layers compare.",
+            help="File of texts: the states' spread over them is the unit, so that layers compare.",
             show_default="each text is its own unit",
         ),
     ] = None,
@@ -162,13 +166,13 @@ def explain(
 ) -> None:
     """Print how much of each token every layer keeps, in nats."""
     with one_sentence():
-        wanted = _split(_texts(texts, file), pairs)
-        sample = None if calibrate is None else _split(lines(calibrate), pairs)
+        check_tolerance(tolerance)
+        wanted = _texts(texts, file, text_column, pair_column, encoding, pairs)
+        sample = sample_texts(calibrate)
         labels = None if layers is None else parse_layers(layers)
         places = parse_positions(positions)
         check_outputs(html, png, save)
-        if save is not None:
-            check_installed("pyarrow", "--save", "table")
+        _check_save(save)
 
         # torch and transformers take seconds to import: --help and bad input need not wait for them
         from interp_plugin.method.erasure import PASSES, check_ways
@@ -177,12 +181,14 @@ def explain(
         solver = Solver(seed=seed, max_passes=max_passes)
         solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
-        chosen, asked = _chosen(explainer.model, labels, target, score)
+        chosen = _chosen(explainer.model, labels, target, score)
         progress = sys.stderr.isatty()
         if sample is not None:
-            explainer.calibrate(sample, chosen, batch_size=batch_size, show_progress=progress)
+            explainer.calibrate(_split(sample, pairs), chosen, batch_size=batch_size, show_progress=progress)
+        elif calibrate is not None:
+            explainer.calibration = calibration(explainer, calibrate, None, progress)
         explanation = explainer.explain(
-            wanted, chosen, asked, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
+            wanted, chosen, target, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
             show_progress=progress, score=score, side=side, ways=check_ways(ways.split(",")),
             passes=max_passes or PASSES,
         )  # fmt: skip
@@ -218,43 +224,60 @@ def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None
         ) from error
 
 
-def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
+def _texts(
+    texts: list[str] | None,
+    file: Path | None,
+    text_column: str | None,
+    pair_column: str | None,
+    encoding: str,
+    pairs: bool,
+) -> list[Text]:
     """The texts of the command line, of a file, or of standard input."""
     if texts and file is not None:
         raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
     if texts:
-        return texts
+        return _split(texts, pairs)
     if file is None and sys.stdin.isatty():
         raise ValueError("there is no text: give one in quotes, --file, or a text a line on standard input")
-    return lines(Path("-") if file is None else file)
+    found = read_file(Path("-") if file is None else file, text_column, pair_column, encoding, as_lines=pairs)
+    say_left_out(found.left_out)
+    return _split(found.texts, pairs)
 
 
-def _split(texts: Sequence[str], pairs: bool) -> list[Text]:
+def _split(texts: Sequence[Text], pairs: bool) -> list[Text]:
     """The texts, or the pairs that their tabs separate."""
     if not pairs:
         return list(texts)
+    found: list[Text] = []
     for text in texts:
-        if text.count("\t") != 1:
-            raise ValueError(
-                f"text {text!r} has {text.count(chr(9))} tabs: with --pairs, one separates the two sentences"
-            )
-    return [(first, second) for first, second in (text.split("\t") for text in texts)]
+        if not isinstance(text, str) or text.count("\t") != 1:
+            count = text.count("\t")
+            raise ValueError(f"text {text!r} has {count} tabs: with --pairs, one separates the two sentences")
+        first, second = text.split("\t")
+        found.append((first, second))
+    return found
+
+
+def _check_save(path: Path | None) -> None:
+    """What cannot be saved is refused before any work."""
+    if path is None:
+        return
+    if path.suffix not in (".parquet", ".csv", ""):
+        raise ValueError(
+            f"--save {str(path)!r} ends in {path.suffix}; give a name in .parquet (for Explanation.load) or .csv, or "
+            "use --html or --json"
+        )
+    check_installed("pandas" if path.suffix == ".csv" else "pyarrow", "--save", "table")
 
 
 def _chosen(
     model: TextModel, labels: Sequence[Label] | None, target: str | None, score: Score
-) -> tuple[Sequence[Label], str | int | None]:
-    """The layers, and the target: a class's number where none has that name."""
+) -> Sequence[Label]:
+    """The layers: of a class, and of erasures, the output where no others are named."""
     of_class = target is not None and model.task != "next token"
     if labels is None:
         labels = ["output"] if of_class or (score == "erased" and model.task != "none") else ["all"]
-    if target is None or not of_class or not re.fullmatch(r"\d{1,9}", target):
-        return labels, target
-    try:
-        model.class_index(target)
-    except ValueError:
-        return labels, int(target)
-    return labels, target
+    return labels
 
 
 def _write(
@@ -265,9 +288,15 @@ def _write(
     png: Path | None,
     save: Path | None,
 ) -> list[Path]:
-    """Write what was asked for; returns the files."""
+    """Write the files that were chosen; returns their paths."""
+    from interp_plugin.text.storage import replace_file
+
     written = []
-    if save is not None:
+    if save is not None and save.suffix == ".csv":
+        table = explanation.to_pandas(granularity, aggregate)
+        replace_file(save, table.to_csv(index=False).encode())
+        written.append(save)
+    elif save is not None:
         explanation.save(save)
         written.append(save)
     if html is not None:

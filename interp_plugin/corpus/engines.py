@@ -9,7 +9,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from itertools import chain
 from types import ModuleType
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from interp_plugin.corpus.study import CorpusStudy
 
+LONGEST_WAIT = timedelta(days=30)  # of a process that is done for those that are not
 # of Ray
 LEFT_FREE = 1.0  # CPUs that Ray Data's own tasks need: actors that take them all would wait for them for ever
 FEEDER_RESTARTS = 2
@@ -254,6 +257,60 @@ def _ids(window: Window, scorer: Scorer) -> str:
         for encoding in scorer.encoded([item])[0].values():
             return ids_digest(encoding.ids)
     return ""
+
+
+# -- processes that share a corpus
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that torchrun or accelerate started to share a corpus.
+
+    Attributes:
+        rank: number of this one.
+        count: how many there are.
+    """
+
+    rank: int
+    count: int
+
+    @classmethod
+    @contextmanager
+    def started(cls) -> Iterator[Processes]:
+        """From the environment; inside the block they can wait for one another."""
+        found = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        if found.count == 1:
+            yield found
+            return
+        from torch import distributed
+
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+        try:
+            yield found
+        finally:
+            distributed.destroy_process_group()
+
+    def of_first(self, make: Callable[[], Any]) -> Any:
+        """The first process's result, in all of them: the last bits may differ where each computes its own."""
+        found = [make() if self.rank == 0 else None]
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.broadcast_object_list(found)
+        return found[0]
+
+    def wait(self) -> None:
+        """Until all of them come here."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.barrier()
+
+    @staticmethod
+    def device(name: str) -> str:
+        """A device of this process: of several on one machine each takes a GPU of its own."""
+        local = os.environ.get("LOCAL_RANK")
+        return f"cuda:{local}" if name == "cuda" and local is not None else name
 
 
 # -- Ray

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp_plugin.method.objective import Objective, distortion
+from interp_plugin.method.objective import Objective, distortion, distortion_gradient
 from interp_plugin.method.perturbation import NoisyModel, no_fastpath
 from interp_plugin.method.sampling import Draws
 
@@ -483,7 +483,7 @@ class Erasing:
             )
         if self.is_number:
             return (reference - state).flatten()
-        return distortion(state, reference, objective.weight[examples])[0]
+        return distortion(state, reference, objective.weight[examples])
 
     def prior(self, examples: Tensor) -> Tensor:
         """Integrated gradients of the damage on the straight way to all tokens erased, (b,) -> (b, T).
@@ -513,8 +513,8 @@ def answer_and_gradient(
     if state[0].numel() == 1:
         answer, push = state.detach().flatten(), torch.ones_like(state)
     else:
-        moved, push = distortion(state.detach(), objective.reference[examples], objective.weight[examples])
-        answer, push = -moved, -push
+        terms = (state.detach(), objective.reference[examples], objective.weight[examples])
+        answer, push = -distortion(*terms), -distortion_gradient(*terms)
     largest = push.reshape(len(push), -1).abs().amax(1).clamp(min=torch.finfo(push.dtype).tiny)
     lift = torch.exp2(-largest.log2().round())  # half precision has no room for the gradient of a mean
     lifted = push * lift.reshape(-1, *[1] * (push.ndim - 1))
@@ -571,7 +571,7 @@ def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> No
         )
     origin, groups, batch = objective.origin, objective.groups, len(objective.origin)
     active = groups.spread(groups.active.to(origin.dtype))
-    noise = Draws([x.shape[1:] for x in objective.model.origin], seed).round(PATH_ROUND, PATHS)
+    noise = Draws([x.shape[1:] for x in objective.model.origin], seed).batch(PATH_ROUND, PATHS)
     noise = noise.to(origin.device, origin.dtype)  # (P, N)
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     angles = torch.from_numpy((nodes + 1) * math.pi / 4)

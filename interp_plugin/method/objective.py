@@ -1,8 +1,14 @@
-"""The objective of Guan et al. (ICML 2019, eq. 7) as pure functions on tensors.
+"""The objective of Guan et al. (ICML 2019, eq. 7) and its derivatives.
 
-For one example with n active tokens, ``L = D - rate / n * sum_i log sigma_i``: D is the distortion of
-the state, and a token's stationarity is ``g_i = sigma_i dD / dsigma_i``, which is ``rate / n`` at the
-optimum wherever sigma is below its cap.
+For an example with tokens i = 1..n, each with one noise scale sigma_i up to max_sigma::
+
+    L(sigma) = D(sigma) - rate / n * sum_i log sigma_i
+    D(sigma) = E_eps[ 1 / M * sum_m ((Phi(x + sigma * eps)_m - s_m) / v_m)^2 ],    s = Phi(x),  eps ~ N(0, 1)
+
+The first part of the module holds pure functions of tensors: L and D, the stationarity g_i = sigma_i dD/dsigma_i, which
+is rate / n at the optimum wherever sigma is below its cap, the optimum for small noise in closed form, and what is read
+off sigma.  Then come the tokens, as groups of input elements, and :class:`Objective`, which evaluates D and its
+derivatives of a model for a batch of examples.
 """
 
 from __future__ import annotations
@@ -12,20 +18,137 @@ import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from interp_plugin.method.perturbation import NoisyModel, alike, no_fastpath
-from interp_plugin.method.sampling import Draws, Tilt, TokenGroups
 
-MAX_ROWS = 64
-MAX_ELEMENTS = 2**21
+MAX_ROWS = 64  # rows in one forward and backward
+MAX_ELEMENTS = 2**21  # input elements in one forward and backward, which bounds its memory
 
 
-def default_rows(elements: int) -> int:
-    """Rows in one forward, by the number of input elements of each."""
-    return max(1, min(MAX_ROWS, MAX_ELEMENTS // elements))
+def loss(distortion: Tensor, log_sigma: Tensor, rate: float | Tensor, active: Tensor | None = None) -> Tensor:
+    """L = D - rate / n * sum_i log sigma_i over the n active tokens, (B,): what is minimised (eq. 7).
+
+    Args:
+        distortion: D, (B,).
+        log_sigma: (B, T).
+        rate: lambda, a number or (B,).
+        active: which tokens bear noise, (B, T); None: all.
+
+    Examples::
+        >>> loss(torch.tensor([0.05]), torch.tensor([[1.0, 3.0]]), rate=0.1)
+        tensor([-0.1500])
+    """
+    active = torch.ones_like(log_sigma, dtype=torch.bool) if active is None else active
+    return distortion - rate * torch.where(active, log_sigma, 0.0).sum(1) / active.sum(1)
+
+
+def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """Mean over the state's elements of ((state - reference) / v)^2, (R,): D of one draw.
+
+    Args:
+        state, reference: (R, ...).
+        weight: from :func:`state_weight`, (R, ...): sqrt(1 / (v^2 M)) for elements that count and 0 for the others.
+
+    Examples::
+        >>> reference, state = torch.tensor([[3.0, 1.0]]), torch.tensor([[3.5, 1.0]])
+        >>> distortion(state, reference, torch.full((1, 2), 0.5**0.5))  # v = 1, M = 2
+        tensor([0.1250])
+    """
+    return ((state - reference) * weight).reshape(len(state), -1).square().sum(1)
+
+
+def distortion_gradient(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of :func:`distortion` by the state, (R, ...)."""
+    return (state - reference).mul_(weight).mul_(2 * weight)
+
+
+def stationarity(gradient: Tensor, noise: Tensor, groups: TokenGroups) -> Tensor:
+    """g_i = sigma_i dD/dsigma_i of each draw, (R, T): one backward pass serves all tokens.
+
+    Args:
+        gradient: of D by the noise, sigma dD/dx, (R, N).
+        noise: eps, (R, N).
+        groups: the tokens of the R rows.
+    """
+    return groups.collect(gradient * noise)
+
+
+def residual(stationarity: Tensor, rate: Tensor | float, counts: Tensor) -> Tensor:
+    """sigma_i dD/dsigma_i / (rate / n) - 1, (..., B, T): 0 at the optimum; -1 where noise is not noticed.
+
+    Args:
+        stationarity: g, (..., B, T).
+        rate: lambda, a number or (B,).
+        counts: n, (B,).
+    """
+    return stationarity / (rate / counts.to(stationarity.dtype)).unsqueeze(-1) - 1
+
+
+def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -> Tensor:
+    """sqrt(1 / (v^2 M)) for each state element, the shape of ``reference``; 0 where it does not count.
+
+    Args:
+        reference: the state s, (B, ...).
+        state_std: v, of the shape of ``reference``; None takes v^2 = mean of s^2 of each example.
+            A state that is zero throughout (a dead neuron's) has v = 1, with a warning.
+            Elements of zero standard deviation never moved and do not count.
+        counted: bool, the shape of ``reference``; false for masked tokens.
+    """
+    keep = counted.reshape(len(counted), -1)
+    if state_std is None:
+        size = keep.sum(1, keepdim=True).clamp(min=1)
+        own = (reference.reshape(keep.shape).square() * keep).sum(1, keepdim=True).div(size).sqrt()
+        zero = (own == 0) & keep.any(1, keepdim=True)
+        if zero.any():
+            warnings.warn(
+                f"the state of example {int(zero.nonzero()[0, 0])} is 0 throughout and gives no unit to measure its "
+                "distortion in: 1 is taken; pass a positive state_std",
+                stacklevel=6,
+            )
+        v = torch.where(zero, 1.0, own).expand_as(keep)
+    else:
+        v = state_std.reshape(keep.shape)
+    keep = keep & (v > 0)
+    size = keep.sum(1, keepdim=True)
+    if not size.bool().all():
+        example = int((size[:, 0] == 0).nonzero()[0, 0])
+        raise ValueError(
+            f"the state of example {example} has no element to measure distortion by (all are masked, or have zero "
+            "state_std); pass a positive state_std"
+        )
+    weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.to(v.dtype).sqrt()
+    return weight.reshape(reference.shape)
+
+
+def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
+    """log sigma_i = 1/2 log(rate / (2 n c_i)), the small-noise optimum, (B, T); infinite where c_i is 0.
+
+    Args:
+        curvature: c_i = ||J_i / v||_F^2 / M, (B, T).
+        rate: lambda.
+        counts: n, (B,).
+    """
+    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).to(curvature.dtype).log() - curvature.log())
+
+
+def regime_index(slope: Tensor, distortion_at_optimum: Tensor) -> Tensor:
+    """E = slope / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
+
+    By Euler's theorem the slope of a quadratic D is 2 D, wherever the cap is.  Where the state does not move at all E
+    is infinite in theory and reported as the largest float.
+
+    Args:
+        slope: sum over tokens of sigma_i dD/dsigma_i, (B,): lambda, less what tokens at the cap lack of their rate / n.
+        distortion_at_optimum: D, (B,).
+    """
+    largest = torch.finfo(torch.float32).max
+    return torch.where(distortion_at_optimum > 0, slope / (2 * distortion_at_optimum), largest).clamp(
+        max=largest
+    )
 
 
 def log_normal_constant(sizes: Tensor) -> Tensor:
@@ -73,51 +196,158 @@ def kept_slope(sigma: Tensor, sizes: Tensor, input_std: Tensor) -> Tensor:
     return sizes / (1 + (sigma / input_std.unsqueeze(1)).square())
 
 
-def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the state's elements of ((state - reference) / v)^2, (R,), and its gradient, (R, ...).
+@dataclass(frozen=True)
+class TokenGroups:
+    """Which token each of the N flattened input elements belongs to.
+
+    Attributes:
+        index: (B or 1, N), values in [0, T).
+        active: (B, T), bool; a token that is masked, or that has no element in an example, is not active.
+    """
+
+    index: Tensor
+    active: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """T, the number of columns of sigma."""
+        return self.active.shape[1]
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """K of each token, (B, T)."""
+        ones = torch.ones_like(self.index, dtype=torch.float32)
+        counts = ones.new_zeros(len(self.index), self.n_tokens).scatter_add_(1, self.index, ones)
+        return counts.expand(len(self.active), -1)
+
+    @property
+    def counts(self) -> Tensor:
+        """n, the number of active tokens of each example, (B,)."""
+        return self.active.sum(1)
+
+    def at(self, rows: Tensor) -> TokenGroups:
+        """The groups of the given examples."""
+        index = self.index if len(self.index) == 1 else self.index[rows]
+        return TokenGroups(index, self.active[rows])
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Give every element its token's value: (B, T) -> (B, N)."""
+        if self.width:
+            return values.repeat_interleave(self.width, 1)
+        return values.gather(1, self.index.expand(len(values), -1))
+
+    def collect(self, values: Tensor) -> Tensor:
+        """Sum the elements of every token: (B, N) -> (B, T)."""
+        if self.width:
+            return values.reshape(len(values), self.n_tokens, self.width).sum(-1)
+        totals = values.new_zeros(len(values), self.n_tokens)
+        return totals.scatter_add_(1, self.index.expand(len(values), -1), values)
+
+    @cached_property
+    def width(self) -> int | None:
+        """Elements of every token if all tokens are equally many neighbours, as a sequence's embeddings are."""
+        elements = self.index.shape[1]
+        size, rest = divmod(elements, self.n_tokens)
+        if rest or len(self.index) > 1:
+            return None
+        regular = torch.arange(elements, device=self.index.device) // size
+        return size if torch.equal(self.index[0], regular) else None
+
+    def squares(self, values: Tensor) -> Tensor:
+        """Sum of squares over each token's elements: (R, B, N) -> (R, B, T)."""
+        if self.width:
+            return values.reshape(*values.shape[:2], self.n_tokens, self.width).square().sum(-1)
+        return torch.stack([self.collect(row.square()) for row in values])
+
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Scalar products over each token's elements: (R, B, N), (S, N) -> (R, S, B, T)."""
+        if self.width:
+            split = (self.n_tokens, self.width)
+            return torch.einsum("rbtk,stk->rsbt", left.unflatten(2, split), right.unflatten(1, split))
+        rows = [torch.stack([self.collect(row * other) for other in right]) for row in left]
+        return torch.stack(rows)
+
+
+def token_groups(
+    inputs: Sequence[Tensor], feature_mask: Sequence[Tensor] | None = None, token_mask: Tensor | None = None
+) -> TokenGroups:
+    """Group the elements of ``inputs`` (each (B, ...)) into tokens.
+
+    Without ``feature_mask`` the elements along the last dimension of a 3-D or higher input are one
+    token, and every element of a 1-D or 2-D input is its own.  With it, equal numbers are one token,
+    across inputs too, as in Captum.
 
     Args:
-        state, reference: (R, ...).
-        weight: (R, ...), sqrt(1 / (v^2 M)) for elements that count and 0 for the others.
+        inputs: tensors with the same batch dimension.
+        feature_mask: integers, one tensor per input, each of shape (B or 1, ...) like its input.
+        token_mask: (B or 1, T); false or 0 where a token bears no noise and counts nowhere.
+
+    Examples::
+        >>> groups = token_groups([torch.zeros(2, 3, 4)])
+        >>> groups.n_tokens, groups.sizes[0].tolist()
+        (3, [4.0, 4.0, 4.0])
     """
-    moved = (state - reference) * weight
-    return moved.square().reshape(len(moved), -1).sum(1), moved.mul_(2 * weight)
-
-
-def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -> Tensor:
-    """sqrt(1 / (v^2 M)) for each state element, the shape of ``reference``; 0 where it does not count.
-
-    Args:
-        reference: the state s, (B, ...).
-        state_std: v, of the shape of ``reference``; None takes v^2 = mean of s^2 of each example.
-            A state that is zero throughout (a dead neuron's) has v = 1, with a warning.
-            Elements of zero standard deviation never moved and do not count.
-        counted: bool, the shape of ``reference``; false for masked tokens.
-    """
-    keep = counted.reshape(len(counted), -1)
-    if state_std is None:
-        size = keep.sum(1, keepdim=True).clamp(min=1)
-        own = (reference.reshape(keep.shape).square() * keep).sum(1, keepdim=True).div(size).sqrt()
-        zero = (own == 0) & keep.any(1, keepdim=True)
-        if zero.any():
-            warnings.warn(
-                f"the state of example {int(zero.nonzero()[0, 0])} is 0 throughout and gives no unit to measure its "
-                "distortion in: 1 is taken; pass a positive state_std",
-                stacklevel=6,
-            )
-        v = torch.where(zero, 1.0, own).expand_as(keep)
+    batch = len(inputs[0])
+    if feature_mask is None:
+        parts, offset = [], 0
+        for tensor in inputs:
+            size = tensor.shape[-1] if tensor.ndim > 2 else 1
+            numbers = torch.arange(tensor[0].numel(), device=tensor.device) // size + offset
+            parts.append(numbers)
+            offset += tensor[0].numel() // size
+        index = torch.cat(parts).unsqueeze(0)
+        active = torch.ones(batch, offset, dtype=torch.bool, device=index.device)
     else:
-        v = state_std.reshape(keep.shape)
-    keep = keep & (v > 0)
-    size = keep.sum(1, keepdim=True)
-    if not size.bool().all():
-        example = int((size[:, 0] == 0).nonzero()[0, 0])
+        index, active = _groups_of_mask(inputs, feature_mask)
+    if token_mask is not None:
+        active = active & _checked_mask(token_mask, active)
+    if not active.any(1).all():
+        example = int((~active.any(1)).nonzero()[0, 0])
         raise ValueError(
-            f"the state of example {example} has no element to measure distortion by (all are masked, or have zero "
-            "state_std); pass a positive state_std"
+            f"example {example} has no token left to bear noise (every token is masked); "
+            "leave at least one token unmasked or drop the example"
         )
-    weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.to(v.dtype).sqrt()
-    return weight.reshape(reference.shape)
+    return TokenGroups(index, active)
+
+
+def _groups_of_mask(inputs: Sequence[Tensor], feature_mask: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Index (B or 1, N) and which tokens occur (B, T), with the mask's numbers made contiguous."""
+    if len(feature_mask) != len(inputs):
+        raise ValueError(
+            f"feature_mask has {len(feature_mask)} tensors for {len(inputs)} inputs; give one per input"
+        )
+    batch = len(inputs[0])
+    for tensor, mask in zip(inputs, feature_mask):
+        if mask.is_floating_point() or mask.shape not in (tensor.shape, (1, *tensor.shape[1:])):
+            raise ValueError(
+                f"feature_mask of shape {tuple(mask.shape)} and type {mask.dtype} does not fit an input of shape "
+                f"{tuple(tensor.shape)}; give integers of the input's shape, batch dimension 1 or {batch}"
+            )
+    rows = max(len(mask) for mask in feature_mask)
+    device = inputs[0].device
+    flat = [mask.to(device).flatten(1).expand(rows, -1) for mask in feature_mask]
+    numbers, index = torch.unique(torch.cat(flat, 1), return_inverse=True)
+    occurs = torch.zeros(rows, len(numbers), dtype=torch.bool, device=device).scatter_(
+        1, index, torch.ones_like(index, dtype=torch.bool)
+    )
+    return index, occurs.expand(batch, -1)
+
+
+def _checked_mask(token_mask: Tensor, active: Tensor) -> Tensor:
+    try:
+        mask = token_mask.to(active.device).bool()
+        return torch.broadcast_to(mask, active.shape)
+    except (RuntimeError, AttributeError) as error:
+        shape = tuple(getattr(token_mask, "shape", ()))
+        raise ValueError(
+            f"token_mask of shape {shape} does not broadcast to (examples, tokens) = {tuple(active.shape)}; "
+            "give one true or false per token"
+        ) from error
+
+
+def default_rows(elements: int) -> int:
+    """Rows in one forward, by the number of input elements of each."""
+    return max(1, min(MAX_ROWS, MAX_ELEMENTS // elements))
 
 
 def rows_of(values: Tensor, rows: Tensor) -> Tensor:
@@ -125,57 +355,30 @@ def rows_of(values: Tensor, rows: Tensor) -> Tensor:
     return values if len(values) == 1 else values[rows]
 
 
-def regime_index(slope: Tensor, distortion_at_optimum: Tensor) -> Tensor:
-    """E = slope / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
-
-    By Euler's theorem the slope of a quadratic D is 2 D, wherever the cap is.  Where the state does not move at all E
-    is infinite in theory and reported as the largest float.
-
-    Args:
-        slope: sum over tokens of sigma_i dD/dsigma_i, (B,): lambda, less what tokens at the cap lack of their rate / n.
-        distortion_at_optimum: D, (B,).
-    """
-    largest = torch.finfo(torch.float32).max
-    return torch.where(distortion_at_optimum > 0, slope / (2 * distortion_at_optimum), largest).clamp(
-        max=largest
-    )
-
-
-def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
-    """log sigma_i = 1/2 log(rate / (2 n c_i)), the small-noise optimum, (B, T); infinite where c_i is 0.
-
-    Args:
-        curvature: c_i = ||J_i / v||_F^2 / M, (B, T).
-        rate: lambda.
-        counts: n, (B,).
-    """
-    return 0.5 * (math.log(rate / 2) - counts.unsqueeze(1).to(curvature.dtype).log() - curvature.log())
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """What one set of draws says, for b examples, S draws and T tokens.
+    """D and its derivatives at S noise draws, for b examples with T tokens.
 
     Attributes:
-        distortion: (S, b), each draw's, times its importance weight.
-        stationarity: g, (S, b, T), likewise.
-        pull: sigma dD/dx, the gradient in noise units, (S, b, N), likewise.
+        distortion: D of each draw, (S, b).
+        stationarity: g, (S, b, T).
+        gradient: of D by the noise, sigma dD/dx, (S, b, N).
     """
 
     distortion: Tensor
     stationarity: Tensor
-    pull: Tensor
+    gradient: Tensor
 
     def at(self, examples: Tensor) -> Evaluation:
         """The part of some of the examples (indices or a mask of b)."""
         return Evaluation(
-            self.distortion[:, examples], self.stationarity[:, examples], self.pull[:, examples]
+            self.distortion[:, examples], self.stationarity[:, examples], self.gradient[:, examples]
         )
 
-    def put(self, examples: Tensor, other: Evaluation) -> None:
-        """Replace the part of some of the examples (indices)."""
-        for mine, theirs in zip(vars(self).values(), vars(other).values()):
-            mine[:, examples] = theirs
+    def put(self, examples: Tensor, other: Evaluation) -> Evaluation:
+        """The same with the part of some of the examples (indices) replaced."""
+        pairs = zip(vars(self).values(), vars(other).values())
+        return Evaluation(*(mine.index_copy(1, examples, theirs) for mine, theirs in pairs))
 
 
 def join(parts: Sequence[Evaluation]) -> Evaluation:
@@ -211,7 +414,7 @@ class Objective:
         self.reference = reference.to(self.device, self.dtype)
         self.weight = weight.to(self.device, self.dtype)
         # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
-        self._lift = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
+        self._loss_scale = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
         self.max_rows = max_rows or default_rows(self.origin.shape[1])
         self.clean_passes = torch.ones(
             len(self.origin), dtype=torch.long, device=self.device
@@ -233,7 +436,10 @@ class Objective:
                 of what bears the noise and maybe of the state.
         """
         found = torch.full_like(lengths, self.groups.n_tokens)
-        noise = Draws([x.shape[1:] for x in self.model.origin]).round(0, 1).to(self.device, self.dtype)
+        noise = torch.randn(
+            1, self.origin.shape[1], generator=torch.Generator().manual_seed(0)
+        )  # private, on the CPU
+        noise = noise.to(self.device, self.dtype)
         size = self.origin.square().mean().sqrt()
         points = self.origin + size * noise * self.groups.spread(self.groups.active.to(self.dtype))
         positions = set()
@@ -267,13 +473,13 @@ class Objective:
             return None
         reference, weight = self.reference[rows], self.weight[rows]
         is_cut = state.shape != whole.shape
-        moved, _ = distortion(whole, reference, weight)
+        moved = distortion(whole, reference, weight)
         if is_cut:
             if whole.ndim < 2 or state.shape != whole[:, :length].shape or weight[:, length:].any():
                 return None
             whole, weight = whole[:, :length], weight[:, :length]
         rounding = min(32 * torch.finfo(points.dtype).eps, 1e-3) ** 2
-        return is_cut if (distortion(state, whole, weight)[0] <= rounding * (1 + moved)).all() else None
+        return is_cut if (distortion(state, whole, weight) <= rounding * (1 + moved)).all() else None
 
     def shorter(self, length: int) -> Objective:
         """The same examples cut after so many tokens."""
@@ -298,75 +504,65 @@ class Objective:
             for length in lengths.unique().tolist()
         ]
 
-    def evaluate(
-        self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None = None
-    ) -> Evaluation:
-        """Distortion and stationarity at ``sigma`` on every draw.
+    def evaluate(self, examples: Tensor, sigma: Tensor, draws: Tensor) -> Evaluation:
+        """Distortion, stationarity and gradient at ``sigma`` on every draw.
 
         Args:
             examples: which examples, (b,).
             sigma: (b, T).
             draws: (S, N), shared by the examples.
-            tilt: importance sampling along one direction of each example.
         """
         if self._lengths is None:
-            return self._evaluate(examples, sigma, draws, tilt)
+            return self._evaluate(examples, sigma, draws)
         whole = Evaluation(
             draws.new_zeros(len(draws), len(examples)),
             draws.new_zeros(len(draws), *sigma.shape),
             draws.new_zeros(len(draws), len(examples), draws.shape[1]),
         )
         for short, rows in self.by_length(examples):
-            (tokens, width), own = (short.groups.n_tokens, short.origin.shape[1]), None
-            if tilt is not None:
-                own = Tilt(tilt.direction[rows, :width], tilt.shift[rows])
-            seen = short._evaluate(examples[rows], sigma[rows, :tokens], draws[:, :width], own)
+            tokens, width = short.groups.n_tokens, short.origin.shape[1]
+            seen = short._evaluate(examples[rows], sigma[rows, :tokens], draws[:, :width])
             whole.distortion[:, rows] = seen.distortion
             whole.stationarity[:, rows, :tokens] = seen.stationarity
-            whole.pull[:, rows, :width] = seen.pull
+            whole.gradient[:, rows, :width] = seen.gradient
         return whole
 
-    def _evaluate(self, examples: Tensor, sigma: Tensor, draws: Tensor, tilt: Tilt | None) -> Evaluation:
+    def _evaluate(self, examples: Tensor, sigma: Tensor, draws: Tensor) -> Evaluation:
         count, b = len(draws), len(examples)
         scale = self.groups.at(examples).spread(sigma * self.groups.active[examples])  # (b, N)
-        weights = tilt.weights(draws) if tilt else None  # (S, b)
         parts = []
         for chunk in torch.arange(count * b, device=self.device).split(self.max_rows):
             draw, which = chunk // b, chunk % b  # row r is draw r // b of example r % b
-            eps = tilt.shifted(draws, draw, which) if tilt else draws[draw]
-            spread = rows_of(scale, which)
-            value, slope = self._distortion_and_gradient(examples[which], spread * eps)
-            pull = slope.mul_(spread)
-            if weights is not None:
-                weight = weights[draw, which]
-                value, pull = value * weight, pull.mul_(weight.unsqueeze(1))
-            stationarity = self.groups.at(examples[which]).collect(pull * eps)
-            parts.append(Evaluation(value, stationarity, pull))  # rows of chunks: draw by draw when joined
+            noise, spread = draws[draw], rows_of(scale, which)
+            value, slope = self._distortion_and_gradient(examples[which], spread * noise)
+            gradient = slope.mul_(spread)
+            slopes = stationarity(gradient, noise, self.groups.at(examples[which]))
+            parts.append(Evaluation(value, slopes, gradient))  # rows of chunks: draw by draw when joined
         rows = join(parts)
         values, slopes = rows.distortion.reshape(count, b), rows.stationarity.reshape(count, b, -1)
-        unsteered = values.any(0) & ~slopes.any(2).any(0)
-        # a state that feels no noise still differs in its last digits among other numbers of rows
-        still = unsteered & (values.amax(0) < (16 * torch.finfo(self.model.origin[0].dtype).eps) ** 2)
-        values, unsteered = values.masked_fill(still, 0), unsteered & ~still
-        if unsteered.any():
-            example = int(examples[unsteered][0])
+        no_gradient = values.any(0) & ~slopes.any(2).any(0)
+        # a state that noise does not reach still differs in its last digits among other numbers of rows
+        still = no_gradient & (values.amax(0) < (16 * torch.finfo(self.model.origin[0].dtype).eps) ** 2)
+        values, no_gradient = values.masked_fill(still, 0), no_gradient & ~still
+        if no_gradient.any():
+            example = int(examples[no_gradient][0])
             raise ValueError(
                 f"the state of example {example} moves with its input but carries no gradient (detach, numpy, argmax "
                 "or rounding on the way); read the state before that step"
             )
-        return Evaluation(values, slopes, rows.pull.reshape(count, b, -1))
+        return Evaluation(values, slopes, rows.gradient.reshape(count, b, -1))
 
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
         points = self.points(examples, noise)
         state = self.model.perturb(points, examples).to(self.device, self.dtype)
-        value, push = distortion(
-            state.detach(), rows_of(self.reference, examples), rows_of(self.weight, examples)
-        )
+        reference, weight = rows_of(self.reference, examples), rows_of(self.weight, examples)
+        value = distortion(state.detach(), reference, weight)
         self.check_finite(value, examples, "refinement")
-        lift = self._lift[examples].unsqueeze(1)
-        push = push.reshape(len(push), -1).mul_(lift).reshape(push.shape)
-        slope = self.gradient(state, points, push) / lift
+        by_state = distortion_gradient(state.detach(), reference, weight)
+        scale = self._loss_scale[examples].unsqueeze(1)
+        by_state = by_state.reshape(len(by_state), -1).mul_(scale).reshape(by_state.shape)
+        slope = self.gradient(state, points, by_state) / scale
         self.check_finite(slope.sum(1), examples, "backward pass of the refinement")
         return value, slope
 
@@ -383,9 +579,9 @@ class Objective:
         )
 
     def gradient(
-        self, state: Tensor, points: tuple[Tensor, ...], push: Tensor, again: bool = False
+        self, state: Tensor, points: tuple[Tensor, ...], by_state: Tensor, again: bool = False
     ) -> Tensor:
-        """d (state . push) / d points, (R, N); zero where the state does not depend on them.
+        """d (state . by_state) / d points, (R, N), for a constant ``by_state``; zero where nothing depends on them.
 
         ``again``: the graph is kept for another call.
         """
@@ -393,7 +589,7 @@ class Objective:
             return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)
         try:
             grads = torch.autograd.grad(
-                state, points, push, retain_graph=again, allow_unused=True, materialize_grads=True
+                state, points, by_state, retain_graph=again, allow_unused=True, materialize_grads=True
             )
         except RuntimeError as error:
             if "use_reentrant=True" not in str(error):

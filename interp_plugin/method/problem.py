@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.method.erasure import noise_path
-from interp_plugin.method.objective import Objective, state_weight
+from interp_plugin.method.objective import Objective, TokenGroups, state_weight, token_groups
 from interp_plugin.method.perturbation import (
     NoisyModel,
     gradients,
@@ -22,7 +22,6 @@ from interp_plugin.method.perturbation import (
     select,
     weight_of,
 )
-from interp_plugin.method.sampling import TokenGroups, token_groups
 from interp_plugin.method.solver import NoiseFit, Solver, solve, solve_together
 
 _PACKAGES = (__name__.split(".")[0], "captum")

@@ -1,50 +1,71 @@
-"""From the closed form to the optimum, for a batch whose examples finish one by one."""
+"""The solver: Newton steps in log sigma on fresh noise draws, averaged until they are known well enough."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.method.curvature import PROBE_ROUND, Curvature, curvatures
-from interp_plugin.method.few import Settings, Solved, solve_few
 from interp_plugin.method.objective import (
+    Evaluation,
     Objective,
     closed_form,
     information_kept,
     information_loss,
     kept_slope,
+    loss,
     regime_index,
+    residual,
 )
-from interp_plugin.method.ranks import REPEATS
-from interp_plugin.method.refinement import done_enough, update
-from interp_plugin.method.rounds import SCOUTS, evaluate_round, scout
-from interp_plugin.method.sampling import Draws
-from interp_plugin.method.trace import (
-    Trace,
-    closed_variance,
-    common_variance_of,
-    examples_at_once,
-    new_trace,
-    token_mean,
-    variance_of,
+from interp_plugin.method.sampling import (
+    NORM_STREAM,
+    Draws,
+    JacobianNorms,
+    antithetic_pairs,
+    jacobian_norms,
+    without_linear_part,
+    without_quadratic_part,
 )
 
+# Each figure is measured by tests/benchmarks/ablation.py or named where it stands; see tests/benchmarks/README.md.
 PROBES = 8  # vector-Jacobian products of the closed form
 FEW_PROBES = 4  # of several states together, which start from one another
-RANK_ROUND = PROBE_ROUND + 1  # a stream of its own
-EXACT = 32  # state elements up to which they are done one by one, without chance
-BUDGET = 0.0576  # draws at most, times tolerance^2: about 144 at the default
-QUIET_ROUNDS = 24  # at most, of quiet examples
+EXACT = 32  # state elements up to which the Jacobian is computed whole
+SAMPLES = 144  # of an example at the default tolerance, and in proportion to 1 / tolerance^2
 SPARE = 1.5  # times that, for examples that have not met the tolerance by then: MiniLM's layers 5 and 6
-LOOSEST = 0.02  # tolerance that the number of rounds depends on
-MIN_ROUNDS = 4  # of draws that may go into the order of tokens, however loose the tolerance
+LOOSEST = 0.02  # tolerance that the number of batches depends on: a looser one gives up no sooner
+MIN_BATCHES = 4  # of samples that may go into the order of tokens, however loose the tolerance
+KEPT_GRADIENTS = 28  # of earlier pairs, for the control variates of later ones
+KEPT_ELEMENTS = 2**25  # of these gradients in memory at a time
+
+FIRST_BATCH = 0.5  # of a batch: the first mostly finds the place
+LARGEST_STEP = 1.0  # of log sigma
+LARGEST_ELASTICITY = 30.0  # of D
+LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
+LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
+NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
+ROUNDING = 1e-4  # of log sigma: batches that differ by less agree
+QUADRATIC = 1e-3  # of D, by which a quadratic D may miss sum_i g_i = 2 D draw by draw: 0.05 % of sigma
+MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start, and of log sigma in one
+UNSEEN = 0.005  # of log sigma: the least standard error of a class output that is not linear, whose samples are few
+REPEATS = 64  # of the simulation of how far two fits order tokens alike
+DISORDER = 7.0  # 1 - Spearman of two fits, over tolerance^1.5: 0.98 at the default, 0.993 at half of it
+MOST_ORDERED = 4096  # tokens of an example: nobody reads the ranks of more
+
+PILOT_SEED = 0  # of the pilot samples that choose the rate of class outputs, whatever the solver's
+PILOT_PAIRS, MOST_PILOTS = 4, 12  # in a pilot sample, and how many of these
+CHECK_PAIRS, MOST_CHECKS = 12, 3  # of the samples that look for rare flips of the class, which few pairs miss
+SPREAD = 0.16  # standard deviation of log sigma by one pair at the rate asked for, at most: 64 pairs make 2 %
+EDGE = 0.3  # the same at the largest rate where samples are sound; there is a cliff beyond it
+MARGIN = 2  # halvings from such a rate to the one that is solved: rare samples must not reach the cliff
+LARGEST_DROP, CLIMB = 6, 2  # of the rate, in halvings, from a pilot sample to the next, down and up
+LOWEST = 2.0**-48  # of the rate asked for; nothing is left of it in single precision
+ORDER_STREAM, PILOT_STREAM = NORM_STREAM + 1, NORM_STREAM + 2  # of random numbers
 
 
 @dataclass(frozen=True)
@@ -52,12 +73,10 @@ class Solver:
     """How hard to look; the defaults suit hidden states of trained networks.
 
     Args:
-        draws: noise draws a round, mirror images included; the first round takes half of them, and nearly
-            quadratic states half as many again.
-        iterations: rounds at most; 0 is the closed form only, None is enough of them for the
-            tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2 (and up to
-            24 where D is quadratic draw by draw but for little, which makes 0.25 % cheap).
-        tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.  Rounds go on
+        draws: noise draws a batch, mirror images included; the first batch takes half of them.
+        iterations: batches at most; 0 is the closed form only, None is enough of them for the
+            tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2.
+        tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.  Batches go on
             while two such fits would not order the tokens alike (Spearman below 1 - 7 tolerance^1.5, 0.98 at the
             default): where they lie close together.
         seed: of the noise.
@@ -96,24 +115,21 @@ class Solver:
 
     @property
     def max_rounds(self) -> int:
-        """Rounds at most, but of quiet examples."""
+        """Batches of samples at most."""
         if self.iterations is not None:
             return self.iterations
         if self.max_passes is not None:
             return self.max_passes // self.draws
-        # a looser tolerance stops sooner where it is met, and gives up no sooner where it is not
-        return math.ceil(SPARE * BUDGET / min(self.tolerance, LOOSEST) ** 2 / self.draws - 1e-9)
+        return math.ceil(SPARE * self._samples(min(self.tolerance, LOOSEST)) / self.draws - 1e-9)
 
     @property
     def order_rounds(self) -> int:
-        """Rounds after which an example that meets the tolerance is done, whether its tokens would keep their order."""
-        return max(MIN_ROUNDS, math.ceil(BUDGET / self.tolerance**2 / self.draws - 1e-9))
+        """Batches after which an example that meets the tolerance is done, however its tokens would be ordered."""
+        return max(MIN_BATCHES, math.ceil(self._samples(self.tolerance) / self.draws - 1e-9))
 
-    @property
-    def quiet_rounds(self) -> int:
-        """Rounds at most of *quiet* examples, whose D is nearly quadratic draw by draw."""
-        bounded = self.iterations is not None or self.max_passes is not None
-        return self.max_rounds if bounded else max(self.max_rounds, QUIET_ROUNDS)
+    @staticmethod
+    def _samples(tolerance: float) -> float:
+        return SAMPLES * (LOOSEST / tolerance) ** 2
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class NoiseFit:
         distortion: D at sigma, (B,), dimensionless.
         regime_index: E = slope / (2 D), (B,), where the slope is lambda, less what tokens at the cap lack of their
             share rate / n; 1 where the closed form is exact.
-        residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last round's draws at
+        residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at
             the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
         converged: (B,), whether the standard error met the tolerance.
         n_forward, n_backward: sample passes spent on each example, (B,).
@@ -157,6 +173,10 @@ class NoiseFit:
     token_size: Tensor
     token_mask: Tensor
 
+    def objective(self) -> Tensor:
+        """L(sigma) = D - rate / n * sum_i log sigma_i at the rate that was solved, (B,): what the fit minimises."""
+        return loss(self.distortion, self.sigma.log(), self.rate, self.token_mask)
+
     def loss(self) -> Tensor:
         """H_i in nats, (B, T): high where the state does not need the token."""
         return information_loss(self.sigma, self.token_size)
@@ -182,10 +202,15 @@ def solve(
     input_std: Tensor,
     solver: Solver,
     show_progress: bool = False,
-    curvature: Curvature | None = None,
-    lead: Tensor | None = None,
+    norms: JacobianNorms | None = None,
+    offset: Tensor | None = None,
 ) -> NoiseFit:
-    """Minimise L for every example of the batch; an example that is done leaves it.
+    """Minimise L for every example of the batch; an example that has converged leaves it.
+
+    1. Jacobian norms give the optimum for small noise in closed form: the start.
+    2. Of states of few elements pilot samples choose the rate (:func:`choose_rate`).
+    3. Batches of fresh noise draws give the stationarity sigma_i dD/dsigma_i, and with it a Newton step; the steps'
+       ends are averaged (:class:`SolverState`) until their standard error meets the tolerance.
 
     Args:
         objective: D and its derivatives.
@@ -193,128 +218,29 @@ def solve(
         max_sigma: cap, (B,).
         input_std: tau, (B,), which the information kept is counted with.
         solver: settings.
-        show_progress: a bar over the rounds.
-        curvature: what ``curvatures`` gives for this objective, where it is known already.
-        lead: where to start, as log sigma less its closed form, (B, T); None: at the closed form.
+        show_progress: a bar over the batches.
+        norms: what ``jacobian_norms`` gives for this objective, where it is known already.
+        offset: where to start, as log sigma less its closed form, (B, T); None: at the closed form.
     """
-    if curvature is None:
-        [curvature] = curvatures([objective], solver.seed, PROBES, EXACT)
-    groups, device = objective.groups, objective.device
-    batch = len(max_sigma)
-    everyone = torch.arange(batch, device=device)
-    c = curvature.estimates.mean(0)
+    if norms is None:
+        [norms] = jacobian_norms([objective], solver.seed, PROBES, EXACT)
     cap = max_sigma.to(objective.dtype).log().unsqueeze(1)  # (B, 1)
-    closed = closed_theta(objective, c, rate, cap)
-    predicted = (closed.exp().square() * c * groups.active).sum(1)
-    variance, common = closed_variance(curvature.estimates, groups.active & (closed < cap))
-    trace = new_trace(objective, everyone, closed, variance, common, predicted)
-    if lead is not None:
-        trace.theta = (closed + lead).minimum(cap)
-    passes = curvature.passes.clone()
-    converged = torch.zeros(batch, dtype=torch.bool, device=device)
+    passes = norms.passes.clone()
+    state = at_closed_form(objective, norms, rate, cap)
+    if offset is not None:
+        state.log_sigma = (state.log_sigma + offset).minimum(cap)
     # where no element has a gradient, the closed form says nothing at any rate
-    few = curvature.exact & (c > 0).any(1) & (solver.max_rounds > 0) & solver.lower_rate
-    solved: list[Solved] = []
-    if few.any():
-        jitter = cache(partial(_jitter, objective, solver.seed))
-        settings = Settings(
-            solver.max_rounds,
-            solver.order_rounds,
-            solver.draws // 2,
-            solver.tolerance,
-            solver.seed,
-            jitter,
-        )
-        jacobian = curvature.jacobian[few[curvature.exact]]
-        solved = solve_few(objective, few.nonzero()[:, 0], jacobian, rate, cap, settings, passes)
-    done: list[Trace] = []
-    many = (~few).nonzero()[:, 0]
+    has_jacobian = norms.exact & (state.norms > 0).any(1)
+    few = has_jacobian & (solver.max_rounds > 0) & solver.lower_rate
+    parts: list[SolverState] = []
     with tqdm(desc="noise", disable=not show_progress) as bar:
-        for some in many.split(examples_at_once(objective)) if len(many) else ():
-            # an example does not depend on the others
-            done += _refine(objective, trace.at(some), c, rate, cap, solver, passes, converged, bar)
-    solved += [_solved(each, groups.at(each.example).active, rate, cap, converged) for each in done]
-    return _fit(objective, solved, rate, cap, input_std, passes)
-
-
-def _solved(trace: Trace, active: Tensor, rate: float, cap: Tensor, converged: Tensor) -> Solved:
-    """What a trace has come to."""
-    at_cap = trace.theta >= cap[trace.example] - 1e-6
-    free = active & ~at_cap
-    # "everything at the cap" is a second minimum of states that saturate, where the closed form says otherwise
-    lost = (at_cap | ~active).all(1) & (active & (trace.closed < cap[trace.example] - 1e-6)).any(1)
-    return Solved(
-        example=trace.example,
-        theta=trace.theta,
-        variance=variance_of(trace, free),
-        common_variance=common_variance_of(trace),
-        distortion=trace.distortion,
-        place=trace.place,
-        residual=trace.residual,
-        rate=torch.full_like(trace.distortion, rate),
-        converged=converged[trace.example] & ~lost,
-    )
-
-
-def _refine(
-    objective: Objective,
-    trace: Trace,
-    curvature: Tensor,
-    rate: float,
-    cap: Tensor,
-    solver: Solver,
-    passes: Tensor,
-    converged: Tensor,
-    bar: Any,
-) -> list[Trace]:
-    """Rounds of draws until every example is done; adds to ``passes`` and sets ``converged``, both (B,)."""
-    draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
-    jitter = cache(partial(_jitter, objective, solver.seed))
-    done: list[Trace] = []
-    scouted = None
-    for index in range(solver.quiet_rounds):
-        if index >= solver.max_rounds:  # only quiet examples go on
-            done.append(trace.at(~trace.quiet).without_teachers())
-            trace = trace.at(trace.quiet)
-            if not len(trace.example):
-                break
-        units = max(2, solver.draws // (2 if index else 4))  # the first round mostly finds the place
-        noise = cache(partial(_drawn, objective, draws, index, 2 * units))  # the scouts' go on into the round
-        if index == 0:
-            scouted, spent = scout(objective, trace, rate, noise(units)[:SCOUTS], solver.tolerance)
-            passes[trace.example] += spent - len(scouted.distortion)  # those go on into the round
-        found = evaluate_round(objective, trace, noise, units, curvature, None if index else scouted)
-        passes[trace.example] += found.passes
-        active = objective.groups.at(trace.example).active
-        free = update(trace, found, active, cap[trace.example], rate, index)
-        error = token_mean(variance_of(trace, free), free).sqrt()
-        met = converged[trace.example] = (error <= solver.tolerance) & trace.settled
-        done_now = done_enough(trace, free, met, solver.tolerance, jitter)
-        done_now |= met & ~trace.quiet & (index + 1 >= solver.order_rounds)
-        if done_now.any():
-            done.append(trace.at(done_now).without_teachers())
-            trace = trace.at(~done_now)
-        bar.update()
-        if not len(trace.example):
-            break
-    return [*done, trace.without_teachers()]
-
-
-def _drawn(objective: Objective, draws: Draws, index: int, count: int, first: int) -> Tensor:
-    """The first draws of a round of ``count``, where the objective wants them."""
-    return draws.round(index, count, first).to(objective.device, objective.dtype)
-
-
-def _jitter(objective: Objective, seed: int) -> Tensor:
-    """Normal numbers for each token, (REPEATS, T): the same however far a sequence is padded."""
-    numbers = Draws([(objective.groups.n_tokens,)], seed).round(RANK_ROUND, REPEATS)
-    return numbers.to(objective.device, objective.dtype)
-
-
-def closed_theta(objective: Objective, curvature: Tensor, rate: float, cap: Tensor) -> Tensor:
-    """log sigma by the closed form, (B, T), at the cap where there is no curvature; cap is (B, 1)."""
-    groups = objective.groups
-    return torch.where(groups.active, closed_form(curvature, rate, groups.counts), torch.inf).minimum(cap)
+        for rows in _split(~few, objective):
+            parts += _iterate(objective, state.at(rows), cap, solver, passes, bar)
+        for rows, own in zip(_split(few, objective), _split(few[norms.exact], objective)):
+            start = replace(state.at(rows), jacobian=norms.jacobian[own])
+            choose_rate(objective, start, cap, passes)
+            parts += _iterate(objective, start, cap, solver, passes, bar)
+    return _fit(objective, parts, rate, cap, input_std, passes)
 
 
 def solve_together(
@@ -330,49 +256,485 @@ def solve_together(
     another are alike in that.
     """
     fits: list[NoiseFit] = []
-    lead = None
+    offset = None
     few = len(objectives) > 1 and solver.max_rounds > 0
-    found = curvatures(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
-    for objective, curvature, caps in zip(objectives, found, max_sigma):
-        fit = solve(objective, rate, caps, input_std, solver, curvature=curvature, lead=lead)
-        closed = closed_theta(objective, curvature.estimates.mean(0), rate, caps.log().unsqueeze(1))
+    found = jacobian_norms(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
+    for objective, norms, caps in zip(objectives, found, max_sigma):
+        fit = solve(objective, rate, caps, input_std, solver, norms=norms, offset=offset)
+        closed = at_closed_form(objective, norms, rate, caps.log().unsqueeze(1)).log_sigma
         certain = fit.converged.unsqueeze(1) & ~fit.at_cap
-        lead = torch.where(certain, fit.sigma.log() - closed, 0.0)
+        offset = torch.where(certain, fit.sigma.log() - closed, 0.0)
         fits.append(fit)
     return fits
 
 
+@dataclass
+class SolverState:
+    """Mutable state of the examples that are being solved; b examples, T tokens, N input elements.
+
+    Attributes:
+        example: which of the batch, (b,).
+        rate: lambda, (b,).
+        norms: c of the closed form, (b, T).
+        log_sigma: the iterate, (b, T): the average of what the batches' Newton steps led to.
+        place: the average of the iterates they started from, where D was measured, (b, T).
+        variance: of log sigma, (b, T).
+        common_variance: of its mean over the tokens below the cap, (b,).
+        excess: what the last batch adds to the variance where it disagrees with the average before it, (b, T).
+        distortion: D at ``place`` on average, (b,).
+        residual: sigma_i dD/dsigma_i / (rate / n) - 1 of the last batch, (b, T).
+        free: which tokens are below the cap, (b, T).
+        weight: pairs of samples in the average, (b,).
+        compared: batches that were compared with the average before them, (b,).
+        surprise: sum over these of the squared difference over its variance, mean over tokens, (b,).
+        gradients: of earlier pairs, for control variates, (b, R, N).
+        jacobian: of states of few elements, (b, M, N); M = 0 for others.
+        sound: whether samples determine the scales at this rate, (b,).
+        converged: (b,).
+    """
+
+    example: Tensor
+    rate: Tensor
+    norms: Tensor
+    log_sigma: Tensor
+    place: Tensor
+    variance: Tensor
+    common_variance: Tensor
+    excess: Tensor
+    distortion: Tensor
+    residual: Tensor
+    free: Tensor
+    weight: Tensor
+    compared: Tensor
+    surprise: Tensor
+    gradients: Tensor
+    jacobian: Tensor
+    sound: Tensor
+    converged: Tensor
+
+    def at(self, rows: Tensor) -> SolverState:
+        """The part of some of the examples (indices, or a mask of b)."""
+        return SolverState(**{name: value[rows] for name, value in vars(self).items()})
+
+    def without_gradients(self) -> SolverState:
+        """Without what only further batches need: it is large."""
+        return replace(self, gradients=self.gradients[:, :0])
+
+    def take_in(self, step: Step, cap: Tensor) -> None:
+        """Average a batch's Newton estimate with those before; a long step starts the average afresh.
+
+        A Newton step is wrong by a share of its length: its batch counts as so many pairs from nearby.
+        """
+        free, tiny = step.free, torch.finfo(self.log_sigma.dtype).tiny
+        noise = token_mean(step.variance, free) / step.count
+        length = (token_mean(step.move.square(), free) - noise).clamp(min=0)  # squared, beyond noise
+        far = length > (3 * noise).clamp(min=LONG_STEP**2)
+        new = step.count * (noise + tiny) / (noise + tiny + NEWTON_ERROR**2 * length)
+        spread = step.variance / step.count
+        variance = (spread + (NEWTON_ERROR * step.move).square()) * free
+        moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
+        common = step.common_variance / step.count + moved
+        estimate = torch.minimum(self.log_sigma + step.move, cap)
+        old = torch.where(far, 0.0, self.weight)
+        again = old > 0
+        apart, explained = (estimate - self.log_sigma).square() * free, variance + self.variance
+        # a token that moved more than two of its standard errors: Newton's step is too long where D grows as sigma^4
+        self.excess = torch.where(again.unsqueeze(1), (apart - 4 * explained).clamp(min=0) / 4, 0.0)
+        gap, expected = token_mean(apart, free), token_mean(explained, free).clamp(min=ROUNDING**2)
+        self.surprise = torch.where(again, self.surprise + gap / expected, 0.0)
+        self.compared = torch.where(again, self.compared + 1, 0.0)
+        self.weight = old + new
+        share = new / (old + new)
+        each = share.unsqueeze(1)
+        self.place = self.place.lerp(self.log_sigma, each)
+        self.log_sigma = self.log_sigma.lerp(estimate, each)
+        self.distortion = self.distortion.lerp(step.distortion, share)
+        self.variance = (1 - each).square() * self.variance + each.square() * variance
+        self.common_variance = (1 - share).square() * self.common_variance + share.square() * common
+        self.residual, self.free = step.residual, free
+
+    def inflation(self) -> Tensor:
+        """By how much more the batches scatter than their own variances explain, at least 1, (b,)."""
+        return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
+
+    def error(self) -> Tensor:
+        """Variance of log sigma, (b, T)."""
+        return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
+
+    def common_error(self) -> Tensor:
+        """Variance of the mean of log sigma over the tokens below the cap, (b,)."""
+        return self.common_variance * self.inflation() + self._unseen()
+
+    def _unseen(self) -> Tensor:
+        """What rare samples may add where the few of a class output saw none, (b,)."""
+        return (self.weight > 0) * float(self.jacobian.shape[1] > 0) * UNSEEN**2
+
+
+def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap: Tensor) -> SolverState:
+    """The state before any sample: the optimum for small noise, and how well the Jacobian norms determine it."""
+    c, active = norms.estimates.mean(0), objective.groups.active
+    zeros, vectors = torch.zeros_like(c[:, 0]), c.new_zeros(len(c), 0, objective.origin.shape[1])
+    rates = torch.full_like(zeros, rate)
+    log_sigma = closed_log_sigma(c, rates, active, cap)
+    free = active & (log_sigma < cap)
+    logs = norms.estimates / c.clamp(min=torch.finfo(c.dtype).tiny) / 2 * free  # log sigma = -1/2 log c
+    return SolverState(
+        example=torch.arange(len(c), device=c.device),
+        rate=rates,
+        norms=c,
+        log_sigma=log_sigma,
+        place=log_sigma,
+        variance=logs.var(0) / len(logs),
+        common_variance=token_mean(logs, free).var(0) / len(logs),
+        excess=torch.zeros_like(c),
+        distortion=(log_sigma.exp().square() * c * active).sum(1),
+        residual=torch.full_like(c, torch.nan),
+        free=free,
+        weight=zeros,
+        compared=zeros,
+        surprise=zeros,
+        gradients=vectors,
+        jacobian=vectors,
+        sound=torch.ones_like(zeros, dtype=torch.bool),
+        converged=torch.zeros_like(zeros, dtype=torch.bool),
+    )
+
+
+def closed_log_sigma(norms: Tensor, rate: Tensor, active: Tensor, cap: Tensor) -> Tensor:
+    """log sigma by the closed form, (b, T), at the cap where a token has no gradient or bears no noise."""
+    theta = closed_form(norms, 1.0, active.sum(1)) + rate.log().unsqueeze(1) / 2
+    return torch.where(active, theta, torch.inf).minimum(cap)
+
+
+def _split(mask: Tensor, objective: Objective) -> list[Tensor]:
+    """The marked examples in parts that may keep their gradients: memory must not grow with the batch."""
+    most = max(1, KEPT_ELEMENTS // (KEPT_GRADIENTS * objective.origin.shape[1]))
+    return [rows for rows in mask.nonzero()[:, 0].split(most) if len(rows)]
+
+
+def _iterate(
+    objective: Objective, state: SolverState, cap: Tensor, solver: Solver, passes: Tensor, bar: Any
+) -> list[SolverState]:
+    """Batches of samples until every example has converged; adds to ``passes``, (B,)."""
+    draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
+    done: list[SolverState] = []
+    for index in range(solver.max_rounds):
+        count = max(2, int(solver.draws // 2 * (1 if index else FIRST_BATCH)))
+        noise = draws.batch(index, count).to(objective.device, objective.dtype)
+        pairs = _pairs(objective, state, noise, passes)
+        if index == 0:
+            pairs = _from_small_noise(objective, state, pairs, noise, passes)
+            exact = _is_quadratic(pairs) & (token_mean(state.variance, state.free) <= solver.tolerance**2)
+            done.append(_by_closed_form(objective, state.at(exact), cap))
+            state, pairs = state.at(~exact), pairs.at(~exact)
+            if not len(state.example):
+                break
+        step = _step(objective, state, pairs, noise, cap)
+        state.take_in(step, cap[state.example])
+        state.gradients = torch.cat([pairs.gradient.transpose(0, 1), state.gradients], 1)[:, :KEPT_GRADIENTS]
+        error = state.error()
+        small = token_mean(error, state.free).sqrt() <= solver.tolerance
+        state.converged = small & state.sound & (state.compared > 0)
+        finished = state.converged
+        if finished.any() and index + 1 < solver.order_rounds:
+            jitter = Draws([(objective.groups.n_tokens,)], solver.seed).batch(ORDER_STREAM, REPEATS).to(noise)
+            finished = finished & keep_their_order(
+                state.log_sigma, error.sqrt(), state.free, solver.tolerance, jitter
+            )
+        done.append(state.at(finished).without_gradients())
+        state = state.at(~finished)
+        bar.update()
+        if not len(state.example):
+            break
+    return [*done, state.without_gradients()]
+
+
+def _pairs(objective: Objective, state: SolverState, noise: Tensor, passes: Tensor) -> Evaluation:
+    """Pairs of samples at the iterate."""
+    passes[state.example] += 2 * len(noise)
+    return antithetic_pairs(objective, state.example, state.log_sigma.exp(), noise)
+
+
+def _from_small_noise(
+    objective: Objective, state: SolverState, pairs: Evaluation, noise: Tensor, passes: Tensor
+) -> Evaluation:
+    """The pairs where D is not above the rate, for which all of an example's noise shrinks.
+
+    D = rate / p at the minimum that continues from small noise, with p = 2 where D is quadratic and more elsewhere;
+    beyond it a state that saturates has others ("everything at the cap") from which no step comes back.
+    """
+    for _ in range(MOST_SHRINKS):
+        large = (pairs.distortion.mean(0) > state.rate).nonzero()[:, 0]
+        if not len(large):
+            break
+        ratio = state.rate[large] / 2 / pairs.distortion[:, large].mean(0)
+        shift = (
+            (0.5 * ratio.log()).clamp(min=-LARGEST_SHRINK).unsqueeze(1).expand(-1, state.log_sigma.shape[1])
+        )
+        state.log_sigma = state.log_sigma.index_add(0, large, shift)
+        pairs = pairs.put(large, _pairs(objective, state.at(large), noise, passes))
+    return pairs
+
+
+def _is_quadratic(pairs: Evaluation) -> Tensor:
+    """Whether D is quadratic along every draw, (b,): by Euler's theorem sum_i g_i = 2 D there."""
+    gap = pairs.stationarity.sum(2) - 2 * pairs.distortion
+    return gap.square().mean(0).sqrt() <= QUADRATIC * pairs.distortion.mean(0)
+
+
+def _by_closed_form(objective: Objective, state: SolverState, cap: Tensor) -> SolverState:
+    """The optimum of examples whose D is quadratic, which no further sample would make more certain."""
+    active = objective.groups.active[state.example]
+    state.log_sigma = closed_log_sigma(state.norms, state.rate, active, cap[state.example])
+    parts = state.log_sigma.exp().square() * state.norms * active  # of D
+    state.place, state.distortion = state.log_sigma, parts.sum(1)
+    state.residual = residual(2 * parts, state.rate, active.sum(1))
+    state.converged = state.sound
+    return state
+
+
+def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Tensor, cap: Tensor) -> Step:
+    """The Newton step that the pairs give, less control variates."""
+    groups, sigma = objective.groups.at(state.example), state.log_sigma.exp()
+    if state.jacobian.shape[1]:
+        seen = without_linear_part(pairs, noise, groups, sigma, state.jacobian)
+    else:
+        # from the closed form, for what these samples say themselves is no expectation: it would leave a bias
+        expected = state.norms * sigma.square() * groups.active
+        seen = without_quadratic_part(pairs, noise, groups, state.gradients.transpose(0, 1), expected)
+    return newton_step(state.log_sigma, seen, groups.active, cap[state.example], state.rate)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A Newton step from S samples, with the variance of a single sample's step."""
+
+    count: int
+    move: Tensor  # (b, T)
+    variance: Tensor  # (b, T)
+    common_variance: Tensor  # of the part that all tokens share, (b,)
+    residual: Tensor  # (b, T)
+    distortion: Tensor  # (b,)
+    free: Tensor  # (b, T)
+
+
+def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor, rate: Tensor) -> Step:
+    """The step from ``log_sigma`` towards sigma_i dD/dsigma_i = rate / n.
+
+    It divides a change of scale that all tokens share by the elasticity of D (p = sum g / D, which is 2 where D is
+    quadratic), and the differences between tokens by 2: an undamped fixed point oscillates where p > 4.
+
+    Args:
+        log_sigma: (b, T).
+        seen: D and g of S samples.
+        active: which tokens bear noise, (b, T).
+        cap: log of max_sigma, (b, 1).
+        rate: lambda, (b,).
+    """
+    count = len(seen.stationarity)
+    each = residual(seen.stationarity, rate, active.sum(1))  # of each sample, (S, b, T)
+    mean = each.mean(0)
+    # at the cap only a push inwards counts (Karush, Kuhn and Tucker)
+    free = active & ((log_sigma < cap - 1e-6) | (mean > 0))
+    distortion = seen.distortion.mean(0)
+    elasticity = (seen.stationarity.mean(0) * free).sum(1) / distortion.clamp(min=1e-30)
+    elasticity = elasticity.clamp(2.0, LARGEST_ELASTICITY)
+
+    shared = token_mean(each, free)  # (S, b)
+    per_sample = (each - shared.unsqueeze(-1)) / 2 + (shared / elasticity).unsqueeze(-1)
+    log_shared = _log1p(shared.mean(0), shared.var(0) / count)
+    common = (-log_shared / elasticity).clamp(-LARGEST_STEP, LARGEST_STEP)
+    differences = (log_shared.unsqueeze(1) - _log1p(mean, each.var(0) / count)) / 2
+    return Step(
+        count=count,
+        move=(common.unsqueeze(1) + differences.clamp(-LARGEST_STEP, LARGEST_RISE)) * free,
+        variance=per_sample.var(0) * free,
+        common_variance=(shared / elasticity).var(0),
+        residual=mean,
+        distortion=distortion,
+        free=free,
+    )
+
+
+def _log1p(mean: Tensor, variance: Tensor) -> Tensor:
+    """log(1 + r) less its bias for a mean of that variance; linear where r is too noisy for a logarithm."""
+    ratio = (1 + mean).clamp(min=0.1)
+    clear = variance < 0.1
+    return torch.where(
+        clear, ratio.log() + (variance / 2 / ratio.square()).clamp(max=0.2), mean.clamp(-1.0, 1.0)
+    )
+
+
+def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: Tensor) -> None:
+    """Set the rate at which samples determine the scales, where to start there, and whether they do (``sound``).
+
+    At the usual rate a confident classifier's D is made of the rare samples that flip the class: no affordable number
+    of samples determines the tokens' scales there.  Then the example is solved at a smaller rate, found from pilot
+    samples that are the same for all seeds, so that all seeds solve the same problem.  Where pairs scatter too much the
+    rate is lowered by what that scatter, proportional to the rate where noise is small, makes of it; then it is raised
+    as long as they do not, from the small-noise side.  What is solved lies below the largest rate found so, unless that
+    is the one asked for.
+
+    Args:
+        objective: D and its derivatives.
+        state: of examples whose Jacobian is known, at the rate asked for.
+        cap: log of max_sigma, (B, 1).
+        passes: is added to, (B,).
+    """
+    draws = Draws([x.shape[1:] for x in objective.model.origin], PILOT_SEED)
+    active, caps, asked = objective.groups.active[state.example], cap[state.example], state.rate
+
+    def closed(rate: Tensor) -> Tensor:
+        return closed_log_sigma(state.norms, rate, active, caps)
+
+    def pilot(
+        rows: Tensor, log_sigma: Tensor, rate: Tensor, stream: int, count: int
+    ) -> tuple[Step, Tensor, Tensor]:
+        noise = draws.batch(PILOT_STREAM + stream, count).to(objective.device, objective.dtype)
+        here = replace(state.at(rows), log_sigma=log_sigma, rate=rate)
+        step = _step(objective, here, _pairs(objective, here, noise, passes), noise, cap)
+        return step, *_scatter(step, active[rows], rate)
+
+    rate, log_sigma = asked.clone(), closed(asked)
+    # the largest sound rate so far, and log sigma less its closed form there
+    largest, offset = asked.clone(), torch.zeros_like(log_sigma)
+    sound, steady = torch.zeros(2, len(rate), dtype=torch.bool, device=rate.device)
+    looking = torch.arange(len(rate), device=rate.device)
+    for index in range(MOST_PILOTS):
+        step, scatter, halvings = pilot(looking, log_sigma[looking], rate[looking], index, PILOT_PAIRS)
+        is_good, at_asked = halvings == 0, rate[looking] == asked[looking]
+        moved = torch.minimum(log_sigma[looking] + step.move, caps[looking])
+        noise_of = token_mean(step.variance, step.free) / PILOT_PAIRS
+        is_near = token_mean(step.move.square(), step.free) - noise_of <= LONG_STEP**2
+        found, before = is_good & is_near, sound[looking]
+        offset[looking[found]] = (moved - closed(rate)[looking])[found]
+        largest[looking[found]] = rate[looking[found]]
+        sound[looking] = before | found
+        steady[looking] = found & at_asked & (scatter <= SPREAD)
+        climbing, falling = found & ~at_asked, ~is_good & ~before
+        falling &= rate[looking] > LOWEST * asked[looking]
+        change = torch.where(climbing, float(CLIMB), torch.where(falling, -halvings, 0.0))
+        rate[looking] = (rate[looking] * torch.exp2(change)).minimum(asked[looking])
+        afresh = (closed(rate) + offset)[looking].minimum(caps[looking])
+        log_sigma[looking] = torch.where((climbing | falling).unsqueeze(1), afresh, moved)
+        looking = looking[climbing | falling | (is_good & ~is_near)]
+        if not len(looking):
+            break
+    rate = torch.where(steady, largest, largest * 0.5**MARGIN)
+    offset = torch.where(steady.unsqueeze(1), offset, offset * 0.5**MARGIN)  # proportional to the rate
+    # a larger pilot sample, of noise twice as large, has to scatter little enough too
+    log_sigma, looking = (closed(rate) + offset).minimum(caps), sound.nonzero()[:, 0]
+    for index in range(MOST_CHECKS):
+        if not len(looking):
+            break
+        wide = (log_sigma[looking] + MARGIN * math.log(2) / 2).minimum(caps[looking])
+        _, _, halvings = pilot(looking, wide, rate[looking] * 2**MARGIN, MOST_PILOTS + index, CHECK_PAIRS)
+        rate[looking] *= torch.exp2(-halvings)
+        offset[looking] *= torch.exp2(-halvings).unsqueeze(1)
+        log_sigma = (closed(rate) + offset).minimum(caps)
+        sound[looking] = rate[looking] > LOWEST * asked[looking]
+        looking = looking[halvings > 0]
+    state.rate, state.log_sigma, state.sound = rate, log_sigma, sound
+
+
+def _scatter(step: Step, active: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation of log sigma by one pair, and how often the rate has to be halved for it, (b,) each."""
+    # where nothing is below the cap, what scatters there counts
+    counts = step.free | (active & ~step.free.any(1, keepdim=True))
+    scatter = token_mean(step.variance, counts).sqrt()
+    # D = rate / p at the optimum that continues from small noise, with p at least 2
+    most = torch.maximum((scatter / EDGE).log2(), (step.distortion / rate).clamp(min=0).log2())
+    halvings = most.ceil().clamp(0, LARGEST_DROP)
+    return scatter, torch.where(scatter.isfinite(), halvings, float(LARGEST_DROP))
+
+
+def keep_their_order(
+    log_sigma: Tensor, errors: Tensor, free: Tensor, tolerance: float, noise: Tensor
+) -> Tensor:
+    """Whether another fit as noisy as this one would order the free tokens alike, (b,); too many are not ordered.
+
+    Args:
+        log_sigma, errors: log sigma and its standard errors, (b, T).
+        free: which tokens are below the cap, (b, T).
+        tolerance: of the fit.
+        noise: standard normal numbers to try it with, (repeats, T).
+    """
+    alike: Tensor = expected_agreement(log_sigma, errors, free, noise) >= 1 - DISORDER * tolerance**1.5
+    return alike | (free.sum(1) > MOST_ORDERED)
+
+
+def expected_agreement(values: Tensor, errors: Tensor, known: Tensor, noise: Tensor) -> Tensor:
+    """Spearman's correlation to be expected between these values and another estimate as noisy as they are, (b,).
+
+    Two such estimates differ by normal errors of sqrt(2) times the standard error: what is simulated.
+
+    Args:
+        values: one per token, no two alike, (b, T).
+        errors: their standard errors, (b, T).
+        known: which tokens are ranked, (b, T); fewer than two always agree.
+        noise: standard normal, (repeats, T).
+
+    Examples::
+        >>> noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+        >>> values, known = torch.tensor([[0.0, 1.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool)
+        >>> [round(float(expected_agreement(values, torch.full((1, 3), e), known, noise)), 2) for e in (0.1, 1.0)]
+        [1.0, 0.63]
+    """
+    place = values.masked_fill(~known, torch.inf)
+    moved = place + 2**0.5 * errors * noise.unsqueeze(1)  # (repeats, b, T)
+    squares = (_ranks(moved) - _ranks(place)).square().sum(-1).float().mean(0)
+    n = known.sum(-1)
+    return 1 - 6 * squares / (n * (n.square() - 1)).clamp(min=1)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    return values.argsort(dim=-1, stable=True).argsort(-1)
+
+
+def token_mean(values: Tensor, free: Tensor) -> Tensor:
+    """Mean over the free tokens, the last dimension; 0 where there is none."""
+    return torch.where(free, values, 0.0).sum(-1) / free.sum(-1).clamp(min=1)
+
+
 def _fit(
-    objective: Objective, parts: list[Solved], rate: float, cap: Tensor, input_std: Tensor, passes: Tensor
+    objective: Objective,
+    parts: list[SolverState],
+    rate: float,
+    cap: Tensor,
+    input_std: Tensor,
+    passes: Tensor,
 ) -> NoiseFit:
     """Put the examples back in order."""
     order = torch.cat([part.example for part in parts]).argsort()
-    whole = Solved(
-        **{name: torch.cat([getattr(part, name) for part in parts])[order] for name in vars(parts[0])}
-    )
-    groups = objective.groups
-    free = groups.active & (whole.theta < cap - 1e-6)
-    share = (whole.rate / groups.counts).unsqueeze(1)  # (B, 1)
+
+    def whole(read: Callable[[SolverState], Tensor]) -> Tensor:
+        return torch.cat([read(part) for part in parts])[order]
+
+    groups, log_sigma, rates = objective.groups, whole(lambda s: s.log_sigma), whole(lambda s: s.rate)
+    free = groups.active & (log_sigma < cap - 1e-6)
+    # "everything at the cap" is a second minimum of states that saturate, where the closed form says otherwise
+    closed = closed_log_sigma(whole(lambda s: s.norms), rates, groups.active, cap)
+    lost = ~free.any(1) & (groups.active & (closed < cap - 1e-6)).any(1)
+    share = (rates / groups.counts).unsqueeze(1)  # (B, 1)
     # D was measured at the iterates; at the optimum each log sigma moves it by rate / n
-    moved = ((whole.theta - whole.place) * free * share).sum(1)
-    at_sigma = torch.where(
-        whole.distortion > 0, (whole.distortion + moved).maximum(whole.distortion / 2), 0.0
-    )
+    measured, residuals = whole(lambda s: s.distortion), whole(lambda s: s.residual)
+    moved = ((log_sigma - whole(lambda s: s.place)) * free * share).sum(1)
+    at_sigma = torch.where(measured > 0, (measured + moved).maximum(measured / 2), 0.0)
     # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
-    slope = (torch.where(free, 1.0, (1 + whole.residual).clamp(0, 1)) * groups.active * share).sum(1)
+    slope = (torch.where(free, 1.0, (1 + residuals).clamp(0, 1)) * groups.active * share).sum(1)
     slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
-    sigma = torch.where(free, whole.theta, cap).exp().minimum(cap.exp())
+    error, common_error = whole(SolverState.error), whole(SolverState.common_error)
     return NoiseFit(
-        sigma=sigma.float(),
-        standard_error=torch.where(free, whole.variance, 0.0).sqrt().float(),
-        common_error=torch.where(free.any(1), whole.common_variance.sqrt(), 0.0).float(),
+        sigma=torch.where(free, log_sigma, cap).exp().minimum(cap.exp()).float(),
+        standard_error=torch.where(free, error, 0.0).sqrt().float(),
+        common_error=torch.where(free.any(1), common_error.sqrt(), 0.0).float(),
         distortion=at_sigma.float(),
         regime_index=regime_index(slope, at_sigma).float(),
-        residual=(whole.residual * free).float(),
-        converged=whole.converged,
+        residual=(residuals * free).float(),
+        converged=whole(lambda s: s.converged) & ~lost,
         n_forward=passes + objective.clean_passes,
         n_backward=passes,
-        rate=whole.rate.float(),
+        rate=rates.float(),
         asked_rate=rate,
         max_sigma=cap[:, 0].exp().float(),
         input_std=input_std,

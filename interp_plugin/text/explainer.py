@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tqdm.auto import tqdm
 
-from interp_plugin import huggingface
+from interp_plugin import data, huggingface
 from interp_plugin.fingerprint import versions
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
@@ -43,7 +44,7 @@ class TextExplainer:
         calibration: the spread of the states (:meth:`calibrate` sets it); None: each text is its own yardstick.
 
     Examples::
-        >>> from interp_plugin import huggingface
+        >>> from interp_plugin import data, huggingface
         >>> model, tokenizer = huggingface.load(huggingface.default_model_path())
         >>> explanation = TextExplainer(model, tokenizer).explain("a good film", layers=1)
         >>> explanation[0].tokens, explanation[0].rows[0].sigma.shape
@@ -117,7 +118,8 @@ class TextExplainer:
 
         Args:
             texts: one text, one pair of sentences (a tuple of two), or a list, array or Series of either; inside
-                it a list of two is a pair, too.
+                it a list of two is a pair, too.  A DataFrame, or what ``data.records(path)`` returns, has its texts in
+                a column with a usual name, such as "text", or in the only one of words.
             layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
                 "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
                 the model returns (class scores; of a language model, log probabilities of the target).
@@ -389,7 +391,8 @@ class TextExplainer:
             )
         groups: dict[int | None, list[int]] = {}
         for index, target in enumerate(targets):
-            groups.setdefault(None if target is None else self.model.class_index(target), []).append(index)
+            number = None if target is None else _class_number(self.model, target)
+            groups.setdefault(number, []).append(index)
         return groups
 
     def _encode(
@@ -467,6 +470,7 @@ def _site_of(model: TextModel, layer: Site | str | None) -> Site:
 
 def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
     """One text or pair, or a list of them, as (text, pair or None)."""
+    texts = data.in_memory(texts)
     if isinstance(texts, (str, tuple)):
         texts = [texts]
     texts = plain_values(texts)
@@ -486,6 +490,16 @@ def _pairs(texts: Text | Sequence[Text]) -> list[tuple[str, str | None]]:
             )
         pairs.append((parts[0], parts[1]))
     return pairs
+
+
+def _class_number(model: TextModel, target: Any) -> int:
+    """Of a class by name or number; digits that name no class are a number, as labels of files are written."""
+    try:
+        return model.class_index(target)
+    except ValueError:
+        if isinstance(target, str) and re.fullmatch(r"\d{1,9}", target):
+            return model.class_index(int(target))
+        raise
 
 
 def _for_each(target: Any, count: int) -> list[Any]:

@@ -7,7 +7,6 @@ SST-2, made by `tutorials/train_default_model.py --data DIR_WITH_SST2 --output E
 The truth is the mean of two long runs by plain code (common.py).
 
   undamped     plain draws, 24 a step, fixed point 1/2 log, average of the last half of its iterates
-  plain        ours without its importance sampling: damped steps, averaged one-step estimates
   frozen       damped fixed point on S frozen draws until its step is below 2 %
   L-BFGS       the same problem by scipy
   control      plain draws less their quadratic part on the same noise at scale 0.05, put back in closed form
@@ -28,7 +27,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -37,7 +35,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from interp_plugin import Solver
-from interp_plugin.method import rounds as solver_rounds
 from interp_plugin.method.solver import PROBES
 
 Point = tuple[float, float]  # passes, r.m.s. error
@@ -159,15 +156,12 @@ def lbfgs(problem: Problem, budgets: Sequence[int], seed: int) -> Found:
     return found
 
 
-def ours(item: Case, budgets: Sequence[int], seed: int, tilted: bool = True) -> Found:
+def ours(item: Case, budgets: Sequence[int], seed: int) -> Found:
     found: Found = []
     for budget in budgets:
         rounds = max(1, 1 + (budget - PROBES - DRAWS // 2) // DRAWS)
         solver = Solver(draws=DRAWS, iterations=rounds, tolerance=1e-9, seed=seed)
-        with mock.patch.object(
-            solver_rounds, "tilt_of", solver_rounds.tilt_of if tilted else lambda trace: None
-        ):
-            fit = item.fit(solver)
+        fit = item.fit(solver)
         found.append((int(fit.n_backward[0]), fit.sigma[0].log()))
     return found
 
@@ -259,7 +253,6 @@ def estimators(item: Case) -> dict[str, Callable[[Sequence[int], int], Found]]:
     problem = item.problem
     return {
         "undamped": lambda budgets, seed: undamped(problem, budgets, seed),
-        "plain": lambda budgets, seed: ours(item, budgets, seed, tilted=False),
         "frozen": lambda budgets, seed: frozen(problem, budgets, seed),
         "L-BFGS": lambda budgets, seed: lbfgs(problem, budgets, seed),
         "control": lambda budgets, seed: control(problem, budgets, seed),

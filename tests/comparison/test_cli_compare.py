@@ -291,7 +291,7 @@ def test_bad_input_exits_with_2_and_one_sentence_on_stderr(
 def test_without_its_packages_it_is_refused_before_any_work(
     films: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp_plugin.cli.given.find_spec", lambda name: None)
+    monkeypatch.setattr("interp_plugin.cli.options.find_spec", lambda name: None)
     assert 'pip install "interp-plugin[compare]"' in refused(films, "--model", "/no/such/model")
 
 

@@ -1,4 +1,4 @@
-"""What a command is given, checked before anything takes time: texts, layers, files to write, a model to load."""
+"""Options that the commands share: texts to read, layers, files to write, a model to load; checked before any work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,19 +14,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.data import is_remote
 from interp_plugin.rendering.labels import printable
-from interp_plugin.text.storage import check_local, check_output, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from interp_plugin.data import Text, Texts
     from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+Score = Annotated[
+    Literal["kept", "erased"],
+    typer.Option(
+        help="kept: how precisely each layer knows each token; erased: which tokens carry the class, the "
+        "continuation or the layer.",
+    ),
+]
+Side = Annotated[
+    Literal["damage", "keep"],
+    typer.Option(help="With --score erased: what to look for in erasures, damage or harmlessness."),
+]
+Ways = Annotated[str, typer.Option(help="With --score erased: how tokens go, some of mask,attention,delete.")]
+
 DPI = 200  # of pictures
+SHOWN_FAILURES = 3
 
 # options that the commands share
 ModelName = Annotated[
@@ -35,11 +48,16 @@ ModelName = Annotated[
 TokenizerName = Annotated[
     str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
 ]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="Of texts: its name; its number, from 0, without a header.", show_default="found"),
+]
+PairColumn = Annotated[str | None, typer.Option(help="Of second texts.", show_default="none")]
+Encoding = Annotated[str, typer.Option(help="Of text files, such as latin-1.")]
 Calibrate = Annotated[
     Path | None,
     typer.Option(
-        help="File with a text a line: the states' spread over them is their unit; or a saved calibration, "
-        ".safetensors.",
+        help="File of texts: the states' spread over them is their unit; or a saved calibration, .safetensors.",
         show_default="each text is its own unit",
     ),
 ]
@@ -55,7 +73,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """What the user can mend is a sentence on standard error and exit status 2."""
+    """An error that the user can mend is a sentence on standard error, with exit status 2."""
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
@@ -64,7 +82,7 @@ def one_sentence() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error; what names and messages hold that a terminal would obey is written out."""
+    """Print a line on standard error, with escape sequences in names and messages written out."""
     typer.echo(printable(line), err=True)
 
 
@@ -92,28 +110,74 @@ def parse_layers(layers: str) -> list[int | str]:
     return labels
 
 
-def lines(path: Path) -> list[str]:
-    """The lines of a file (- is standard input) that hold something."""
-    name = "standard input" if str(path) == "-" else repr(str(path))
+def read_file(
+    path: Path,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    encoding: str = "utf-8",
+    as_lines: bool = False,
+) -> Texts:
+    """The texts of a file (- is standard input): of a table by column, otherwise a text a line.
+
+    Args:
+        path: of the file.
+        text_column, pair_column, encoding: as the options give them.
+        as_lines: read the lines of a table as texts, too.
+
+    Raises:
+        ValueError: it cannot be read, or holds no text.
+    """
+    from interp_plugin import data
+
+    named = repr(str(path))
+    if str(path) == "-":
+        return data.read_texts(data.lines(sys.stdin.buffer, "standard input", encoding))
     try:
-        read = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        lines = re.split(r"\r\n?|\n", read.decode("utf-8-sig"))
+        if path.suffix in data.TABLES and not as_lines:
+            columns = column(str(path), text_column), column(str(path), pair_column)
+            return data.read_texts(
+                str(path), text_column=columns[0], pair_column=columns[1], encoding=encoding
+            )
+        if text_column is not None or pair_column is not None:
+            raise ValueError(
+                f"{named} has no columns; leave --text-column and --pair-column out, or give a table: "
+                f"{', '.join(data.TABLES)}"
+            )
+        with path.open("rb") as opened:
+            return data.read_texts(data.lines(opened, path.name, encoding))
     except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text ({error}); convert it first") from error
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise ValueError(f"{name} holds no text; write one a line")
-    return found
+        raise ValueError(f"cannot read {named}: {error.strerror}; give a file of texts") from error
+
+
+def say_left_out(reasons: Sequence[str]) -> None:
+    """Print on standard error which records of a file hold no text."""
+    for reason in reasons[:SHOWN_FAILURES]:
+        say(f"left out: {reason}")
+    if len(reasons) > SHOWN_FAILURES:
+        say(f"and {len(reasons) - SHOWN_FAILURES} more left out")
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """See that a tolerance is one.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+    """
+    if tolerance is not None and not 0 < tolerance <= 1:
+        raise ValueError(
+            f"tolerance is {tolerance:g}, a standard error of log sigma, of which 1 is a factor of 2.7 already; give a "
+            "number above 0 and at most 1, such as 0.1"
+        )
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """Hours of work are not lost to a folder that is not there.
+    """See that files can be written, before hours of work.
 
     Raises:
         ValueError: a path where no file can be written.
     """
+    from interp_plugin.text.storage import check_output
+
     for path in filter(None, paths):
         try:
             check_output(path)
@@ -125,11 +189,13 @@ def check_outputs(*paths: Path | None) -> None:
 
 
 def check_folder(path: Path | None) -> None:
-    """Nor are they lost to a folder for results that cannot be one.
+    """See that results can be written to a folder, before hours of work.
 
     Raises:
         ValueError: it is a file, or the URI of an object store.
     """
+    from interp_plugin.text.storage import check_local
+
     if path is None:
         return
     check_local(path)
@@ -139,13 +205,15 @@ def check_folder(path: Path | None) -> None:
 
 def save_picture(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, whole or not at all."""
+    from interp_plugin.text.storage import replace_file
+
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     replace_file(path, content.getvalue())
 
 
 def check_installed(package: str, option: str, extra: str) -> None:
-    """Nor are they lost to a package that is not there.
+    """See that a package is installed, before hours of work.
 
     Raises:
         ValueError: it is not installed.
@@ -200,21 +268,27 @@ def column(source: str, name: str | None) -> str | int | None:
         >>> column("dev.tsv", "0"), column("dev.jsonl", "0"), column("s3://bucket/reviews", "0")
         (0, '0', 0)
     """
+    from interp_plugin.data import is_remote
+
     path = Path(source)
     folder = path.is_dir() or (is_remote(source) and not path.suffix)
     numbered = path.suffix in (".csv", ".tsv") or folder
     return int(name) if numbered and name is not None and name.isdecimal() else name
 
 
-def sample_texts(path: Path | None) -> list[str] | None:
+def sample_texts(path: Path | None) -> list[Text] | None:
     """The texts that --calibrate names; None where it names a calibration that was saved, or nothing."""
-    return None if path is None or path.suffix == ".safetensors" else lines(path)
+    if path is None or path.suffix == ".safetensors":
+        return None
+    found = read_file(path)
+    say_left_out(found.left_out)
+    return list(found.texts)
 
 
 def calibration(
-    explainer: TextExplainer, path: Path | None, texts: list[str] | None, progress: bool
+    explainer: TextExplainer, path: Path | None, texts: list[Text] | None, progress: bool
 ) -> Calibration | None:
-    """What --calibrate names: a calibration that was saved, or texts to make one from."""
+    """The calibration that --calibrate names, or one of its texts."""
     from interp_plugin.text.calibration import Calibration
 
     if texts is not None:

@@ -2,24 +2,29 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from interp_plugin.method.curvature import curvatures
 from interp_plugin.method.objective import (
     Objective,
     closed_form,
     distortion,
+    distortion_gradient,
     information_kept,
     information_loss,
     kept_slope,
+    loss,
     regime_index,
+    residual,
     state_weight,
+    stationarity,
+    token_groups,
 )
 from interp_plugin.method.perturbation import NoisyModel
-from interp_plugin.method.sampling import Draws, Tilt, token_groups
+from interp_plugin.method.sampling import Draws
 
 
 def objective_of(phi, x, state_std=None, token_mask=None, max_rows=None):
@@ -70,9 +75,30 @@ def test_distortion_is_the_mean_square_in_units_of_v():
     weight = state_weight(reference, v.expand(2, 3, 4), torch.ones(2, 3, 4, dtype=torch.bool))
     expected = ((state.requires_grad_() - reference) / v).square().mean((1, 2))
     [slope] = torch.autograd.grad(expected.sum(), state)
-    value, found = distortion(state.detach(), reference, weight)
-    assert torch.allclose(value, expected)
+    assert torch.allclose(distortion(state.detach(), reference, weight), expected)
+    found = distortion_gradient(state.detach(), reference, weight)
     assert torch.allclose(found, slope)
+
+
+def test_the_loss_is_least_where_the_stationarity_is_the_rates_share():
+    """D = sum c_i sigma_i^2 of the tokens that bear noise: L and g by autograd, and the closed form's residual."""
+    c, rate = torch.tensor([[2.0, 8.0, 5.0], [1.0, 3.0, 4.0]]).double(), torch.tensor([0.1, 0.3]).double()
+    active = torch.tensor([[True, True, True], [True, True, False]])
+    n = active.sum(1)
+    theta = (closed_form(c, 1.0, n) + rate.log()[:, None] / 2).requires_grad_()
+    value = (c * (2 * theta).exp() * active).sum(1)
+    (slope,) = torch.autograd.grad(loss(value, theta, rate, active).sum(), theta, retain_graph=True)
+    torch.testing.assert_close(slope, torch.zeros_like(slope))
+    (g,) = torch.autograd.grad(value.sum(), theta)
+    torch.testing.assert_close(residual(g, rate, n)[active], torch.zeros(5).double())
+    by_hand = value - rate * torch.stack([theta[0].mean(), theta[1, :2].mean()])
+    torch.testing.assert_close(loss(value, theta, rate, active), by_hand)
+
+
+def test_stationarity_is_the_gradients_product_with_the_noise_summed_over_a_tokens_elements():
+    gradient, noise = torch.arange(6.0).reshape(1, 6), torch.tensor([[1.0, -1.0, 2.0, 0.0, 0.5, 1.0]])
+    groups = token_groups([torch.zeros(1, 3, 2)])
+    assert stationarity(gradient, noise, groups).tolist() == [[-1.0, 4.0, 7.0]]
 
 
 def test_without_state_std_each_example_is_its_own_yardstick_over_what_counts():
@@ -101,7 +127,7 @@ def test_stationarity_is_the_derivative_of_the_distortion_draw_by_draw(max_rows)
     torch.manual_seed(0)
     x = torch.randn(3, 4, 2, dtype=torch.float64)
     objective = objective_of(smooth, x, max_rows=max_rows)
-    draws = Draws([(4, 2)]).round(0, 6).double()
+    draws = Draws([(4, 2)]).batch(0, 6).double()
     examples = torch.tensor([0, 2])
     log_sigma = torch.randn(2, 4, dtype=torch.float64) / 2 - 1
     found = objective.evaluate(examples, log_sigma.exp(), draws)
@@ -116,58 +142,22 @@ def test_stationarity_is_the_derivative_of_the_distortion_draw_by_draw(max_rows)
 
 
 @pytest.mark.parametrize("max_rows", [None, 5])
-@pytest.mark.parametrize("shift", [None, 1.5])
-def test_every_draw_of_every_example_is_that_of_autograd_alone(max_rows, shift):
+def test_every_draw_of_every_example_is_that_of_autograd_alone(max_rows):
     torch.manual_seed(0)
     x, sigma = torch.randn(3, 4, 2, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64) + 0.1
     objective = objective_of(smooth, x, torch.ones(3, 7, dtype=torch.float64), max_rows=max_rows)
-    draws, examples = Draws([(4, 2)]).round(0, 6).double(), torch.tensor([2, 0])
-    direction = torch.nn.functional.normalize(torch.randn(2, 8, dtype=torch.float64))
-    tilt = None if shift is None else Tilt(direction, torch.full((2,), shift, dtype=torch.float64))
-    found = objective.evaluate(examples, sigma, draws, tilt)
+    draws, examples = Draws([(4, 2)]).batch(0, 6).double(), torch.tensor([2, 0])
+    found = objective.evaluate(examples, sigma, draws)
     for i, example in enumerate(examples):
         for s in range(6):
-            # every second draw is shifted; 2 p / (p + q) weighs normal densities around 0 and the shift
-            eps = draws[s] + (s % 2) * (shift or 0) * direction[i]
-            densities = [
-                stats.multivariate_normal(mean).pdf(eps)
-                for mean in (np.zeros(8), (shift or 0) * direction[i])
-            ]
-            weight = 2 * densities[0] / sum(densities)
-            eps.requires_grad_()
+            eps = draws[s].clone().requires_grad_()
             noise = sigma[i].repeat_interleave(2) * eps
-            moved = smooth(x[example] + noise.reshape(1, 4, 2)) - smooth(x[example][None])
-            value = weight * moved.square().mean()
-            (pull,) = torch.autograd.grad(value, eps)
-            stationarity = (pull * eps).detach().reshape(4, 2).sum(1)
+            value = (smooth(x[example] + noise.reshape(1, 4, 2)) - smooth(x[example][None])).square().mean()
+            (gradient,) = torch.autograd.grad(value, eps)
+            slope = (gradient * eps).detach().reshape(4, 2).sum(1)
             assert torch.allclose(found.distortion[s, i], value.detach(), rtol=1e-10)
-            assert torch.allclose(found.stationarity[s, i], stationarity, rtol=1e-10)
-            assert torch.allclose(found.pull[s, i], pull, rtol=1e-10)
-
-
-def test_one_vector_of_signs_is_exact_where_no_two_state_elements_share_an_input():
-    """|J^T r|^2 = sum_k J_k^2 r_k^2 there, and r_k^2 = 1 for signs alone; where they share, vectors differ."""
-    x = torch.randn(1, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    apart = curvatures([objective_of(lambda x: x.exp(), x)], 0, probes=3, exact_up_to=0)[0].estimates
-    expected = x.exp().square().sum(2) / x.exp().square().sum()  # v^2 M = sum of s^2
-    assert torch.allclose(apart, expected.expand(3, 1, 6), rtol=1e-10)
-    shared = curvatures([objective_of(lambda x: x.cumsum(1), x)], 0, probes=3, exact_up_to=0)[0].estimates
-    assert len(shared[:, 0, 0].unique()) == 3
-
-
-def test_curvatures_are_squared_jacobian_norms_exactly_for_a_small_state_and_on_average_for_a_large_one():
-    torch.manual_seed(0)
-    x = torch.randn(1, 3, 4, dtype=torch.float64)
-    objective = objective_of(smooth, x)
-    jacobian = torch.autograd.functional.jacobian(smooth, x)[0, :, 0] * objective.weight[0].reshape(-1, 1, 1)
-    expected = jacobian.square().sum((0, 2))
-    exact = curvatures([objective], 0, probes=4, exact_up_to=7)[0]
-    assert exact.passes == 7
-    assert torch.allclose(exact.estimates[0, 0], expected)
-    runs = [curvatures([objective], seed, probes=4, exact_up_to=6)[0] for seed in range(500)]
-    many = torch.cat([run.estimates for run in runs])
-    error = many.std(0) / len(many) ** 0.5
-    assert ((many.mean(0) - expected).abs() < 4 * error).all()
+            assert torch.allclose(found.stationarity[s, i], slope, rtol=1e-10)
+            assert torch.allclose(found.gradient[s, i], gradient, rtol=1e-10)
 
 
 def test_the_closed_form_solves_the_stationarity_of_a_quadratic():
@@ -180,7 +170,7 @@ def test_masked_tokens_bear_no_noise():
     x = torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[True, False, True]])
     objective = objective_of(smooth, x, token_mask=mask)
-    found = objective.evaluate(torch.tensor([0]), torch.full((1, 3), 0.5), Draws([(3, 2)]).round(0, 4))
+    found = objective.evaluate(torch.tensor([0]), torch.full((1, 3), 0.5), Draws([(3, 2)]).batch(0, 4))
     assert (found.stationarity[..., 1] == 0).all()
     assert (found.stationarity[..., [0, 2]] != 0).all()
 
@@ -189,3 +179,41 @@ def test_the_regime_index_is_one_where_half_the_slope_is_distortion_and_finite_a
     found = regime_index(torch.tensor([0.1, 0.02, 0.0]), torch.tensor([0.05, 0.01, 0.0]))
     assert found[:2].tolist() == pytest.approx([1, 1])
     assert found[2].isfinite() and found[2] > 1e30
+
+
+def test_default_groups_share_the_last_dimension_and_two_dimensional_inputs_do_not():
+    groups = token_groups([torch.zeros(2, 3, 4), torch.zeros(2, 5)])
+    assert groups.n_tokens == 3 + 5
+    assert groups.sizes[1].tolist() == [4] * 3 + [1] * 5
+
+
+@given(seed=st.integers(0, 1000), tokens=st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_spread_and_collect_agree_with_a_loop(seed, tokens):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 3, 4, generator=generator)
+    mask = torch.randint(0, tokens, (2, 3, 4), generator=generator) * 7  # gaps in the numbers
+    groups = token_groups([x], [mask])
+    numbers = sorted(set(mask.flatten().tolist()))
+    expected = torch.stack([torch.stack([x[b][mask[b] == k].sum() for k in numbers]) for b in range(2)])
+    assert torch.allclose(groups.collect(x.flatten(1)), expected, atol=1e-5)
+    values = torch.randn(2, len(numbers), generator=generator)
+    spread = groups.spread(values).reshape(2, 3, 4)
+    for b in range(2):
+        for column, k in enumerate(numbers):
+            assert (spread[b][mask[b] == k] == values[b, column]).all()
+            assert groups.active[b, column] == (mask[b] == k).any()
+
+
+def test_spread_and_collect_follow_the_tokens_of_a_sequence():
+    groups = token_groups([torch.zeros(2, 3, 4)])
+    sigma = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    assert torch.equal(groups.spread(sigma).reshape(2, 3, 4), sigma.unsqueeze(2).expand(2, 3, 4))
+    values = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(groups.collect(values.flatten(1)), values.sum(2))
+
+
+def test_a_feature_mask_joins_elements_of_several_inputs():
+    inputs = [torch.zeros(1, 2, 2), torch.zeros(1, 3)]
+    groups = token_groups(inputs, [torch.tensor([[[0, 0], [5, 5]]]), torch.tensor([[5, 9, 9]])])
+    assert groups.sizes.tolist() == [[2, 3, 2]]
