@@ -24,6 +24,7 @@ from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
 from interp_plugin.comparison.journal import Cell, Entry, Journal, StudyState
 from interp_plugin.comparison.plausibility import rationale_tokens
 from interp_plugin.comparison.result import CLASS, Failure, MethodInfo, StudyResult, StudyText
+from interp_plugin.data import in_memory
 from interp_plugin.fingerprint import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.method.problem import warn_of_training
@@ -226,6 +227,7 @@ class Study:
             >>> few.estimated_seconds(["a good film"]) < many.estimated_seconds(["a good film"])
             True
         """
+        texts = in_memory(texts)
         whole = [texts] if isinstance(texts, (str, tuple)) else list(texts)
         some = whole[:: max(1, len(whole) // 100)]
         chosen, _ = examples(self._explainer, some, truncation=True, skip_invalid=True)
@@ -500,10 +502,11 @@ def examples(
         raise ValueError(f"target is {target!r}; choose 'predicted' or 'label'")
     if target == "label" and labels is None:
         raise ValueError("target is 'label', and there are no labels; give one for each text, or 'predicted'")
-    whole: list[Any] = list(plain_values([texts] if isinstance(texts, (str, tuple)) else texts))
+    texts = in_memory(texts)
+    whole: Any = plain_values([texts] if isinstance(texts, (str, tuple)) else texts)
+    encodings = [None] * len(whole) if skip_invalid else explainer.encode(whole, truncation)
     classes = _for_each("labels", labels, len(whole))
     reasons = _for_each("rationales", rationales, len(whole))
-    encodings = [None] * len(whole) if skip_invalid else explainer.encode(texts, truncation)
     found, invalid, no_classes = [], [], []
     for index, (text, encoding, label, reason) in enumerate(zip(whole, encodings, classes, reasons)):
         number = None
