@@ -306,6 +306,7 @@ def test_the_folder_holds_report_table_and_picture(folder: str, films: str, tmp_
     names = ("result.parquet", "report.md", "report.html", "front.png")
     written = [line for line in result.stderr.splitlines() if line.startswith("wrote ")]
     assert written == [f"wrote {output / name}" for name in names]
+    assert "with --full" not in result.stderr  # it would be the same
     assert "| saliency (L2) |" in (output / "report.md").read_text(encoding="utf-8")
     assert "<svg" in (output / "report.html").read_text(encoding="utf-8")
     assert (output / "front.png").read_bytes().startswith(b"\x89PNG")
