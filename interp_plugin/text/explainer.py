@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Text = str | tuple[str, str]
+READ = "what the next block reads"  # of a pre-norm model: see HuggingFaceModel.states
 Given = Source | Text
 """A text, a pair, token ids, or the messages of a chat."""
 Layers = Label | Sequence[Label]
@@ -140,7 +141,7 @@ class TextExplainer:
         function: Function | None = None,
         score: Literal["kept", "erased"] = "kept",
         side: Side = "damage",
-        ways: Sequence[Way] = ("mask",),
+        ways: Sequence[Way] | None = None,
         passes: int = PASSES,
     ) -> Explanation:
         """Information kept of each token of each text by each layer, or what is lost with each token.
@@ -204,6 +205,8 @@ class TextExplainer:
                 tokens are never erased; the mask token stands for erased ones, the mean of the embedding table where
                 there is none.
             side, ways, passes: of the erasures, as in :meth:`InformationErased.attribute`; ``solver`` gives the seed.
+                ways None is "mask", and of a decoder's target "delete": it has no mask token, and what stands for one
+                misleads it (rank correlations with leaving tokens out: see tests/benchmarks/language_models.py).
 
         Raises:
             ValueError: a layer, target, position or head that is not there, an empty or too long text,
@@ -216,12 +219,13 @@ class TextExplainer:
         warn_of_training(self.model.module, stacklevel=3)
         _check_sizes(batch_size, internal_batch_size)
         check_function(function)
-        finder = self._finder(score, side, ways, passes, 0 if solver is None else solver.seed)
         if continuation is not None and (target is not None or instead_of is not None):
             raise ValueError("continuation and target are both what follows the text; give one of them")
         pairs = _pairs(texts)
         targets, foils = _for_each(target, len(pairs)), _for_each(instead_of, len(pairs))
         labels = self._labels(layers) if continuation is None or layers != "all" else [OUTPUT]
+        ways = self._usual_ways(labels) if ways is None else ways
+        finder = self._finder(score, side, ways, passes, 0 if solver is None else solver.seed)
         base = self._terms(rate, max_sigma, input_std, solver)
         base = replace(
             base,
@@ -315,6 +319,11 @@ class TextExplainer:
         whole, steps = self.model.steps(text, continuation)
         whole = with_parts(whole, fixed, units)
         return whole, [replace(step, units=whole.units[: len(step.ids)]) for step in steps]
+
+    def _usual_ways(self, labels: Sequence[Label]) -> tuple[Way, ...]:
+        """How tokens are erased where nothing is said: states with tokens need as many as there were."""
+        is_decoder = self.model.task == "next token" and self.model.axis[OUTPUT] == "input"
+        return ("delete",) if is_decoder and list(labels) == [OUTPUT] else ("mask",)
 
     def _finder(
         self, score: str, side: Side, ways: Sequence[Way], passes: int, seed: int
@@ -585,6 +594,9 @@ class TextExplainer:
                 None,
             ),
             versions=versions(),
+            states=READ
+            if any(state_sites(self.model)[k] != v for k, v in self.model.layers.items())
+            else None,
         )
 
 
