@@ -328,10 +328,12 @@ def _read(
 
 def _plain(result: StudyResult) -> dict[str, Any]:
     """The tables and what they depend on, for JSON."""
+    from interp_plugin.comparison.views import plain
+
     return {
         "settings": dict(result.settings),
         "texts": len(result.texts),
-        "tables": [finite(asdict(table)) for table in result.tables()],
+        "tables": [finite(table) for table in plain(result)],
         "failures": [asdict(failure) for failure in result.failures],
         "left_out": dict(result.left_out),
         "notes": list(result.notes),
@@ -341,17 +343,30 @@ def _plain(result: StudyResult) -> dict[str, Any]:
 def _print_list(as_json: bool) -> None:
     """Prints all methods and metrics: what they explain or evaluate, and their sources."""
     from interp_plugin.comparison import METHODS, METRICS
-    from interp_plugin.rendering.study import print_list
+    from interp_plugin.report import terminal
+    from interp_plugin.report.model import Cell, Column, Report, Row, Section, Table
 
-    methods = [
-        {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
-        for m in METHODS.values()
-    ]
-    metrics = [
-        {"name": m.name, "judges": m.judges, "higher_is_better": m.higher_is_better, "source": m.source}
-        for m in METRICS.values()
-    ]
     if as_json:
+        methods = [
+            {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
+            for m in METHODS.values()
+        ]
+        metrics = [
+            {"name": m.name, "judges": m.judges, "higher_is_better": m.higher_is_better, "source": m.source}
+            for m in METRICS.values()
+        ]
         typer.echo(json.dumps({"methods": methods, "metrics": metrics}))
     else:
-        print_list(methods, metrics)
+        signs = [
+            (m.name, m.explains, "signed" if m.signed else "unsigned", m.source) for m in METHODS.values()
+        ]
+        better = [(m.name, m.judges, "↓↑"[m.higher_is_better], m.source) for m in METRICS.values()]
+        for names, rows in (
+            (("method", "explains", "scores"), signs),
+            (("metric", "judges", "better"), better),
+        ):
+            columns = tuple(Column(name, words=True) for name in (*names[1:], "source"))
+            found = tuple(
+                Row(name, (Cell(about), Cell(kind), Cell(source))) for name, about, kind, source in rows
+            )
+            terminal.show(Report("", (Section(tables=(Table("", names[0], columns, {"": found}),)),)))

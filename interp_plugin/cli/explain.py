@@ -200,6 +200,12 @@ def explain(
         ),
     ] = None,
     as_json: AsJson = False,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details", help="Print standard errors, diagnostics, how to read the numbers, and the cost too."
+        ),
+    ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -282,7 +288,7 @@ def explain(
     if as_json:
         typer.echo(json.dumps(explanation.to_dict(granularity, aggregate), allow_nan=False))
     else:
-        explanation.show(granularity=granularity, aggregate=aggregate)
+        explanation.show(granularity=granularity, aggregate=aggregate, details=details)
     for path in written:
         say(f"wrote {path}")
 

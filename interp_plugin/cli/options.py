@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.rendering.labels import printable
+from interp_plugin.report.numbers import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

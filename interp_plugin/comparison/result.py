@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_plugin.comparison.costs import COSTS
+from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.journal import differences
 from interp_plugin.optional import load
-from interp_plugin.rendering import study as rendering
-from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
+from interp_plugin.report.model import Point, Table
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
 from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 
@@ -321,7 +320,7 @@ class StudyResult:
         )
         return frame
 
-    def front(self, quality_metric: str, question: str) -> tuple[StudyPoint, ...]:
+    def front(self, quality_metric: str, question: str) -> tuple[Point, ...]:
         """Every method's quality and seconds, and whether it is on the Pareto front of its group.
 
         On the front are the methods that no other of the group matches in both and beats in one.
@@ -521,28 +520,31 @@ class StudyResult:
 
     # -- what a reader sees
 
-    def tables(self) -> tuple[StudyTable, ...]:
-        """The tables of the report: one for each question, with its notes.
+    def tables(self) -> tuple[Table, ...]:
+        """The tables of the report: one for each question, rows by method and columns by metric, with its notes.
 
         Raises:
             ImportError: scipy is missing.
 
         Examples::
             >>> [table] = example().tables()
-            >>> table.title, list(table.groups), table.groups["unsigned"]["by hand"][0].mean
-            ('class', ['unsigned', 'signed'], 0.75)
+            >>> table.title, list(table.groups), table.rows[0].name, table.rows[0].cells[0].value
+            ('class', ['unsigned methods', 'signed methods'], 'by hand', 0.75)
         """
         return self._tables
 
     @cached_property
-    def _tables(self) -> tuple[StudyTable, ...]:
+    def _tables(self) -> tuple[Table, ...]:
         from interp_plugin.comparison import views
 
         return tuple(replace(table, notes=(*table.notes, *self.notes)) for table in views.tables(self))
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
-        return rendering.markdown(self.tables())
+        from interp_plugin.comparison import views
+        from interp_plugin.report.markdown import markdown
+
+        return markdown(views.report(self, charts=False))
 
     def to_html(
         self,
@@ -558,9 +560,9 @@ class StudyResult:
             title: of the page.
         """
         from interp_plugin.comparison import views
+        from interp_plugin.report import html
 
-        points = views.fronts(self, quality, frozenset(column.name for column in COSTS))
-        replace_file(path, rendering.to_html(self.tables(), points, title, self.settings).encode())
+        replace_file(path, html.page(views.report(self, quality, title)).encode())
         return Path(path)
 
     def write_report(self, folder: str | os.PathLike[str]) -> list[Path]:
@@ -572,6 +574,8 @@ class StudyResult:
         Returns:
             the paths of the files.
         """
+        from interp_plugin.report.figures import can_be_drawn
+
         folder = Path(folder)
         self.save(folder / "result.parquet")
         replace_file(folder / "report.md", self.to_markdown().encode())
@@ -579,7 +583,7 @@ class StudyResult:
         written = [folder / name for name in ("result.parquet", "report.md", "report.html")]
         for table in self.tables():
             points = self.front(table.columns[0].name, table.title) if table.columns else ()
-            if any(map(rendering.can_be_drawn, points)):
+            if any(map(can_be_drawn, points)):
                 name = re.sub(r"[^\w.-]+", "-", table.title)
                 path = folder / ("front.png" if len(self.questions) == 1 else f"front-{name}.png")
                 content = io.BytesIO()
@@ -601,6 +605,9 @@ class StudyResult:
         Raises:
             ValueError: another kind, no such question, or a metric without a number there.
         """
+        from interp_plugin.report import figures
+        from interp_plugin.report.model import Points
+
         if kind not in ("front", "bars"):
             raise ValueError(f"kind is {kind!r}; choose 'front' or 'bars'")
         table = self.tables()[0 if question is None else self.number("question", question)]
@@ -610,15 +617,16 @@ class StudyResult:
             raise ValueError(f"metric {metric!r} has no number for {table.title!r}; choose from {known}")
         metric = metric or names[0]
         if kind == "bars":
-            return rendering.bars_figure(table, metric)
-        column = table.columns[names.index(metric)]
-        return rendering.front_figure(
-            self.front(metric, table.title), metric, column.higher_is_better, table.title
-        )
+            return figures.draw_metric(table, metric)
+        better = bool(table.columns[names.index(metric)].higher_is_better)
+        return figures.draw_points(Points(table.title, metric, better, self.front(metric, table.title)))
 
     def show(self, console: Console | None = None) -> None:
         """Print the tables (console: default stdout)."""
-        rendering.print_tables(self.tables(), console)
+        from interp_plugin.comparison import views
+        from interp_plugin.report import terminal
+
+        terminal.show(views.report(self, charts=False), console)
 
 
 def _indices(wanted: Iterable[str] | None, known: Sequence[Any], number: Callable[[str], int]) -> list[int]:

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.comparison.costs import COSTS, Cost, measured, seconds_per_pass, typical_passes
+from interp_plugin.comparison.costs import (
+    COSTS,
+    Cost,
+    StudyColumn,
+    measured,
+    seconds_per_pass,
+    typical_passes,
+)
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
 from interp_plugin.comparison.journal import Entry, Journal
 from interp_plugin.comparison.plausibility import rationale_tokens
@@ -28,7 +35,6 @@ from interp_plugin.comparison.sheet import Cell, Sheet
 from interp_plugin.fingerprint import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.method.problem import warn_of_training
-from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.text.batch import State
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Layers, Text, TextExplainer

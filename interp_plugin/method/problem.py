@@ -292,7 +292,7 @@ def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
     """Warn once of the examples whose scores are not what was asked for, at the user's line."""
     count, said = len(fit.converged), []
     bad = ~fit.converged
-    if bad.any() and solver.max_rounds:
+    if bad.any() and solver.max_batches:
         free = (fit.standard_error > 0).sum(1).clamp(min=1)
         error = (fit.standard_error.square().sum(1) / free).sqrt()[bad].amax().item()
         said.append(

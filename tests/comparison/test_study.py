@@ -24,13 +24,12 @@ from torch import Tensor
 
 from interp_plugin import huggingface
 from interp_plugin.comparison import Method, Metric, Study, StudyResult
-from interp_plugin.comparison.costs import COSTS
+from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.interface import Inputs, Trial
 from interp_plugin.comparison.journal import Entry, Journal
 from interp_plugin.comparison.plausibility import rationale_tokens
 from interp_plugin.comparison.result import MethodInfo, StudyText, example
 from interp_plugin.method.perturbation import LayerCall
-from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.models import Encoding
 
@@ -725,13 +724,13 @@ def test_notes_say_what_a_reader_must_know() -> None:
 def test_a_table_of_the_report_has_a_column_for_each_metric_that_judged_anything() -> None:
     [table] = run(metrics=[HIT, LENGTH]).tables()
     assert table.columns[0].name == "length"
-    assert {group: list(rows) for group, rows in table.groups.items()} == {
-        "unsigned": ["place"],
-        "signed": ["draw"],
+    assert {group: [row.name for row in rows] for group, rows in table.groups.items()} == {
+        "unsigned methods": ["place"],
+        "signed methods": ["draw"],
     }
-    cell = table.groups["unsigned"]["place"][0]
+    cell = table.rows[0].cells[0]
     assert cell is not None
-    assert (cell.mean, cell.n, cell.best, cell.p) == (6.0, 4, True, None)
+    assert (cell.value, cell.note, cell.best, cell.mark) == (6.0, "", True, "")
 
 
 def test_a_result_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -795,8 +794,8 @@ def test_signs_tell_methods_apart_about_a_class_only() -> None:
     metrics = ["comprehensiveness (mask)", "state erasure (mask)"]
     study = Study(model, tokenizer, names, metrics, layers=1)
     of_class, of_layer = study.run(["a good film", "a dull one"], show_progress=False).tables()
-    assert {group: list(rows) for group, rows in of_class.groups.items()} == {
-        "unsigned": ["random"],
-        "signed": ["feature ablation"],
+    assert {group: [row.name for row in rows] for group, rows in of_class.groups.items()} == {
+        "unsigned methods": ["random"],
+        "signed methods": ["feature ablation"],
     }
     assert {group: list(rows) for group, rows in of_layer.groups.items()} == {"unsigned": names}
