@@ -171,6 +171,19 @@ def split(
     return Pieces(tuple(encoded["input_ids"]), spans, tuple(encoded.get("token_type_ids", ())))
 
 
+def _with_marks_apart(tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> Pieces:
+    """Marks that a text has itself are special tokens, as in a chat that its template wrote; the first stands once."""
+    marks = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
+    written = [
+        span is not None and token in marks for token, span in zip(pieces.ids, pieces.spans, strict=True)
+    ]
+    if not any(written):
+        return pieces
+    spans = tuple(None if mark else span for mark, span in zip(written, pieces.spans))
+    doubled = len(pieces) > 1 and written[1] and not written[0] and pieces.ids[0] == pieces.ids[1]
+    return replace(pieces, spans=spans).at(range(int(doubled), len(pieces)))
+
+
 def _called(tokenizer: PreTrainedTokenizerBase, given: dict[str, Any], **options: Any) -> Any:
     """What a tokenizer gives, in no way of what other threads ask of it.
 
@@ -677,7 +690,8 @@ class Encoder:
             after = split(self.tokenizer, continuation, special=False)
             return pieces, _moved(after, 0, len(continuation))
         self._check_content(split(self.tokenizer, text), text, None)
-        return continued(self.tokenizer, text, continuation)
+        before, after = continued(self.tokenizer, text, continuation)
+        return _with_marks_apart(self.tokenizer, before), after
 
     def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
         """A text with what follows it, and a text for each token of that: what stands before, and it as the target.
@@ -773,6 +787,7 @@ class Encoder:
         self._check_content(pieces, text, pair)
         if self.reading == "continuation":
             pieces = pieces.without_end()  # what follows an end mark is another text
+        pieces = _with_marks_apart(self.tokenizer, pieces)
         return self._fitted(pieces, truncation, self.limit, "text")
 
     def _check_content(self, pieces: Pieces, text: str, pair: str | None) -> None:

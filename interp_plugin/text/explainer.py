@@ -94,8 +94,8 @@ class TextExplainer:
     def usual_solver(self) -> Solver:
         """How hard to look where nothing is said.
 
-        A language model's states scatter more than an encoder's from sample to sample: its log sigma are known to .05,
-        which orders tokens as well (Spearman .97 and more between seeds on SmolLM2), in half the passes of .02.
+        A language model's states scatter more than an encoder's from sample to sample: its log sigma are found to .05,
+        which orders tokens well (Spearman .98 between seeds at layers 5, 15 and 29 of SmolLM2, in the mean).
         """
         return Solver(tolerance=0.05, max_passes=840) if self.model.task == "next token" else Solver()
 
