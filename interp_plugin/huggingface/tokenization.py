@@ -8,11 +8,20 @@ import unicodedata
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor
 
-from interp_plugin.text.models import CHARACTERS, Encoding, Offset, Source, Target, as_int, shown
+from interp_plugin.text.models import (
+    CHARACTERS,
+    Encoding,
+    Offset,
+    Source,
+    Target,
+    as_int,
+    is_cut_already,
+    shown,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -578,11 +587,11 @@ class Encoder:
     def __call__(self, text: Source, pair: str | None, target: Target, truncation: bool) -> Encoding:
         """One text or pair, checked; see ``HuggingFaceModel.encode``."""
         target = as_int(target)
-        if not isinstance(text, str):
+        if is_cut_already(text):
             if pair is not None:
                 raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
-            return self._cut_already(text, target, truncation)
-        checked(text)
+            return self._cut_already(cast(Sequence[Any], text), target, truncation)
+        text = checked(text)
         if pair is not None:
             checked(pair, "pair")
         # more characters than the tokens that the model takes can stand for: see what it takes to tokenize them

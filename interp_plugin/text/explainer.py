@@ -33,6 +33,7 @@ from interp_plugin.text.models import (
     as_int,
     check_function,
     contrasted,
+    is_cut_already,
     plain_values,
     shown,
     state_sites,
@@ -638,7 +639,7 @@ def _pairs(texts: Any) -> list[tuple[Source, str | None]]:
     """One text or pair, or a list of them, as (text, pair or None); a text may be token ids, or messages of a chat."""
     texts = data.in_memory(texts)
     texts = plain_values(texts)
-    if isinstance(texts, (str, tuple)) or _is_cut_already(texts):
+    if isinstance(texts, (str, tuple)) or is_cut_already(texts):
         texts = [texts]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes):
         raise TypeError(
@@ -649,7 +650,7 @@ def _pairs(texts: Any) -> list[tuple[Source, str | None]]:
     pairs: list[tuple[Source, str | None]] = []
     for index, text in enumerate(texts):
         text = plain_values(text)
-        if _is_cut_already(text):
+        if is_cut_already(text):
             pairs.append((text, None))
             continue
         parts = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
@@ -660,15 +661,6 @@ def _pairs(texts: Any) -> list[tuple[Source, str | None]]:
             )
         pairs.append((parts[0], parts[1]))
     return pairs
-
-
-def _is_cut_already(text: Any) -> bool:
-    """Whether a text is token ids, or the messages of a chat."""
-    if not isinstance(text, (list, tuple)) or not text:
-        return False
-    return all(isinstance(part, Mapping) for part in text) or all(
-        isinstance(part, int) and not isinstance(part, bool) for part in text
-    )
 
 
 def _single(pairs: Sequence[tuple[Source, str | None]]) -> Sequence[tuple[Source, str | None]]:
