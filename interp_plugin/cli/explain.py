@@ -64,11 +64,11 @@ Examples:
 
     interp-plugin explain "Paris is in" --model gpt2 --target " France"
 
-    interp-plugin explain "The capital of France is" --model gpt2 --target " Paris" --instead-of " London"
+    interp-plugin explain "I am" --model gpt2 --target " old" --instead-of " new"
 
-    interp-plugin explain "Once upon a time" --model gpt2 --generate 20 --html grid.html
+    interp-plugin explain "Once upon" --model gpt2 --generate 20 --html grid.html
 
-    interp-plugin explain --file chats.jsonl --chats --model CHAT-MODEL --fixed special,system --units sentence
+    interp-plugin explain --file chats.jsonl --chats --model NAME --fixed special
 
     interp-plugin explain "not a bad film" --score erased
 
