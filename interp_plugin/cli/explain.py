@@ -64,11 +64,11 @@ Examples:
 
     interp-plugin explain "Paris is in" --model gpt2 --target " France"
 
-    interp-plugin explain "I am" --model gpt2 --target " old" --instead-of " new"
+    interp-plugin explain "I am" --target " old" --instead-of " new" --model gpt2
 
     interp-plugin explain "Once upon" --model gpt2 --generate 20 --html grid.html
 
-    interp-plugin explain --file chats.jsonl --chats --model NAME --fixed special
+    interp-plugin explain --file a.jsonl --chats --model NAME --fixed special
 
     interp-plugin explain "not a bad film" --score erased
 
