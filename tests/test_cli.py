@@ -143,7 +143,7 @@ def test_help_shows_every_option_and_examples() -> None:
     ):  # fmt: skip
         assert f"--{option} " in result.stdout
     examples = [line.strip() for line in result.stdout.splitlines() if "interp-plugin explain" in line]
-    assert len(examples) == 8  # with the usage; none is broken into two lines
+    assert len(examples) == 11  # with the usage; none is broken into two lines
     assert all(line.count('"') % 2 == 0 for line in examples)
 
 
@@ -514,7 +514,7 @@ def test_position_lists_are_read(text: str | None, expected: Any) -> None:
     assert parse_positions(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "1,", "all", "1-2"])
+@pytest.mark.parametrize("text", ["", "1,", "every", "1-2"])
 def test_other_position_lists_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         parse_positions(text)
