@@ -31,6 +31,8 @@ def show(report: Report, console: Console | None = None, details: bool = True) -
     from rich.text import Text
 
     console = console or Console()
+    if report.title and any(section.heading for section in report.sections):
+        console.print(Text(printable(report.title), style="dim"))
     for section in report.sections:
         if section.heading:
             console.print(Text(f"\n{printable(section.heading)}", style="bold"))
