@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from interp_plugin.method.erasure import log_odds
 from interp_plugin.method.perturbation import NoisyModel, Selector, Site, no_fastpath
 from interp_plugin.text.batch import State
-from interp_plugin.text.models import Encoding, TextModel
+from interp_plugin.text.models import Encoding, TextModel, state_sites
 
 Removal = Literal["mask", "delete", "attention"]
 """How a token is removed: replaced by [MASK], deleted from the text, or hidden by the attention mask."""
@@ -394,7 +394,7 @@ class Trial:
         )
         state = self.state
         if model is not None and state is not None:
-            site = None if state.site is None else model.layers[state.label]
+            site = None if state.site is None else state_sites(model)[state.label]
             state = replace(state, site=site)
         return self.method(inputs, self.target, state)
 

@@ -133,7 +133,12 @@ def plain(findings: StudyResult) -> list[dict[str, Any]]:
         }
         columns = [dict(vars(findings.metrics[k])) for k in shown]
         found.append(
-            {"title": question, "columns": columns, "groups": groups, "notes": [*notes(findings, q), *findings.notes]}
+            {
+                "title": question,
+                "columns": columns,
+                "groups": groups,
+                "notes": [*notes(findings, q), *findings.notes],
+            }
         )
     return found
 

@@ -177,7 +177,7 @@ class CorpusResult:
     def compare(self, other: CorpusResult, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
         """This study less another of the same texts and draws: two models, or two checkpoints of one.
 
-        Paired sentence by sentence, which takes out what the sentences differ in; texts that failed in one are left
+        Paired sentence by sentence, which removes the differences between sentences; texts that failed in one are left
         out.  "kept" is counted against each model's own input_std, and "loss" depends on the scale of its embeddings.
 
         Returns:

@@ -37,8 +37,8 @@ RIDGE = 4.0  # in (draws x tokens): keeps three coefficients from fitting a hand
 class Draws:
     """Standard normal noise for one example, the same for every example of a batch.
 
-    The block at a position depends on the seed, the batch, the input and the position alone: not on
-    the batch, not on how far a sequence is padded, not on the device, not on any global generator.
+    The block at a position depends on the seed, the index, the input and the position alone: not on
+    the examples, not on how far a sequence is padded, not on the device, not on any global generator.
 
     Args:
         shapes: shape of each input without its batch dimension.
@@ -237,8 +237,8 @@ def quadratic_controls(
         gradient: gradient of D in noise units, (S, b, N).
         noise: standard normal, (S, N).
         groups: the tokens of the b examples.
-        earlier: gradients of earlier rounds, (R, b, N).
-        expected: g as it was foreseen before these draws, (b, T); only its ratios between tokens matter.
+        earlier: gradients of earlier pairs, (R, b, N).
+        expected: g as it was expected before these draws, (b, T); only its ratios between tokens matter.
     """
     if len(stationarity) < 3:
         return torch.zeros_like(stationarity)

@@ -86,7 +86,7 @@ class Solver:
             the one asked for would depend on the samples; ``NoiseFit.rate`` says at which.
 
     Examples::
-        >>> Solver().max_rounds, Solver(tolerance=0.01).max_rounds, Solver(max_passes=280).max_rounds
+        >>> Solver().max_batches, Solver(tolerance=0.01).max_batches, Solver(max_passes=280).max_batches
         (8, 31, 10)
     """
 
@@ -108,13 +108,13 @@ class Solver:
             raise ValueError(f"tolerance is {self.tolerance}; give a positive standard error of log sigma")
         if self.max_passes is not None and self.max_passes < self.draws:
             raise ValueError(
-                f"max_passes is {self.max_passes}, and one round takes {self.draws}; give at least that, or fewer draws"
+                f"max_passes is {self.max_passes}, and one batch takes {self.draws}; give at least that, or fewer draws"
             )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; give a non-negative integer")
 
     @property
-    def max_rounds(self) -> int:
+    def max_batches(self) -> int:
         """Batches of samples at most."""
         if self.iterations is not None:
             return self.iterations
@@ -123,7 +123,7 @@ class Solver:
         return math.ceil(SPARE * self._samples(min(self.tolerance, LOOSEST)) / self.draws - 1e-9)
 
     @property
-    def order_rounds(self) -> int:
+    def order_batches(self) -> int:
         """Batches after which an example that meets the tolerance is done, however its tokens would be ordered."""
         return max(MIN_BATCHES, math.ceil(self._samples(self.tolerance) / self.draws - 1e-9))
 
@@ -231,7 +231,7 @@ def solve(
         state.log_sigma = (state.log_sigma + offset).minimum(cap)
     # where no element has a gradient, the closed form says nothing at any rate
     has_jacobian = norms.exact & (state.norms > 0).any(1)
-    few = has_jacobian & (solver.max_rounds > 0) & solver.lower_rate
+    few = has_jacobian & (solver.max_batches > 0) & solver.lower_rate
     parts: list[SolverState] = []
     with tqdm(desc="noise", disable=not show_progress) as bar:
         for rows in _split(~few, objective):
@@ -257,7 +257,7 @@ def solve_together(
     """
     fits: list[NoiseFit] = []
     offset = None
-    few = len(objectives) > 1 and solver.max_rounds > 0
+    few = len(objectives) > 1 and solver.max_batches > 0
     found = jacobian_norms(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
     for objective, norms, caps in zip(objectives, found, max_sigma):
         fit = solve(objective, rate, caps, input_std, solver, norms=norms, offset=offset)
@@ -418,7 +418,7 @@ def _iterate(
     """Batches of samples until every example has converged; adds to ``passes``, (B,)."""
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
     done: list[SolverState] = []
-    for index in range(solver.max_rounds):
+    for index in range(solver.max_batches):
         count = max(2, int(solver.draws // 2 * (1 if index else FIRST_BATCH)))
         noise = draws.batch(index, count).to(objective.device, objective.dtype)
         pairs = _pairs(objective, state, noise, passes)
@@ -436,7 +436,7 @@ def _iterate(
         small = token_mean(error, state.free).sqrt() <= solver.tolerance
         state.converged = small & state.sound & (state.compared > 0)
         finished = state.converged
-        if finished.any() and index + 1 < solver.order_rounds:
+        if finished.any() and index + 1 < solver.order_batches:
             jitter = Draws([(objective.groups.n_tokens,)], solver.seed).batch(ORDER_STREAM, REPEATS).to(noise)
             finished = finished & keep_their_order(
                 state.log_sigma, error.sqrt(), state.free, solver.tolerance, jitter

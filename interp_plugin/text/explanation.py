@@ -46,6 +46,7 @@ class Settings:
         amortised: digest of the head that predicted the numbers; None: the solver found them.
         max_passes: of the solver.
         erased: how tokens were erased (side, ways, passes); None: noise was learned.
+        function: what was watched of the target, where it was said.
 
     Example::
 
@@ -67,6 +68,7 @@ class Settings:
     amortised: str | None = None
     max_passes: int | None = None
     erased: str | None = None
+    function: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -77,7 +77,9 @@ DEVICES = {
     "none": Device(),
     "antithetic pairs": Device(((solver, "_pairs", single_draws),), {"draws": 56}),
     "control variates": Device(((solver, "without_quadratic_part", as_it_is),)),
-    "their |eps_i|^2": Device(((sampling, "_size", lambda noise, groups: noise.new_zeros(1)),)),
+    "their |eps_i|^2": Device(
+        ((sampling, "_size", lambda noise, groups: noise.new_zeros(len(noise), 1, 1)),)
+    ),
     "their part within tokens": Device(((sampling, "_quadratic", across_only),)),
     "their earlier batches": Device(((solver, "KEPT_GRADIENTS", 1),)),
     "Jacobian norms": Device(((solver, "jacobian_norms", equal_norms),)),

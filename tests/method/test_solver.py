@@ -655,9 +655,9 @@ def test_all_at_the_cap_is_not_converged_where_the_closed_form_says_otherwise():
 
 
 def test_a_looser_tolerance_has_no_smaller_budget():
-    assert Solver(tolerance=0.1).max_rounds == Solver().max_rounds < Solver(tolerance=0.005).max_rounds
-    assert Solver(max_passes=280).max_rounds == 10
-    with pytest.raises(ValueError, match="max_passes is 5, and one round takes 28"):
+    assert Solver(tolerance=0.1).max_batches == Solver().max_batches < Solver(tolerance=0.005).max_batches
+    assert Solver(max_passes=280).max_batches == 10
+    with pytest.raises(ValueError, match="max_passes is 5, and one batch takes 28"):
         Solver(max_passes=5)
 
 
