@@ -367,7 +367,9 @@ def svg(chart: Chart, number: str) -> str:
         source = re.sub(rf"(fill|stroke): {colour}", rf"\1: var({variable})", source)
     links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     shape = f'style="max-width: {96 * figure.get_figwidth():.0f}px"'
-    source = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" \1 {shape} {links}>', source, count=1)
+    source = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" \1 {shape} {links}>', source, count=1
+    )
     # ids such as axes_1 and figure_1 are the same in every figure
     return re.sub(r'(<g id=")', rf"\g<1>figure-{number}-", source)
 
