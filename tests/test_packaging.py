@@ -268,6 +268,7 @@ MAY_IMPORT = {
     },
     "comparison": {
         "attribution",
+        "data",
         "fingerprint",
         "memory",
         "method",

@@ -85,7 +85,7 @@ class Inputs:
 
     @cached_property
     def masked_embeddings(self) -> Tensor:
-        """The embeddings with every player masked, (1, T, K).
+        """The embeddings with all removable tokens masked, (1, T, K).
 
         Raises:
             ValueError: the model has no mask token.
@@ -216,7 +216,7 @@ class Answer(nn.Module):
                 values = self._passing(arguments, None).float()
             for value in values:
                 stays = kept[len(distances)].to(whole.device)
-                there = whole[stays] if whole.ndim > 1 else whole  # a pooled state has no places
+                there = whole[stays] if whole.ndim > 1 else whole  # a pooled state has no positions
                 moved = (value[: len(there)] - there) / self.scale  # padding is to the right
                 distances.append(moved.square().mean().cpu())
         return -torch.stack(distances)

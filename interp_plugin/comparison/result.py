@@ -159,7 +159,7 @@ class StudyResult:
 
     __hash__ = None  # type: ignore[assignment]
 
-    # -- places and groups
+    # -- names, indices and groups
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -230,12 +230,12 @@ class StudyResult:
             [[0, 'class', 'by hand', 'recall', 1.0]]
         """
         pandas = load("pandas", "a table of a study", "compare")
-        places = np.nonzero(~np.isnan(self.cells))
+        indices = np.nonzero(~np.isnan(self.cells))
         columns = {
             kind: pandas.Categorical.from_codes(codes, names)
-            for (kind, names), codes in zip(self.names.items(), places[1:], strict=True)
+            for (kind, names), codes in zip(self.names.items(), indices[1:], strict=True)
         }
-        frame: pd.DataFrame = pandas.DataFrame({"text": places[0], **columns, "value": self.cells[places]})
+        frame: pd.DataFrame = pandas.DataFrame({"text": indices[0], **columns, "value": self.cells[indices]})
         return frame
 
     def table(self, question: str | None = None, metric: str | None = None) -> pd.DataFrame:
@@ -423,14 +423,14 @@ class StudyResult:
         scores: dict[tuple[int, str, str], NDArray[np.float32]] = {}
         for result in results:
             rows = [list(texts).index(key) for key in _by_digest(result.texts)]
-            places = np.ix_(
+            indices = np.ix_(
                 rows,
                 [list(questions).index(name) for name in result.questions],
                 [list(methods).index(m.name) for m in result.methods],
                 [list(metrics).index(m.name) for m in result.metrics],
             )
-            result._check_same(cells[places])
-            cells[places] = np.where(np.isnan(result.cells), cells[places], result.cells)
+            result._check_same(cells[indices])
+            cells[indices] = np.where(np.isnan(result.cells), cells[indices], result.cells)
             failures |= dict.fromkeys(replace(f, text=rows[f.text]) for f in result.failures)
             scores |= {(rows[i], q, m): found for (i, q, m), found in result.scores.items()}
         return replace(
@@ -467,15 +467,15 @@ class StudyResult:
             OSError: the file cannot be written; one that was there before stays as it was.
         """
         arrow, parquet = load_pyarrow("a saved study", "compare")
-        places = np.nonzero(~np.isnan(self.cells))
+        indices = np.nonzero(~np.isnan(self.cells))
         columns = {
             name: arrow.DictionaryArray.from_arrays(
                 arrow.array(codes, arrow.int32()), self.names[name] or [""]
             )
-            for name, codes in zip(_COLUMNS, places[1:], strict=True)
+            for name, codes in zip(_COLUMNS, indices[1:], strict=True)
         }
-        numbers = arrow.array(self.cells[places], arrow.float64())
-        table = arrow.table({"text": arrow.array(places[0], arrow.int32()), **columns, "value": numbers})
+        numbers = arrow.array(self.cells[indices], arrow.float64())
+        table = arrow.table({"text": arrow.array(indices[0], arrow.int32()), **columns, "value": numbers})
         header = {
             "format": FORMAT,
             "questions": self.questions,
@@ -672,16 +672,16 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
         [method.name for method in found["methods"]],
         [metric.name for metric in found["metrics"]],
     )
-    places = [table["text"].to_numpy()]
+    indices = [table["text"].to_numpy()]
     for column, known in zip(_COLUMNS, names, strict=True):
         numbers = {name: index for index, name in enumerate(known)}
         encoded = table[column].combine_chunks().dictionary_encode()
         codes = np.array([numbers[name] for name in encoded.dictionary.to_pylist()], np.int64)
-        places.append(codes[encoded.indices.to_numpy()])
+        indices.append(codes[encoded.indices.to_numpy()])
     if math.prod([len(found["texts"]), *map(len, names)]) > LARGEST + SPARSEST * table.num_rows:
         raise ValueError("the header names far more results than there are")
     cells = np.full((len(found["texts"]), *map(len, names)), np.nan)
-    cells[tuple(places)] = table["value"].to_numpy()
+    cells[tuple(indices)] = table["value"].to_numpy()
     found |= {name: header[name] for name in ("settings", "left_out")}
     return {**found, "cells": cells, "notes": tuple(header.get("notes", ()))}
 

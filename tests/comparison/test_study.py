@@ -251,6 +251,46 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(wrong: dict[str, Any]
     assert not texts
 
 
+def test_texts_that_cannot_be_used_are_left_out_and_named() -> None:
+    texts = [TEXTS[0], "", TEXTS[1], TEXTS[2]]
+    given = study().run(
+        texts,
+        ["bad", "good", "ugly", None],
+        [None, None, None, [[0, 99]]],
+        skip_invalid=True,
+        show_progress=False,
+    )
+    assert [text.text for text in given.texts] == TEXTS[:2]
+    assert [text.label for text in given.texts] == ["bad", None]
+    left_out, no_class = given.notes
+    assert left_out.startswith("2 of 4 texts left out: text 1, '': ")
+    assert "text 3" in left_out and "has the span [0, 99], which is not in the text" in left_out
+    assert "1 of 4 labels taken for not known" in no_class and "'ugly' is not a class" in no_class
+    for table in given.tables():
+        assert table.notes[-2:] == given.notes
+    by_label = study().run(texts[2:], ["ugly", 2], target="label", skip_invalid=True, show_progress=False)
+    assert [text.target for text in by_label.texts] == ["good"]
+    with pytest.raises(ValueError, match="none of the 1 texts can be used: text 0, '': "):
+        study().run([""], skip_invalid=True, show_progress=False)
+
+
+def test_notes_are_saved_and_merged(tmp_path: Path) -> None:
+    first = study().run(["", TEXTS[0]], skip_invalid=True, show_progress=False)
+    first.save(tmp_path / "first.parquet")
+    assert StudyResult.load(tmp_path / "first.parquet").notes == first.notes
+    second = study().run(["", "", TEXTS[1]], skip_invalid=True, show_progress=False)
+    assert StudyResult.merge(first, second).notes == (*first.notes, *second.notes)
+
+
+def test_the_estimated_time_grows_with_texts_methods_and_metrics() -> None:
+    def estimated(count: int, methods: Any = "quick", metrics: Any = "quick") -> float:
+        return study(methods=methods, metrics=metrics).estimated_seconds(TEXTS[:1] * count)
+
+    assert 0 < estimated(1) < estimated(20)
+    assert estimated(1) < estimated(1, methods=None)
+    assert estimated(1) < estimated(1, metrics=None)
+
+
 def test_a_model_without_classes_is_asked_about_its_layers_alone() -> None:
     model = lstm()
     model.task = "none"
@@ -272,7 +312,7 @@ def test_a_method_that_does_not_suit_the_model_is_an_error_at_the_first_text() -
 
 
 def test_a_metric_that_does_not_suit_the_model_is_an_error_at_the_first_text() -> None:
-    with pytest.raises(ValueError, match=r"metric 'comp.*' of 'place' cannot be asked .*no mask token"):
+    with pytest.raises(ValueError, match=r"metric 'comp.*' of 'place' cannot be used for .*no mask token"):
         run(metrics=["comprehensiveness (mask)"])
 
 
