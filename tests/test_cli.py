@@ -91,9 +91,19 @@ def test_explain_prints_class_tokens_layers_and_cost(folder: str) -> None:
     result = run("explain", "not a [bold] film", "--model", folder)
     assert result.exit_code == 0, result.output
     for expected in (
-        "with probability", "film", "bold", "layer 1", "layer 2", "nats", "converged", "sample passes",
-    ):  # fmt: skip
+        "Predicted ",
+        "Layer 2 keeps most of",
+        "film",
+        "bold",
+        "layer 1",
+        "layer 2",
+        "Nats",
+        "converged",
+    ):
         assert expected in result.stdout
+    assert "sample passes" not in result.stdout and "±" not in result.stdout
+    detailed = run("explain", "not a [bold] film", "--model", folder, "--details")
+    assert "sample passes" in detailed.stdout and "±" in detailed.stdout
     assert result.stderr == ""
 
 
@@ -175,7 +185,7 @@ def test_texts_come_from_standard_input(folder: str, arguments: list[str]) -> No
 
 def test_several_texts_are_told_apart(folder: str) -> None:
     result = run("explain", "a film", "not a film", "--model", folder, "--layers", "1", given="unread")
-    assert result.stdout.index("text 1 of 2: a film") < result.stdout.index("text 2 of 2: not a film")
+    assert result.stdout.index("Text 1 of 2: a film") < result.stdout.index("Text 2 of 2: not a film")
 
 
 def test_pairs_are_two_sentences_with_a_tab_between(folder: str) -> None:

@@ -180,7 +180,7 @@ def _layers(result: CorpusResult) -> Section:
     rows = tuple(
         Row(str(layer), tuple(column[place] for column in columns)) for place, layer in enumerate(layers)
     )
-    table = Table("Means over the texts", "layer", tuple(map(Column, names)), {"": rows})
+    table = Table("Means over the corpus", "layer", tuple(map(Column, names)), {"": rows})
     quantity, per = keys[0][:2]
     line = Curve(
         str(result.settings["model"]),
