@@ -49,9 +49,7 @@ LARGEST_ELASTICITY = 30.0  # of D
 LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
-OUTLIER = (
-    4.0  # times the variance of the other samples: such a batch counts for less at the fine-tuned last layer
-)
+OUTLIER = 4.0  # times the variance of the samples so far, beyond which a batch counts for less
 ROUNDING = 1e-4  # of log sigma: batches that differ by less agree
 QUADRATIC = 1e-4  # of D, by which a quadratic D may miss sum_i g_i = 2 D draw by draw: 0.005 % of sigma
 MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start, and of log sigma in one
@@ -338,15 +336,17 @@ class SolverState:
         moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
         common = step.common_variance / step.count + moved
         estimate = torch.minimum(self.log_sigma + step.move, cap)
-        # once batches agreed, a long step is an outlier of theirs
-        old = torch.where(far & (self.compared == 0), 0.0, self.weight)
+        # class outputs, whose samples are few or all alike, are never so sure of what they have
+        is_layer = self.jacobian.shape[1] == 0
+        old = torch.where(far & ((self.compared == 0) | (not is_layer)), 0.0, self.weight)
         again = old > 0
-        # the variance of a sample, here and so far: outliers show that there are such, not how many
-        here, before = (
-            v.clamp(min=tiny) for v in (noise * step.count, token_mean(self.variance, free) * old)
-        )
-        new = torch.where(again, new * (OUTLIER * before / here).clamp(max=1.0), new)
-        old = torch.where(again, old * (OUTLIER * here / before).clamp(max=1.0), old)
+        if is_layer:
+            # the variance of a sample, here and so far: outliers show that there are such, not how many
+            here, before = (
+                v.clamp(min=tiny) for v in (noise * step.count, token_mean(self.variance, free) * old)
+            )
+            new = torch.where(again, new * (OUTLIER * before / here).clamp(max=1.0), new)
+            old = torch.where(again, old * (OUTLIER * here / before).clamp(max=1.0), old)
         apart, explained = (estimate - self.log_sigma).square() * free, variance + self.variance
         # a token that moved more than two of its standard errors: Newton's step is too long where D grows as sigma^4
         self.excess = torch.where(again.unsqueeze(1), (apart - 4 * explained).clamp(min=0) / 4, 0.0)
