@@ -33,7 +33,7 @@ from interp_plugin.method.perturbation import (
 )
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import NoiseFit
-from interp_plugin.rendering import draw_words_heatmap
+from interp_plugin.report.figures import draw_words_heatmap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -518,3 +518,42 @@ def test_position_lists_are_read(text: str | None, expected: Any) -> None:
 def test_other_position_lists_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         parse_positions(text)
+
+
+# -- files as people have them
+
+
+def test_a_table_is_read_by_its_columns_and_rows_without_a_text_are_named(
+    folder: str, tmp_path: Path
+) -> None:
+    """Used to explain the header and the raw lines."""
+    path = tmp_path / "reviews.csv"
+    path.write_text('id;comment;stars\n1;a film;5\n2;;1\n3;"not\na film";1\n', encoding="utf-8")
+    arguments = ("--file", str(path), "--model", folder, "--layers", "1", "--tolerance", "0.2", "--json")
+    result = run("explain", *arguments)
+    assert texts_of(json.loads(result.stdout)) == ["a film", "not\na film"]
+    assert (
+        result.stderr == "left out: reviews.csv, line 3 holds '' in column 'comment': it must be some words\n"
+    )
+    missing = refused("--file", str(path), "--text-column", "coment")
+    assert "no column 'coment' in reviews.csv, line 2: there are columns 'id', 'comment', 'stars'" in missing
+
+
+def test_a_table_is_saved_as_csv_and_other_names_are_refused(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "film.csv"
+    arguments = ("a film", "--model", folder, "--layers", "1", "--tolerance", "0.2")
+    assert run("explain", *arguments, "--save", str(path)).exit_code == 0
+    assert path.read_text(encoding="utf-8").startswith("text_index,text,")
+    assert "give a name in .parquet (for Explanation.load) or .csv" in refused("a film", "--save", "x.json")
+
+
+def test_a_tolerance_of_a_factor_is_refused() -> None:
+    assert "tolerance is 2, a standard error of log sigma" in refused("a film", "--tolerance", "2")
+
+
+def test_a_terminal_in_ascii_is_written_to(folder: str) -> None:
+    """Used to end in a UnicodeEncodeError."""
+    command = [*COMMAND, "explain", "a film", "--model", folder, "--layers", "1", "--tolerance", "0.2"]
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert " +-" in done.stdout and done.stdout.isascii()

@@ -28,7 +28,7 @@ MODULES = (
     "interp_plugin.comparison",
     "interp_plugin.data",
     "interp_plugin.interop",
-    "interp_plugin.rendering",
+    "interp_plugin.report",
 )
 
 

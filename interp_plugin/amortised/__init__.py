@@ -1,4 +1,4 @@
-"""Amortised: what the solver would find, predicted from one forward by a head that learned from its results."""
+"""The amortised estimator: a head, trained on the solver's results, predicts sigma from one forward."""
 
 from interp_plugin.amortised.estimator import AmortisedEstimator
 

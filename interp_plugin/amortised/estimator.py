@@ -47,7 +47,7 @@ _SETTINGS: Kinds = {
 
 @dataclass(frozen=True)
 class About:
-    """What a head was trained for, and how it did.
+    """The settings that a head was trained for, and its error.
 
     Attributes:
         settings: what must be the same where it is used, and the solver's that it learned from.
@@ -91,9 +91,9 @@ class About:
 
 
 class AmortisedEstimator:
-    """Predicts what the solver would find, for every token and layer, from one forward without noise.
+    """Predicts sigma of every token and layer from one forward without noise, in place of the solver.
 
-    A head learned it from studies of the solver.  It is good for one model, its tokenizer, layers, rate, cap and unit
+    A head is trained on studies by the solver, for one model, its tokenizer, layers, rate, cap and unit
     of distortion: with any other it refuses to work.  :class:`~interp_plugin.CorpusStudy` takes one as ``amortised``.
 
     Attributes:
@@ -143,7 +143,7 @@ class AmortisedEstimator:
         batch_size: int = 16,
         show_progress: bool = True,
     ) -> AmortisedEstimator:
-        """Learn from what the solver found.
+        """Train a head on studies by the solver.
 
         The states of all the texts are held in memory, two bytes a number.
 
@@ -295,7 +295,7 @@ class AmortisedEstimator:
         ]
 
     def check(self, model: TextModel, settings: Mapping[str, Any]) -> None:
-        """See that a study asks what the head was trained for.
+        """Check that a study has the settings that the head was trained for.
 
         Args:
             model: of the study.
@@ -328,7 +328,7 @@ class AmortisedEstimator:
         )
 
     def _plain(self) -> dict[str, Any]:
-        """What is known of the head, ready for JSON."""
+        """All but the weights, ready for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self.about)))
         return plain
 
@@ -375,7 +375,7 @@ def explainer_of(
     calibration: Calibration | None,
     what: str,
 ) -> TextExplainer:
-    """The model, ready to be asked as it was where ``what`` was made.
+    """An explainer with the model and settings of ``what``.
 
     Raises:
         ValueError: it is another one.
@@ -394,7 +394,7 @@ def explainer_of(
 
 
 def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:
-    """See that what both say of what a head is good for is the same.
+    """Check that both have the same of the settings that a head is trained for.
 
     Raises:
         ValueError: it is not.
@@ -404,7 +404,7 @@ def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str
     if found:
         wrong = [f"{name} is {here!r} here and {there!r} there" for name, here, there in found]
         raise ValueError(
-            f"{what} was made for something else, and nothing is extrapolated: {', '.join(wrong)}; give what it was "
+            f"{what} was made for other settings, and nothing is extrapolated: {', '.join(wrong)}; give what it was "
             "made for, or train a head for this"
         )
 
@@ -433,6 +433,6 @@ def _is_words(each: Any) -> bool:
 def _check_output(model: TextModel, layers: Sequence[int | str]) -> None:
     if OUTPUT in layers and model.task == "next token":
         raise ValueError(
-            "a head cannot predict the output of a language model, which depends on what it is asked for; leave "
+            "a head cannot predict the output of a language model, which depends on its target; leave "
             "'output' out of the layers"
         )

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from interp_plugin import __version__
 from interp_plugin.cli import compare, corpus, explain
-from interp_plugin.rendering.labels import printable
+from interp_plugin.report.numbers import printable
 
 __all__ = ["app"]
 

@@ -184,7 +184,7 @@ def compare(
         unit_texts = sample_texts(calibrate)
 
         from interp_plugin import comparison
-        from interp_plugin.comparison.study import QUICK, in_words
+        from interp_plugin.comparison.study import QUICK
         from interp_plugin.text.storage import replace_file
 
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
@@ -197,21 +197,14 @@ def compare(
                 with_special=special_tokens, calibration=unit, seed=seed,
             )  # fmt: skip
 
+        some_methods = _names("method", methods, list(comparison.METHODS))
+        some_metrics = _names("metric", metrics, list(comparison.METRICS))
         default = None if full else QUICK
-        chosen = study(
-            default
-            if methods is None
-            else expanded("method", split_names(methods), list(comparison.METHODS)),
-            default
-            if metrics is None
-            else expanded("metric", split_names(metrics), list(comparison.METRICS)),
-        )
-        say(_cost(chosen, texts, in_words(chosen.estimated_seconds(list(texts.texts)))))
-        if default is not None and (
-            methods is None or metrics is None or len(texts.texts) < len(found.texts)
-        ):
-            whole = study(None, None)
-            say(f"with --full: {_cost(whole, found, in_words(whole.estimated_seconds(list(found.texts))))}")
+        chosen = study(some_methods or default, some_metrics or default)
+        say(_cost(chosen, texts))
+        whole_texts = found if sample is None else texts
+        if not (full or (some_methods and some_metrics and len(texts.texts) == len(whole_texts.texts))):
+            say(f"with --full: {_cost(study(some_methods, some_metrics), whole_texts)}")
         result = chosen.run(
             list(texts.texts), texts.labels, texts.rationales, target, output, truncation=truncation,
             skip_invalid=True, retry_failed=retry_failed, show_progress=progress,
@@ -234,9 +227,17 @@ def compare(
         say(f"wrote {path}")
 
 
-def _cost(study: comparison.Study, texts: Texts, time: str) -> str:
-    counts = (len(texts.texts), len(study.methods), len(study.metrics))
-    return "{} texts, {} methods, {} metrics: about {}".format(*counts, time)
+def _cost(study: comparison.Study, texts: Texts) -> str:
+    from interp_plugin.comparison.study import in_words
+
+    time = in_words(study.estimated_seconds(list(texts.texts)))
+    return (
+        f"{len(texts.texts)} texts, {len(study.methods)} methods, {len(study.metrics)} metrics: about {time}"
+    )
+
+
+def _names(kind: str, names: str | None, known: Sequence[str]) -> list[str] | None:
+    return None if names is None else expanded(kind, split_names(names), known)
 
 
 def split_names(names: str) -> list[str]:
@@ -328,10 +329,12 @@ def _read(
 
 def _plain(result: StudyResult) -> dict[str, Any]:
     """The tables and what they depend on, for JSON."""
+    from interp_plugin.comparison.views import plain
+
     return {
         "settings": dict(result.settings),
         "texts": len(result.texts),
-        "tables": [finite(asdict(table)) for table in result.tables()],
+        "tables": [finite(table) for table in plain(result)],
         "failures": [asdict(failure) for failure in result.failures],
         "left_out": dict(result.left_out),
         "notes": list(result.notes),
@@ -341,17 +344,30 @@ def _plain(result: StudyResult) -> dict[str, Any]:
 def _print_list(as_json: bool) -> None:
     """Prints all methods and metrics: what they explain or evaluate, and their sources."""
     from interp_plugin.comparison import METHODS, METRICS
-    from interp_plugin.rendering.study import print_list
+    from interp_plugin.report import terminal
+    from interp_plugin.report.model import Cell, Column, Report, Row, Section, Table
 
-    methods = [
-        {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
-        for m in METHODS.values()
-    ]
-    metrics = [
-        {"name": m.name, "judges": m.judges, "higher_is_better": m.higher_is_better, "source": m.source}
-        for m in METRICS.values()
-    ]
     if as_json:
+        methods = [
+            {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
+            for m in METHODS.values()
+        ]
+        metrics = [
+            {"name": m.name, "judges": m.judges, "higher_is_better": m.higher_is_better, "source": m.source}
+            for m in METRICS.values()
+        ]
         typer.echo(json.dumps({"methods": methods, "metrics": metrics}))
     else:
-        print_list(methods, metrics)
+        signs = [
+            (m.name, m.explains, "signed" if m.signed else "unsigned", m.source) for m in METHODS.values()
+        ]
+        better = [(m.name, m.judges, "↓↑"[m.higher_is_better], m.source) for m in METRICS.values()]
+        for names, rows in (
+            (("method", "explains", "scores"), signs),
+            (("metric", "judges", "better"), better),
+        ):
+            columns = tuple(Column(name, words=True) for name in (*names[1:], "source"))
+            found = tuple(
+                Row(name, (Cell(about), Cell(kind), Cell(source))) for name, about, kind, source in rows
+            )
+            terminal.show(Report("", (Section(tables=(Table("", names[0], columns, {"": found}),)),)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 Granularity = Literal["token", "word", "sentence"]
 Aggregate = Literal["sum", "mean", "max"]
+Watched = Literal["logit", "log_probability", "probability", "log_odds", "margin"]
 
 EXAMPLES = """
 Examples:
@@ -62,6 +64,12 @@ Examples:
     echo "not a bad film" | interp-plugin explain --granularity word --json
 
     interp-plugin explain "Paris is in" --model gpt2 --target " France"
+
+    interp-plugin explain "The capital of France is" --model gpt2 --target " Paris" --instead-of " London"
+
+    interp-plugin explain "Once upon a time" --model gpt2 --generate 20 --html grid.html
+
+    interp-plugin explain --file chats.jsonl --chats --model CHAT-MODEL --fixed special,system --units sentence
 
     interp-plugin explain "not a bad film" --score erased
 
@@ -110,6 +118,54 @@ def explain(
             show_default="all classes; the model's own next token",
         ),
     ] = None,
+    chats: Annotated[
+        bool,
+        typer.Option(
+            "--chats",
+            help='Every text is a chat: messages as JSON, [{"role": "user", "content": "..."}], a chat a line.',
+        ),
+    ] = False,
+    continuation: Annotated[
+        str | None,
+        typer.Option(
+            help="What follows the text, of a language model: a row for each of its tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Let the model go on for so many tokens: a row for each of them.", show_default=False
+        ),
+    ] = None,
+    fixed: Annotated[
+        str | None,
+        typer.Option(
+            help="Parts that bear no noise, with commas: special, roles of a chat, characters as in 0-14; or one "
+            "regular expression, re:...",
+            show_default=False,
+        ),
+    ] = None,
+    units: Annotated[
+        str | None,
+        typer.Option(
+            help="What shares one scale of noise: word, sentence, paragraph, message, or re:... for its matches.",
+            show_default="every token has its own",
+        ),
+    ] = None,
+    instead_of: Annotated[
+        str | None,
+        typer.Option(
+            help="What the target is compared with: --target Paris --instead-of London.", show_default=False
+        ),
+    ] = None,
+    function: Annotated[
+        Watched | None,
+        typer.Option(
+            help="What is watched of the target.",
+            show_default="log_probability of a language model, logit of a class",
+        ),
+    ] = None,
     score: Score = "kept",
     side: Side = "damage",
     ways: Ways = "mask",
@@ -120,8 +176,8 @@ def explain(
     positions: Annotated[
         str | None,
         typer.Option(
-            help="Watch a layer at single tokens: numbers, as in 0,-1, or each.",
-            show_default="all tokens together",
+            help="Watch a layer at single tokens: numbers, as in 0,-1, or each; all is together.",
+            show_default="all tokens together; where a language model predicts its target",
         ),
     ] = None,
     html: Page = None,
@@ -139,6 +195,12 @@ def explain(
         ),
     ] = None,
     as_json: AsJson = False,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details", help="Print standard errors, diagnostics, how to read the numbers, and the cost too."
+        ),
+    ] = False,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -154,6 +216,12 @@ def explain(
     tolerance: Annotated[
         float | None, typer.Option(help="Standard error of log sigma to reach.", show_default="the solver's")
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="The closed form alone, in 8 passes (4 of several layers), exact for small noise."
+        ),
+    ] = False,
     max_passes: Annotated[
         int | None,
         typer.Option(
@@ -167,7 +235,11 @@ def explain(
     """Print how much of each token every layer keeps, in nats."""
     with one_sentence():
         check_tolerance(tolerance)
-        wanted = _texts(texts, file, text_column, pair_column, encoding, pairs)
+        wanted: Any = _texts(texts, file, text_column, pair_column, encoding, pairs, chats)
+        wanted = _chats(wanted) if chats else wanted
+        parts = {"fixed": parse_fixed(fixed), "units": parse_units(units)}
+        if generate is not None and (continuation is not None or target is not None):
+            raise ValueError("--generate, --continuation and --target all say what follows; give one of them")
         sample = sample_texts(calibrate)
         labels = None if layers is None else parse_layers(layers)
         places = parse_positions(positions)
@@ -178,30 +250,44 @@ def explain(
         from interp_plugin.method.erasure import PASSES, check_ways
         from interp_plugin.method.solver import Solver
 
-        solver = Solver(seed=seed, max_passes=max_passes)
-        solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
+        Solver(
+            seed=seed, max_passes=max_passes, tolerance=tolerance or Solver.tolerance
+        )  # refused before loading
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
+        solver = replace(explainer.usual_solver, seed=seed, iterations=0 if quick else None)
+        solver = solver if max_passes is None else replace(solver, max_passes=max_passes)
+        solver = solver if tolerance is None else replace(solver, tolerance=tolerance)
         chosen = _chosen(explainer.model, labels, target, score)
         progress = sys.stderr.isatty()
         if sample is not None:
             explainer.calibrate(_split(sample, pairs), chosen, batch_size=batch_size, show_progress=progress)
         elif calibrate is not None:
             explainer.calibration = calibration(explainer, calibrate, None, progress)
-        explanation = explainer.explain(
-            wanted, chosen, target, places, rate=rate, solver=solver, batch_size=batch_size, truncation=truncation,
-            show_progress=progress, score=score, side=side, ways=check_ways(ways.split(",")),
-            passes=max_passes or PASSES,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "positions": places, "rate": rate, "solver": solver, "batch_size": batch_size,
+            "internal_batch_size": "auto", "truncation": truncation, "show_progress": progress, "score": score,
+            "side": side, "ways": check_ways(ways.split(",")), "passes": max_passes or PASSES, "function": function,
+            **parts,
+        }  # fmt: skip
+        if generate is not None or continuation is not None:
+            options["layers"] = "all" if layers is None else chosen
+            [text] = _one(wanted)
+        if generate is not None:
+            explanation = explainer.generate(text, generate, **options)
+        elif continuation is not None:
+            explanation = explainer.explain(text, continuation=continuation, **options)
+        else:
+            explanation = explainer.explain(wanted, chosen, target, instead_of=instead_of, **options)
         written = _write(explanation, granularity, aggregate, html, png, save)
     if as_json:
         typer.echo(json.dumps(explanation.to_dict(granularity, aggregate), allow_nan=False))
     else:
-        explanation.show(granularity=granularity, aggregate=aggregate)
+        explanation.show(granularity=granularity, aggregate=aggregate, details=details)
     for path in written:
         say(f"wrote {path}")
 
 
-def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None:
+def parse_positions(positions: str | None) -> Literal["each", "all"] | list[int] | None:
     """Token positions from "each", or from numbers with commas; negative ones count from the end.
 
     Raises:
@@ -214,13 +300,13 @@ def parse_positions(positions: str | None) -> Literal["each"] | list[int] | None
     """
     if positions is None:
         return None
-    if positions.strip() == "each":
-        return "each"
+    if positions.strip() in ("each", "all"):
+        return "each" if positions.strip() == "each" else "all"
     try:
         return [int(part) for part in positions.split(",")]
     except ValueError as error:
         raise ValueError(
-            f"positions {positions!r} cannot be read: write each, or numbers as in 0,-1"
+            f"positions {positions!r} cannot be read: write each, all, or numbers as in 0,-1"
         ) from error
 
 
@@ -231,17 +317,78 @@ def _texts(
     pair_column: str | None,
     encoding: str,
     pairs: bool,
+    chats: bool = False,
 ) -> list[Text]:
-    """The texts of the command line, of a file, or of standard input."""
+    """The texts of the command line, of a file, or of standard input; pairs and chats are lines."""
     if texts and file is not None:
         raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
     if texts:
         return _split(texts, pairs)
     if file is None and sys.stdin.isatty():
         raise ValueError("there is no text: give one in quotes, --file, or a text a line on standard input")
-    found = read_file(Path("-") if file is None else file, text_column, pair_column, encoding, as_lines=pairs)
+    found = read_file(
+        Path("-") if file is None else file, text_column, pair_column, encoding, as_lines=pairs or chats
+    )
     say_left_out(found.left_out)
     return _split(found.texts, pairs)
+
+
+def _one(texts: Sequence[Any]) -> Sequence[Any]:
+    """The one text that a continuation follows."""
+    if len(texts) != 1:
+        raise ValueError(
+            f"{len(texts)} texts are given, and --generate and --continuation take one; leave one"
+        )
+    return texts
+
+
+def _chats(texts: Sequence[str]) -> list[Any]:
+    """The messages of each chat, from JSON.
+
+    Example::
+
+        >>> _chats(['[{"role": "user", "content": "Hello"}]'])
+        [[{'role': 'user', 'content': 'Hello'}]]
+    """
+    found = []
+    for number, text in enumerate(texts):
+        try:
+            chat = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"chat {number} is no JSON ({error}); give a list of messages a line") from error
+        chat = chat["messages"] if isinstance(chat, dict) and "messages" in chat else chat
+        if not isinstance(chat, list) or not chat or not all(isinstance(message, dict) for message in chat):
+            raise ValueError(f"chat {number} is no list of messages with role and content; write one a line")
+        found.append(chat)
+    return found
+
+
+def parse_fixed(fixed: str | None) -> list[Any] | None:
+    """Parts that bear no noise, from names, characters and an expression.
+
+    Example::
+
+        >>> parse_fixed("special,system,0-14")
+        ['special', 'system', (0, 14)]
+    """
+    if fixed is None:
+        return None
+    if fixed.startswith("re:"):
+        return [_pattern(fixed)]
+    spans = [(part.strip(), re.fullmatch(r"(\d{1,9})-(\d{1,9})", part.strip())) for part in fixed.split(",")]
+    return [(int(span[1]), int(span[2])) if span else part for part, span in spans]
+
+
+def parse_units(units: str | None) -> Any:
+    """A name of units, or an expression whose matches are units."""
+    return _pattern(units) if units is not None and units.startswith("re:") else units
+
+
+def _pattern(written: str) -> re.Pattern[str]:
+    try:
+        return re.compile(written.removeprefix("re:"), re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{written!r} is no regular expression: {error}") from error
 
 
 def _split(texts: Sequence[Text], pairs: bool) -> list[Text]:

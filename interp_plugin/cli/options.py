@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.rendering.labels import printable
+from interp_plugin.report.numbers import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,9 @@ def parse_layers(layers: str) -> list[int | str]:
     """
     labels: list[int | str] = []
     for part in map(str.strip, layers.split(",")):
-        match = re.fullmatch(r"(encoder\.|decoder\.)?(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part)
+        match = re.fullmatch(
+            r"((?:hidden_states\.)?(?:encoder\.|decoder\.)?)(\d{1,4})(?:\s*-\s*(\d{1,4}))?", part
+        )
         first, last = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
         if not part or first > last:
             raise ValueError(

@@ -15,8 +15,23 @@ from torch import Tensor, nn
 from interp_plugin.comparison.interface import Inputs
 from interp_plugin.memory import PeakMemory
 from interp_plugin.method.perturbation import in_this_thread
-from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.text.models import TextModel
+
+
+@dataclass(frozen=True)
+class StudyColumn:
+    """A metric, or a cost, as a column of a study's tables.
+
+    Attributes:
+        name: in tables.
+        higher_is_better: what its numbers say.
+        source: where it comes from, paper and equation.
+    """
+
+    name: str
+    higher_is_better: bool
+    source: str
+
 
 COSTS = (
     StudyColumn("seconds", False, "wall time of one call, after one to warm up"),

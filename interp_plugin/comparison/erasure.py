@@ -246,20 +246,20 @@ class Bounds:
 
     def of(self, trial: Trial) -> tuple[float, float] | None:
         """The lowest and the highest AOPC for this text and question; None: it is too long or too short."""
-        places = trial.inputs.players.nonzero()[:, 0]
-        everything = kept_without(places.tolist(), [len(places)], trial.inputs.length)
-        if len(places) > self.longest or not can_remove(trial, everything, self.removal):
+        positions = trial.inputs.players.nonzero()[:, 0]
+        everything = kept_without(positions.tolist(), [len(positions)], trial.inputs.length)
+        if len(positions) > self.longest or not can_remove(trial, everything, self.removal):
             return None
 
         def loss(gone: Tensor) -> Tensor:
             kept = torch.ones(len(gone), trial.inputs.length, dtype=torch.bool)
-            kept[:, places] = ~gone
+            kept[:, positions] = ~gone
             return answer_loss(trial, kept, self.removal)
 
-        key = self._key(trial, float(loss(torch.ones(1, len(places), dtype=torch.bool))))
+        key = self._key(trial, float(loss(torch.ones(1, len(positions), dtype=torch.bool))))
         if key not in self._known:
-            width = None if len(places) <= self.exact else self.width
-            self._known[key] = order_bounds(loss, len(places), width)
+            width = None if len(positions) <= self.exact else self.width
+            self._known[key] = order_bounds(loss, len(positions), width)
             if len(self._known) > _CACHED_TEXTS:
                 self._known.popitem(last=False)
         return self._known[key]

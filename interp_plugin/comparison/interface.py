@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from interp_plugin.method.erasure import log_odds
 from interp_plugin.method.perturbation import NoisyModel, Selector, Site, no_fastpath
 from interp_plugin.text.batch import State
-from interp_plugin.text.models import Encoding, TextModel
+from interp_plugin.text.models import Encoding, TextModel, state_sites
 
 Removal = Literal["mask", "delete", "attention"]
 """How a token is removed: replaced by [MASK], deleted from the text, or hidden by the attention mask."""
@@ -85,7 +85,7 @@ class Inputs:
 
     @cached_property
     def masked_embeddings(self) -> Tensor:
-        """The embeddings with every player masked, (1, T, K).
+        """The embeddings with all removable tokens masked, (1, T, K).
 
         Raises:
             ValueError: the model has no mask token.
@@ -216,7 +216,7 @@ class Answer(nn.Module):
                 values = self._passing(arguments, None).float()
             for value in values:
                 stays = kept[len(distances)].to(whole.device)
-                there = whole[stays] if whole.ndim > 1 else whole  # a pooled state has no places
+                there = whole[stays] if whole.ndim > 1 else whole  # a pooled state has no positions
                 moved = (value[: len(there)] - there) / self.scale  # padding is to the right
                 distances.append(moved.square().mean().cpu())
         return -torch.stack(distances)
@@ -394,7 +394,7 @@ class Trial:
         )
         state = self.state
         if model is not None and state is not None:
-            site = None if state.site is None else model.layers[state.label]
+            site = None if state.site is None else state_sites(model)[state.label]
             state = replace(state, site=site)
         return self.method(inputs, self.target, state)
 

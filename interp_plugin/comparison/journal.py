@@ -1,21 +1,26 @@
-"""The journal of a study: every result is on the disk before the next one is begun."""
+"""The journal of a study, a checkpoint log on the disk, and the state of the study's results."""
 
 from __future__ import annotations
 
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from interp_plugin import fingerprint
 from interp_plugin.text.storage import check_local, replace_file
+
+if TYPE_CHECKING:
+    from interp_plugin.comparison.study import Example
 
 FORMAT = 1  # raise it when a reader of the old format would go wrong
 NAME = "journal.jsonl"
@@ -23,16 +28,16 @@ NAME = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one method's answer to one question about one text.
+    """The results of one method for one question about one text.
 
     Attributes:
-        text: digest of what was asked about (:class:`~interp_plugin.comparison.asked.Asked`).
+        text: digest of the text and its evaluation (:class:`~interp_plugin.comparison.study.Example`).
         question: "class" or a layer.
         method: its name.
-        values: metric -> its number; None where it does not judge such a text.
-        scores: of the tokens, as the method gave them; empty where they stand in an earlier entry.
+        values: metric -> its number; None where it is not defined for the text.
+        scores: the method's scores of the tokens; empty where an earlier entry has them.
         errors: metric -> why it has no number; "" -> why the method has no scores.
-        target: number of the class that was explained; None of a state.
+        target: number of the class that was explained; None for a state.
     """
 
     text: str
@@ -45,16 +50,16 @@ class Entry:
 
 
 class Journal:
-    """A folder that keeps the results of one study, a line of JSON each, written through to the disk.
+    """A folder that keeps the results of one study; each is one line of JSON, written through to the disk.
 
-    Used as a context manager: nobody else can write there inside the block.  A line that was being written
-    when the process or the machine died is dropped; each line carries a checksum.
+    It is a context manager; inside the block no other process can write there.  A line that was being written
+    when the process or the machine died is dropped; each line has a checksum.
 
     Args:
-        folder: made if it is not there.
-        settings: what all its numbers depend on.
-        parts: kind ("method", "metric") -> name -> what it is; they may be others than last time, but
-            not the same name for another thing.
+        folder: created if it does not exist.
+        settings: what all results depend on.
+        parts: kind ("method", "metric") -> name -> description; a later run may have others, but not the same
+            name for another thing.
 
     Raises:
         ValueError: (on entering) the folder holds another study, is in use, or is damaged.
@@ -78,9 +83,11 @@ class Journal:
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / NAME
-        self._settings = json.loads(json.dumps(settings))  # as they will come back
+        self._settings = json.loads(json.dumps(settings))  # as they will be read back
         self._parts = parts
-        self._lock = FileLock(self.folder / "journal.lock")  # the system's own: it dies with the process
+        self._lock = FileLock(
+            self.folder / "journal.lock"
+        )  # of the operating system: it ends with the process
         self._file = -1
 
     def __enter__(self) -> Journal:
@@ -106,7 +113,7 @@ class Journal:
         self._close()
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
-        """Where each entry begins in the file, and what it says, oldest first.
+        """Position in the file and content of each entry, oldest first.
 
         Raises:
             ValueError: a line is damaged.
@@ -124,10 +131,10 @@ class Journal:
         return _entry(value)
 
     def append(self, entry: Entry) -> int:
-        """Write an entry through to the disk; returns where it begins.
+        """Write an entry through to the disk; returns its position.
 
         Raises:
-            OSError: the disk is full, say; what was there before stays good.
+            OSError: for example a full disk; earlier entries stay valid.
         """
         return self._write({**vars(entry), "values": dict(entry.values), "errors": dict(entry.errors)})
 
@@ -162,7 +169,7 @@ class Journal:
             )
 
     def _declare(self, kind: str, name: str, about: Any, before: Any) -> None:
-        """Note what a name stands for, or see that it is what it was."""
+        """Record the description of a name, or check that it is the recorded one."""
         if before is None:
             self._write({"part": kind, "name": name, "about": about})
             return
@@ -174,7 +181,7 @@ class Journal:
             )
 
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Start, end and content of each line, but for a last one that was cut off."""
+        """Start, end and content of each line, except a last one that was cut off."""
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = 0
@@ -213,7 +220,7 @@ class Journal:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What two settings do not share, in words.
+    """The differences of two settings, in words.
 
     Examples::
         >>> differences({"seed": 0, "versions": {"torch": "2.12"}}, {"seed": 0, "versions": {"torch": "2.13"}})
@@ -237,13 +244,13 @@ def _entry(value: Mapping[str, Any]) -> Entry:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    """An object of JSON whose first member is the checksum of the others."""
+    """A JSON object whose first member is the checksum of the others."""
     others = json.dumps(value, allow_nan=False, separators=(",", ":"))[1:].encode()
     return _head(others) + others + b"\n"
 
 
 def _read(line: bytes) -> dict[str, Any] | None:
-    """What `_line` wrote; None: the line is not whole."""
+    """The content of a line of `_line`; None: the line is damaged."""
     size = len(_head(b""))
     others = line[size:-1]
     if not line.endswith(b"\n") or line[:size] != _head(others):
@@ -254,3 +261,118 @@ def _read(line: bytes) -> dict[str, Any] | None:
 
 def _head(others: bytes) -> bytes:
     return b'{"crc":"%08x",' % zlib.crc32(others)
+
+
+_NOT_APPLICABLE, _MISSING, _KNOWN, _FAILED = range(4)
+Cell = tuple[int, int, int]
+"""Indices of a text, a question and a method."""
+
+
+class StudyState:
+    """The known, missing and failed results of a study: N texts, Q questions, M methods, K metrics.
+
+    Equal texts share their results.
+
+    Args:
+        examples: the texts.
+        questions: their names, "class" for the class.
+        methods, metrics: their names.
+        applies: which metric evaluates which method for which question, (Q, M, K), bool.
+        keep_scores: keep the scores of tokens too.
+
+    Attributes:
+        values: (N, Q, M, K), NaN where there is no number.
+        scores_at: position of the scores in the journal, (N, Q, M), -1 where it has none.
+        targets: number of the class that was explained, (N,), -1 where that is not known yet.
+        errors: text, question, method -> metric ("" for the method itself) -> why it has no number.
+        scores: text, question, method -> (T,), float32.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        questions: Sequence[str],
+        methods: Sequence[str],
+        metrics: Sequence[str],
+        applies: NDArray[np.bool_],
+        keep_scores: bool = False,
+    ) -> None:
+        shape = (len(examples), len(questions), len(methods), len(metrics))
+        self.values = np.full(shape, np.nan)
+        self.scores_at = np.full(shape[:3], -1)
+        self.targets = np.array([-1 if example.target is None else example.target for example in examples])
+        self.errors: dict[Cell, Mapping[str, str]] = {}
+        self.scores: dict[Cell, NDArray[np.float32]] = {}
+        self._state = np.broadcast_to(np.where(applies, _MISSING, _NOT_APPLICABLE), shape).astype(np.int8)
+        self._keep_scores = keep_scores
+        self._questions, self._methods, self._metrics = (
+            {name: number for number, name in enumerate(names)} for names in (questions, methods, metrics)
+        )
+        self.digests = [[example.digest(name == "class") for name in questions] for example in examples]
+        self._texts: dict[tuple[int, str], list[int]] = {}
+        for number, digests in enumerate(self.digests):
+            for question, digest in enumerate(digests):
+                self._texts.setdefault((question, digest), []).append(number)
+
+    def put(self, entry: Entry, at: int = -1) -> int:
+        """Add an entry, which begins ``at`` in the journal; returns the number of texts that it is about."""
+        question, method = self._questions.get(entry.question), self._methods.get(entry.method)
+        if question is None or method is None:
+            return 0
+        texts = self._texts.get((question, entry.text), [])
+        for text in texts:
+            cell = (text, question, method)
+            self._put(cell, entry)
+            if entry.target is not None:
+                self.targets[text] = entry.target
+            if entry.scores:
+                self.scores_at[cell] = at
+                if self._keep_scores:
+                    self.scores[cell] = np.array(entry.scores, np.float32)
+        return len(texts)
+
+    def _put(self, cell: Cell, entry: Entry) -> None:
+        state, values = self._state[cell], self.values[cell]  # (K,), views
+        errors = dict(self.errors.pop(cell, {}))
+        if "" in errors and entry.scores:  # it failed earlier and works now
+            state[state == _FAILED] = _MISSING
+            errors = {}
+        if "" in entry.errors:
+            state[state != _NOT_APPLICABLE] = _FAILED
+        for name, value in {**dict.fromkeys(entry.errors, np.nan), **entry.values}.items():
+            metric = self._metrics.get(name)
+            if metric is not None and state[metric] != _NOT_APPLICABLE:
+                values[metric] = np.nan if value is None else value
+                state[metric] = _KNOWN if name in entry.values else _FAILED
+        errors = {name: why for name, why in errors.items() if name not in entry.values}
+        errors |= {name: why for name, why in entry.errors.items() if not name or name in self._metrics}
+        if errors:
+            self.errors[cell] = errors
+
+    def missing(self) -> Iterator[tuple[Cell, list[int]]]:
+        """The trials to run: text, question and method, and the metrics that are missing."""
+        for cell in np.ndindex(*self.scores_at.shape):
+            metrics = np.flatnonzero(self._state[cell] == _MISSING)
+            if len(metrics):
+                yield cell, metrics.tolist()
+
+    def count_missing(self) -> int:
+        """The number of these trials."""
+        return int((self._state == _MISSING).any(-1).sum())
+
+    def forget_failures(self) -> None:
+        """Take all failed results for missing."""
+        self._state[self._state == _FAILED] = _MISSING
+        self.errors.clear()
+
+    def has_worked(self, question: int, method: int, metric: int | None = None) -> bool:
+        """Whether the method (and the metric) has a result for this question and any text."""
+        states = self._state[:, question, method, slice(None) if metric is None else metric]
+        return bool((states == _KNOWN).any())
+
+    def leave_out(self, question: int, method: int, metric: int | None = None) -> int:
+        """Leave out the method for this question, or one metric of it; returns the number of trials that this saves."""
+        states = self._state[:, question, method]  # (N, K), a view
+        before = (states == _MISSING).any(1).sum()
+        states[:, slice(None) if metric is None else metric] = _NOT_APPLICABLE
+        return int(before - (states == _MISSING).any(1).sum())

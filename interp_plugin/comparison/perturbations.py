@@ -38,25 +38,25 @@ class Game:
 
     def __init__(self, inputs: Inputs, target: int | None, state: State | None) -> None:
         self.answer = Answer(inputs, target, state)
-        self.places = inputs.players.nonzero()[:, 0]
+        self.positions = inputs.players.nonzero()[:, 0]
         self.length = inputs.length
 
     def __call__(self, present: Tensor) -> Tensor:
         """(R, P) -> (R,)."""
         kept = torch.ones(len(present), self.length, dtype=torch.bool)
-        kept[:, self.places] = present.bool()
+        kept[:, self.positions] = present.bool()
         return self.answer.of_kept(kept, "mask")
 
     def attribute(self, method: Any, **options: Any) -> Tensor:
         """Scores by one of Captum's methods, (T,); 0 for tokens that are no features."""
-        everyone = torch.ones(1, len(self.places), dtype=torch.float32)
+        everyone = torch.ones(1, len(self.positions), dtype=torch.float32)
         found = method.attribute(everyone, baselines=0.0, perturbations_per_eval=MAX_ROWS, **options)
         return self.spread(found[0])
 
     def spread(self, values: Tensor) -> Tensor:
         """The values at the positions of their tokens, (P,) -> (T,)."""
         scores = torch.zeros(self.length, dtype=torch.float32)
-        scores[self.places] = values.float()
+        scores[self.positions] = values.float()
         return scores
 
 
@@ -68,7 +68,7 @@ def feature_ablation(inputs: Inputs, target: int | None, state: State | None) ->
 
 def _occlusion(inputs: Inputs, target: int | None, state: State | None, *, window: int) -> Tensor:
     game = Game(inputs, target, state)
-    size = min(window, len(game.places))
+    size = min(window, len(game.positions))
     return game.attribute(captum.attr.Occlusion(game), sliding_window_shapes=(size,))
 
 
@@ -97,7 +97,7 @@ def lime(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 def kernel_shap(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Shapley values by a weighted regression on 200 texts, (T,)."""
     game = Game(inputs, target, state)
-    if len(game.places) == 1:  # Captum divides by zero, and the value of a single token is known
+    if len(game.positions) == 1:  # Captum divides by zero, and the value of a single token is known
         present, absent = game(torch.tensor([[True], [False]]))
         return game.spread((present - absent).reshape(1))
     return game.attribute(captum.attr.KernelShap(game), n_samples=SAMPLES)
@@ -111,12 +111,12 @@ def shapley_value_sampling(inputs: Inputs, target: int | None, state: State | No
 
 def leave_one_out(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """The decrease of the answer when the token is deleted from the text, (T,)."""
-    places = inputs.players.nonzero()[:, 0]
-    kept = torch.ones(len(places) + 1, inputs.length, dtype=torch.bool)
-    kept[torch.arange(len(places)), places] = False  # the last row is the whole text
+    positions = inputs.players.nonzero()[:, 0]
+    kept = torch.ones(len(positions) + 1, inputs.length, dtype=torch.bool)
+    kept[torch.arange(len(positions)), positions] = False  # the last row is the whole text
     answers = Answer(inputs, target, state).of_kept(kept, "delete")
     scores = torch.zeros(inputs.length, dtype=torch.float32)
-    scores[places] = answers[-1] - answers[:-1]
+    scores[positions] = answers[-1] - answers[:-1]
     return scores
 
 
@@ -136,22 +136,27 @@ def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
         ValueError: a model with a single score predicts no class.
     """
     Answer(inputs, target, state)  # raises for a model without classes
-    places, size = inputs.players.nonzero()[:, 0], inputs.embeddings.shape[-1]
-    noise = torch.randn(NOISER_DRAWS, 1, size, dtype=torch.float32).expand(-1, len(places), -1) / bound(size)
+    positions, size = inputs.players.nonzero()[:, 0], inputs.embeddings.shape[-1]
+    noise = torch.randn(NOISER_DRAWS, 1, size, dtype=torch.float32).expand(-1, len(positions), -1) / bound(
+        size
+    )
     whole = _probabilities(inputs, inputs.embeddings)  # (1, C)
     if whole.shape[1] < 2:
         raise ValueError(
             f"{inputs.model.name} has a single output, so no predicted class that noise could change; use another "
             "method"
         )
-    low, high = torch.zeros(len(places), dtype=torch.float32), torch.ones(len(places), dtype=torch.float32)
+    low, high = (
+        torch.zeros(len(positions), dtype=torch.float32),
+        torch.ones(len(positions), dtype=torch.float32),
+    )
     for _ in range(HALVINGS):
         scale = (low + high) / 2
-        noisy = _with_noise_on_each(inputs, places, noise * scale.reshape(-1, 1))  # (P, C)
+        noisy = _with_noise_on_each(inputs, positions, noise * scale.reshape(-1, 1))  # (P, C)
         holds = noisy.argmax(1) == whole.argmax()
         low, high = torch.where(holds, scale, low), torch.where(holds, high, scale)
     scores = torch.zeros(inputs.length, dtype=torch.float32)
-    scores[places] = whole[0, target] - noisy[:, target]
+    scores[positions] = whole[0, target] - noisy[:, target]
     return scores
 
 
@@ -165,14 +170,14 @@ def bound(size: int) -> float:
     return math.sqrt(2 * math.log(size))
 
 
-def _with_noise_on_each(inputs: Inputs, places: Tensor, noise: Tensor) -> Tensor:
+def _with_noise_on_each(inputs: Inputs, positions: Tensor, noise: Tensor) -> Tensor:
     """Mean probabilities over draws with noise on one token at a time, (draws, P, K) -> (P, C)."""
     draws, count, _ = noise.shape
     found = []
     for rows in torch.arange(draws * count).split(MAX_ROWS):
         points = inputs.embeddings.expand(len(rows), -1, -1).clone()
         token, draw = rows // draws, rows % draws
-        points[torch.arange(len(rows)), places[token]] += noise[draw, token].to(points)
+        points[torch.arange(len(rows)), positions[token]] += noise[draw, token].to(points)
         found.append(_probabilities(inputs, points))
     return torch.cat(found).reshape(count, draws, -1).mean(1)
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_plugin.comparison.costs import COSTS
+from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.journal import differences
 from interp_plugin.optional import load
-from interp_plugin.rendering import study as rendering
-from interp_plugin.rendering.study import StudyColumn, StudyPoint, StudyTable
+from interp_plugin.report.model import Point, Table
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
 from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 
@@ -160,7 +159,7 @@ class StudyResult:
 
     __hash__ = None  # type: ignore[assignment]
 
-    # -- places and groups
+    # -- names, indices and groups
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -231,12 +230,12 @@ class StudyResult:
             [[0, 'class', 'by hand', 'recall', 1.0]]
         """
         pandas = load("pandas", "a table of a study", "compare")
-        places = np.nonzero(~np.isnan(self.cells))
+        indices = np.nonzero(~np.isnan(self.cells))
         columns = {
             kind: pandas.Categorical.from_codes(codes, names)
-            for (kind, names), codes in zip(self.names.items(), places[1:], strict=True)
+            for (kind, names), codes in zip(self.names.items(), indices[1:], strict=True)
         }
-        frame: pd.DataFrame = pandas.DataFrame({"text": places[0], **columns, "value": self.cells[places]})
+        frame: pd.DataFrame = pandas.DataFrame({"text": indices[0], **columns, "value": self.cells[indices]})
         return frame
 
     def table(self, question: str | None = None, metric: str | None = None) -> pd.DataFrame:
@@ -321,7 +320,7 @@ class StudyResult:
         )
         return frame
 
-    def front(self, quality_metric: str, question: str) -> tuple[StudyPoint, ...]:
+    def front(self, quality_metric: str, question: str) -> tuple[Point, ...]:
         """Every method's quality and seconds, and whether it is on the Pareto front of its group.
 
         On the front are the methods that no other of the group matches in both and beats in one.
@@ -424,14 +423,14 @@ class StudyResult:
         scores: dict[tuple[int, str, str], NDArray[np.float32]] = {}
         for result in results:
             rows = [list(texts).index(key) for key in _by_digest(result.texts)]
-            places = np.ix_(
+            indices = np.ix_(
                 rows,
                 [list(questions).index(name) for name in result.questions],
                 [list(methods).index(m.name) for m in result.methods],
                 [list(metrics).index(m.name) for m in result.metrics],
             )
-            result._check_same(cells[places])
-            cells[places] = np.where(np.isnan(result.cells), cells[places], result.cells)
+            result._check_same(cells[indices])
+            cells[indices] = np.where(np.isnan(result.cells), cells[indices], result.cells)
             failures |= dict.fromkeys(replace(f, text=rows[f.text]) for f in result.failures)
             scores |= {(rows[i], q, m): found for (i, q, m), found in result.scores.items()}
         return replace(
@@ -468,15 +467,15 @@ class StudyResult:
             OSError: the file cannot be written; one that was there before stays as it was.
         """
         arrow, parquet = load_pyarrow("a saved study", "compare")
-        places = np.nonzero(~np.isnan(self.cells))
+        indices = np.nonzero(~np.isnan(self.cells))
         columns = {
             name: arrow.DictionaryArray.from_arrays(
                 arrow.array(codes, arrow.int32()), self.names[name] or [""]
             )
-            for name, codes in zip(_COLUMNS, places[1:], strict=True)
+            for name, codes in zip(_COLUMNS, indices[1:], strict=True)
         }
-        numbers = arrow.array(self.cells[places], arrow.float64())
-        table = arrow.table({"text": arrow.array(places[0], arrow.int32()), **columns, "value": numbers})
+        numbers = arrow.array(self.cells[indices], arrow.float64())
+        table = arrow.table({"text": arrow.array(indices[0], arrow.int32()), **columns, "value": numbers})
         header = {
             "format": FORMAT,
             "questions": self.questions,
@@ -521,28 +520,31 @@ class StudyResult:
 
     # -- what a reader sees
 
-    def tables(self) -> tuple[StudyTable, ...]:
-        """The tables of the report: one for each question, with its notes.
+    def tables(self) -> tuple[Table, ...]:
+        """The tables of the report: one for each question, rows by method and columns by metric, with its notes.
 
         Raises:
             ImportError: scipy is missing.
 
         Examples::
             >>> [table] = example().tables()
-            >>> table.title, list(table.groups), table.groups["unsigned"]["by hand"][0].mean
-            ('class', ['unsigned', 'signed'], 0.75)
+            >>> table.title, list(table.groups), table.rows[0].name, table.rows[0].cells[0].value
+            ('class', ['unsigned methods', 'signed methods'], 'by hand', 0.75)
         """
         return self._tables
 
     @cached_property
-    def _tables(self) -> tuple[StudyTable, ...]:
+    def _tables(self) -> tuple[Table, ...]:
         from interp_plugin.comparison import views
 
         return tuple(replace(table, notes=(*table.notes, *self.notes)) for table in views.tables(self))
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
-        return rendering.markdown(self.tables())
+        from interp_plugin.comparison import views
+        from interp_plugin.report.markdown import markdown
+
+        return markdown(views.report(self, charts=False))
 
     def to_html(
         self,
@@ -558,9 +560,9 @@ class StudyResult:
             title: of the page.
         """
         from interp_plugin.comparison import views
+        from interp_plugin.report import html
 
-        points = views.fronts(self, quality, frozenset(column.name for column in COSTS))
-        replace_file(path, rendering.to_html(self.tables(), points, title, self.settings).encode())
+        replace_file(path, html.page(views.report(self, quality, title)).encode())
         return Path(path)
 
     def write_report(self, folder: str | os.PathLike[str]) -> list[Path]:
@@ -572,6 +574,8 @@ class StudyResult:
         Returns:
             the paths of the files.
         """
+        from interp_plugin.report.figures import can_be_drawn
+
         folder = Path(folder)
         self.save(folder / "result.parquet")
         replace_file(folder / "report.md", self.to_markdown().encode())
@@ -579,7 +583,7 @@ class StudyResult:
         written = [folder / name for name in ("result.parquet", "report.md", "report.html")]
         for table in self.tables():
             points = self.front(table.columns[0].name, table.title) if table.columns else ()
-            if any(map(rendering.can_be_drawn, points)):
+            if any(map(can_be_drawn, points)):
                 name = re.sub(r"[^\w.-]+", "-", table.title)
                 path = folder / ("front.png" if len(self.questions) == 1 else f"front-{name}.png")
                 content = io.BytesIO()
@@ -601,6 +605,9 @@ class StudyResult:
         Raises:
             ValueError: another kind, no such question, or a metric without a number there.
         """
+        from interp_plugin.report import figures
+        from interp_plugin.report.model import Points
+
         if kind not in ("front", "bars"):
             raise ValueError(f"kind is {kind!r}; choose 'front' or 'bars'")
         table = self.tables()[0 if question is None else self.number("question", question)]
@@ -610,15 +617,16 @@ class StudyResult:
             raise ValueError(f"metric {metric!r} has no number for {table.title!r}; choose from {known}")
         metric = metric or names[0]
         if kind == "bars":
-            return rendering.bars_figure(table, metric)
-        column = table.columns[names.index(metric)]
-        return rendering.front_figure(
-            self.front(metric, table.title), metric, column.higher_is_better, table.title
-        )
+            return figures.draw_metric(table, metric)
+        better = bool(table.columns[names.index(metric)].higher_is_better)
+        return figures.draw_points(Points(table.title, metric, better, self.front(metric, table.title)))
 
     def show(self, console: Console | None = None) -> None:
         """Print the tables (console: default stdout)."""
-        rendering.print_tables(self.tables(), console)
+        from interp_plugin.comparison import views
+        from interp_plugin.report import terminal
+
+        terminal.show(views.report(self, charts=False), console)
 
 
 def _indices(wanted: Iterable[str] | None, known: Sequence[Any], number: Callable[[str], int]) -> list[int]:
@@ -664,16 +672,16 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
         [method.name for method in found["methods"]],
         [metric.name for metric in found["metrics"]],
     )
-    places = [table["text"].to_numpy()]
+    indices = [table["text"].to_numpy()]
     for column, known in zip(_COLUMNS, names, strict=True):
         numbers = {name: index for index, name in enumerate(known)}
         encoded = table[column].combine_chunks().dictionary_encode()
         codes = np.array([numbers[name] for name in encoded.dictionary.to_pylist()], np.int64)
-        places.append(codes[encoded.indices.to_numpy()])
+        indices.append(codes[encoded.indices.to_numpy()])
     if math.prod([len(found["texts"]), *map(len, names)]) > LARGEST + SPARSEST * table.num_rows:
         raise ValueError("the header names far more results than there are")
     cells = np.full((len(found["texts"]), *map(len, names)), np.nan)
-    cells[tuple(places)] = table["value"].to_numpy()
+    cells[tuple(indices)] = table["value"].to_numpy()
     found |= {name: header[name] for name in ("settings", "left_out")}
     return {**found, "cells": cells, "notes": tuple(header.get("notes", ()))}
 

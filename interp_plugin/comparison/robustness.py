@@ -60,15 +60,15 @@ def perturbation(inputs: Inputs, kind: Kind, noise: float = INFIDELITY_NOISE) ->
         Embeddings, (R, T, K) -> the factors of the attributions, and the perturbed embeddings,
         (R, T, K) each.  It draws from torch's global generator, as Captum expects.
     """
-    places = inputs.players.nonzero()[:, 0]
+    positions = inputs.players.nonzero()[:, 0]
     scale = noise * float(inputs.embeddings.std())
 
     def perturb(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.rand(len(embeddings), len(places), dtype=torch.float32).argsort(1)[
-            :, : (len(places) + 1) // 2
+        chosen = torch.rand(len(embeddings), len(positions), dtype=torch.float32).argsort(1)[
+            :, : (len(positions) + 1) // 2
         ]
         perturbed = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
-        perturbed.scatter_(1, places[chosen], True)
+        perturbed.scatter_(1, positions[chosen], True)
         where = perturbed.unsqueeze(-1).to(embeddings.device)  # (R, T, 1)
         if kind == "mask":
             other = inputs.masked_embeddings

@@ -19,16 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.comparison.costs import COSTS, Cost, measured, seconds_per_pass, typical_passes
+from interp_plugin.comparison.costs import (
+    COSTS,
+    Cost,
+    StudyColumn,
+    measured,
+    seconds_per_pass,
+    typical_passes,
+)
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
-from interp_plugin.comparison.journal import Entry, Journal
+from interp_plugin.comparison.journal import Cell, Entry, Journal, StudyState
 from interp_plugin.comparison.plausibility import rationale_tokens
 from interp_plugin.comparison.result import CLASS, Failure, MethodInfo, StudyResult, StudyText
-from interp_plugin.comparison.sheet import Cell, Sheet
+from interp_plugin.data import in_memory
 from interp_plugin.fingerprint import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.method.problem import warn_of_training
-from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.text.batch import State
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Layers, Text, TextExplainer
@@ -188,7 +194,7 @@ class Study:
         chosen, notes = examples(self._explainer, texts, labels, rationales, target, truncation, skip_invalid)
         settings = self.settings()
         columns = (*self.metrics, *COSTS)
-        sheet = Sheet(
+        state = StudyState(
             chosen,
             [question.name for question in self.questions],
             [method.name for method in self.methods],
@@ -198,19 +204,19 @@ class Study:
         )
         with self._journal(output, settings) as journal:
             for start, entry in journal.entries() if journal else ():
-                sheet.put(entry, start)
+                state.put(entry, start)
             if retry_failed:
-                sheet.forget_failures()
-            total = sheet.count_missing()
+                state.forget_failures()
+            total = state.count_missing()
             bar = (
                 _ProgressLines(total)
                 if show_progress == "lines"
                 else tqdm(total=total, desc="trials", disable=not show_progress)
             )
             with bar:
-                run = _Run(self, chosen, sheet, journal, bar.update)
+                run = _Run(self, chosen, state, journal, bar.update)
                 run.run_missing()
-        return replace(self._result(chosen, sheet, settings, target, run.left_out), notes=notes)
+        return replace(self._result(chosen, state, settings, target, run.left_out), notes=notes)
 
     def estimated_seconds(self, texts: Text | Sequence[Text]) -> float:
         """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
@@ -227,6 +233,7 @@ class Study:
             >>> few.estimated_seconds(["a good film"]) < many.estimated_seconds(["a good film"])
             True
         """
+        texts = in_memory(texts)
         whole = [texts] if isinstance(texts, (str, tuple)) else list(texts)
         some = whole[:: max(1, len(whole) // 100)]
         chosen, _ = examples(self._explainer, some, truncation=True, skip_invalid=True)
@@ -307,7 +314,7 @@ class Study:
     def _result(
         self,
         chosen: Sequence[Example],
-        sheet: Sheet,
+        state: StudyState,
         settings: Mapping[str, Any],
         target: Target,
         left_out: Mapping[str, str],
@@ -317,19 +324,19 @@ class Study:
         metrics = (*(StudyColumn(m.name, m.higher_is_better, m.source) for m in self.metrics), *COSTS)
         failures = (
             Failure(text, names[question], methods[method], metric, reason)
-            for (text, question, method), reasons in sorted(sheet.errors.items())
+            for (text, question, method), reasons in sorted(state.errors.items())
             for metric, reason in reasons.items()
         )
         return StudyResult(
-            texts=tuple(self._text(*pair) for pair in zip(chosen, sheet.targets.tolist(), strict=True)),
+            texts=tuple(self._text(*pair) for pair in zip(chosen, state.targets.tolist(), strict=True)),
             questions=tuple(names),
             methods=tuple(MethodInfo(m.name, m.signed, m.source) for m in self.methods),
             metrics=metrics,
-            cells=sheet.values,
+            cells=state.values,
             settings={**settings, "target": target},
             failures=tuple(failures),
             left_out=dict(left_out),
-            scores={(i, names[q], methods[m]): scores for (i, q, m), scores in sheet.scores.items()},
+            scores={(i, names[q], methods[m]): scores for (i, q, m), scores in state.scores.items()},
         )
 
     def _text(self, example: Example, target: int) -> StudyText:
@@ -355,7 +362,7 @@ class _Run:
     Attributes:
         study: methods, metrics and questions.
         examples: the texts.
-        sheet: which results are known and which are missing.
+        state: which results are known and which are missing.
         journal: the checkpoint log of all trials; None: none.
         progress: called with the number of texts that a trial completes.
         left_out: what was left out -> why.
@@ -363,7 +370,7 @@ class _Run:
 
     study: Study
     examples: Sequence[Example]
-    sheet: Sheet
+    state: StudyState
     journal: Journal | None
     progress: Callable[[int], object]
     left_out: dict[str, str] = field(default_factory=dict)
@@ -375,18 +382,18 @@ class _Run:
     def run_missing(self) -> None:
         """Compute all missing results."""
         metrics = self.study.metrics
-        for cell, missing in self.sheet.missing():
+        for cell, missing in self.state.missing():
             entry = self._trial(cell, [metrics[i] for i in missing if i < len(metrics)])
             if entry is not None:
                 at = -1 if self.journal is None else self.journal.append(entry)
-                self.progress(self.sheet.put(entry, at))
+                self.progress(self.state.put(entry, at))
 
     def _trial(self, cell: Cell, metrics: Sequence[Metric]) -> Entry | None:
         """One method's scores for one question about one text, and the metrics' values; None: it was left out."""
         text, question = cell[0], self.study.questions[cell[1]]
         method, inputs = self.study.methods[cell[2]], self._inputs_of(text)
         target = self._target(text) if question.state is None else None
-        entry = Entry(self.sheet.digests[text][cell[1]], question.name, method.name, target=target)
+        entry = Entry(self.state.digests[text][cell[1]], question.name, method.name, target=target)
         values: dict[str, float | None] = {}
         errors: dict[str, str] = {}
         scores = self._saved_scores(cell)
@@ -425,7 +432,7 @@ class _Run:
 
     def _saved_scores(self, cell: Cell) -> Tensor | None:
         """The scores, where only metrics are missing."""
-        at = int(self.sheet.scores_at[cell])
+        at = int(self.state.scores_at[cell])
         if self.journal is None or at < 0:
             return None
         return torch.tensor(self.journal.entry_at(at).scores, dtype=torch.float32)
@@ -438,14 +445,14 @@ class _Run:
         """
         text, question, method = cell
         number = None if metric is None else self.study.metrics.index(metric)
-        if self.sheet.has_worked(question, method, number):
+        if self.state.has_worked(question, method, number):
             return True
         name, question_name = self.study.methods[method].name, self.study.questions[question].name
         part = f"method {name!r}" if metric is None else f"metric {metric.name!r}"
         optional = self.study._optional_methods if metric is None else self.study._optional_metrics
         unsuited = isinstance(error, _UNSUITED) and not isinstance(error, torch.OutOfMemoryError)
         if optional and unsuited:
-            self.progress(self.sheet.leave_out(question, method, number))
+            self.progress(self.state.leave_out(question, method, number))
             self.left_out[f"{part}, {question_name}"] = _reason(error)
             return False
         of = "" if metric is None else f" of {name!r}"
@@ -466,11 +473,11 @@ class _Run:
 
     def _target(self, text: int) -> int:
         """Number of the class to explain."""
-        if self.sheet.targets[text] < 0:
+        if self.state.targets[text] < 0:
             with torch.no_grad(), no_fastpath():
                 scores = self.study.model(*self._inputs_of(text).arguments)
-            self.sheet.targets[text] = int(scores[0].argmax())
-        return int(self.sheet.targets[text])
+            self.state.targets[text] = int(scores[0].argmax())
+        return int(self.state.targets[text])
 
 
 def examples(
@@ -501,10 +508,11 @@ def examples(
         raise ValueError(f"target is {target!r}; choose 'predicted' or 'label'")
     if target == "label" and labels is None:
         raise ValueError("target is 'label', and there are no labels; give one for each text, or 'predicted'")
-    whole: list[Any] = list(plain_values([texts] if isinstance(texts, (str, tuple)) else texts))
+    texts = in_memory(texts)
+    whole: Any = plain_values([texts] if isinstance(texts, (str, tuple)) else texts)
+    encodings = [None] * len(whole) if skip_invalid else explainer.encode(whole, truncation)
     classes = _for_each("labels", labels, len(whole))
     reasons = _for_each("rationales", rationales, len(whole))
-    encodings = [None] * len(whole) if skip_invalid else explainer.encode(texts, truncation)
     found, invalid, no_classes = [], [], []
     for index, (text, encoding, label, reason) in enumerate(zip(whole, encodings, classes, reasons)):
         number = None

@@ -1,46 +1,149 @@
-"""What a report shows of the findings of a study: tables with notes, and points of quality against seconds."""
+"""Fills the report model from a study: tables with notes, answers, and points of quality against seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.result import CLASS, GROUPS, StudyResult
-from interp_plugin.rendering.study import StudyCell, StudyColumn, StudyPoint, StudyTable
+from interp_plugin.report import numbers, shades
+from interp_plugin.report.model import Cell, Column, Point, Points, Report, Row, Section, Table
 from interp_plugin.statistics import RESAMPLES
 
 SECONDS = "seconds"
+TIED = "≈"  # not significantly different from the best
+LEVEL = 0.05  # of the tests
 _SHOWN = 160  # characters of a reason
+_COST_NAMES = frozenset(column.name for column in COSTS)
+
+GUIDE = (
+    "Mean over the texts, in brackets its 95 % bootstrap interval (± half of it); none where all texts gave the same "
+    "number.",
+    "↑: higher is better, ↓: lower is better. Dark: as good as the best of the group; costs are not shaded.",
+    f"Bold, or *: the best of its group; {TIED}: not significantly different from it (paired test, Holm-corrected p ≥ "
+    f"{LEVEL:g}).",
+    "Signed methods also say which tokens speak against a class; they and unsigned ones are compared apart.",
+    "n: over fewer texts than the rest.  -: no number.",
+)
 
 
-def tables(findings: StudyResult) -> tuple[StudyTable, ...]:
+@dataclass(frozen=True)
+class StudyCell:
+    """One metric of one method.
+
+    Attributes:
+        mean: over the texts, in the metric's unit.
+        low, high: ends of its 95 % bootstrap interval.
+        n: how many texts.
+        best: whether it is the best of its group.
+        p: of the paired difference to the group's best, Holm-corrected; None for the best itself, and where
+            nothing was tested.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    best: bool
+    p: float | None
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval; None where there is none."""
+        width = self.high - self.low
+        return width / 2 if math.isfinite(width) and width > 0 else None
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether a test could not tell it from the best of its group."""
+        return not self.best and self.p is not None and self.p >= LEVEL
+
+
+def report(
+    findings: StudyResult,
+    quality: str | None = None,
+    title: str = "Attribution methods compared",
+    charts: bool = True,
+) -> Report:
+    """The report of a study: a section for each question.
+
+    Args:
+        findings: the study.
+        quality: the metric of the charts; None: the first of each question that is no cost.
+        title: of the whole.
+        charts: draw quality against seconds.
+    """
+    drawn = fronts(findings, quality) if charts else {}
+    sections = []
+    for table in findings.tables():
+        shown = (drawn[table.title],) if table.title in drawn else ()
+        sections.append(Section(table.title, _answer(table), tables=(table,), charts=shown))
+    return Report(
+        title,
+        tuple(sections),
+        GUIDE,
+        scale=("worse", "as good as the best of its group"),
+        settings=findings.settings,
+    )
+
+
+def tables(findings: StudyResult) -> tuple[Table, ...]:
     """A table for each question."""
+    cells = _cells(findings)
+    found = []
+    for q, question in enumerate(findings.questions):
+        shown = [k for k in range(len(findings.metrics)) if findings.summary.n[q, :, k].any()]
+        columns = tuple(
+            Column(m.name, m.higher_is_better, m.source) for m in (findings.metrics[k] for k in shown)
+        )
+        most = max((cell.n for (place, _, _), cell in cells.items() if place == q), default=0)
+        groups = {}
+        for group, methods in _members(findings, q).items():
+            by_metric = [
+                metric_cells(findings.metrics[k], [cells.get((q, m, k)) for m in methods], most)
+                for k in shown
+            ]
+            groups[f"{group} methods"] = tuple(
+                Row(findings.methods[m].name, tuple(column[place] for column in by_metric))
+                for place, m in enumerate(methods)
+            )
+        found.append(Table(question, "method", columns, groups, tuple(notes(findings, q))))
+    return tuple(found)
+
+
+def plain(findings: StudyResult) -> list[dict[str, Any]]:
+    """The tables as plain values, for JSON."""
     cells = _cells(findings)
     found = []
     for q, question in enumerate(findings.questions):
         shown = [k for k in range(len(findings.metrics)) if findings.summary.n[q, :, k].any()]
         groups = {
             group: {
-                method.name: tuple(cells.get((q, m, k)) for k in shown)
-                for m, method in enumerate(findings.methods)
-                if findings.group(q, m) == group and findings.summary.n[q, m].any()
+                findings.methods[m].name: [
+                    None if (cell := cells.get((q, m, k))) is None else dict(vars(cell)) for k in shown
+                ]
+                for m in methods
             }
-            for group in GROUPS
+            for group, methods in _members(findings, q).items()
         }
-        columns = tuple(findings.metrics[k] for k in shown)
+        columns = [dict(vars(findings.metrics[k])) for k in shown]
         found.append(
-            StudyTable(
-                question,
-                columns,
-                {name: rows for name, rows in groups.items() if rows},
-                tuple(notes(findings, q)),
-            )
+            {
+                "title": question,
+                "columns": columns,
+                "groups": groups,
+                "notes": [*notes(findings, q), *findings.notes],
+            }
         )
-    return tuple(found)
+    return found
 
 
-def points(findings: StudyResult, question: int, metric: int) -> tuple[StudyPoint, ...]:
+def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ...]:
     """A point for each method that has a number there; cost is NaN where its seconds are not known."""
     summary = findings.summary
     known = [m for m in range(len(findings.methods)) if summary.n[question, m, metric]]
@@ -54,7 +157,7 @@ def points(findings: StudyResult, question: int, metric: int) -> tuple[StudyPoin
         return bool(same_group and worth >= 0 and cost >= 0 and (worth > 0 or cost > 0))
 
     return tuple(
-        StudyPoint(
+        Point(
             method=findings.methods[m].name,
             group=findings.group(question, m),
             cost=float(seconds[m]),
@@ -67,24 +170,23 @@ def points(findings: StudyResult, question: int, metric: int) -> tuple[StudyPoin
     )
 
 
-def fronts(
-    findings: StudyResult, quality: str | None, costs: frozenset[str]
-) -> dict[StudyColumn, tuple[StudyPoint, ...]]:
-    """The points of every question, by what their quality is.
+def fronts(findings: StudyResult, quality: str | None = None) -> dict[str, Points]:
+    """Quality against seconds for each question where some method has both.
 
     Args:
+        findings: the study.
         quality: a metric; None: the first that judges the question and is no cost.
-        costs: names of metrics that are.
     """
     found = {}
     wanted = None if quality is None else findings.number("metric", quality)
     for q, question in enumerate(findings.questions):
-        some = [k for k, metric in enumerate(findings.metrics) if metric.name not in costs]
+        some = [k for k, metric in enumerate(findings.metrics) if metric.name not in _COST_NAMES]
         some = [k for k in (some if wanted is None else [wanted]) if findings.summary.n[q, :, k].any()]
         for k in some[:1]:
-            metric = findings.metrics[k]
-            heading = StudyColumn(f"{metric.name}, {question}", metric.higher_is_better, metric.source)
-            found[heading] = points(findings, q, k)
+            metric, drawn = findings.metrics[k], points(findings, q, k)
+            if any(math.isfinite(point.cost) and point.cost > 0 for point in drawn):
+                title = f"{metric.name}, {question}: up is better, left is cheaper"
+                found[question] = Points(title, metric.name, metric.higher_is_better, drawn)
     return found
 
 
@@ -132,6 +234,65 @@ def _failures(findings: StudyResult, question: str) -> Iterator[str]:
     for (method, metric), reasons in parts.items():
         what = method if not metric else f"{metric} of {method}"
         yield f"{what} failed on {len(reasons)} of {len(findings.texts)} texts, first on {reasons[0]}."
+
+
+def _members(findings: StudyResult, question: int) -> dict[str, list[int]]:
+    """The methods of each group that have any number there."""
+    found = {
+        group: [
+            m
+            for m in range(len(findings.methods))
+            if findings.group(question, m) == group and findings.summary.n[question, m].any()
+        ]
+        for group in GROUPS
+    }
+    return {group: methods for group, methods in found.items() if methods}
+
+
+def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: int) -> list[Cell | None]:
+    """One group's cells of a metric: quality is shaded, costs are not."""
+    known = [cell if cell is not None and math.isfinite(cell.mean) else None for cell in cells]
+    means = [None if cell is None else cell.mean for cell in known]
+    halves = [None if cell is None else cell.half for cell in known]
+    is_cost = metric.name in _COST_NAMES
+    places = [None] * len(known) if is_cost else shades.ranks(means, halves, metric.higher_is_better)
+    found: list[Cell | None] = []
+    for cell, half, shade, (text, digits) in zip(
+        known, halves, places, numbers.rounded(means, halves, apart=True), strict=True
+    ):
+        if cell is None:
+            found.append(None)
+            continue
+        low, high = numbers.number(cell.low, digits), numbers.number(cell.high, digits)
+        found.append(
+            Cell(
+                text, cell.mean, f"[{low}, {high}]" if half else "", f"±{numbers.number(half, digits)}" if half else "",
+                shade, best=cell.best, mark=TIED if cell.is_tied else "", note="" if cell.n == most else f"n {cell.n}",
+                low=cell.low, high=cell.high,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _answer(table: Table) -> str:
+    """The best of each group by the first metric that is no cost, and who is not told apart from it."""
+    said = []
+    for c, column in enumerate(table.columns):
+        if column.name in _COST_NAMES:
+            continue
+        for group, rows in table.groups.items():
+            best = next((row for row in rows if (cell := row.cells[c]) and cell.best), None)
+            if best is None or (cell := best.cells[c]) is None:
+                continue
+            near = [row.name for row in rows if (other := row.cells[c]) and other.mark]
+            also = (
+                f"; not told apart: {', '.join(near[:3])}{' and more' if len(near) > 3 else ''}"
+                if near
+                else ""
+            )
+            said.append(f"Best of the {group} by {column.name}: {best.name} ({cell.text}){also}.")
+        break
+    return " ".join(said)
 
 
 def _cells(findings: StudyResult) -> dict[tuple[int, int, int], StudyCell]:

@@ -50,7 +50,7 @@ class Agreement:
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[Compared]]) -> Agreement:
-        """From what was compared at each layer of each text."""
+        """From the values to compare, of each text and layer."""
         found = np.array([[_agreement(*layer) for layer in text] for text in texts], dtype=float)
         return cls(*np.moveaxis(found.reshape(len(texts), -1, 5), 2, 0))
 
@@ -110,7 +110,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, found: Agreement) -> HeldOut:
-        """The summary of what was found."""
+        """The summary over the texts."""
         columns = {
             "error": found.error,
             "noise": np.sqrt(found.noise.mean(0)),
@@ -132,7 +132,7 @@ class HeldOut:
 
 
 def table(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str, Any]) -> pd.DataFrame:
-    """What the solver says of the texts that it looked at too; see ``CorpusResult.check``.
+    """Predictions against the solver on the texts that it checked; see ``CorpusResult.check``.
 
     Args:
         parts: of a study that was amortised.

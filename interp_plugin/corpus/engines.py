@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = timedelta(days=30)  # of a process that is done for those that are not
 # of Ray
-LEFT_FREE = 1.0  # CPUs that Ray Data's own tasks need: actors that take them all would wait for them for ever
+LEFT_FREE = 1.0  # CPUs that Ray Data's own tasks need: with actors on all CPUs these would never run
 FEEDER_RESTARTS = 2
 ANSWER = 10.0  # seconds that the head of a cluster has to answer
 ONE_BY_ONE = 3  # the try of a window from which on its texts are scored one by one
@@ -142,7 +142,7 @@ class Run:
         if part is None:
             raise ValueError(
                 f"the part of window {about.window} in {str(self.folder.path)!r} was damaged while it was written; "
-                "look at the disk and run again"
+                "check the disk and run again"
             )
         self._count(part.failures)
 
@@ -343,7 +343,7 @@ def run_on_ray(
     study: CorpusStudy | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> CorpusResult:
-    """Score what is not scored yet by actors on a Ray cluster, and look at the whole.
+    """Score what is not scored yet by actors on a Ray cluster, and return the whole study.
 
     The parts are those of :meth:`CorpusStudy.run`, so a study goes on on either engine.  The corpus is read, and the
     parts are written, on the machine that this runs on: workers need neither, only the model and this package.  Ray
@@ -416,7 +416,7 @@ def _parts_made(
         # Ray Data restarts workers that die, and retries their tasks, without end; the feeder limits that
         data = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             Worker,
-            fn_constructor_args=(make_study, size, partial(_ask, feeder)),
+            fn_constructor_args=(make_study, size, partial(_call, feeder)),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -474,7 +474,7 @@ def _feeder(ray: Any, make_windows: Callable[[], Iterator[Window]], todo: Sequen
     return ray.remote(Feeder).options(scheduling_strategy=here, **options).remote(make_windows, todo)
 
 
-def _ask(feeder: Any, name: str, *arguments: Any) -> Any:
+def _call(feeder: Any, name: str, *arguments: Any) -> Any:
     """The result of a method of the feeder, or what it raises; called by workers."""
     ray = _ray()
     try:
@@ -501,7 +501,7 @@ def _share(nodes: Sequence[Mapping[str, float]], workers: int, gpus: float) -> f
     if cpus <= LEFT_FREE or fit < workers:
         raise ValueError(
             f"the cluster has {cpus:g} CPUs and {there:g} GPUs on {len(nodes)} machines, and {workers} workers need "
-            f"more than {LEFT_FREE:g} CPU and {gpus:g} GPUs each; give it more, or ask for fewer workers"
+            f"more than {LEFT_FREE:g} CPU and {gpus:g} GPUs each; give it more, or use fewer workers"
         )
     share = min(1.0, (cpus - LEFT_FREE) / workers)
 
@@ -521,7 +521,7 @@ def _ray() -> Any:
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise ImportError(
-            "engine ray needs Ray, which is not installed: pip install interp-plugin[ray]"
+            'engine ray needs Ray, which is not installed: pip install "interp-plugin[ray]"'
         ) from error
     return ray
 
@@ -551,7 +551,7 @@ class Feeder:
 
     Args:
         make_windows: gives the windows of the corpus, the same at every call.
-        todo: numbers of those that will be asked for, about in their task.
+        todo: numbers of the windows that will be requested, about in their order.
 
     Examples::
         >>> from interp_plugin.corpus.reading import Reader, windows
@@ -626,11 +626,11 @@ class Worker:
     Args:
         make_study: called once.
         size: rows in a window.
-        ask: calls a method of the feeder, by its name.
+        call: calls a method of the feeder, by its name.
     """
 
-    def __init__(self, make_study: Callable[[], CorpusStudy], size: int, ask: Callable[..., Any]) -> None:
-        self.make_study, self.size, self.ask = make_study, size, ask
+    def __init__(self, make_study: Callable[[], CorpusStudy], size: int, call: Callable[..., Any]) -> None:
+        self.make_study, self.size, self.call = make_study, size, call
         self.study: CorpusStudy | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -649,14 +649,14 @@ class Worker:
         return {"about": about, "names": list(files), "contents": list(files.values())}
 
     def _part(self, number: int) -> PartFiles:
-        task: Task = self.ask("take", number)
+        task: Task = self.call("take", number)
         if self.study is None:
             self.study = self.make_study()
             self.scorer, self.settings = self.study.scorer(), self.study.settings(self.size)
         start = time.perf_counter()
         scored, failed = self._scored(task)
         found = part_of(task.window, scored, [*failed, *task.left_out], self.scorer, self.settings, start)
-        self.ask("done", number)
+        self.call("done", number)
         return found
 
     def _scored(self, task: Task) -> tuple[list[Scored], list[Failure]]:
@@ -667,11 +667,11 @@ class Worker:
         scored: list[Scored] = []
         failed: list[Failure] = []
         for item in items:
-            self.ask("begin", task.window.number, item.row)
+            self.call("begin", task.window.number, item.row)
             found, refused = self.scorer([item])
             scored += found
             failed += refused
-        self.ask("begin", task.window.number, None)
+        self.call("begin", task.window.number, None)
         return scored, failed
 
 

@@ -42,7 +42,7 @@ from interp_plugin.text.storage import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GROUP = 2**15  # lines of a row group, about: what a reader holds at a time
+GROUP = 2**15  # lines of a row group, about: a reader holds one at a time
 BATCH = 4096  # lines that the statistics hold in memory at a time
 FORMAT = 2  # raise it when a reader of the old format would go wrong
 KEY = b"interp_plugin_corpus"  # of the files' metadata
@@ -310,7 +310,7 @@ class Folder:
         return None
 
     def write(self, part: PartFiles) -> None:
-        """Write the part of a window, in place of what is there of it.
+        """Write the part of a window, in place of an older one.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to; nothing half-written counts.
@@ -521,7 +521,9 @@ def _is_held(path: Path) -> bool:
 
 def _clear(path: Path) -> None:
     """Remove the file of a lock, which is no lock without a process that holds it."""
-    with suppress(OSError):  # the disk may have become read-only, which is told where it matters
+    with suppress(
+        OSError
+    ):  # the disk may have become read-only, which is an error where something is written
         path.unlink()
 
 

@@ -72,8 +72,8 @@ def bootstrap(
 ) -> tuple[Floats, Floats]:
     """Both ends of the 95 % percentile interval of sum of values over sum of weights, (M,) each.
 
-    Sentences are drawn with replacement, the same ones for all M, so that what is paired stays so (Efron, 1979).
-    SciPy's bootstrap has no weights and holds all resamples of all columns at once.
+    Sentences are drawn with replacement, the same ones for all M, which keeps pairs together (Efron, 1979).
+    SciPy's bootstrap has no weights.
 
     Args:
         values: (N, M), N sentences.
@@ -108,7 +108,7 @@ def median(values: Floats) -> tuple[float, float, float]:
     return float(np.median(known)), float(known[place - 1]), float(known[len(known) - place])
 
 
-# -- what is read from the parts
+# -- numbers of the sentences, read from the parts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reading: a corpus in windows of so many rows, in order; each row is a text or says why it is none."""
+"""Reading a corpus in windows of so many rows, in order; each row becomes a text, or a failure with its reason."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Failure:
 
     @classmethod
     def of(cls, row: int, error: Exception, given: object) -> Failure:
-        """From what was raised."""
+        """From an exception."""
         reason = f"{type(error).__name__}: {error}"
         return cls(row, _writable(reason, REASON), _writable(_beginning(given), BEGINNING))
 
@@ -144,13 +144,13 @@ class Reader:
         except ValueError:
             if len(some) == len(found) or any(column is not None for column in named):
                 raise
-            # other rows are texts; each of these says that its own cannot be told
+            # other rows are texts; each of these becomes a failure
 
     def __call__(self, row: int, given: object) -> Item | Failure:
-        """The text of a row; never raises for what the row holds."""
+        """The text of a row; a row of any content gives one of the two."""
         try:
             return self._item(row, given)
-        except Exception as error:  # whatever somebody's rows make of being looked at
+        except Exception as error:  # rows may be objects that raise anything
             return Failure.of(row, error, given)
 
     def _item(self, row: int, given: object) -> Item:

@@ -18,8 +18,7 @@ from interp_plugin.corpus.reading import Failure
 from interp_plugin.corpus.views import Per, Quantity
 from interp_plugin.corpus.words import WORD, By
 from interp_plugin.fingerprint import differences
-from interp_plugin.rendering import corpus as drawings
-from interp_plugin.rendering import corpus_terminal as terminal
+from interp_plugin.report.model import Curve
 from interp_plugin.text.explanation import Explanation, Settings
 from interp_plugin.text.models import OUTPUT, Label
 from interp_plugin.text.storage import replace_file
@@ -178,7 +177,7 @@ class CorpusResult:
     def compare(self, other: CorpusResult, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
         """This study less another of the same texts and draws: two models, or two checkpoints of one.
 
-        Paired sentence by sentence, which takes out what the sentences differ in; texts that failed in one are left
+        Paired sentence by sentence, which removes the differences between sentences; texts that failed in one are left
         out.  "kept" is counted against each model's own input_std, and "loss" depends on the scale of its embeddings.
 
         Returns:
@@ -348,21 +347,21 @@ class CorpusResult:
             ImportError: matplotlib is missing.
             ValueError: another kind.
         """
+        from interp_plugin.report import figures
+
         if kind == "curve":
             mine = {name or str(self.settings["model"]): self}
-            return drawings.plot_curves(
-                [each.curve(label, per, quantity) for label, each in {**mine, **(others or {})}.items()],
-                views.axis_label(self.is_erased, per, quantity),
-            )
+            found = [each.curve(label, per, quantity) for label, each in {**mine, **(others or {})}.items()]
+            return figures.draw_curves(views.curves(self, found, per, quantity))
         if kind == "classes":
-            return drawings.plot_classes(views.classes(self.word_classes(**classes)))
+            return figures.draw_heat_map(views.classes(self.word_classes(**classes)))
         if kind == "regime" and (self.is_amortised or self.is_erased):
             raise ValueError("E is known only where the solver found the numbers, and not a head or erasures")
         if kind == "regime":
-            return drawings.plot_regime(views.regime(self))
+            return figures.draw_boxes(views.regime(self))
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
 
-    def curve(self, name: str, per: Per | None = None, quantity: Quantity | None = None) -> drawings.Curve:
+    def curve(self, name: str, per: Per | None = None, quantity: Quantity | None = None) -> Curve:
         """A line of the plot of layers; ``per`` and ``quantity`` as of :meth:`plot`."""
         per = per or ("word" if self.is_erased else "token")
         return views.curve(self.layers(), name, per, quantity or ("erased" if self.is_erased else "kept"))
@@ -374,7 +373,9 @@ class CorpusResult:
             ImportError: matplotlib is missing.
             OSError: the file cannot be written; one that was there before stays as it was.
         """
-        page = drawings.to_html(views.page(self))
+        from interp_plugin.report import html
+
+        page = html.page(views.report(self))
         if path is None:
             return page
         replace_file(path, page.encode())
@@ -390,18 +391,9 @@ class CorpusResult:
         Raises:
             ValueError: as of :meth:`compare`.
         """
-        failed = len(self.failures())
-        erased = f", erased for {self.settings['erased']}" if self.is_erased else ""
-        terminal.show(
-            f"{self.settings['model']}: {self.texts} texts{erased}"
-            + (f", {failed} left out" if failed else ""),
-            self.layers().to_dict("records"),
-            [] if self.is_erased else self.monotonicity().to_dict("records"),
-            None if other is None else self.compare(other).to_dict("records"),
-            "" if other is None else str(other.settings["model"]),
-            console,
-            views.checks(self),
-        )
+        from interp_plugin.report import terminal
+
+        terminal.show(views.report(self, other, whole=False), console)
 
     def _classifier(
         self, by: By, lexicon: Mapping[str, str] | None, stop_words: Collection[str] | None

@@ -91,7 +91,7 @@ class Scorer:
         for item in items:
             try:
                 encodings[item] = self.model.encode(item.text, item.pair, truncation=self.truncation)
-            except Exception as error:  # whatever a tokenizer makes of a text
+            except Exception as error:  # a tokenizer may raise anything
                 failures.append(Failure.of(item.row, error, item))
         return encodings, failures
 
@@ -101,7 +101,7 @@ class Scorer:
         """A batch together; one by one where that fails, so that only the bad text does."""
         try:
             return self._scored(items, encodings), []
-        except Exception as error:  # whatever a model makes of a text
+        except Exception as error:  # a model may raise anything
             _check_device(error)
             if len(items) == 1:
                 return [], [Failure.of(items[0].row, error, items[0])]

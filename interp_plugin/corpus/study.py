@@ -149,7 +149,7 @@ class CorpusStudy:
             output_dir: a folder for the parts; made where it is not there.
             max_errors: more texts than this that fail stop the run; None: however many.  Those of finished windows
                 count.
-            window: rows of the corpus in a part: what a killed run loses at most, and what is sorted by length.
+            window: rows of the corpus in a part: a killed run loses no more, and texts are sorted by length within it.
             show_progress: a bar with the rate and the time left.
             rank, world_size: this process and how many share the corpus; each takes every ``world_size``-th window.
             text_column, pair_column, tag_column: of rows that have columns.  Text: None is the usual name, or the only

@@ -1,13 +1,17 @@
-"""Figures and pages of a study as plain values for :mod:`interp_plugin.rendering.corpus`."""
+"""Fills the report model from a corpus study: answers, tables and charts for the page, the terminal and figures."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from interp_plugin.corpus.words import WORD
-from interp_plugin.rendering.corpus import Classes, Curve, Page, Regime
+from interp_plugin.report import numbers, shades
+from interp_plugin.report.model import Boxes, Cell, Column, Curve, Curves, Report, Row, Section, Table
+from interp_plugin.report.numbers import number, rounded, significant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 Per = Literal["sentence", "token", "token of a sentence", "dimension", "word", "word of a sentence"]
 Quantity = Literal["kept", "loss", "erased"]
 ERASED = "lost when erased; nats for the output, D for layers"
+
+INTERVAL = "95 % of bootstrap means"
 
 SHOWN_FAILURES = 100  # on a page
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -48,49 +54,337 @@ def axis_label(erased: bool, per: Per | None, quantity: Quantity | None) -> str:
     return f"{'H(X|S)' if quantity == 'loss' else 'information kept'}, nats per {per or 'token'}"
 
 
-def classes(table: pd.DataFrame) -> Classes:
-    """The map of word classes by layer, from the table of :meth:`CorpusResult.word_classes`."""
+def curves(
+    result: CorpusResult, found: Sequence[Curve], per: Per | None, quantity: Quantity | None
+) -> Curves:
+    """Means by layer on common axes."""
+    unit = axis_label(result.is_erased, per, quantity)
+    return Curves(f"{unit}, by layer", tuple(found), unit, INTERVAL)
+
+
+def classes(table: pd.DataFrame) -> Table:
+    """The map of word classes by layer, from the table of :meth:`CorpusResult.word_classes`; dark is high."""
     value, counted = ("erased", "words") if "erased" in table else ("kept", "tokens")
     names = list(dict.fromkeys(table["class"]))
     values, errors = (table[c].to_numpy().reshape(-1, len(names)).tolist() for c in (value, "standard_error"))
     counts = [int(n) for n in table[counted][: len(names)]]
+    flat = [each for layer in values for each in layer]
+    end = shades.highest(flat)
+    digits = numbers.decimals(flat, [each for layer in errors for each in layer])
+    rows = []
+    for c, (name, count) in enumerate(zip(names, counts, strict=True)):
+        column, spread = [layer[c] for layer in values], [layer[c] for layer in errors]
+        places, hazy = shades.shares(column, end), shades.uncertain(spread, end)
+        cells = []
+        for v, e, place, unsure in zip(column, spread, places, hazy, strict=True):
+            error = f"±{number(e, digits)}"
+            cells.append(
+                Cell(number(v, digits), _known(v), error, error, place, unsure, low=v - e, high=v + e)
+            )
+        rows.append(Row(f"{name} ({count})", tuple(cells)))
     what = f"{ERASED} (per word)" if value == "erased" else "kept, nats per token"
-    return Classes(list(dict.fromkeys(table["layer"])), names, counts, values, errors, what)
+    layers = tuple(Column(str(layer)) for layer in dict.fromkeys(table["layer"]))
+    return Table(
+        f"{what}, ± standard error, by layer", f"class ({counted})", layers, {"": tuple(rows)}, scale=what
+    )
 
 
-def regime(result: CorpusResult) -> Regime:
+def regime(result: CorpusResult) -> Boxes:
     """Quantiles of E over the sentences, by layer; where the state does not move at all E does not count."""
     facts = result.sentences.facts
     known = np.where(facts["distortion"] > 0, facts["regime_index"], np.nan)
     finite = [column[np.isfinite(column)] for column in known.T]
     quantiles = [np.quantile(column if len(column) else [np.nan], _QUANTILES).tolist() for column in finite]
-    return Regime(list(result.layer_labels), quantiles)
+    title = "Regime index E over the sentences, by layer"
+    return Boxes(title, list(result.layer_labels), quantiles, "regime index E over sentences", 1.0)
 
 
-def checks(result: CorpusResult) -> list[dict[str, Any]]:
-    """Agreement of the predictions with the solver; nothing where it found all the numbers."""
-    found: list[dict[str, Any]] = result.check().to_dict("records") if result.is_amortised else []
-    return found
+def report(result: CorpusResult, other: CorpusResult | None = None, whole: bool = True) -> Report:
+    """The report of a study: layers, checks, growth and, of two studies, their differences.
+
+    Args:
+        result: the study.
+        other: a study of the same texts, which is taken from this one.
+        whole: also what a page has room for: charts, word classes, knowledge points, failures.
+    """
+    found = _layers(result)
+    settings = {name: value for name, value in result.settings.items() if name != "held_out"}
+    sections = [found]
+    if result.is_amortised:
+        sections.append(_checks(result.check().to_dict("records")))
+    if not result.is_erased:
+        growth = result.monotonicity().to_dict("records")
+        grown = [line for line in growth if line["violation"]]
+        if growth and (whole or grown):
+            sections.append(_growth(growth, grown, whole))
+    if other is not None:
+        sections.append(_differences(result, other))
+    if whole:
+        sections += _words(result)
+        if not result.is_amortised and not result.is_erased:
+            sections.append(Section("Regime", charts=(regime(result),)))
+        failed = result.failures()
+        if failed:
+            sections.append(_failures(failed))
+    subject = "what is lost with erased words" if result.is_erased else "information kept"
+    failed_too = f", {len(result.failures())} left out" if result.failures() else ""
+    return Report(
+        f"{result.settings['model']}: {subject}, layer by layer, of {result.texts} texts{failed_too}",
+        tuple(sections),
+        _guide(result),
+        cost=f"scoring took {numbers.duration(result.seconds)}",
+        settings=settings,
+    )
 
 
-def page(result: CorpusResult) -> Page:
-    """All of it on one page."""
-    failed = result.failures()
+def _layers(result: CorpusResult) -> Section:
+    """The answer, the curve, and the means of each layer."""
+    lines = result.layers().to_dict("records")
+    layers = list(result.layer_labels)
+    of = {(line["quantity"], line["per"], line["layer"]): line for line in lines}
+    erased = result.is_erased
+    keys = (
+        [
+            ("erased", "word", "lost per word"),
+            ("erased", "sentence", "per text"),
+            ("damage", "sentence", "damage"),
+        ]
+        if erased
+        else [
+            ("kept", "token", "kept per token"),
+            ("kept", "sentence", "per text"),
+            ("kept", "dimension", "per dimension"),
+            ("loss", "sentence", "H(X|S) per text"),
+        ]
+    )
+    columns = [_means([of[quantity, per, layer] for layer in layers]) for quantity, per, _ in keys]
+    names = [name for _, _, name in keys]
+    if erased:
+        names.append("unit")
+        columns.append([Cell("nats" if layer == "output" else "D") for layer in layers])
+    else:
+        names.append("E (median)")
+        medians = [of["regime_index", "median sentence", layer]["mean"] for layer in layers]
+        columns.append([Cell(significant(median), _known(median)) for median in medians])
+        names.append("predicted" if result.is_amortised else "converged")
+        shares = [of["converged", "sentence", layer]["converged"] for layer in layers]
+        columns.append([Cell("100 %", 1.0) if result.is_amortised else _share(share) for share in shares])
+    names.append("passes")
+    passes = [
+        (of["n_forward", "sentence", layer]["mean"], of["n_backward", "sentence", layer]["mean"])
+        for layer in layers
+    ]
+    columns.append(
+        [Cell(f"{forward:.0f} + {backward:.0f}", forward + backward) for forward, backward in passes]
+    )
+    rows = tuple(
+        Row(str(layer), tuple(column[place] for column in columns)) for place, layer in enumerate(layers)
+    )
+    table = Table("Means over the texts", "layer", tuple(map(Column, names)), {"": rows})
+    quantity, per = keys[0][:2]
+    line = Curve(
+        str(result.settings["model"]),
+        layers,
+        *([of[quantity, per, layer][end] for layer in layers] for end in _ENDS),
+    )
+    chart = curves(result, [line], None, None)
+    return Section(
+        "Layers", _answer(result, line), tables=(table,), charts=(chart,), status=_status(result, of, layers)
+    )
+
+
+_ENDS = ("mean", "low", "high")
+
+
+def _answer(result: CorpusResult, line: Curve) -> str:
+    verb, unit = ("loses", "per erased word") if result.is_erased else ("keeps", "nats per token")
+    written = [
+        text
+        for text, _ in rounded(line.mean, [(b - a) / 2 for a, b in zip(line.low, line.high, strict=True)])
+    ]
+    known = [place for place, mean in enumerate(line.mean) if math.isfinite(mean)]
+    if not known:
+        return "No layer has a mean."
+    most, least = (
+        max(known, key=lambda place: line.mean[place]),
+        min(known, key=lambda place: line.mean[place]),
+    )
+    said = f"Over {result.texts} texts, {_named(line.places[most])} {verb} most: {written[most]} {unit}"
+    return said + (f"; {_named(line.places[least])} least: {written[least]}." if most != least else ".")
+
+
+def _status(result: CorpusResult, of: Mapping[Any, Mapping[str, Any]], layers: Sequence[Any]) -> str:
+    if result.is_amortised:
+        return "A trained head predicted these numbers; how far it is off is checked below."
+    if result.is_erased:
+        return ""
+    shares = {layer: of["converged", "sentence", layer]["converged"] for layer in layers}
+    few = {layer: share for layer, share in shares.items() if share < 0.9}
+    if not few:
+        return "Sure: at least 90 % of the texts converged at each layer."
+    names = ", ".join(f"{_named(layer)} ({100 * share:.0f} % of the texts)" for layer, share in few.items())
+    return f"Not everywhere converged: {names}. The intervals hold; more passes (--max-passes) make single texts surer."
+
+
+def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:
+    """How far predictions are from the solver."""
+    columns = (
+        "error of log sigma", "when trained", "ranks (Spearman)", "within 2 s.e.", "shift, nats a token", "drift",
+    )  # fmt: skip
+    rows = []
+    for line in lines:
+        digits = numbers.decimals([line["shift"]], [line["shift_error"]])
+        spread = f"±{number(line['shift_error'], digits)}"
+        drift = f"yes (p {significant(line['p_holm'], 2)})" if line["drift"] else "no"
+        cells = (
+            *(
+                Cell(significant(line[name]), _known(line[name]))
+                for name in ("error", "held_out", "spearman")
+            ),
+            _share(line["covered"]),
+            Cell(number(line["shift"], digits), _known(line["shift"]), spread, spread),
+            Cell(drift),
+        )
+        rows.append(Row(str(line["layer"]), cells))
+    note = (
+        f"A head predicted the numbers from one forward of the model a text. The solver looked at {lines[0]['texts']} "
+        "texts too: how far the two are apart, beside the head's error on texts held out when it was trained. Shift: "
+        "kept, predicted less solved."
+    )
+    table = Table(
+        "Check by the solver", "layer", tuple(map(Column, columns)), {"": tuple(rows)}, notes=(note,)
+    )
+    return Section("Predicted against solved", tables=(table,))
+
+
+def _growth(lines: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any]], whole: bool) -> Section:
+    """Whether a layer keeps more than the one it is computed from."""
+    said = [
+        f"{_named(line['layer'])} seems to keep more than {_named(line['after'])}, which it is computed from (p "
+        f"{significant(line['p_holm'], 2)}): compare these two with care."
+        for line in grown
+    ]
+    answer = " ".join(words[:1].upper() + words[1:] for words in said) or "No step grows by more than chance."
+    if not whole:
+        return Section(status=answer, warns=True)
+    rows = []
+    for line in lines:
+        (cell,) = _means([{**line, "mean": line["growth"]}])
+        share = _share(line["share"])
+        verdict = Cell("grows" if line["violation"] else "no growth beyond chance")
+        cells = (cell, share, Cell(significant(line["p_holm"], 2), _known(line["p_holm"])), verdict)
+        rows.append(Row(f"{line['after']} to {line['layer']}", cells, "grows" if line["violation"] else ""))
+    columns = ("growth, nats per text", "texts that grow", "p, corrected (Holm)", "verdict")
+    table = Table(
+        "Growth of the nats kept, paired by text", "step", tuple(map(Column, columns)), {"": tuple(rows)}
+    )
+    note = (
+        "No layer can know more than what it is computed from; where these numbers say so, compare with care."
+    )
+    return Section(
+        "Does it fall with depth?", status=answer, warns=bool(grown), tables=(table,), notes=(note,)
+    )
+
+
+def _differences(result: CorpusResult, other: CorpusResult) -> Section:
+    """Another study of the same texts, taken from this one."""
+    unit = "word" if result.is_erased else "token"
+    words = {"kept": "kept", "loss": "lost", "erased": "lost when erased"}
+    rows = []
+    for line in filter(lambda line: line["per"] == unit, result.compare(other).to_dict("records")):
+        (cell,) = _means([{**line, "mean": line["difference"]}])
+        p = Cell(significant(line["p_holm"], 2), _known(line["p_holm"]))
+        rows.append(Row(str(line["layer"]), (Cell(words[line["quantity"]]), cell, p)))
+    columns = (Column("", words=True), Column("difference"), Column("p (Holm)"))
+    title = f"less {other.settings['model']}, paired by text, a {unit}"
+    return Section("Compared", tables=(Table(title, "layer", columns, {"": tuple(rows)}),))
+
+
+def _words(result: CorpusResult) -> list[Section]:
+    """Word classes and, where there is a foreground, knowledge points."""
     words = result.word_classes()
+    sections = [Section("Word classes", tables=(classes(words),))]
     found = set(words["class"])
     # knowledge points are of information kept, and need a foreground and a background
-    mixed = WORD in found and len(found) > 1 and not result.is_erased
-    return Page(
-        model=str(result.settings["model"]),
-        texts=result.texts,
-        failed=len(failed),
-        seconds=result.seconds,
-        layers=result.layers().to_dict("records"),
-        growth=[] if result.is_erased else result.monotonicity().to_dict("records"),
-        classes=classes(words),
-        knowledge=result.knowledge().to_dict("records") if mixed else [],
-        regime=None if result.is_amortised or result.is_erased else regime(result),
-        checks=checks(result),
-        failures=[(f.row, f.reason, f.beginning) for f in failed[:SHOWN_FAILURES]],
-        settings=dict(result.settings),
+    if WORD not in found or len(found) == 1 or result.is_erased:
+        return sections
+    lines = result.knowledge().to_dict("records")
+    rows = []
+    for line in lines:
+        known = []
+        for name in ("concentration", "foreground_points", "background_points", "foreground_share"):
+            value, error = line[name], line[f"{name}_error"]
+            digits = numbers.decimals([value], [error])
+            spread = f"±{number(error, digits)}"
+            known.append(Cell(number(value, digits), _known(value), spread, spread))
+        ratio = Cell(significant(line["concentration_ratio"]), _known(line["concentration_ratio"]))
+        background = Cell(significant(line["background"], 4), _known(line["background"]))
+        rows.append(Row(str(line["layer"]), (background, known[0], ratio, *known[1:])))
+    columns = (
+        "background, nats per token", "concentration: foreground less background", "as a ratio",
+        "points per sentence, foreground", "points per sentence, background", "quality",
+    )  # fmt: skip
+    threshold = significant(lines[0]["threshold"]) if lines else numbers.UNKNOWN
+    note = (
+        f"Foreground: words that are neither stop words nor punctuation. A knowledge point is a token that is kept by "
+        f"more than {threshold} nats above the mean of the background; quality is the share of points in the "
+        "foreground, over sentences with any."
     )
+    title = "Concentration and knowledge points, ± standard error"
+    table = Table(title, "layer", tuple(map(Column, columns)), {"": tuple(rows)}, notes=(note,))
+    return [*sections, Section("Foreground and background", tables=(table,))]
+
+
+def _failures(failed: Sequence[Any]) -> Section:
+    """Rows of the corpus without numbers."""
+    shown = failed[:SHOWN_FAILURES]
+    more = len(failed) - len(shown)
+    title = f"The first {len(shown)}; {more} more are in the study's folder" if more else "All of them"
+    columns = (Column("reason", words=True), Column("text begins with", words=True))
+    rows = tuple(Row(str(each.row), (Cell(each.reason), Cell(each.beginning))) for each in shown)
+    return Section("Texts without numbers", tables=(Table(title, "row", columns, {"": rows}),))
+
+
+def _guide(result: CorpusResult) -> tuple[str, ...]:
+    if result.is_erased:
+        return (
+            f"Words are erased for {result.settings['erased']}. Lost: of the log-odds of the predicted class (nats), "
+            "or of a layer (D): high = the answer rests on them, below 0 = they speak against it.",
+            "In brackets the 95 % bootstrap interval over the texts (± half of it).",
+        )
+    said = (
+        "Information kept, in nats: high = the layer still holds the input, 0 = it does not need it. H(X|S): "
+        "information lost. In brackets the 95 % bootstrap interval over the texts (± half of it).",
+        "E: regime index (median), 1 = small-noise regime. Converged: share of the texts whose standard error met the "
+        "tolerance; the others are in the means too. Passes: forward + backward sample passes of a text.",
+    )
+    if result.settings.get("state_std"):
+        return said
+    rough = "Made without calibration (state_std): each text is its own unit, so layers compare only roughly."
+    return (*said, rough)
+
+
+def _means(lines: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """Means with their 95 % intervals, as cells that are read together."""
+    halves = [(line["high"] - line["low"]) / 2 for line in lines]
+    cells = []
+    for line, half, (text, digits) in zip(
+        lines, halves, rounded([line["mean"] for line in lines], halves), strict=True
+    ):
+        known = math.isfinite(half)
+        interval = f"[{number(line['low'], digits)}, {number(line['high'], digits)}]" if known else ""
+        error = f"±{number(half, digits)}" if known else ""
+        cells.append(Cell(text, _known(line["mean"]), interval, error, low=line["low"], high=line["high"]))
+    return cells
+
+
+def _share(share: float) -> Cell:
+    return Cell(numbers.UNKNOWN if math.isnan(share) else f"{100 * share:.0f} %", _known(share))
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _named(layer: int | str) -> str:
+    return f"layer {layer}" if isinstance(layer, int) else str(layer)

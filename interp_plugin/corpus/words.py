@@ -214,7 +214,7 @@ def classifier(
     lexicon: Mapping[str, str] | None = None,
     stop_words: Collection[str] | None = None,
 ) -> tuple[Classify, list[str] | None]:
-    """How words are told apart, and the order of the classes; None: that of their names.
+    """The function that classifies words, and the order of the classes; None: that of their names.
 
     Raises:
         ValueError: another way, or a lexicon where none belongs.
@@ -268,7 +268,7 @@ def english_stop_words() -> frozenset[str]:
         from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
     except ImportError as error:
         raise ImportError(
-            "stop words come from scikit-learn, which is not installed: pip install interp-plugin[compare], or give "
+            'stop words come from scikit-learn, which is not installed: pip install "interp-plugin[compare]", or give '
             "stop_words"
         ) from error
     found: frozenset[str] = ENGLISH_STOP_WORDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -264,6 +264,48 @@ def _whole(part: nn.Module, found: nn.ModuleList) -> list[nn.Module]:
             "what a whole block computes; use LayerInformationLoss with the modules of your choice"
         )
     return list(owner.layer_norm2)
+
+
+def input_norms(
+    model: nn.Module, blocks: Mapping[Label, LayerCall], run: Callable[[], Any]
+) -> dict[Label, LayerCall]:
+    """The normalisation that is the first to read a block's output, for each block that has one.
+
+    In pre-norm models (GPT-2, Llama, T5) it is the one with which the next block begins, and the final one after the
+    last block; in post-norm models (BERT) no normalisation reads what a block gives out.  Seen in a forward, as every
+    architecture has other names.
+
+    Args:
+        blocks: of the model, by label.
+        run: a forward of the model.
+    """
+    ended: dict[Label, Tensor] = {}
+    found: dict[Label, LayerCall] = {}
+
+    def end_of(label: Label) -> Callable[[Any], None]:
+        return lambda passing: ended.update({label: first_tensor(passing)})
+
+    def start_of(norm: nn.Module) -> Callable[[Any], None]:
+        runs = 0
+
+        def hook(passing: Any) -> None:
+            nonlocal runs
+            given = first_tensor(passing)
+            for label, output in ended.items():
+                if given is output or (given.shape == output.shape and torch.equal(given, output)):
+                    found.setdefault(label, LayerCall(norm, runs))
+            runs += 1
+
+        return hook
+
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
+        for label, block in blocks.items():
+            stack.enter_context(at_site(block, end_of(label)))
+        for norm in norms:
+            stack.enter_context(at_site(LayerCall(norm, None, "input"), start_of(norm)))
+        run()
+    return found
 
 
 def view_of_states(model: nn.Module, label: Label) -> Kind | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from interp_plugin.huggingface.tokenization import (
     listed,
 )
 from interp_plugin.method.perturbation import LayerCall, device_of
-from interp_plugin.text.models import OUTPUT, Axis, Encoding, Label, Target, Task
+from interp_plugin.text.models import HIDDEN, OUTPUT, Axis, Encoding, Label, Source, Target, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +60,11 @@ class HuggingFaceModel:
         layers: the blocks by label: 1, 2, ... or "encoder.1", ..., "decoder.1", ... .  A layer's output is
             its block's: where the model normalises the last block's output once more (GPT-2, Llama, T5,
             ModernBERT), the last of its ``hidden_states`` is the normalised one.
+        states: where the state of each layer is read, by label.  Of a pre-norm model (GPT-2, Llama, T5) that is what
+            the next block reads: its input norm's output, and the final norm's for the last layer.  There one
+            dimension of one token holds up to 99 % of a block's own output (a massive activation; Sun et al., 2024),
+            so that noise would be measured by it alone.  Of a post-norm model (BERT) it is the block's output.
+            "hidden_states.1" and so on are the blocks' own outputs, of every model.
         axis: which tokens dimension 1 of a layer's output (and of "output") runs over.
         task: what a call returns (below).
         name: the model's name or path; its class where it has none.
@@ -99,7 +105,8 @@ class HuggingFaceModel:
         self._views: dict[LayerCall, View | EmbeddingView] = {}
         self.embedding = self._embedding()
         self._blocks: Mapping[Label, LayerCall] = architectures.layer_calls(self._base)
-        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in (*self._blocks, OUTPUT)}
+        labels = (*self._blocks, *(f"{HIDDEN}{label}" for label in self._blocks), OUTPUT)
+        self.axis: Mapping[Label, Axis] = {label: self._axis_of(label) for label in labels}
         self.layers: Mapping[Label, LayerCall] = {
             label: self._viewed(block, label) for label, block in self._blocks.items()
         }
@@ -107,6 +114,17 @@ class HuggingFaceModel:
         self.pads = architectures.keeps_padding_out(self._base)
         self._head = outputs.head_of(self._base, self._names, self.device)
         self.task: Task = self._head.task
+
+    @cached_property
+    def states(self) -> Mapping[Label, LayerCall]:
+        """See the class; found by a forward of two tokens."""
+        ids = torch.arange(2, device=self.device).unsqueeze(0)
+        inputs = {name: torch.ones_like(ids) if name == "attention_mask" else ids for name in self._names}
+        body = getattr(self._base, "base_model", self._base)  # heads may ask for more than two tokens
+        norms = architectures.input_norms(body, self._blocks, lambda: outputs.run(body, inputs))
+        read = {label: self._viewed(site, label) for label, site in norms.items()}
+        hidden: dict[Label, LayerCall] = {f"{HIDDEN}{label}": site for label, site in self.layers.items()}
+        return {**self.layers, **read, **hidden}
 
     @property
     def device(self) -> torch.device:
@@ -144,11 +162,13 @@ class HuggingFaceModel:
         return token_limit(self._base, self.tokenizer) - wrappers.uses_room(self.model)
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """One text (or a pair of texts) as the model reads it.
 
         Args:
+            text: a string; token ids, which are read as they are; or the messages of a chat, which the tokenizer's chat
+                template writes, special tokens included.
             pair: a second text, read together with the first.
             target: for language models, what the output is asked about; others do not look at it.
                 A string: the tokens of this continuation, begun with a space where one belongs (for an
@@ -163,6 +183,23 @@ class HuggingFaceModel:
                 there; ids that the model has no embedding for.
         """
         return self._encoder()(text, pair, target, truncation)
+
+    def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
+        """A text with what follows it, and one text for each token of that, as its target."""
+        return self._encoder().steps(text, continuation)
+
+    @torch.no_grad()
+    def generate(self, text: Source, max_new_tokens: int, **options: Any) -> tuple[int, ...]:
+        """The ids that the model generates after a text, greedily unless ``options`` of ``generate`` say otherwise."""
+        if self.task != "next token":
+            raise ValueError(f"{self.name} is no language model: it generates no text; give one")
+        inputs = {"do_sample": False, "pad_token_id": self.pad_id, **options}
+        ids = torch.tensor([self.encode(text).ids], device=self.device)
+        found = self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **inputs
+        )
+        start = len(self._decoder_start()) if self._has_decoder else ids.shape[1]
+        return tuple(found[0, start:].tolist())
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Several texts as one batch, on the model's device.
@@ -198,6 +235,23 @@ class HuggingFaceModel:
         with showing(self._views.values(), lengths):
             answer = outputs.answer(self.model, self._base, self.task, inputs)
         return answer if self.task == "sequence classes" else answer[:, -lengths[self.axis[OUTPUT]] :]
+
+    def scores_at(self, arguments: Sequence[Tensor], places: Tensor) -> Tensor:
+        """A language model's logits at some places of each row only, (R, n, V); places is (R, n).
+
+        Where the model can (``logits_to_keep``), its head is not run at the others: it has a fifth of a small model's
+        weights.
+        """
+        inputs = self._named(arguments)
+        taken = "logits_to_keep" in architectures.forward_names(self.model)
+        rows = torch.arange(len(places), device=places.device).unsqueeze(1)
+        if not taken or self._has_decoder or any(self._virtual.values()):
+            answer = self(*arguments)
+            return answer[rows.to(answer.device), places.to(answer.device)]
+        kept, index = places.to(self.device).unique(return_inverse=True)
+        with showing(self._views.values(), {"input": inputs["input_ids"].shape[1], "decoder": 0}):
+            answer = outputs.answer(self.model, self._base, self.task, inputs, logits_to_keep=kept)
+        return answer[rows.to(answer.device), index.to(answer.device)]
 
     def attentions(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """What every token attends to in each block, (R, heads, T, T) each, for arguments as in a call.
@@ -377,7 +431,8 @@ class HuggingFaceModel:
 
     def _axis_of(self, label: Label) -> Axis:
         ends_in_decoder = label == OUTPUT and self._has_decoder
-        return "decoder" if ends_in_decoder or str(label).startswith("decoder.") else "input"
+        in_decoder = str(label).removeprefix(HIDDEN).startswith("decoder.")
+        return "decoder" if ends_in_decoder or in_decoder else "input"
 
     def _vocabulary(self) -> Vocabulary:
         rows = getattr(self.embedding.layer, "num_embeddings", None)

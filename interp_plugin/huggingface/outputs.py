@@ -93,17 +93,20 @@ def _shape_for_one_token(logits: Tensor, length: int) -> tuple[int, ...]:
     return (shape[0], shape[1] // length, shape[2]) if len(shape) == 3 else shape
 
 
-def answer(model: PreTrainedModel, base: nn.Module, task: Task, inputs: Mapping[str, Tensor]) -> Tensor:
+def answer(
+    model: PreTrainedModel, base: nn.Module, task: Task, inputs: Mapping[str, Tensor], **options: Any
+) -> Tensor:
     """Logits, (B, C) or (B, T, C); the last hidden state, (B, T, H), of a model without a head.
 
     Args:
         base: the model of transformers inside ``model``, or ``model`` itself.
+        options: go to its forward.
     """
     with uncompiled():  # before transformers 5 ModernBERT compiled parts of itself on a GPU
         scores = _scores_of_tokens(base) if task == "sequence classes" else None
         if scores is not None:
             return _score_of_last_token(model, scores, inputs)
-        output = run(model, inputs)
+        output = run(model, inputs, **options)
         return cast(Tensor, output.last_hidden_state if task == "none" else output.logits)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -163,7 +164,7 @@ def load(
             comes on its base model.
         tokenizer: where the tokenizer is; None: with the model, or with an adapter's base model.
         device: where to put the model; None: where transformers puts it, the CPU for all but quantised weights.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16" or "float16" (on a CPU that is run in float32, which a warning says).
         revision: branch, tag or commit of a Hugging Face id.
         trust_remote_code: run the Python files that come with the model, where its configuration names some; they
             can do whatever you can.
@@ -176,6 +177,14 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(repr, DTYPES))}")
+    on_cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
+    if dtype == "float16" and on_cpu:
+        warnings.warn(
+            "float16 is slow on a CPU, and gradients of its size are lost: the model is run in float32; give "
+            "dtype='bfloat16' to halve its memory",
+            stacklevel=2,
+        )
+        dtype = "float32"
     name = fspath(path_or_id)
     try:
         model, words = _model_and_words(name, tokenizer, dtype, revision, trust_remote_code)

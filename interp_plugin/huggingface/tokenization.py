@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from interp_plugin.text.models import CHARACTERS, Encoding, Offset, Target, as_int, shown
+from interp_plugin.text.models import CHARACTERS, Encoding, Offset, Source, Target, as_int, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -301,6 +301,58 @@ def _moved(pieces: Pieces, origin: int, length: int) -> Pieces:
     return Pieces(pieces.ids, spans, pieces.types)
 
 
+def pieces_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, Pieces]:
+    """The text that token ids stand for, and the tokens with their places in it; special ones have none."""
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    special = set(tokenizer.all_special_ids)
+    spans = align(text, _plain(tokenizer, ids))
+    found = (None if token in special else (0, *span) for token, span in zip(ids, spans, strict=True))
+    return text, Pieces(tuple(ids), tuple(found))
+
+
+def chat_pieces(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
+) -> tuple[str, Pieces, tuple[tuple[int, str] | None, ...]]:
+    """A chat as its template writes it, its tokens, and number and role of the message that each is of.
+
+    The template writes all special tokens, so that the tokenizer adds none; what it writes beside the messages'
+    contents is no token of the text.  After a message that is not the assistant's, the assistant's turn is begun.
+
+    Raises:
+        ValueError: messages without role and content, no template, or a template that rewrites a message.
+    """
+    for message in messages:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise ValueError(f"message {message!r} must have a role and a content, which are strings")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the tokenizer has no chat template; give the text itself, with the marks that it needs"
+        )
+    prompted = messages[-1]["role"] != "assistant"
+    text = str(
+        tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompted
+        )
+    )
+    contents, place = [], 0
+    for number, message in enumerate(messages):
+        content = message["content"].strip()
+        start = text.find(content, place)
+        if start < 0:
+            raise ValueError(
+                f"the chat template rewrites message {number}, {shown(content)}; give the text itself"
+            )
+        place = start + len(content)
+        contents.append((start, place))
+    pieces = split(tokenizer, text, special=False)
+    parts: list[tuple[int, str] | None] = [None] * len(pieces)
+    for number, (start, stop) in enumerate(contents):
+        for token in overlapping(pieces, start, stop) if stop > start else ():
+            parts[token] = (number, messages[number]["role"])
+    spans = tuple(span if part else None for span, part in zip(pieces.spans, parts))
+    return text, Pieces(pieces.ids, spans, pieces.types), tuple(parts)
+
+
 def overlapping(pieces: Pieces, start: int, stop: int) -> list[int]:
     """Indices of the tokens that stand on some of the characters ``start`` to ``stop``."""
     return [
@@ -510,9 +562,13 @@ class Encoder:
     start: tuple[int, ...] = ()
     end: int | None = None
 
-    def __call__(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
+    def __call__(self, text: Source, pair: str | None, target: Target, truncation: bool) -> Encoding:
         """One text or pair, checked; see ``HuggingFaceModel.encode``."""
         target = as_int(target)
+        if not isinstance(text, str):
+            if pair is not None:
+                raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
+            return self._cut_already(text, target, truncation)
         checked(text)
         if pair is not None:
             checked(pair, "pair")
@@ -538,6 +594,30 @@ class Encoder:
         )
         return replace(found, text=text, pair=found.pair if pair is None else pair, offsets=offsets)
 
+    def _cut_already(self, source: Sequence[Any], target: Target, truncation: bool) -> Encoding:
+        """Token ids, or the messages of a chat, which their template makes a text of with all its special tokens."""
+        parts: tuple[tuple[int, str] | None, ...] = ()
+        if isinstance(source[0], Mapping):
+            text, pieces, parts = chat_pieces(self.tokenizer, source)
+        else:
+            text, pieces = pieces_of_ids(self.tokenizer, [self.vocabulary.index(int(i)) for i in source])
+        if truncation and len(pieces) > self.limit:
+            raise ValueError(
+                f"the text has {len(pieces)} tokens, and the model takes {self.limit}: token ids and chats are not cut "
+                "off; shorten them"
+            )
+        if self.reading == "continuation":
+            found = (
+                self._before_one(text, None, target, False, pieces)
+                if target is None or isinstance(target, int)
+                else self._continued(text, None, target, False, pieces)
+            )
+        elif self.reading == "decoder":
+            found = self._beside(text, None, target, False, pieces)
+        else:
+            found = self._encoding(pieces, text, None, Asked(decoder=self._echo(pieces)))
+        return replace(found, parts=parts + (None,) * (len(found.ids) - len(parts)) if parts else ())
+
     def _encoded(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
         """As ``__call__``, of what is short enough to be tokenized."""
         if self.reading == "decoder":
@@ -549,22 +629,34 @@ class Encoder:
         pieces = self._pieces(text, pair, truncation)
         return self._encoding(pieces, text, pair, Asked(decoder=self._echo(pieces)))
 
-    def _before_one(self, text: str, pair: str | None, target: int | None, truncation: bool) -> Encoding:
+    def _before_one(
+        self,
+        text: str,
+        pair: str | None,
+        target: int | None,
+        truncation: bool,
+        pieces: Pieces | None = None,
+    ) -> Encoding:
         """A decoder reads the text, and the next token is asked about."""
-        pieces = self._pieces(text, pair, truncation)
+        pieces = (
+            self._fitted(pieces, False, self.limit, "text")
+            if pieces
+            else self._pieces(text, pair, truncation)
+        )
         if target is None:
             return self._encoding(pieces, text, pair)
         return self._encoding(pieces, text, pair, Asked((self.vocabulary.index(target),), (len(pieces) - 1,)))
 
-    def _continued(self, text: str, pair: str | None, target: Any, truncation: bool) -> Encoding:
+    def _continued(
+        self, text: str, pair: str | None, target: Any, truncation: bool, pieces: Pieces | None = None
+    ) -> Encoding:
         """A decoder reads text and target as one, but for the last token asked about."""
         continuation, start, stop = checked_target(target)
         if pair is not None:
             raise ValueError(
                 f"pair {pair!r} and target {continuation!r} both follow the text: only one can; join text and pair"
             )
-        self._check_content(split(self.tokenizer, text), text, None)
-        before, after = continued(self.tokenizer, text, continuation)
+        before, after = self._before_and_after(text, continuation, pieces)
         chosen = self._chosen(after, continuation, start, stop)
         last = chosen[-1]
         after = self._fitted(after.at(range(last + 1)), False, self.limit, "target")
@@ -572,9 +664,71 @@ class Encoder:
         asked = Asked(tuple(after.ids[i] for i in chosen), tuple(len(before) - 1 + i for i in chosen))
         return self._encoding(before + after.at(range(last)), text, continuation, asked)
 
-    def _beside(self, text: str, pair: str | None, target: Any, truncation: bool) -> Encoding:
+    def _before_and_after(
+        self, text: str, continuation: str | Sequence[int], pieces: Pieces | None
+    ) -> tuple[Pieces, Pieces]:
+        """The tokens of a text (``pieces``, where it is cut already), and of a string or of ids that follow it."""
+        if not isinstance(continuation, str):
+            _, after = pieces_of_ids(self.tokenizer, [self.vocabulary.index(int(i)) for i in continuation])
+            before = pieces or self._pieces(text, None, False)
+            spans = tuple(span and (1, *span[1:]) for span in after.spans)
+            return before, replace(after, spans=spans)
+        if pieces is not None:
+            after = split(self.tokenizer, continuation, special=False)
+            return pieces, _moved(after, 0, len(continuation))
+        self._check_content(split(self.tokenizer, text), text, None)
+        return continued(self.tokenizer, text, continuation)
+
+    def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
+        """A text with what follows it, and a text for each token of that: what stands before, and it as the target.
+
+        In an encoder-decoder what follows is the decoder's, which is not among the text's tokens.
+
+        Args:
+            continuation: a string, or token ids.
+        """
+        if self.reading not in ("continuation", "decoder"):
+            raise ValueError("a continuation is asked of a model that is no language model; leave it out")
+        prompt = self(text, None, None, False)
+        if self.reading == "decoder":
+            if isinstance(continuation, str):
+                whole = self(text, None, continuation, False)
+            else:
+                ids = tuple(self.vocabulary.index(int(i)) for i in continuation)
+                decoder = (*self.start, *ids[:-1])
+                places = tuple(range(len(self.start) - 1, len(decoder)))
+                extra = {**prompt.extra, "decoder_input_ids": decoder}
+                whole = replace(prompt, extra=extra, target=ids, target_positions=places)
+            pairs = zip(whole.target, whole.target_positions)
+            return whole, [
+                replace(whole, target=(token,), target_positions=(place,)) for token, place in pairs
+            ]
+        pieces = None if isinstance(text, str) else Pieces(prompt.ids, prompt.offsets)
+        before, after = self._before_and_after(prompt.text, continuation, pieces)
+        if not len(after):
+            raise ValueError(f"continuation {continuation!r} has no tokens; give some words")
+        joined = self._fitted(before + after, False, self.limit, "text with its continuation")
+        written = (
+            continuation if isinstance(continuation, str) else pieces_of_ids(self.tokenizer, after.ids)[0]
+        )
+        whole = self._encoding(joined, prompt.text, written)
+        if prompt.parts:
+            whole = replace(whole, parts=prompt.parts + (None,) * (len(joined) - len(prompt.parts)))
+        steps = []
+        for place in range(len(before), len(joined)):
+            kept = whole.only([index < place for index in range(len(joined))])
+            steps.append(replace(kept, target=(joined.ids[place],), target_positions=(place - 1,)))
+        return whole, steps
+
+    def _beside(
+        self, text: str, pair: str | None, target: Any, truncation: bool, pieces: Pieces | None = None
+    ) -> Encoding:
         """An encoder reads the text, the decoder the target, shifted right."""
-        pieces = self._pieces(text, pair, truncation)
+        pieces = (
+            self._fitted(pieces, False, self.limit, "text")
+            if pieces
+            else self._pieces(text, pair, truncation)
+        )
         if target is None:
             return self._encoding(pieces, text, pair, Asked(decoder=self.start))
         if isinstance(target, int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -16,9 +16,13 @@ from interp_plugin.method.objective import default_rows
 from interp_plugin.method.perturbation import FULL, NoisyModel, Selector, Site, alike
 from interp_plugin.method.problem import Problem, Terms, fit_together, pose
 from interp_plugin.method.solver import NoiseFit, Solver
-from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
+from interp_plugin.text.models import OUTPUT, Encoding, Function, Label, TextModel, shown, watched
 
 MAX_TOKENS = 2048  # of a batch, padding included
+MAX_GRADIENTS = 2**31  # bytes, of what a forward of a language model keeps for its backward
+KEPT_WIDTHS = (
+    24  # of a token's width, kept so by each layer: attention's and the wide layer's inputs and outputs
+)
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
 
 
@@ -31,12 +35,16 @@ class State:
         site: where it is read; None: the model's output.
         neurons: an index into the last dimension; None: all of it.
         state_std: v of the whole last dimension; None: each text is its own yardstick.
+        function: of the class that ``neurons`` is, in place of its score.
+        foil: a class that it is compared with.
     """
 
     label: Label
     site: Site | None
     neurons: int | slice | list[int] | None = None
     state_std: Tensor | None = None
+    function: Function | None = None
+    foil: int | None = None
 
     @property
     def selector(self) -> Selector | None:
@@ -44,6 +52,10 @@ class State:
         return None if self.neurons is None else self._pick
 
     def _pick(self, state: Tensor) -> Tensor:
+        if isinstance(self.neurons, int) and (self.function is not None or self.foil is not None):
+            ids = torch.full(state.shape[:-1], self.neurons, device=state.device)
+            foils = None if self.foil is None else torch.full_like(ids, self.foil)
+            return watched(state, ids, self.function or "logit", foils)
         try:
             return state[..., self.neurons]
         except IndexError as error:
@@ -84,6 +96,8 @@ class Batch:
         noise_layer: where noise enters.
         sites: where states will be read; None is the output.
         max_rows: most rows in the clean forward; None: all, fewer of a language model.
+        function: what is watched of a language model's target.
+        tick: called with the number of rows before each forward.
     """
 
     def __init__(
@@ -93,17 +107,20 @@ class Batch:
         noise_layer: Site,
         sites: Sequence[Site | None],
         max_rows: int | None = None,
+        function: Function = "log_probability",
+        tick: Callable[[int], None] | None = None,
     ) -> None:
         arguments, self.token_mask = model.collate(encodings)
-        if max_rows is None and model.vocabulary:
-            max_rows = max(1, MAX_SCORES // (self.token_mask.shape[1] * model.vocabulary))
-        self._model = model
+        self._model, self._function, self._tick = model, function, tick
         self.encodings = list(encodings)
         self.targets = (
             _Targets.of(encodings, self.token_mask.device) if any(e.target for e in encodings) else None
         )
+        if max_rows is None and model.vocabulary:
+            max_rows = self._rows_of_scores
+        self._units = _units(encodings, self.token_mask)
         self._decoder_mask = _decoder_mask(encodings).to(self.token_mask.device)
-        self._noisy = NoisyModel(_Forward(model, self.targets), arguments, noise_layer, max_rows=max_rows)
+        self._noisy = NoisyModel(self._forward(self.targets), arguments, noise_layer, max_rows=max_rows)
         self._sites = list(sites)
         self._wholes = self._noisy.read(sites)
         [origin] = self._noisy.origin
@@ -114,19 +131,33 @@ class Batch:
             )
         self.token_size = origin.shape[2]
 
+    def _forward(self, targets: _Targets | None) -> _Forward:
+        return _Forward(self._model, targets, self._function, self._tick)
+
+    @property
+    def _rows_of_scores(self) -> int:
+        """Rows in one forward of a language model, by the scores that it gives."""
+        places = self.token_mask.shape[1]
+        if self._model.axis[OUTPUT] == "decoder":
+            places = max(len(e.extra.get("decoder_input_ids", ())) for e in self.encodings)
+        if self.targets is not None and hasattr(self._model, "scores_at"):
+            places = min(places, len(self.targets.places.unique()))
+        return max(1, MAX_SCORES // (places * self._model.vocabulary))
+
     def at(self, examples: Sequence[int]) -> Batch:
         """Some of the texts, with what is known of them."""
         part = copy(self)
         rows = torch.tensor(examples, device=self.token_mask.device)
         part.encodings = [self.encodings[i] for i in examples]
         part.token_mask = self.token_mask[rows]
+        part._units = None if self._units is None else self._units[rows]
         part._decoder_mask = self._decoder_mask[rows]
         part.targets = self.targets and self.targets.at(rows)
         part._wholes = [whole[rows.to(whole.device)] for whole in self._wholes]
         inputs, origin = (
             [x[rows.to(x.device)] for x in xs] for xs in (self._noisy.inputs, self._noisy.origin)
         )
-        part._noisy = replace(self._noisy, forward=_Forward(self._model, part.targets), inputs=tuple(inputs))
+        part._noisy = replace(self._noisy, forward=self._forward(part.targets), inputs=tuple(inputs))
         part._noisy.origin = tuple(origin)
         return part
 
@@ -168,12 +199,13 @@ class Batch:
 
     @property
     def default_rows(self) -> int:
-        """Rows in one forward: as the solver would choose, fewer where a language model's output is a state."""
-        rows = default_rows(self._noisy.origin[0][0].numel())
+        """Rows in one forward: as the solver would choose, of a language model fewer by its depth and its output."""
+        elements = self._noisy.origin[0][0].numel()
+        rows = default_rows(elements)
+        if self._model.vocabulary:
+            rows = min(rows, MAX_GRADIENTS // (4 * KEPT_WIDTHS * elements * len(self._model.layers)))
         if self.targets is not None and None in self._sites:
-            in_decoder = self._model.axis[OUTPUT] == "decoder"
-            places = (self._decoder_mask if in_decoder else self.token_mask).shape[1]
-            rows = min(rows, MAX_SCORES // (places * self._model.vocabulary))
+            rows = min(rows, self._rows_of_scores)
         return max(1, rows)
 
     @property
@@ -208,6 +240,9 @@ class Batch:
         """
         noisy = self._noisy.at(state.site)
         noisy.selector = selector or state.selector
+        if self._units is not None:
+            units = self._units[examples.to(self._units.device)].to(kept.device)
+            kept = kept.gather(1, units.clamp(min=0)) | (units < 0)
         inputs = tuple(x[examples.to(x.device)] for x in noisy.inputs)
         targets = self.targets and self.targets.at(examples.to(self.targets.ids.device))
         if way == "attention":
@@ -225,7 +260,7 @@ class Batch:
             inputs = self._model.collate(shorter)[0]
             targets = targets and _Targets.of(shorter, targets.ids.device)
             noisy.noise_layer = None
-        noisy.forward, noisy.inputs = _Forward(self._model, targets), inputs
+        noisy.forward, noisy.inputs = self._forward(targets), inputs
         return noisy
 
     def fit(
@@ -266,7 +301,46 @@ class Batch:
         if mask is not None:
             counted &= mask.reshape(*mask.shape, *[1] * (selected.ndim - 2))
         own = replace(terms, state_std=state.selected_std)
-        return pose(noisy, own, None, self.token_mask, counted, whole)
+        if self._units is None:
+            return pose(noisy, own, None, self.token_mask, counted, whole)
+        numbers, mask = self._numbered_units()
+        features = (numbers.unsqueeze(2).expand(-1, -1, self.token_size),)
+        return pose(noisy, own, features, mask, counted, whole)
+
+    def _numbered_units(self) -> tuple[Tensor, Tensor]:
+        """The unit of each token, (B, T), with one more for what bears no noise; which units bear noise, (B, units)."""
+        assert self._units is not None
+        bears = self._units >= 0
+        count = int(self._units.max()) + 1
+        numbers = torch.where(bears, self._units, count)
+        mask = torch.zeros(len(numbers), int(numbers.max()) + 1, dtype=torch.bool, device=numbers.device)
+        return numbers, mask.scatter_(1, numbers, bears)
+
+    def tokens_in_unit(self, index: int) -> Tensor:
+        """How many tokens the unit of each token of a text has, (T,)."""
+        if self._units is None:
+            return torch.ones(int(self.token_mask[index].sum()))
+        numbers, _ = self._numbered_units()
+        real = numbers[index][self.token_mask[index].bool()].cpu()
+        return real.bincount()[real].float()
+
+    def per_token(self, values: Tensor, index: int) -> Tensor:
+        """What a fit says of each unit of a text, row ``index`` of (B, units), for each of its T tokens; on the CPU."""
+        row = values[index]
+        if self._units is not None:
+            row = row[self._numbered_units()[0][index].to(row.device)]
+        return row[self.token_mask[index].to(row.device).bool()].cpu()
+
+
+def _units(encodings: Sequence[Encoding], token_mask: Tensor) -> Tensor | None:
+    """The number of the unit of each token, (B, T), -1 where it bears no noise; None: every token is one."""
+    if not any(e.units for e in encodings):
+        return None
+    numbers = torch.full(token_mask.shape, -1)
+    for row, encoding in enumerate(encodings):
+        own = encoding.units or tuple(range(len(encoding.ids)))
+        numbers[row, token_mask[row].cpu().bool()] = torch.tensor(own)
+    return numbers.to(token_mask.device)
 
 
 def _decoder_mask(encodings: Sequence[Encoding]) -> Tensor:
@@ -295,6 +369,8 @@ class _Targets:
     ids: Tensor  # (B, n)
     places: Tensor  # column of the output that predicts each, (B, n)
     real: Tensor  # (B, n)
+    foils: Tensor  # (B, n), the ids themselves where a target is taken alone
+    is_contrast: bool
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], device: torch.device) -> _Targets:
@@ -305,28 +381,51 @@ class _Targets:
             n = len(e.target)
             ids[row, :n], places[row, :n] = ids.new_tensor(e.target), ids.new_tensor(e.target_positions)
             real[row, :n] = True
-        return cls(*(x.to(device) for x in (ids, places, real)))
+        foils = ids.clone()
+        for row, e in enumerate(encodings):
+            foils[row, : len(e.foils)] = ids.new_tensor(e.foils)
+        is_contrast = any(e.foils for e in encodings)
+        ids, places, real, foils = (x.to(device) for x in (ids, places, real, foils))
+        return cls(ids, places, real, foils, is_contrast)
 
     def at(self, rows: Tensor) -> _Targets:
-        return _Targets(self.ids[rows], self.places[rows], self.real[rows])
+        return _Targets(
+            self.ids[rows], self.places[rows], self.real[rows], self.foils[rows], self.is_contrast
+        )
 
 
 class _Forward:
-    """The model on rows of a batch; with targets its output is their log probabilities, (R, n)."""
+    """The model on rows of a batch; with targets its output is what is watched of them, (R, n)."""
 
-    def __init__(self, model: TextModel, targets: _Targets | None) -> None:
-        self.model, self.targets = model, targets
+    def __init__(
+        self,
+        model: TextModel,
+        targets: _Targets | None,
+        function: Function,
+        tick: Callable[[int], None] | None,
+    ) -> None:
+        self.model, self.targets, self.function, self.tick = model, targets, function, tick
         self.module: nn.Module = model.module
 
     def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        output = self.model(*inputs)
+        if self.tick is not None:
+            self.tick(len(rows))
         if self.targets is None:
-            return output
-        rows = rows.to(output.device)
-        places = self.targets.places.to(output.device)[rows]
-        ids = self.targets.ids.to(output.device)[rows]
-        scores = output[
-            torch.arange(len(rows), device=output.device).unsqueeze(1), places
-        ]  # (R, n, vocabulary)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return scores.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+            return self.model(*inputs)
+        scores = scores_at(self.model, inputs, self.targets.places[rows.to(self.targets.places.device)])
+        rows = rows.to(scores.device)
+        ids, foils = (x.to(scores.device)[rows] for x in (self.targets.ids, self.targets.foils))
+        alone = watched(scores, ids, self.function)
+        if not self.targets.is_contrast:
+            return alone
+        return torch.where(ids == foils, alone, watched(scores, ids, self.function, foils))
+
+
+def scores_at(model: TextModel, inputs: tuple[Tensor, ...], places: Tensor) -> Tensor:
+    """A language model's scores at some places of each row, (R, n, vocabulary); places is (R, n)."""
+    if hasattr(model, "scores_at"):  # which does not compute the others
+        found: Tensor = model.scores_at(inputs, places)
+        return found
+    output = model(*inputs)
+    rows = torch.arange(len(output), device=output.device).unsqueeze(1)
+    return output[rows, places.to(output.device)]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from interp_plugin import rendering
 from interp_plugin.optional import load
+from interp_plugin.report import explanations
 from interp_plugin.text import forms, storage
 from interp_plugin.text.rows import ErasedRow, Layer, Record, Row, TextExplanation
 from interp_plugin.text.scores import Aggregate, Granularity, Kind, Scores, listed
@@ -46,6 +46,7 @@ class Settings:
         amortised: digest of the head that predicted the numbers; None: the solver found them.
         max_passes: of the solver.
         erased: how tokens were erased (side, ways, passes); None: noise was learned.
+        function: what was watched of the target, where it was said.
 
     Example::
 
@@ -67,6 +68,7 @@ class Settings:
     amortised: str | None = None
     max_passes: int | None = None
     erased: str | None = None
+    function: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -263,8 +265,11 @@ class Explanation(Record, Sequence[TextExplanation]):
         console: Console | None = None,
         granularity: Granularity = "token",
         aggregate: Aggregate = "mean",
+        details: bool = True,
     ) -> None:
-        """Print predictions, tables of units x layers and the cost (console: default stdout).
+        """Print the answer, the shaded text and a table of units x layers (console: default stdout).
+
+        With ``details`` also standard errors, how the numbers came about, how to read them, and the cost.
 
         Units of several tokens show the mean over them, unless ``aggregate`` asks for their "sum" or "max" (see
         `TextExplanation.scores`): otherwise the words of most pieces would look most important.
@@ -275,7 +280,9 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> example().show(Console(quiet=True))
         """
         load("rich", "show", "cli")
-        rendering.show(self.to_dict(granularity, aggregate), console)
+        from interp_plugin.report import terminal
+
+        terminal.show(explanations.report(self.to_dict(granularity, aggregate)), console, details)
 
     @overload
     def to_html(
@@ -304,24 +311,28 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> "<html" in example().to_html()
             True
         """
-        page = rendering.to_html(self.to_dict(granularity, aggregate))
+        from interp_plugin.report import html
+
+        page = html.page(explanations.report(self.to_dict(granularity, aggregate)))
         if path is None:
             return page
         replace_file(path, page.encode())
         return Path(path)
 
     def _repr_html_(self) -> str:
-        return rendering.notebook_html(self.to_dict())
+        from interp_plugin.report import html
+
+        return html.frame(explanations.report(self.to_dict(aggregate="mean")))
 
     def plot(
         self,
         kind: Literal["layers", "tokens", "flow"] = "layers",
-        text: int = 0,
+        text: int | None = None,
         layer: Choice | None = None,
         granularity: Granularity = "token",
         aggregate: Aggregate = "mean",
     ) -> Figure:
-        """A Matplotlib figure of a text, or of all of them ("flow"); `rendering.plot` says what each kind shows.
+        """A Matplotlib figure of a text, or of all of them (None); `report.figures.plot` says what each kind shows.
 
         ``layer`` is a label, or a pair (label, position); ``aggregate`` is as in `show`.
 
@@ -330,7 +341,9 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> len(example().plot("tokens", layer=1).axes[0].patches)
             4
         """
-        return rendering.plot(self.to_dict(granularity, aggregate), kind, text=text, layer=layer)
+        from interp_plugin.report import figures
+
+        return figures.plot(self.to_dict(granularity, aggregate), kind, text=text, layer=layer)
 
     def to_captum(
         self,
@@ -341,14 +354,16 @@ class Explanation(Record, Sequence[TextExplanation]):
         """A record of Captum's ``visualize_text`` for each text, at one layer (default each text's last row).
 
         ``layer`` is a label, or a pair (label, position), and ``aggregate`` as in `show`; see
-        `rendering.captum_records`.
+        `report.records.captum_records`.
 
         Example::
 
             >>> [record.raw_input_ids for record in example().to_captum(1, "word")]
             [['[CLS]', 'a', 'film', '[SEP]'], ['[CLS]', 'good', '[SEP]']]
         """
-        return rendering.captum_records(self.to_dict(granularity, aggregate), layer)
+        from interp_plugin.report.records import captum_records
+
+        return captum_records(self.to_dict(granularity, aggregate), layer)
 
 
 def example() -> Explanation:

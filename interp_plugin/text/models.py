@@ -6,7 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,19 @@ from interp_plugin.method.perturbation import LayerCall, device_of, first_tensor
 CHARACTERS = 2**22
 """Of a text at most: a million tokens of usual length.  To tokenize more would take minutes and gigabytes."""
 OUTPUT = "output"
+HIDDEN = "hidden_states."
+"""Before the label of a block: its own output, where the layer's state is read after the normalisation that follows."""
 Label = int | str
 """A layer: the number of a block, a name, or OUTPUT for what the model returns."""
 Offset = tuple[int, int, int]
 """Which text (0, or 1 for its pair), first character, and the one after the last."""
+Source = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A text, its token ids, or the messages of a chat."""
 Axis = Literal["input", "decoder"]
 Target = str | int | tuple[str, tuple[int, int]] | None
 """A continuation, the id of one token, or a continuation and the characters of it that are asked about."""
+Function = Literal["logit", "log_probability", "probability", "log_odds", "margin"]
+"""What is watched of a class or token, see :func:`watched`."""
 Task = Literal["sequence classes", "token classes", "next token", "none"]
 
 
@@ -38,6 +44,9 @@ class Encoding:
         extra: further inputs of the model, by name: one number a token, or a decoder's own sequence.
         target: ids of the tokens that a language model is asked for.
         target_positions: the position of its output that predicts each of them.
+        foils: as many ids that each of them is compared with; empty: it is taken alone.
+        parts: of a chat, number and role of the message that each token is of, None of the template's; else empty.
+        units: number of the unit whose scale of noise each token has, -1: it bears none; empty: each has its own.
     """
 
     text: str
@@ -48,6 +57,14 @@ class Encoding:
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     target: tuple[int, ...] = ()
     target_positions: tuple[int, ...] = ()
+    foils: tuple[int, ...] = ()
+    parts: tuple[tuple[int, str] | None, ...] = ()
+    units: tuple[int, ...] = ()
+
+    @property
+    def unasked(self) -> Encoding:
+        """The same text without a target."""
+        return replace(self, target=(), target_positions=(), foils=())
 
     def only(self, kept: Sequence[bool]) -> Encoding:
         """The same with only some of its tokens, (T,); targets are asked for where they follow now.
@@ -58,7 +75,7 @@ class Encoding:
         Examples::
             >>> Encoding("a b", None, ("a", "b"), ((0, 0, 1), (0, 2, 3)), (5, 6), {}, (7,), (1,)).only([True, False])
             Encoding(text='a b', pair=None, tokens=('a',), offsets=((0, 0, 1),), ids=(5,), extra={}, target=(7,), \
-target_positions=(0,))
+target_positions=(0,), foils=(), parts=(), units=())
         """
         if any(len(values) != len(self.ids) for values in self.extra.values()):
             raise ValueError(
@@ -77,6 +94,8 @@ target_positions=(0,))
             offsets=those(self.offsets),
             ids=those(self.ids),
             extra={name: those(values) for name, values in self.extra.items()},
+            parts=those(self.parts),
+            units=those(self.units),
             target_positions=tuple(max(sum(kept[: at + 1]) - 1, 0) for at in self.target_positions),
         )
 
@@ -122,7 +141,7 @@ class TextModel(Protocol):
         ...
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """Tokenise; ``target`` as a language model's continuation (classifiers ignore it)."""
         ...
@@ -235,9 +254,11 @@ class PlainModel:
         return None
 
     def encode(
-        self, text: str, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """One text; see :class:`TextModel`."""
+        if not isinstance(text, str):
+            raise TypeError("a plain PyTorch model takes texts, and neither token ids nor chats; give a str")
         if pair is not None:
             raise ValueError("a plain PyTorch model takes one text, not a pair; join the two yourself")
         if len(text) > CHARACTERS:
@@ -303,6 +324,79 @@ class PlainModel:
     def target_name(self, encoding: Encoding) -> str:
         """Not of a classifier."""
         raise ValueError(f"{self.name} is a classifier and has no target tokens")
+
+
+def watched(scores: Tensor, ids: Tensor, function: Function, foils: Tensor | None = None) -> Tensor:
+    """A function of the scores of classes or tokens, (..., C), for the classes ids, (...); shape (...).
+
+    "logit": the score itself.  "log_probability" and "probability": after a softmax.  "log_odds": log p / (1 - p), the
+    score less the logarithm of the others' sum.  "margin": the score less the largest other one.  With foils:
+    what is watched of ids less what is watched of foils, where logarithms of probabilities differ as scores do.
+
+    Examples::
+        >>> scores, ids = torch.tensor([0.2, 0.5, 0.3]).log(), torch.tensor(1)
+        >>> [round(float(watched(scores, ids, name)), 3) for name in ("probability", "log_odds", "margin")]
+        [0.5, -0.0, 0.511]
+        >>> round(float(watched(scores, ids, "log_probability", torch.tensor(0)).exp()), 3)
+        2.5
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    if foils is not None:
+        if function == "probability":
+            scores = scores.softmax(-1)
+            own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        return own - scores.gather(-1, foils.unsqueeze(-1)).squeeze(-1)
+    if function == "logit":
+        return own
+    if function in ("log_probability", "probability"):
+        logs = scores.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        return logs.exp() if function == "probability" else logs
+    others = scores.scatter(-1, ids.unsqueeze(-1), -torch.inf)
+    return own - (others.amax(-1) if function == "margin" else others.logsumexp(-1))
+
+
+def check_function(function: str | None) -> None:
+    """Raise a ValueError for a function of the output that does not exist."""
+    if function is not None and function not in get_args(Function):
+        raise ValueError(f"function is {function!r}; choose from {', '.join(get_args(Function))}, or None")
+
+
+def contrasted(target: Encoding, foil: Encoding) -> Encoding:
+    """One text with a target and another one that it is compared with, at the first token in which they differ.
+
+    Args:
+        target, foil: the same text with each of the two.
+
+    Raises:
+        ValueError: one of them begins with the other, or the text before them is cut into other tokens.
+    """
+    pairs = zip(target.target, foil.target)
+    first = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
+    if first is None:
+        raise ValueError(
+            "target and instead_of are the same tokens as far as the shorter one goes: they must differ in one that "
+            "both have; give two continuations of which neither begins with the other"
+        )
+    place = target.target_positions[first]
+    decoder, other = (e.extra.get("decoder_input_ids", e.ids) for e in (target, foil))
+    if place != foil.target_positions[first] or decoder[: place + 1] != other[: place + 1]:
+        raise ValueError(
+            "the text before target and before instead_of is cut into different tokens, so that no place predicts "
+            "both; begin both with a space, or neither"
+        )
+    asked = replace(
+        target, target=(target.target[first],), target_positions=(place,), foils=(foil.target[first],)
+    )
+    if "decoder_input_ids" in target.extra:
+        return asked
+    return asked.only([index <= place for index in range(len(target.ids))])
+
+
+def state_sites(model: TextModel) -> Mapping[Label, LayerCall]:
+    """Where the state of each layer is read, by label: the layers' outputs, where the model does not say otherwise."""
+    sites: Mapping[Label, LayerCall] = getattr(model, "states", model.layers)
+    return sites
 
 
 def as_int(value: Any) -> Any:

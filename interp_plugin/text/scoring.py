@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,12 +17,25 @@ from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, lear
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import NoiseFit, Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import MAX_SCORES, Batch, State, scores_at
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
-from interp_plugin.text.models import OUTPUT, Axis, Encoding, Label, TextModel, as_int, plain_values, shown
+from interp_plugin.text.models import (
+    HIDDEN,
+    OUTPUT,
+    Axis,
+    Encoding,
+    Function,
+    Label,
+    TextModel,
+    as_int,
+    plain_values,
+    shown,
+)
 
+HALF = 0.5  # of the sum of squares: one element or token with more is what the state is measured by
+FEW_PLACES = 4  # of fewer tokens one may well have half of the state
 Found = TypeVar("Found")
-Positions = int | Sequence[int] | Literal["each"] | None
+Positions = int | Sequence[int] | Literal["each", "all"] | None
 
 
 @dataclass(frozen=True)
@@ -30,13 +44,15 @@ class Plan:
 
     Attributes:
         states: a row each, in this order.
-        positions: of the states that have tokens: None watches all together, an index (from the end
-            where negative), several or "each" one by one.
+        positions: of the states that have tokens: None watches all together, or where a language model's target is
+            predicted, "all" always all, an index (from the end where negative), several or "each" one by one.
         noise_layer: where noise enters.
         target: name of the output that is watched, where the states say which.
         rate, max_sigma, input_std, solver: of the fits.
         max_rows: rows at most in one forward; None starts from what suits the length and halves when
             memory runs out.
+        function: what is watched of a language model's target.
+        tick: called with the number of rows before each forward, for a progress bar.
     """
 
     states: tuple[State, ...]
@@ -48,6 +64,8 @@ class Plan:
     solver: Solver
     max_rows: int | None = None
     input_std: float | None = None
+    function: Function = "log_probability"
+    tick: Callable[[int], None] | None = None
 
 
 class Finder(Protocol):
@@ -77,13 +95,17 @@ def score(
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
     if model.task == "next token" and any(s.label == OUTPUT for s in plan.states) and not all(given):
         encodings, guesses = _with_next_tokens(model, encodings, plan)
+        given = [True] * len(encodings)
     sites = dict.fromkeys(state.site for state in plan.states)
     if model.task == "sequence classes":
         sites[None] = None
     with nullcontext() if finder is None else finder.watch(model, encodings) as seen:
-        batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows)
+        batch = Batch(
+            model, encodings, plan.noise_layer, list(sites), plan.max_rows, plan.function, plan.tick
+        )
     if model.task == "sequence classes":
         guesses = [model.predicted(scores) for scores in batch.whole(None)]
+    warn_of_concentration(batch, plan.states)
     rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen, given)
     return [
         TextExplanation(
@@ -94,11 +116,72 @@ def score(
             size=batch.token_size,
             predicted=guess[0] if guess else None,
             probability=guess[1] if guess else None,
-            target=model.target_name(encoding) if encoding.target else plan.target,
+            target=_target_name(model, encoding) if encoding.target else plan.target,
             rows=rows_of_text,
         )
         for encoding, guess, rows_of_text in zip(encodings, guesses, rows)
     ]
+
+
+def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) -> TextExplanation:
+    """The explanations of the tokens of a continuation as the rows of one text; a row keeps 0 of what follows it.
+
+    Args:
+        model: what read them.
+        whole: the text with its continuation.
+        steps: of each token of it, in order, with the tokens before it.
+    """
+    count = len(whole.ids)
+    in_decoder = model.axis[OUTPUT] == "decoder"
+    rows: dict[tuple[Label, int], Row] = {}
+    for number, step in enumerate(steps):
+        predicted = number if in_decoder else len(step.tokens)
+        for row in step.rows:
+            position = predicted if row.layer == OUTPUT else predicted - (not in_decoder)
+            rows[row.layer, position] = _widened(replace(row, position=position), count)
+    layers = list(dict.fromkeys(layer for layer, _ in rows))
+    ordered = sorted(rows.items(), key=lambda pair: layers.index(pair[0][0]))
+    return TextExplanation(
+        text=whole.text,
+        pair=whole.pair,
+        tokens=whole.tokens,
+        offsets=whole.offsets,
+        size=steps[0].size,
+        predicted=None,
+        probability=None,
+        target="".join(str(step.target) for step in steps),
+        rows=tuple(row for _, row in ordered),
+    )
+
+
+def _widened(row: Row, count: int) -> Row:
+    """A row with further tokens, which the state does not depend on."""
+    more = count - len(row.sigma)
+    if isinstance(row, ErasedRow):
+        zeros = torch.zeros(more)
+        return replace(
+            row,
+            sigma=torch.cat([row.sigma, torch.full((more,), math.nan)]),
+            standard_error=torch.cat([row.standard_error, zeros]),
+            erased=torch.cat([row.erased, zeros]),
+            erasure_probability=torch.cat([row.erasure_probability, zeros]),
+        )
+    sigma = torch.cat([row.sigma, torch.full((more,), row.max_sigma)])
+    share = len(row.sigma) / count  # of the mean over all tokens
+    return replace(
+        row,
+        sigma=sigma,
+        standard_error=torch.cat([row.standard_error, torch.zeros(more)]),
+        common_error=row.common_error * share,
+    )
+
+
+def _target_name(model: TextModel, encoding: Encoding) -> str:
+    """What is asked for, and what it is compared with."""
+    name = model.target_name(encoding)
+    if not encoding.foils:
+        return name
+    return f"{name} instead of {model.target_name(replace(encoding, target=encoding.foils))}"
 
 
 def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
@@ -115,7 +198,7 @@ def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
         fits = _fits(some, part, plan)
         for state, places, fit in zip(part.states, part.positions, fits):
             for index, (example, place) in enumerate(zip(part.examples, places)):
-                found[example].append((plan.states.index(state), _row(state, place, fit, index)))
+                found[example].append((plan.states.index(state), _row(some, state, place, fit, index)))
     return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
 
 
@@ -159,22 +242,54 @@ def warn_of_deaf_states(texts: Iterable[TextExplanation]) -> None:
         )
 
 
+def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
+    """Warn of layers whose distortion is that of one element or token: noise would say what it alone knows.
+
+    Where a text is its own unit, v^2 = mean s^2, an element with most of the sum of squares has most of the distortion.
+    """
+    found: dict[str, list[str]] = {}
+    for state in states:
+        real = batch.places(state)
+        if state.site is None or state.state_std is not None or state.neurons is not None or real is None:
+            continue
+        squares = batch.whole(state.site).float().square().flatten(2) * real.unsqueeze(2)  # (B, T, K)
+        total = squares.sum((1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
+        element = squares.flatten(1).amax(1) / total
+        token = squares.sum(2).amax(1) / total * (real.sum(1) >= FEW_PLACES)
+        for example in ((element > HALF) | (token > HALF)).nonzero()[:, 0].tolist():
+            place, dimension = divmod(int(squares[example].argmax()), squares.shape[2])
+            at = f"dimension {dimension} of token {place}" if element[example] > HALF else f"token {place}"
+            found.setdefault(at, []).append(repr(state.label))
+    for at, labels in found.items():
+        hidden = any(HIDDEN in label for label in labels)
+        warnings.warn(
+            f"{at} has more than half of the sum of squares of the state of layer {', '.join(dict.fromkeys(labels))}, "
+            "which the noise is then measured by alone; calibrate() gives each dimension a unit of its own"
+            + (
+                f", and a layer's label without {HIDDEN} is what the next block reads of it" if hidden else ""
+            ),
+            stacklevel=4,
+        )
+
+
 def _with_next_tokens(
     model: TextModel, encodings: Sequence[Encoding], plan: Plan
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
     """Texts without a target get the model's own next token, and what it is with its probability."""
-    bare = [replace(e, target=()) for e in encodings]
-    batch = Batch(model, bare, plan.noise_layer, [None], plan.max_rows)
-    real = batch.places(State(OUTPUT, None))
-    assert real is not None
+    arguments, _ = model.collate([e.unasked for e in encodings])
+    last = torch.tensor([[len(e.extra.get("decoder_input_ids", e.ids)) - 1] for e in encodings])
+    rows = plan.max_rows or max(1, MAX_SCORES // (model.vocabulary * len(last.unique())))
     asked: list[Encoding] = []
     guesses: list[tuple[str, float] | None] = []
-    for encoding, scores, mask in zip(encodings, batch.whole(None), real):
-        last = scores[mask.to(scores.device)][-1]
-        place = len(encoding.extra.get("decoder_input_ids", encoding.ids)) - 1
-        own = replace(encoding, target=(int(last.argmax()),), target_positions=(place,))
-        asked.append(encoding if encoding.target else own)
-        guesses.append(None if encoding.target else model.predicted(last))
+    for chosen in torch.arange(len(encodings)).split(rows):
+        some = tuple(x[chosen.to(x.device)] for x in arguments)
+        with torch.inference_mode(False), torch.no_grad():
+            scores = scores_at(model, some, last[chosen])[:, 0]  # (R, vocabulary)
+        for index, of_text in zip(chosen.tolist(), scores):
+            encoding, place = encodings[index], int(last[index])
+            own = replace(encoding, target=(int(of_text.argmax()),), target_positions=(place,))
+            asked.append(encoding if encoding.target else own)
+            guesses.append(None if encoding.target else model.predicted(of_text))
     return asked, guesses
 
 
@@ -196,10 +311,11 @@ def parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> 
     for state in plan.states:
         real = batch.places(state)
         has_tokens = real is not None and not (state.site is None and batch.targets is not None)
-        if plan.positions is not None and has_tokens:
+        together_always = isinstance(plan.positions, str) and plan.positions == "all"
+        if plan.positions is not None and not together_always and has_tokens:
             apart.setdefault(model.axis[state.label], []).append(state)
             continue
-        asked = real is not None and state.site is not None and any(given)
+        asked = real is not None and state.site is not None and any(given) and not together_always
         mask = batch.predicting(state, real, given) if real is not None and asked else real
         together.states.append(state)
         together.masks.append(mask)
@@ -238,23 +354,22 @@ def _indices(positions: Positions, length: int, name: str) -> list[int]:
         if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
             raise ValueError(
                 f"position {place!r} does not exist in {name}, which has {length} tokens; give {-length} to "
-                f"{length - 1}, or 'each'"
+                f"{length - 1}, 'each' or 'all'"
             )
     if not wanted:
         raise ValueError(f"positions {positions!r} names no token; give one or more, 'each' or None")
     return list(dict.fromkeys(place % length for place in wanted))
 
 
-def _row(state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
-    mask = fit.token_mask[index]
-    errors = fit.standard_error[index][mask].cpu()
-    share = float((fit.sigma < fit.max_sigma.unsqueeze(1))[index][mask].float().mean())
+def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index: int) -> Row:
+    sigma, below = batch.per_token(fit.sigma, index), fit.sigma < fit.max_sigma.unsqueeze(1)
     return Row(
         layer=state.label,
         position=position,
-        sigma=fit.sigma[index][mask].cpu(),
-        standard_error=errors,
-        common_error=float(fit.common_error[index]) * share,  # the fit's is of the tokens below the cap alone
+        sigma=sigma,
+        standard_error=batch.per_token(fit.standard_error, index),
+        # the fit's is of the tokens below the cap alone
+        common_error=float(fit.common_error[index]) * float(batch.per_token(below, index).float().mean()),
         max_sigma=float(fit.max_sigma[index]),
         input_std=float(fit.input_std[index]),
         regime_index=float(fit.regime_index[index]),
@@ -308,7 +423,7 @@ class ErasureFinder:
                     learn = partial(self._fit, some, plan.noise_layer, erased_are, state, own, selector)
                     fit = in_memory(plan, some, learn)
                     for index, (row, example) in enumerate(zip(rows, examples)):
-                        erased = _erased_row(state, places[row], fit, index, batch.token_mask[example])
+                        erased = _erased_row(some, state, places[row], fit, index)
                         found[example].append((plan.states.index(state), erased))
         return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
 
@@ -319,6 +434,9 @@ class ErasureFinder:
             yield everyone, None
             return
         kinds: dict[int, list[int]] = {}
+        if self.model.task == "sequence classes" and (state.function is not None or state.foil is not None):
+            yield everyone, state.selector
+            return
         if self.model.task == "sequence classes":
             whole = batch.whole(None)
             for row, example in enumerate(part.examples):
@@ -348,7 +466,7 @@ class ErasureFinder:
         objective = problem.objective
         if baseline is None:
             baseline = nothing(module_of(noise_layer), objective).expand_as(objective.origin)
-        players = objective.groups.spread(batch.players.to(objective.device, objective.dtype)) > 0
+        players = batch.players.to(objective.device).repeat_interleave(batch.token_size, 1)  # (B, N)
         baseline = torch.where(players, baseline.flatten(1).to(objective.origin), objective.origin)
         erasing = Erasing(
             objective, baseline, self.ways, partial(batch.edited, state=state, selector=selector)
@@ -362,14 +480,14 @@ def _summed(state: Tensor, count: int) -> Tensor:
     return state[:, :count].sum(1)
 
 
-def _erased_row(state: State, position: int | None, fit: ErasureFit, index: int, mask: Tensor) -> ErasedRow:
-    real = mask.cpu().bool()
+def _erased_row(batch: Batch, state: State, position: int | None, fit: ErasureFit, index: int) -> ErasedRow:
+    share = 1 / batch.tokens_in_unit(index)
     return ErasedRow.of(
         state.label,
         position,
-        fit.score[index][real],
-        fit.standard_error[index][real],
-        fit.probability[index][real],
+        batch.per_token(fit.score, index) * share,
+        batch.per_token(fit.standard_error, index) * share,
+        batch.per_token(fit.probability, index),
         float(fit.damage[index]),
         int(fit.n_forward[index]),
         int(fit.n_backward[index]),

@@ -297,7 +297,7 @@ def test_studies_that_no_head_can_learn_from(
 def test_a_head_refuses_another_model_tokenizer_and_file(head: AmortisedEstimator, tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
     head.save(path)
-    with pytest.raises(ValueError, match=r"made for something else.*weights is"):
+    with pytest.raises(ValueError, match=r"made for other settings.*weights is"):
         AmortisedEstimator.load(path, gains(seed=1))
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         AmortisedEstimator.load(path, gains(shift=1))

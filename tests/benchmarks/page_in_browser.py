@@ -16,23 +16,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from explanations import HOSTILE, explanation, falling, row, text
-from studies import METRICS, study_points, study_table
+from studies import made_report, study_table
 
-from interp_plugin import rendering
-from interp_plugin.rendering import study
+from interp_plugin.report import explanations, html
 
 ACT = """{
 const said = [], claim = (name, holds) => said.push(`${holds ? "ok " : "NOT"} ${name}`);
-const cells = [...document.querySelectorAll("td")], tip = document.getElementById("tip");
+const cells = [...document.querySelectorAll(".map td")], tip = document.getElementById("tip");
 const press = (key, more) => document.activeElement.dispatchEvent(
   new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true, ...more}));
 claim("the table is a grid", document.querySelector("table").getAttribute("role") === "grid");
 claim("one cell is a tab stop", cells.filter((cell) => cell.tabIndex === 0).length === 1);
-claim("every cell has a label", cells.every((cell) => /kept .* nats; lost .* sigma .* ± /.test(cell.ariaLabel)));
+const label = /kept .* nats; entropy left .* sigma .* ± /;
+claim("every cell has a label", cells.every((cell) => label.test(cell.ariaLabel)));
 cells[0].focus();
-claim("focus shows the tip", !tip.hidden && tip.textContent.includes("lost"));
+claim("focus shows the tip", !tip.hidden && tip.textContent.includes("entropy left"));
 press("ArrowRight"); press("ArrowDown");
 claim("arrows move", document.activeElement === cells[WIDTH + 1]);
 claim("the sentence follows the layer", document.querySelector("output").textContent === "layer 2");
@@ -47,7 +47,21 @@ const slider = document.querySelector("input");
 slider.value = 2; slider.dispatchEvent(new Event("input"));
 const units = [...document.querySelectorAll("[data-unit]")];
 claim("the slider shades the sentence", units.every((unit) =>
-  unit.classList.contains(cells[2 * WIDTH + Number(unit.dataset.unit)].className)));
+  unit.classList.contains(cells[2 * WIDTH + Number(unit.dataset.unit)].classList[0])));
+document.querySelector(".map tbody th").click();
+claim("a click on a layer selects it", document.querySelector("output").textContent === "layer 1");
+units[1].dispatchEvent(new MouseEvent("mouseenter"));
+claim("a word has its cell's tip", !tip.hidden && tip.textContent.includes("entropy left"));
+units[1].click();
+claim("a click on a word selects its column", document.querySelectorAll(".map thead .picked").length === 1);
+const map = document.querySelector(".map"), number = (cell) => Number.parseFloat(cell.textContent);
+const order = () => [...map.rows[1].cells].slice(1).map(number);
+const first = order();
+document.querySelector(".tools button").click();
+claim("units are sorted by value", order().every((value, i, all) => !i || value <= all[i - 1]));
+document.querySelector(".tools button").click();
+claim("their first order comes back", order().join() === first.join());
+claim("a table has lines and tabs", values(map).split("\\n")[0].split("\\t").length === WIDTH + 1);
 document.title = said.join("|");
 }"""
 
@@ -84,10 +98,10 @@ def main() -> None:
 
     width = len(HOSTILE)
     rows = [row(falling(width), layer) | {"tied": [True] * width} for layer in (1, 2, 3)]
-    source = rendering.to_html(explanation(text(list(HOSTILE), rows)))
+    source = html.page(explanations.report(explanation(text(list(HOSTILE), rows))))
     said = _tried(browser, source, ACT.replace("WIDTH", str(width)))
     table = study_table()
-    said += _tried(browser, study.to_html([table], {METRICS[0]: study_points(table)}, "A study"), SORT)
+    said += _tried(browser, html.page(made_report(table)), SORT)
     print("\n".join(said))
     sys.exit(any(line.startswith("NOT") for line in said) or len(said) < 20)
 

@@ -57,8 +57,8 @@ STATE_METHODS = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One call of ``interp-plugin compare``: of which model, about which layers (none: the class), how judged."""
+class StudyCall:
+    """A call of ``interp-plugin compare``: the model, the layers (none: the class), the metrics and methods."""
 
     teacher: bool
     layers: str
@@ -77,8 +77,7 @@ class Asked:
         ]
         words += ["--sample", str(texts), "--seed", "1", "--output", str(output)]
         words += ["--metrics", ",".join(self.metrics)]
-        if self.methods:
-            words += ["--methods", ",".join(self.methods)]
+        words += ["--methods", ",".join(self.methods)] if self.methods else ["--full"]
         if self.teacher:
             words += ["--model", str(teacher)]
         if self.layers:
@@ -93,8 +92,8 @@ class Asked:
 
 
 STUDIES = {
-    "default-class": Asked(False, "", (*CLASS_METRICS, "log-odds"), ()),
-    "default-states": Asked(
+    "default-class": StudyCall(False, "", (*CLASS_METRICS, "log-odds"), ()),
+    "default-states": StudyCall(
         False,
         "all",
         STATE_METRICS,
@@ -112,7 +111,7 @@ STUDIES = {
             STATE_METHODS[6],
         ),
     ),
-    "minilm-class": Asked(
+    "minilm-class": StudyCall(
         True,
         "",
         CLASS_METRICS,
@@ -135,12 +134,12 @@ STUDIES = {
             "random",
         ),
     ),
-    "default-carried-class": Asked(False, "", CLASS_METRICS, CARRIERS),
-    "default-carried-states": Asked(False, "all", (*STATE_METRICS, "state sufficiency (mask)"), CARRIERS),
-    "minilm-carried-class": Asked(True, "", CLASS_METRICS, CARRIERS),
-    "minilm-carried-states": Asked(True, "all", (*STATE_METRICS, "state sufficiency (mask)"), CARRIERS),
-    "minilm-states-low": Asked(True, "1-3", STATE_METRICS, (*STATE_METHODS, *PEERS)),
-    "minilm-states-high": Asked(True, "4-6", STATE_METRICS, (*STATE_METHODS, *PEERS)),
+    "default-carried-class": StudyCall(False, "", CLASS_METRICS, CARRIERS),
+    "default-carried-states": StudyCall(False, "all", (*STATE_METRICS, "state sufficiency (mask)"), CARRIERS),
+    "minilm-carried-class": StudyCall(True, "", CLASS_METRICS, CARRIERS),
+    "minilm-carried-states": StudyCall(True, "all", (*STATE_METRICS, "state sufficiency (mask)"), CARRIERS),
+    "minilm-states-low": StudyCall(True, "1-3", STATE_METRICS, (*STATE_METHODS, *PEERS)),
+    "minilm-states-high": StudyCall(True, "4-6", STATE_METRICS, (*STATE_METHODS, *PEERS)),
 }
 
 

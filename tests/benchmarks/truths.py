@@ -1,4 +1,4 @@
-"""Methods judged by truths that are known by construction; prints the tables.
+"""Methods evaluated by truths that are known by construction; prints the tables.
 
     python tests/benchmarks/truths.py [known] [counting] [reversal] [single] [context] [pair] [--data SST2.tsv]
 
@@ -20,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from known_truths import counting, known, reversal, shortcuts, teaching
-from known_truths.judgement import Mean
+from known_truths.evaluation import Mean
 from known_truths.planting import Kind
 
 from interp_plugin import huggingface
@@ -97,7 +97,7 @@ def run_reversal(methods: Sequence[Method], texts: int) -> None:
         )
 
 
-def run_planted(kind: Kind, methods: Sequence[Method], data: Path, judged: int, words: list[str]) -> None:
+def run_planted(kind: Kind, methods: Sequence[Method], data: Path, evaluated: int, words: list[str]) -> None:
     lines = data.read_text(encoding="utf-8").splitlines()[:1500]
     rows = [line.rsplit("\t", 1) for line in lines]
     model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
@@ -106,7 +106,7 @@ def run_planted(kind: Kind, methods: Sequence[Method], data: Path, judged: int, 
         taught = teaching.teach(model, texts, labels, kind, words=words or None)
     print(f"{taught.epochs} epochs")
     with timed("judging"):
-        print(shortcuts.find(taught, methods, judged).judgement.to_markdown())
+        print(shortcuts.find(taught, methods, evaluated).evaluation.to_markdown())
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--methods", default="")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of the counting toy")
-    parser.add_argument("--texts", type=int, default=200, help="sequences or sentences judged")
+    parser.add_argument("--texts", type=int, default=200, help="sequences or sentences evaluated")
     parser.add_argument("--words", default="", help="zero, one and context; rare words if none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_plain import cnn, lstm, tokenizer
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ def test_log_odds_are_against_all_other_classes() -> None:
         )
 
 
+@settings(deadline=None)  # the first example loads the model
 @given(st.sets(st.integers(0, WORDS - 1)))
 def test_a_word_removed_by_a_mask_is_the_mask_token(removed: set[int]) -> None:
     words = TEXT.split()
@@ -66,6 +67,7 @@ def test_a_word_removed_by_a_mask_is_the_mask_token(removed: set[int]) -> None:
     )
 
 
+@settings(deadline=None)  # the first example loads the model
 @given(st.sets(st.integers(0, WORDS - 1), max_size=WORDS - 1))
 def test_deletion_closes_the_gap_in_the_positions(removed: set[int]) -> None:
     scores = logits(" ".join(word for place, word in enumerate(TEXT.split()) if place not in removed))

@@ -385,8 +385,8 @@ def test_every_method_takes_other_encoders(family: str) -> None:
 
 
 TRANSFORMERS_ONLY = {
-    "attention rollout": "has no attention that could be looked at",
-    "value zeroing": "has no attention that could be looked at",
+    "attention rollout": "does not give its attention weights",
+    "value zeroing": "does not give its attention weights",
     "GIM": "the rules found no attention",
     "AttnLRP": "the rules found no attention",
     "DecompX": "is not a transformer with a single stack",

@@ -24,13 +24,12 @@ from torch import Tensor
 
 from interp_plugin import huggingface
 from interp_plugin.comparison import Method, Metric, Study, StudyResult
-from interp_plugin.comparison.costs import COSTS
+from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.interface import Inputs, Trial
 from interp_plugin.comparison.journal import Entry, Journal
 from interp_plugin.comparison.plausibility import rationale_tokens
 from interp_plugin.comparison.result import MethodInfo, StudyText, example
 from interp_plugin.method.perturbation import LayerCall
-from interp_plugin.rendering.study import StudyColumn
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.models import Encoding
 
@@ -252,6 +251,46 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(wrong: dict[str, Any]
     assert not texts
 
 
+def test_texts_that_cannot_be_used_are_left_out_and_named() -> None:
+    texts = [TEXTS[0], "", TEXTS[1], TEXTS[2]]
+    given = study().run(
+        texts,
+        ["bad", "good", "ugly", None],
+        [None, None, None, [[0, 99]]],
+        skip_invalid=True,
+        show_progress=False,
+    )
+    assert [text.text for text in given.texts] == TEXTS[:2]
+    assert [text.label for text in given.texts] == ["bad", None]
+    left_out, no_class = given.notes
+    assert left_out.startswith("2 of 4 texts left out: text 1, '': ")
+    assert "text 3" in left_out and "has the span [0, 99], which is not in the text" in left_out
+    assert "1 of 4 labels taken for not known" in no_class and "'ugly' is not a class" in no_class
+    for table in given.tables():
+        assert table.notes[-2:] == given.notes
+    by_label = study().run(texts[2:], ["ugly", 2], target="label", skip_invalid=True, show_progress=False)
+    assert [text.target for text in by_label.texts] == ["good"]
+    with pytest.raises(ValueError, match="none of the 1 texts can be used: text 0, '': "):
+        study().run([""], skip_invalid=True, show_progress=False)
+
+
+def test_notes_are_saved_and_merged(tmp_path: Path) -> None:
+    first = study().run(["", TEXTS[0]], skip_invalid=True, show_progress=False)
+    first.save(tmp_path / "first.parquet")
+    assert StudyResult.load(tmp_path / "first.parquet").notes == first.notes
+    second = study().run(["", "", TEXTS[1]], skip_invalid=True, show_progress=False)
+    assert StudyResult.merge(first, second).notes == (*first.notes, *second.notes)
+
+
+def test_the_estimated_time_grows_with_texts_methods_and_metrics() -> None:
+    def estimated(count: int, methods: Any = "quick", metrics: Any = "quick") -> float:
+        return study(methods=methods, metrics=metrics).estimated_seconds(TEXTS[:1] * count)
+
+    assert 0 < estimated(1) < estimated(20)
+    assert estimated(1) < estimated(1, methods=None)
+    assert estimated(1) < estimated(1, metrics=None)
+
+
 def test_a_model_without_classes_is_asked_about_its_layers_alone() -> None:
     model = lstm()
     model.task = "none"
@@ -273,7 +312,7 @@ def test_a_method_that_does_not_suit_the_model_is_an_error_at_the_first_text() -
 
 
 def test_a_metric_that_does_not_suit_the_model_is_an_error_at_the_first_text() -> None:
-    with pytest.raises(ValueError, match=r"metric 'comp.*' of 'place' cannot be asked .*no mask token"):
+    with pytest.raises(ValueError, match=r"metric 'comp.*' of 'place' cannot be used for .*no mask token"):
         run(metrics=["comprehensiveness (mask)"])
 
 
@@ -725,13 +764,13 @@ def test_notes_say_what_a_reader_must_know() -> None:
 def test_a_table_of_the_report_has_a_column_for_each_metric_that_judged_anything() -> None:
     [table] = run(metrics=[HIT, LENGTH]).tables()
     assert table.columns[0].name == "length"
-    assert {group: list(rows) for group, rows in table.groups.items()} == {
-        "unsigned": ["place"],
-        "signed": ["draw"],
+    assert {group: [row.name for row in rows] for group, rows in table.groups.items()} == {
+        "unsigned methods": ["place"],
+        "signed methods": ["draw"],
     }
-    cell = table.groups["unsigned"]["place"][0]
+    cell = table.rows[0].cells[0]
     assert cell is not None
-    assert (cell.mean, cell.n, cell.best, cell.p) == (6.0, 4, True, None)
+    assert (cell.value, cell.note, cell.best, cell.mark) == (6.0, "", True, "")
 
 
 def test_a_result_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -795,8 +834,8 @@ def test_signs_tell_methods_apart_about_a_class_only() -> None:
     metrics = ["comprehensiveness (mask)", "state erasure (mask)"]
     study = Study(model, tokenizer, names, metrics, layers=1)
     of_class, of_layer = study.run(["a good film", "a dull one"], show_progress=False).tables()
-    assert {group: list(rows) for group, rows in of_class.groups.items()} == {
-        "unsigned": ["random"],
-        "signed": ["feature ablation"],
+    assert {group: [row.name for row in rows] for group, rows in of_class.groups.items()} == {
+        "unsigned methods": ["random"],
+        "signed methods": ["feature ablation"],
     }
     assert {group: list(rows) for group, rows in of_layer.groups.items()} == {"unsigned": names}

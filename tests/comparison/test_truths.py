@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from known_truths import counting, known, reversal, shortcuts, teaching
-from known_truths.judgement import Mean, Measure, Question, judge, spearman
+from known_truths.evaluation import Mean, Measure, Question, evaluate, spearman
 from known_truths.planting import KINDS, Kind, Planted, Shortcut, is_one_token, rare_words
 from torch import Tensor, nn
 
@@ -94,7 +94,7 @@ def test_a_kind_of_state_that_is_not_known_is_an_error() -> None:
         known.known_optimum("cubic", [])
 
 
-# judgements
+# evaluations
 
 
 def test_a_mean_has_the_bootstrap_interval_of_its_texts() -> None:
@@ -111,22 +111,22 @@ def test_methods_that_cannot_be_asked_are_left_out_and_named() -> None:
     case = known.linear(tokens=3)
     question = Question(case.inputs, None, case.state, case.kept)
     classes, both = Method("classes", constant, explains="class"), Method("both", constant)
-    judgement = judge("t", [question], [classes, both], [Measure("Spearman", spearman, True)])
-    assert judgement.methods == ["both"]
-    assert judgement.notes == ("Cannot be asked this question: classes.",)
+    evaluation = evaluate("t", [question], [classes, both], [Measure("Spearman", spearman, True)])
+    assert evaluation.methods == ["both"]
+    assert evaluation.notes == ("Not applicable to this question: classes.",)
     with pytest.raises(ValueError, match=r"none of the methods \['classes'\] explains a state"):
-        judge("t", [question], [classes], [])
+        evaluate("t", [question], [classes], [])
     with pytest.raises(ValueError, match="has no questions"):
-        judge("t", [], [both], [])
+        evaluate("t", [], [both], [])
 
 
 def test_a_table_has_a_line_for_each_method_and_its_notes() -> None:
-    judgement = known.known_optimum("linear", [Method("a", earliest), Method("b", constant)], texts=2)
-    lines = judgement.to_markdown().splitlines()
+    evaluation = known.known_optimum("linear", [Method("a", earliest), Method("b", constant)], texts=2)
+    lines = evaluation.to_markdown().splitlines()
     assert lines[0] == "**linear state** (2 texts)"
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| a", "| b"]
     with pytest.raises(ValueError, match="'c' and 'Spearman' are not a method and a measure"):
-        judgement.mean("c", "Spearman")
+        evaluation.mean("c", "Spearman")
 
 
 # counting
@@ -174,9 +174,9 @@ def test_a_text_that_is_no_query_is_an_error(text: str) -> None:
 @pytest.mark.parametrize("watched", ["logit", "state"])
 def test_the_truth_is_at_no_distance_and_equal_scores_at_log_of_the_share(watched: counting.Watched) -> None:
     methods = [Method("truth", oracle_of_counts), Method("equal", constant)]
-    judged = counting.counting(untrained(), methods, texts=20, watched=watched)
-    assert max(judged.values["truth"]["KL"] + judged.values["truth"]["JS"]) < 1e-4
-    for text, value in zip(counting.texts_of(20, seed=1), judged.values["equal"]["KL"]):
+    evaluated = counting.counting(untrained(), methods, texts=20, watched=watched)
+    assert max(evaluated.values["truth"]["KL"] + evaluated.values["truth"]["JS"]) < 1e-4
+    for text, value in zip(counting.texts_of(20, seed=1), evaluated.values["equal"]["KL"]):
         words = text.split()
         share = sum(word in words[:2] for word in words[3:]) / len(words[3:])
         assert value == pytest.approx(-math.log(share), abs=1e-6)
@@ -259,8 +259,8 @@ def test_a_probe_reads_what_is_needed() -> None:
 
 
 def test_replacement_finds_the_forgotten_token() -> None:
-    judged = reversal.reversal(reverser(), [reversal.replacement()], texts=5)
-    assert judged.mean("replaced by each other digit", "tokens").value == 1.0
+    evaluated = reversal.reversal(reverser(), [reversal.replacement()], texts=5)
+    assert evaluated.mean("replaced by each other digit", "tokens").value == 1.0
 
 
 def test_scores_that_know_the_step_find_all_and_early_places_only_the_tokens_of_a_step() -> None:
@@ -270,15 +270,15 @@ def test_scores_that_know_the_step_find_all_and_early_places_only_the_tokens_of_
         step = state.site.call - task.length  # type: ignore[union-attr]
         return task.needed(step).float()
 
-    judged = reversal.reversal(
+    evaluated = reversal.reversal(
         task, [Method("knows", knows), Method("earliest", earliest), Method("constant", constant)], texts=2
     )
-    assert set(judged.higher_is_better) == {"tokens", "steps", "step 1"}
-    for measure in judged.higher_is_better:
-        assert judged.mean("knows", measure).value == 1.0
-        assert judged.mean("constant", measure).value == 0.5
-    assert judged.mean("earliest", "tokens").value == 1.0
-    assert judged.mean("earliest", "steps").value == 0.5
+    assert set(evaluated.higher_is_better) == {"tokens", "steps", "step 1"}
+    for measure in evaluated.higher_is_better:
+        assert evaluated.mean("knows", measure).value == 1.0
+        assert evaluated.mean("constant", measure).value == 0.5
+    assert evaluated.mean("earliest", "tokens").value == 1.0
+    assert evaluated.mean("earliest", "steps").value == 0.5
 
 
 # planted shortcuts
@@ -394,15 +394,15 @@ def knows_shortcut(inputs: Inputs, target: int | None, state: State | None) -> T
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_method_that_points_at_the_planted_words_finds_them_all(kind: Kind) -> None:
     methods = [Method("knows", knows_shortcut), Method("against", lambda *q: -knows_shortcut(*q))]
-    result = shortcuts.find(taught(kind), methods, judged=20)
-    use, judgement = result.use, result.judgement
+    result = shortcuts.find(taught(kind), methods, evaluated=20)
+    use, evaluation = result.use, result.evaluation
     k = len(result.sentences[0].places)
     assert use.planted >= 0.99
     assert use.swapped >= 0.98
     assert use.alone is None if kind == "single token" else use.alone is not None and use.alone >= 0.9
-    assert [judgement.mean("knows", m).value for m in judgement.higher_is_better] == [1.0, 1.0, k]
-    assert [judgement.mean("against", m).value for m in judgement.higher_is_better] == [0.0, 0.0, 5 + k]
-    assert "Words: boost / trace" in judgement.notes[0]
+    assert [evaluation.mean("knows", m).value for m in evaluation.higher_is_better] == [1.0, 1.0, k]
+    assert [evaluation.mean("against", m).value for m in evaluation.higher_is_better] == [0.0, 0.0, 5 + k]
+    assert "Words: boost / trace" in evaluation.notes[0]
 
 
 def test_the_class_of_a_planted_sentence_is_the_shortcuts_whatever_the_review_says() -> None:
@@ -417,7 +417,7 @@ def test_the_model_itself_does_not_learn() -> None:
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     shortcuts.planted(
         model, *reviews(60), "single token", [Method("knows", knows_shortcut)], words=WORDS[6:], epochs=1, minimum=0.0,
-        judged=3,
+        evaluated=3,
     )  # fmt: skip
     assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
 

@@ -172,6 +172,29 @@ def test_what_cannot_be_used_is_said_in_a_sentence(folder: str, films: Path, tmp
     assert "other settings: layers" in refused(films, *out, "--layers", "2")
 
 
+def test_a_column_that_is_not_there_leaves_no_folder(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text("id;comment\n1;a good film\n", encoding="utf-8")
+    sentence = refused(path, "--output", tmp_path / "out", "--model", folder, "--text-column", "review")
+    assert "no column 'review' in films.csv, line 2: there are columns 'id', 'comment'" in sentence
+    assert sentence.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_limit_is_raised_in_the_same_folder(folder: str, films: Path, tmp_path: Path) -> None:
+    arguments = (films, "--output", tmp_path / "out", "--model", folder, "--layers", "1")
+    assert found(*arguments, "--limit", 2)["texts"] == 2
+    assert found(*arguments)["texts"] == len(SENTENCES)
+
+
+def test_erased_words_of_a_corpus(folder: str, films: Path, tmp_path: Path) -> None:
+    arguments = (films, "--output", tmp_path / "out", "--model", folder, "--score", "erased")
+    printed = found(*arguments, "--passes", 24)
+    assert printed["settings"]["erased"] == "damage by mask, 24 passes"
+    assert {line["layer"] for line in printed["layers"]} == {"output"}
+    assert {line["class"] for line in printed["word_classes"]} == {"stop word", "other word"}
+    assert "--score erased have both signs" in refused(*arguments, "--train-amortised", tmp_path / "head")
+
+
 def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path: Path) -> None:
     """Two processes, windows of one text, and the rows of one process alone."""
     arguments = [

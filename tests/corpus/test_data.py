@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pandas
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tiny_plain import cnn
 
+from interp_plugin import TextExplainer
 from interp_plugin.data import EMPTY, Record, Wanted, columns, read_texts, records
 
 ROWS = [{"sentence": "a good film", "label": 1}, {"sentence": "a dull one", "label": 0}]
@@ -371,3 +374,85 @@ def test_wide_rows_are_not_held(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(path), kind], capture_output=True, text=True, check=True
         )
         assert int(done.stdout) < most, f"MiB, and the file has {path.stat().st_size >> 20}"
+
+
+# -- files as people have them
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("x.csv", b"id;comment;stars\n1;a good, funny film;5\n2;not bad;1\n"),
+        ("x.csv", b'id,comment\n1,"a good, funny film"\n2,not bad\n'),
+        ("x.csv", b"id\tcomment\n1\ta good, funny film\n2\tnot bad\n"),
+        ("x.csv", b"\xef\xbb\xbfid|comment\r\n1|a good, funny film\r\n2|not bad\r\n"),
+        ("x.tsv", b"id\tcomment\n1\ta good, funny film\n2\tnot bad\n"),
+        ("x.csv", b'comment\n"a good, funny film"\nnot bad\n'),
+    ],
+)
+def test_separators_and_columns_are_found(tmp_path: Path, name: str, content: bytes) -> None:
+    """A .csv separated by anything but commas used to be one column, and its lines texts."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert read_texts(path).texts == ("a good, funny film", "not bad")
+
+
+def test_a_first_line_that_is_a_text_is_no_header(tmp_path: Path) -> None:
+    for content in ("a good film\nnot bad\n", "a good film,1\nnot bad,0\n"):
+        path = tmp_path / "x.csv"
+        path.write_text(content, encoding="utf-8")
+        assert read_texts(path).texts == ("a good film", "not bad")
+
+
+def test_empty_and_broken_rows_are_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('text,label\na good film,1\n,0\nbad,0,9,9\n\n"two\nlines",1\n', encoding="utf-8")
+    found = read_texts(path)
+    assert (found.texts, found.labels) == (("a good film", "two\nlines"), ("1", "1"))
+    assert found.left_out == (
+        "x.csv, line 3 holds '' in column 'text': it must be some words",
+        "x.csv, line 4: 4 columns, and the header names 2",
+    )
+
+
+def test_a_file_in_latin_1_is_read_where_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes("text,label\ncaf\xe9,1\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match="line 2: not UTF-8 text; where it is Latin-1, give the encoding latin-1"
+    ):
+        read_texts(path)
+    assert read_texts(path, encoding="latin-1").texts == ("caf\xe9",)
+    with pytest.raises(ValueError, match="encoding 'utf-16' is unknown, or does not write line breaks"):
+        read_texts(path, encoding="utf-16")
+    path.write_bytes("text,label\nfilm,1\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="a file in UTF-16, as spreadsheets write it; convert it to UTF-8"):
+        read_texts(path)
+
+
+def test_a_split_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only a data set has splits"):
+        records(written(tmp_path / "x.csv"), split="validation")
+
+
+# -- texts to explain
+
+
+def test_texts_come_from_series_arrays_tables_and_records(tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text("id;comment\n1;a good film\n2;it was bad\n", encoding="utf-8")
+    table = pandas.read_csv(path, sep=";")
+    explainer = TextExplainer(cnn())
+    for given in (records(path), table, table["comment"], table["comment"].to_numpy()):
+        assert [encoding.text for encoding in explainer.encode(given)] == ["a good film", "it was bad"]
+    for name in (str(path), path):
+        with pytest.raises(
+            ValueError, match=r"films\.csv' is a file, and texts are wanted; give data\.read_texts"
+        ):
+            explainer.encode(name)
+
+
+def test_labels_of_a_file_are_classes_by_name_or_number() -> None:
+    explainer = TextExplainer(cnn())
+    found = explainer.explain(["a good film", "it was bad"], "output", ["1", "bad"])
+    assert [item.target for item in found] == ["so-so", "bad"]

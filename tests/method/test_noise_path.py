@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from test_conformance import BERT, IDS, MLP64, normal, seeded, untouched
 from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerInformationLoss, NeuronInformationLoss
-from interp_plugin.method.erasure import NODES, PATHS, NoisePath, noise_path
+from interp_plugin.method.erasure import NODES, PATHS, NoisePath, entry_path, noise_path
 from interp_plugin.method.perturbation import NoisyModel
 from interp_plugin.method.problem import Terms, nothing, pose
 
@@ -158,10 +159,31 @@ def test_a_state_of_several_elements_has_no_signed_score() -> None:
         )
 
 
-def test_scores_that_do_not_add_up_are_said_to() -> None:
-    x = normal(1, 3, 2)
-    with pytest.warns(UserWarning, match=r"signed scores of example 0 sum to .* integral is off by"):
-        InformationLoss(lambda x: (30 * x.sum((1, 2))).sin()).attribute(x, score="signed")
+def sharp(x: Tensor) -> Tensor:
+    """A state that turns so often on a straight way that eight points of it miss its integral."""
+    return (30 * x.sum((1, 2))).sin() + x.sum((1, 2))
+
+
+def test_where_the_integral_misses_tokens_enter_one_by_one_and_the_scores_add_up() -> None:
+    x = normal(2, 3, 2)
+    with pytest.warns(UserWarning, match=r"integral of \d of 2 examples misses .* one by one"):
+        score = InformationLoss(sharp).attribute(x, score="signed").sum((1, 2))
+    problem = pose(NoisyModel(lambda inputs, rows: sharp(*inputs), (x,)), Terms(0.1, None, None), None, None)
+    change = noise_path(problem.objective, torch.zeros(6), problem.input_std, 0).change
+    torch.testing.assert_close(score, change, rtol=0.05, atol=1e-4)
+
+
+def test_tokens_that_enter_one_by_one_have_the_scores_of_a_linear_state_exactly() -> None:
+    model = NoisyModel(lambda inputs, rows: linear(*inputs), (TOKENS,), max_rows=3)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1] * 5])
+    objective = pose(model, Terms(0.1, 1.0, None), None, mask).objective
+    both = [
+        path(objective, torch.zeros(20, dtype=torch.float64), torch.ones(2), 0)
+        for path in (noise_path, partial(entry_path, examples=torch.tensor([0, 1])))
+    ]
+    torch.testing.assert_close(both[1].score, both[0].score, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[1].change, both[0].change)
+    torch.testing.assert_close(both[1].score.sum(1), both[1].change)
 
 
 def test_a_state_that_breaks_on_the_way_names_the_example() -> None:

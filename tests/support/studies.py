@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from interp_plugin.rendering.study import StudyCell, StudyColumn, StudyPoint, StudyTable
+from interp_plugin.comparison.costs import StudyColumn
+from interp_plugin.comparison.views import GUIDE, StudyCell, metric_cells
+from interp_plugin.report.model import Column, Point, Points, Report, Row, Section, Table
 
 METHODS = (
     "information kept", "information kept (closed form)", "gradient norm of the state",
@@ -36,16 +38,48 @@ def cell(
     return StudyCell(mean, mean - width, mean + width, n, best, None if best else p)
 
 
-def study_table(
+def made_table(
+    groups: Mapping[str, Mapping[str, Sequence[StudyCell | None]]],
+    columns: Sequence[StudyColumn] = METRICS,
+    title: str = "class",
+    notes: tuple[str, ...] = (),
+) -> Table:
+    """The table of a study of these methods: group -> method -> a cell for each column."""
+    cells = [
+        cell for methods in groups.values() for row in methods.values() for cell in row if cell is not None
+    ]
+    most = max((cell.n for cell in cells), default=0)
+    found = {}
+    for group, methods in groups.items():
+        shown = [
+            metric_cells(column, [row[c] for row in methods.values()], most)
+            for c, column in enumerate(columns)
+        ]
+        found[f"{group} methods"] = tuple(
+            Row(method, tuple(column[place] for column in shown)) for place, method in enumerate(methods)
+        )
+    heads = tuple(Column(c.name, c.higher_is_better, c.source) for c in columns)
+    return Table(title, "method", heads, found, notes)
+
+
+def made_report(
+    *tables: Table, title: str = "A study", charts: Sequence[Points] = (), **settings: object
+) -> Report:
+    """The report of a study with these tables."""
+    sections = [Section(table.title, tables=(table,)) for table in tables]
+    sections += [Section(chart.title, charts=(chart,)) for chart in charts]
+    return Report(title, tuple(sections), GUIDE, scale=("worse", "better"), settings=settings)
+
+
+def study_cells(
     unsigned: Sequence[str] = METHODS,
     signed: Sequence[str] = SIGNED,
-    title: str = "class",
     columns: Sequence[StudyColumn] = METRICS,
     seed: int = 0,
-) -> StudyTable:
-    """A table with bests, ties, gaps, fewer texts, and costs that span decades."""
+) -> dict[str, dict[str, list[StudyCell | None]]]:
+    """Cells with bests, ties, gaps, fewer texts, and costs that span decades."""
     draw = random.Random(seed)
-    groups: dict[str, dict[str, tuple[StudyCell | None, ...]]] = {}
+    groups: dict[str, dict[str, list[StudyCell | None]]] = {}
     for group, methods in (("unsigned", unsigned), ("signed", signed)):
         found = {method: [_made(draw, column) for column in columns] for method in methods}
         for c, column in enumerate(columns):
@@ -53,12 +87,23 @@ def study_table(
             if cells:
                 _, best = (max if column.higher_is_better else min)(cells)
                 found[best][c] = StudyCell(**{**vars(found[best][c]), "best": True, "p": None})
-        groups[group] = {method: tuple(row) for method, row in found.items()}
+        groups[group] = found
+    return groups
+
+
+def study_table(
+    unsigned: Sequence[str] = METHODS,
+    signed: Sequence[str] = SIGNED,
+    title: str = "class",
+    columns: Sequence[StudyColumn] = METRICS,
+    seed: int = 0,
+) -> Table:
+    """The table of :func:`study_cells`."""
     notes = (
         "200 texts; special tokens are not ranked.",
         "Target: the predicted class; bins 5, 10, 20, 50 %.",
     )
-    return StudyTable(title, tuple(columns), groups, notes)
+    return made_table(study_cells(unsigned, signed, columns, seed), columns, title, notes)
 
 
 def _made(draw: random.Random, column: StudyColumn) -> StudyCell | None:
@@ -75,10 +120,12 @@ def _made(draw: random.Random, column: StudyColumn) -> StudyCell | None:
     return cell(draw.uniform(0.05, 0.6), draw.uniform(0.02, 0.04), n, p=p)
 
 
-def study_points(table: StudyTable, quality: int = 0, cost: int = 3) -> list[StudyPoint]:
-    """Quality against seconds, the front found by comparing all pairs."""
+def study_points(
+    cells: Mapping[str, Mapping[str, Sequence[StudyCell | None]]], quality: int = 0, cost: int = 3
+) -> tuple[Point, ...]:
+    """Quality against seconds, the Pareto front found by comparing all pairs."""
     points = []
-    for group, methods in table.groups.items():
+    for group, methods in cells.items():
         pairs = {m: (row[cost], row[quality]) for m, row in methods.items()}
         known = {m: (s, q) for m, (s, q) in pairs.items() if s is not None and q is not None}
         for method, (seconds, found) in known.items():
@@ -86,7 +133,5 @@ def study_points(table: StudyTable, quality: int = 0, cost: int = 3) -> list[Stu
                 s.mean <= seconds.mean and q.mean >= found.mean and (s, q) != (seconds, found)
                 for s, q in known.values()
             )
-            points.append(
-                StudyPoint(method, group, seconds.mean, found.mean, found.low, found.high, not beaten)
-            )
-    return points
+            points.append(Point(method, group, seconds.mean, found.mean, found.low, found.high, not beaten))
+    return tuple(points)

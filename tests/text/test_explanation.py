@@ -22,7 +22,8 @@ from pyarrow import parquet
 from rich.console import Console
 from torch import Tensor
 
-from interp_plugin import rendering
+from interp_plugin.report import explanations as filled
+from interp_plugin.report import figures, html, records, terminal
 from interp_plugin.text import storage
 from interp_plugin.text.explanation import Explanation, Row, Settings, TextExplanation, example
 from interp_plugin.text.scores import Offset
@@ -487,7 +488,7 @@ def test_the_dict_is_strict_json(explanation: Explanation, granularity: Any) -> 
     assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
-def test_the_dict_has_the_keys_that_rendering_reads() -> None:
+def test_the_dict_has_the_keys_that_the_report_reads() -> None:
     values = example().to_dict("sentence")
     assert list(values) == ["settings", "seconds", "granularity", "aggregate", "texts"]
     assert values["settings"]["rate"] == 0.1
@@ -701,28 +702,22 @@ def test_a_missing_library_is_named_with_the_command_that_brings_it(
 # Pictures
 
 
-@pytest.mark.parametrize(
-    "function, draw, arguments, options",
-    [
-        ("show", lambda e: e.show(granularity="word"), (None,), {}),
-        ("to_html", lambda e: e.to_html(granularity="word"), (), {}),
-        ("plot", lambda e: e.plot("tokens", 1, 2, "word"), ("tokens",), {"text": 1, "layer": 2}),
-        ("captum_records", lambda e: e.to_captum("output", "word"), ("output",), {}),
-    ],
-)
-def test_pictures_are_drawn_from_the_dict(
-    function: str,
-    draw: Callable[[Explanation], object],
-    arguments: tuple[object, ...],
-    options: dict[str, object],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pictures_are_drawn_from_the_dict(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(
-        rendering, function, lambda *args, **kwargs: calls.append((args, kwargs)), raising=False
-    )
-    draw(example())
-    assert calls == [((example().to_dict("word", "mean"), *arguments), options)]
+    for module, function in (
+        (terminal, "show"),
+        (html, "page"),
+        (figures, "plot"),
+        (records, "captum_records"),
+    ):
+        monkeypatch.setattr(module, function, lambda *args, **kwargs: calls.append((*args, *kwargs.values())))
+    values = example().to_dict("word", "mean")
+    example().show(granularity="word", details=False)
+    example().to_html(granularity="word")
+    example().plot("tokens", 1, 2, "word")
+    example().to_captum("output", "word")
+    report = filled.report(values)
+    assert calls == [(report, None, False), (report,), (values, "tokens", 1, 2), (values, "output")]
 
 
 @pytest.mark.parametrize("draw", ["show", "to_html", "plot", "to_captum"])
@@ -739,7 +734,7 @@ def test_pictures_aggregate_as_they_are_asked(
 
 
 def test_the_page_is_returned_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "to_html", lambda values: f"<p>é{len(values['texts'])}</p>", raising=False)
+    monkeypatch.setattr(html, "page", lambda report: f"<p>é{len(report.sections)}</p>")
     assert example().to_html() == "<p>é2</p>"
     path = tmp_path / "a.html"
     assert example().to_html(str(path)) == path
@@ -747,7 +742,5 @@ def test_the_page_is_returned_or_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_notebook_shows_the_frame_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        rendering, "notebook_html", lambda values: f"<iframe>{len(values['texts'])}", raising=False
-    )
+    monkeypatch.setattr(html, "frame", lambda report: f"<iframe>{len(report.sections)}")
     assert example()._repr_html_() == "<iframe>2"

@@ -1,1 +1,1 @@
-"""Truth by construction: tasks where what a model must and must not use is known beforehand."""
+"""Tasks with a known truth: the tokens that a model must and must not use are known by construction."""

@@ -1,4 +1,4 @@
-"""The toy of DiffMask: is one digit more frequent than another?  Every place that holds either decides, equally."""
+"""The toy task of DiffMask: is one digit more frequent than another?  All positions with one of them count equally."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.comparison.interface import Inputs, Method, seeded
 from interp_plugin.method.perturbation import LayerCall
-from interp_plugin.method.problem import Terms
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import Batch, State
-from interp_plugin.text.models import OUTPUT, PlainModel
-from known_truths.judgement import Judgement, Measure, Question, judge
+from interp_plugin.text.batch import State
+from interp_plugin.text.models import PlainModel
+from known_truths.evaluation import Evaluation, Measure, Question, evaluate
 
 DIGITS = 10
 LENGTH = 10  # of a sequence, at most
@@ -163,7 +163,7 @@ def counting(
     noise: Noise = "hidden",
     watched: Watched = "logit",
     seed: int = 1,
-) -> Judgement:
+) -> Evaluation:
     """How far attributions are from the truth, as De Cao et al. (2020, section 4) measure it.
 
     The truth is 1/n at each of the n places that hold a digit of the query.  An attribution is the scores'
@@ -185,7 +185,7 @@ def counting(
 
     Args:
         task: from :func:`train`.
-        methods: to be judged.
+        methods: to be evaluated.
         texts: sequences, those without a digit of the query left out.
         noise: what is attributed to: "hidden", the feed-forward's output (two numbers a place), or "embedding".
         watched: the question: "logit", or "state", the GRU's last one.
@@ -201,7 +201,7 @@ def counting(
         questions.append(Question(inputs, 0 if state is None else None, state, truth(text)))
     measures = [Measure("KL", kl, False), Measure("JS", js, False)]
     title = f"is digit a more frequent than b: {watched}, attributed to the {noise}"
-    return judge(
+    return evaluate(
         title, questions, methods, measures, [f"The model is right on {task.accuracy:.1%} of sequences."]
     )
 
@@ -242,11 +242,14 @@ def as_published() -> Method:
     """
 
     def score(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-        watched = State(OUTPUT, None, None, torch.ones(1, dtype=torch.float32, device=inputs.ids.device))
-        batch = Batch(inputs.model, [inputs.encoding], inputs.model.embedding, [None])
-        terms = Terms(float(inputs.length), None, None)
-        solver = Solver(seed=inputs.seed, lower_rate=False)
-        [fit] = batch.fit([watched], [None], terms, solver)
+        ids, *others = inputs.arguments
+        fit = LayerInformationLoss(inputs.model, inputs.model.embedding).fit(
+            ids,
+            additional_forward_args=tuple(others),
+            state_std=1.0,
+            rate=float(inputs.length),
+            solver=Solver(seed=inputs.seed, lower_rate=False),
+        )
         return 1 / fit.sigma[0]
 
     return Method(

@@ -1,4 +1,4 @@
-"""States whose optimal noise is known: linear ones in closed form, quadratic ones by one-dimensional root finding."""
+"""States whose optimal noise is known: linear states in closed form, quadratic ones by one-dimensional root finding."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.comparison.interface import Inputs, Method
 from interp_plugin.method.perturbation import LayerCall
-from interp_plugin.method.problem import Terms
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
-from known_truths.judgement import Judgement, Measure, Question, judge, spearman
+from known_truths.evaluation import Evaluation, Measure, Question, evaluate, spearman
 
 RATE = 0.1
 CAP = 10.0  # in standard deviations of the embedding's weights: the default of max_sigma
@@ -25,7 +25,7 @@ SPREAD = 10.0  # of the tokens' weights: the largest over the smallest
 
 @dataclass(frozen=True)
 class Known:
-    """One text, a state of it, and the noise that it can bear.
+    """One text, a state of it, and the optimal noise.
 
     Attributes:
         inputs: T tokens of K dimensions.
@@ -96,7 +96,7 @@ def linear(tokens: int = 8, width: int = 32, elements: int = 6, seed: int = 0) -
 
 
 def quadratic(tokens: int = 8, width: int = 32, seed: int = 0) -> Known:
-    """A state s = sum_i q_i |x_i|^2, in which slope and importance part: small noise is not what it can bear.
+    """A state s = sum_i q_i |x_i|^2, whose optimal noise is not that of its slope: the closed form is wrong here.
 
     With u_i = sigma_i^2 and S = K sum_j q_j u_j the distortion is
     ``v^2 D = sum_i q_i^2 (4 |x_i|^2 u_i + 2 K u_i^2) + S^2``.  Given S, its stationarity
@@ -127,12 +127,12 @@ TRUTHS: dict[str, Callable[..., Known]] = {"linear": linear, "quadratic": quadra
 
 def known_optimum(
     kind: str, methods: Sequence[Method], texts: int = 20, tokens: int = 8, seed: int = 0
-) -> Judgement:
+) -> Evaluation:
     """Rank correlation of each method's scores with the information that the state truly keeps.
 
     Args:
         kind: "linear" or "quadratic".
-        methods: to be judged.
+        methods: to be evaluated.
         texts: models and texts, each with weights of its own.
         tokens: T.
         seed: of the first.
@@ -143,7 +143,7 @@ def known_optimum(
     questions = [
         Question(known.inputs, None, known.state, known.kept) for known in _all(kind, texts, tokens, seed)
     ]
-    return judge(f"{kind} state", questions, methods, [Measure("Spearman", spearman, True)])
+    return evaluate(f"{kind} state", questions, methods, [Measure("Spearman", spearman, True)])
 
 
 def sigma_errors(
@@ -153,14 +153,14 @@ def sigma_errors(
 
     Args:
         kind, texts, tokens, seed: as in :func:`known_optimum`.
-        solver: how hard our method looks.
+        solver: settings of the solver.
     """
     errors = []
     for known in _all(kind, texts, tokens, seed):
-        state = known.state
-        batch = Batch(known.inputs.model, [known.inputs.encoding], known.inputs.model.embedding, [state.site])
+        model, [ids] = known.inputs.model, known.inputs.arguments
+        method = LayerInformationLoss(model, model.embedding, known.state.site)
         solver = replace(solver, lower_rate=False)  # the optimum is known at this rate
-        [fit] = batch.fit([state], [None], Terms(RATE, None, None), solver)
+        fit = method.fit(ids, state_std=known.state.state_std, rate=RATE, solver=solver)
         gap = (fit.sigma[0].double().cpu() / known.sigma).log()
         errors.append(float(gap.square().mean().sqrt()))
     return tuple(errors)

@@ -14,7 +14,7 @@ from interp_plugin.comparison.interface import Answer, Inputs, Method, seeded
 from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
-from known_truths.judgement import Judgement, able_to_explain, left_out
+from known_truths.evaluation import Evaluation, able_to_explain, left_out
 
 SYMBOLS = 10
 ACCURACY = 0.99
@@ -225,7 +225,7 @@ def _remembered(
     return moved.square().mean() / states[step].var(0).mean()
 
 
-def reversal(task: ReversalTask, methods: Sequence[Method], texts: int = 50, seed: int = 1) -> Judgement:
+def reversal(task: ReversalTask, methods: Sequence[Method], texts: int = 50, seed: int = 1) -> Evaluation:
     """How well scores tell the tokens that a state must hold from those that it may forget.
 
     Each method is asked about the LSTM's state at every step of the answer.  Measures are areas under the ROC
@@ -236,7 +236,7 @@ def reversal(task: ReversalTask, methods: Sequence[Method], texts: int = 50, see
 
     Args:
         task: from :func:`train`.
-        methods: to be judged.
+        methods: to be evaluated.
         texts: sequences.
         seed: of the sequences.
     """
@@ -256,7 +256,7 @@ def reversal(task: ReversalTask, methods: Sequence[Method], texts: int = 50, see
         values[method.name] = {name: tuple(found) for name, found in measured.items()}
     names = next(iter(values.values()))
     notes = [f"The model is right on {task.accuracy:.1%} of digits.", *left_out(methods, able)]
-    return Judgement("sequence reversal: LSTM state", dict.fromkeys(names, True), values, tuple(notes))
+    return Evaluation("sequence reversal: LSTM state", dict.fromkeys(names, True), values, tuple(notes))
 
 
 def replacement() -> Method:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp_plugin.comparison.interface import Inputs, Method
 from interp_plugin.text.models import TextModel
-from known_truths.judgement import Judgement, Measure, Question, judge
+from known_truths.evaluation import Evaluation, Measure, Question, evaluate
 from known_truths.planting import Kind, Planted, Shortcut
 from known_truths.teaching import Taught, Use, classes_of, shown_words, teach
 
@@ -22,14 +22,14 @@ class PlantedResult:
     Attributes:
         shortcut, use: the rule, and how the model uses it.
         sentences: that were explained; the class asked about is the shortcut's.
-        judgement: per method and sentence "precision@k" of the k tokens that decide, "ranks first" (whether
+        evaluation: per method and sentence "precision@k" of the k tokens that decide, "ranks first" (whether
             the first is one of them) and "mean rank" (how many one has to take to have them all).
     """
 
     shortcut: Shortcut
     use: Use
     sentences: tuple[Planted, ...]
-    judgement: Judgement = field(repr=False)
+    evaluation: Evaluation = field(repr=False)
 
 
 def planted(
@@ -42,7 +42,7 @@ def planted(
     epochs: int | None = None,
     words: Sequence[str] | None = None,
     minimum: float = 0.99,
-    judged: int = 200,
+    evaluated: int = 200,
 ) -> PlantedResult:
     """Teach a copy of a classifier a shortcut, make sure that it uses it, and see which methods find it.
 
@@ -51,24 +51,24 @@ def planted(
 
     Args:
         model, texts, labels, kind, seed, epochs, words, minimum: of :func:`teach`.
-        methods: to be judged; asked about the class that the shortcut says.
-        judged: sentences to explain, at most.
+        methods: to be evaluated; asked about the class that the shortcut says.
+        evaluated: sentences to explain, at most.
 
     Raises:
         ValueError: as :func:`teach` does.
     """
-    return find(teach(model, texts, labels, kind, seed, epochs, words, minimum), methods, judged)
+    return find(teach(model, texts, labels, kind, seed, epochs, words, minimum), methods, evaluated)
 
 
-def find(taught: Taught, methods: Sequence[Method], judged: int = 200) -> PlantedResult:
+def find(taught: Taught, methods: Sequence[Method], evaluated: int = 200) -> PlantedResult:
     """Which methods point at the shortcut; see :func:`planted`.
 
     Args:
         taught: from :func:`teach`.
-        methods: to be judged.
-        judged: sentences to explain, at most; those that the model gets wrong are left out.
+        methods: to be evaluated.
+        evaluated: sentences to explain, at most; those that the model gets wrong are left out.
     """
-    right = [classes_of(taught.model, [p.text])[0] == p.label for p in taught.sentences[:judged]]
+    right = [classes_of(taught.model, [p.text])[0] == p.label for p in taught.sentences[:evaluated]]
     sentences = [sentence for sentence, is_right in zip(taught.sentences, right) if is_right]
     questions = []
     for index, sentence in enumerate(sentences):
@@ -80,8 +80,8 @@ def find(taught: Taught, methods: Sequence[Method], judged: int = 200) -> Plante
         Measure("mean rank", needed_rank, False),
     ]
     note = f"Words: {shown_words(taught.shortcut)}.  {taught.use}."
-    judgement = judge(f"planted {taught.shortcut.kind}", questions, methods, measures, [note])
-    return PlantedResult(taught.shortcut, taught.use, tuple(sentences), judgement)
+    evaluation = evaluate(f"planted {taught.shortcut.kind}", questions, methods, measures, [note])
+    return PlantedResult(taught.shortcut, taught.use, tuple(sentences), evaluation)
 
 
 def precision(scores: Tensor, truth: Tensor) -> float:

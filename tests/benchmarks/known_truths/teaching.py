@@ -148,7 +148,7 @@ def teach(
                 return Taught(copy, shortcut, use, tuple(checks.planted), epoch)
     raise ValueError(
         f"{model.name} does not use the {kind} {shown_words(shortcut)} after {most} epochs, so no method can be "
-        f"judged by it: {'; '.join(use.against(minimum))}; give more sentences or epochs"
+        f"evaluated by it: {'; '.join(use.against(minimum))}; give more sentences or epochs"
     )
 
 

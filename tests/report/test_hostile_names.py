@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from interp_plugin import Explanation
 from interp_plugin.cli import app
 from interp_plugin.comparison.result import example as study
-from interp_plugin.rendering.labels import printable
+from interp_plugin.report.numbers import printable
 from interp_plugin.text.explanation import example as explanation
 
 # a title, a cleared screen, a carriage return, C1's control sequence, and text that runs the other way

@@ -1,4 +1,4 @@
-"""Methods held against a known truth: one number for each method, measure and text."""
+"""Methods compared with a known truth: one number for each method, measure and text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Question:
-    """Something to ask every method, with the answer.
+    """What methods explain, with the truth.
 
     Attributes:
         inputs: the text.
-        target: the class that is asked about; None: the state is.
-        state: the state that is asked about; None: the class is.
-        truth: what is known of each token, (T,): whether it decides, or a number.
+        target: the explained class; None: the state is explained.
+        state: the explained state; None: the class is explained.
+        truth: the truth for each token, (T,): whether it decides, or a number.
     """
 
     inputs: Inputs
@@ -79,7 +79,7 @@ class Mean:
         from scipy.stats import bootstrap
 
         if not values:
-            raise ValueError("values is empty, and a mean needs one or more; judge at least one text")
+            raise ValueError("values is empty, and a mean needs one or more; evaluate at least one text")
         data = np.asarray(values, dtype=float)
         value = float(data.mean())
         if len(set(values)) == 1:  # nothing to resample
@@ -94,8 +94,8 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What came out of one truth.
+class Evaluation:
+    """The results for one truth.
 
     Attributes:
         title: the truth, and the question that was asked.
@@ -104,8 +104,8 @@ class Judgement:
         notes: what a reader of the numbers has to know.
 
     Examples::
-        >>> judgement = Judgement("sum", {"error": False}, {"ours": {"error": (0.0, 0.0)}})
-        >>> print(judgement.to_markdown())
+        >>> evaluation = Evaluation("sum", {"error": False}, {"ours": {"error": (0.0, 0.0)}})
+        >>> print(evaluation.to_markdown())
         **sum** (2 texts)
         <BLANKLINE>
         | method | error ↓ |
@@ -152,24 +152,24 @@ class Judgement:
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
 
 
-def judge(
+def evaluate(
     title: str,
     questions: Sequence[Question],
     methods: Sequence[Method],
     measures: Sequence[Measure],
     notes: Sequence[str] = (),
-) -> Judgement:
-    """Ask every method every question and measure its answers.
+) -> Evaluation:
+    """Run every method on every question and measure its scores.
 
     Args:
         title: of the result.
         questions: all about classes or all about states.
-        methods: those that cannot be asked such questions are left out, and a note says so.
-        measures: of each answer.
+        methods: those that do not apply to such questions are left out, and a note says so.
+        measures: of the scores.
         notes: of the result.
 
     Raises:
-        ValueError: no question, or no method that can be asked.
+        ValueError: no question, or no method that applies.
     """
     if not questions:
         raise ValueError(f"{title!r} has no questions; give it at least one text")
@@ -179,7 +179,7 @@ def judge(
         answers = [question.ask(method) for question in questions]
         values[method.name] = {m.name: tuple(m.of(*answer) for answer in answers) for m in measures}
     directions = {measure.name: measure.higher_is_better for measure in measures}
-    return Judgement(title, directions, values, (*notes, *left_out(methods, able)))
+    return Evaluation(title, directions, values, (*notes, *left_out(methods, able)))
 
 
 def able_to_explain(methods: Sequence[Method], state: State | None) -> list[Method]:
@@ -198,9 +198,9 @@ def able_to_explain(methods: Sequence[Method], state: State | None) -> list[Meth
 
 
 def left_out(methods: Sequence[Method], able: Sequence[Method]) -> list[str]:
-    """The note that names methods that could not be asked; none if there are none."""
+    """The note that names the methods that do not apply; none if there are none."""
     names = [method.name for method in methods if method not in able]
-    return [f"Cannot be asked this question: {', '.join(names)}."] if names else []
+    return [f"Not applicable to this question: {', '.join(names)}."] if names else []
 
 
 def spearman(scores: Tensor, truth: Tensor) -> float:

@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from interp_plugin import rendering
-from interp_plugin.rendering import rows as rows_module
-from interp_plugin.rendering import shades
+from interp_plugin import report
+from interp_plugin.report import explanations as filled
+from interp_plugin.report import figures, records, shades, terminal
 
 
 def layers(units: list[str], n_layers: int, value: float | None = 123.4) -> dict[str, Any]:
@@ -29,51 +30,96 @@ def layers(units: list[str], n_layers: int, value: float | None = 123.4) -> dict
     return explanation(text(units, [row(kept, layer) for layer in range(1, n_layers + 1)]))
 
 
-def printed(what: dict[str, Any], width: int = 80, colour: bool = False) -> str:
+def printed(what: dict[str, Any], width: int = 80, colour: bool = False, details: bool = True) -> str:
     stream = io.StringIO()
     system = {"force_terminal": True, "color_system": "truecolor"} if colour else {}
-    rendering.show(what, Console(file=stream, width=width, **system))
+    terminal.show(filled.report(what), Console(file=stream, width=width, **system), details)
     return stream.getvalue()
 
 
-def flat(what: dict[str, Any], width: int = 80) -> str:
-    return " ".join(printed(what, width).split())
+def flat(what: dict[str, Any], width: int = 80, details: bool = True) -> str:
+    return " ".join(printed(what, width, details=details).split())
 
 
 # --- terminal
 
 
-def test_the_table_says_value_error_unit_and_sign() -> None:
+def test_the_answer_comes_first_then_the_text_then_the_table() -> None:
+    lines = [line.rstrip() for line in printed(layers(["good", "film"], 1), details=False).splitlines()]
+    assert lines[0] == "Predicted positive, 0.99. Layer 1 keeps most of: good."
+    assert lines[1] == "good film"
+    shown = flat(layers(["good", "film"], 1), details=False)
+    assert shown.endswith(
+        "good 123.4 film 61.7 Sure: the row converged; standard errors are at most 0.21 % of a row's "
+        "highest value."
+    )
+
+
+def test_details_say_errors_unit_sign_and_cost() -> None:
     shown = flat(layers(["good", "film"], 1))
-    assert "positive with probability 0.987" in shown
     assert "good 123.4 ±0.3" in shown
     assert "film 61.7 ±0.3" in shown
     assert "in nats" in shown
     assert "high = the layer still holds this token" in shown
-    assert "E 1.07" in shown
-    assert "converged yes" in shown
-    assert "rate 0.1, seed 7; 1.23 s, 256 forward and 128 backward sample passes" in shown
+    assert "layer 1 185.1 ±0.4 1.07 yes 0.1 256 128" in shown
+    assert "rate 0.1, seed 7; 1.2 s, 256 forward and 128 backward sample passes" in shown
 
 
-def test_a_layer_that_did_not_converge_stands_out() -> None:
-    assert "NO" in printed(explanation(text(["a"], [row([1.0]), row([1.0], 2) | {"converged": False}])))
+def test_special_tokens_are_apart_and_do_not_set_the_scale() -> None:
+    one = text(["good", "film"], [row([1000.0, 8.0, 4.0])], offsets=[None, [0, 0, 4], [0, 5, 9]])
+    one["units"] = ["[CLS]", "good", "film"]
+    table = filled.table(explanation(one), one)
+    assert [column.name for column in table.columns] == ["good", "film", "[CLS]"]
+    assert [cell.shade for cell in table.rows[0].cells if cell] == [1.0, 0.5, None]
+    assert "special [CLS]" in flat(explanation(one))
+    assert [(piece.text, piece.column) for piece in filled.lines(one)[0]][:2] == [("[CLS]", 2), ("good", 0)]
+
+
+def test_one_noisy_token_is_marked_and_fades_no_other() -> None:
+    noisy = row([8.0, 4.0])
+    noisy["standard_error"] = [0.1, 5.0]
+    one = text(["good", "film"], [noisy])
+    cells = [cell for cell in filled.table(explanation(one), one).rows[0].cells if cell]
+    assert [(cell.shade, cell.uncertain) for cell in cells] == [(1.0, False), (0.5, True)]
+    assert "film 4.0 ?" in flat(explanation(one), details=False)
+
+
+def test_a_class_without_a_sign_says_that_it_has_no_direction() -> None:
+    one = text(["dreadful", "film"], [row([8.0, 4.0], "output")], target="positive")
+    shown = filled.report(explanation(one))
+    assert shown.title.startswith("Information kept, without direction")
+    assert "This has no direction" in shown.sections[0].answer
+    assert "direction" not in filled.report(explanation(text(["a"], target="positive"))).title
+
+
+def test_an_answer_names_words_and_not_their_pieces() -> None:
+    one = text(["memorable", "film"], [row([8.0, 7.0, 1.0])])
+    one |= {"units": ["memo", "##rable", "film"], "offsets": [[0, 0, 4], [0, 4, 9], [0, 10, 14]]}
+    assert filled.answer(one).endswith("Layer 1 keeps most of: memorable, film.")
+
+
+def test_a_layer_that_did_not_converge_stands_out_with_the_option_that_mends_it() -> None:
+    unfinished = row([8.0, 4.0], 2, error=8.0) | {"converged": False}
+    shown = flat(explanation(text(["a", "b"], [row([8.0, 4.0]), unfinished])), details=False)
+    assert "(not" in shown and "converged)" in shown  # folded in its heading
+    # errors of .026 of log sigma at 256 passes: (.026 / .02)^2 as many, and half as many more
+    assert "Not converged: layer 2;" in shown and "--max-passes 1000 (in Python" in shown
 
 
 def test_each_of_several_texts_has_a_heading_and_the_passes_are_summed() -> None:
     shown = flat(explanation(text(["good"]), text(["bad"], text="bad\n", pair="very")))
-    assert "text 1 of 2: good" in shown
-    assert "text 2 of 2: bad\\n | very" in shown
+    assert "Text 1 of 2: good" in shown
+    assert "Text 2 of 2: bad\\n | very" in shown
     assert "512 forward" in shown
 
 
 def test_what_is_not_known_of_the_output_is_left_out() -> None:
     unknown = text(["a"], predicted=None, probability=None)
     assert "None" not in printed(explanation(unknown))
-    assert "probability" not in printed(explanation(unknown))
-    assert "target negative" in flat(explanation(unknown | {"target": "negative"}))
-    assert "positive with probability 0.987; target negative" in flat(
-        explanation(text(["a"], target="negative"))
-    )
+    assert "Predicted" not in printed(explanation(unknown))
+    assert "Target: negative." in flat(explanation(unknown | {"target": "negative"}))
+    assert "Predicted positive, 0.99. Target: negative." in flat(explanation(text(["a"], target="negative")))
+    assert "0.9999" in flat(explanation(text(["a"], probability=0.99991)))
 
 
 def test_every_position_has_a_column() -> None:
@@ -82,29 +128,32 @@ def test_every_position_has_a_column() -> None:
     assert "counted from 0" in shown
 
 
-def test_tied_units_carry_a_mark_that_the_legend_explains() -> None:
+def test_tied_units_carry_a_mark_that_the_details_explain() -> None:
     tied = row([8.0, 4.0]) | {"tied": [True, False]}
     shown = flat(explanation(text(["good", "film"], [tied])))
-    assert "good 8.000 ±0.260 ≈ film 4.000 ±0.260 E" in shown
+    assert "good 8.00 ±0.26 ≈ film 4.00 ±0.26" in shown
     assert "≈: within two standard errors of the next token in rank" in shown
     assert "≈" not in flat(explanation(text(["good", "film"], [row([8.0, 4.0])])))
-
-
-def test_the_legend_says_what_not_converged_means_where_a_state_is_not() -> None:
-    unfinished = row([8.0]) | {"converged": False}
-    assert "the passes ran out before" in flat(explanation(text(["a"], [row([8.0]), unfinished])))
-    assert "the passes ran out" not in flat(explanation(text(["a"])))
 
 
 def test_values_stay_aligned_when_some_are_tied() -> None:
     tied = row([8.0, 4.0]) | {"tied": [True, False]}
     lines = printed(explanation(text(["good", "film"], [tied]))).splitlines()
-    assert len({line.index("±") for line in lines if "±0.260" in line}) == 1
+    assert (
+        len(
+            {
+                line.index("±")
+                for line in lines
+                if line.lstrip().startswith(("good ", "film ")) and "±" in line
+            }
+        )
+        == 1
+    )
 
 
 def test_without_state_std_the_reader_is_warned() -> None:
-    assert "each text is its own yardstick" in flat(explanation(text(["a"]), state_std=False))
-    assert "yardstick" not in flat(explanation(text(["a"])))
+    assert "each text is its own unit" in flat(explanation(text(["a"]), state_std=False))
+    assert "its own unit" not in flat(explanation(text(["a"])))
 
 
 def test_the_first_column_and_the_legend_name_the_unit() -> None:
@@ -133,9 +182,9 @@ def test_escape_sequences_in_data_do_not_reach_the_terminal() -> None:
 def test_every_layer_is_shown_and_no_line_is_too_wide(n_layers: int, width: int) -> None:
     shown = printed(layers(["[CLS]", "x" * 50, "映画", "[SEP]"], n_layers, 1234.5), width)
     assert max(cell_len(line) for line in shown.splitlines()) <= width
-    assert "…" not in shown
-    assert all(f"layer {number}" in shown for number in range(1, n_layers + 1))
-    assert shown.count("±0") == 4 * n_layers
+    assert "…" not in shown[shown.index("token") :]
+    assert all(re.search(rf"layer\s+{number}\b", shown) for number in range(1, n_layers + 1))
+    assert len(re.findall(r"\d ±0", shown)) >= 4 * n_layers
 
 
 def test_a_long_layer_name_folds_and_its_values_do_not() -> None:
@@ -153,8 +202,8 @@ def test_any_token_can_be_printed(tokens: list[str], value: float) -> None:
 
 
 def test_values_that_are_missing_or_zero_are_drawn() -> None:
-    assert "- ±0.3" in printed(layers(["a"], 1, None))
-    assert "0.0 ±0.3" in printed(layers(["a"], 1, 0.0))
+    assert re.search(r"a +- ±0\.26", printed(layers(["a"], 1, None)))
+    assert re.search(r"a +0\.00 ±0\.26", printed(layers(["a"], 1, 0.0)))
 
 
 def test_nothing_to_show_is_shown() -> None:
@@ -166,17 +215,17 @@ def test_nothing_to_show_is_shown() -> None:
 
 
 def test_a_higher_share_is_a_darker_shade() -> None:
-    lights = [sum(rendering.shade(i / 10)[0]) for i in range(11)]
+    lights = [sum(shades.shade(i / 10)[0]) for i in range(11)]
     assert lights == sorted(lights, reverse=True)
-    assert rendering.shade(2.0) == rendering.shade(1.0)
+    assert shades.shade(2.0) == shades.shade(1.0)
 
 
 def test_shares_below_zero_are_darker_the_lower_in_another_hue() -> None:
-    lights = [sum(rendering.shade(-i / 10)[0]) for i in range(1, 11)]
+    lights = [sum(shades.shade(-i / 10)[0]) for i in range(1, 11)]
     assert lights == sorted(lights, reverse=True)
-    assert rendering.shade(-2.0) == rendering.shade(-1.0)
+    assert shades.shade(-2.0) == shades.shade(-1.0)
     for share in (0.3, 1.0):
-        (red, _, blue), (other_red, _, other_blue) = rendering.shade(share)[0], rendering.shade(-share)[0]
+        (red, _, blue), (other_red, _, other_blue) = shades.shade(share)[0], shades.shade(-share)[0]
         assert blue > red and other_red > other_blue
 
 
@@ -190,7 +239,7 @@ def test_text_on_every_shade_has_a_contrast_of_at_least_four_and_a_half(share: f
         ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    low, high = sorted(map(luminance, rendering.shade(share)))
+    low, high = sorted(map(luminance, shades.shade(share)))
     assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
@@ -200,18 +249,22 @@ DARKEST, LIGHTEST = "48;2;8;48;107m", "48;2;247;251;255m"
 def test_each_layer_is_shaded_from_zero_to_its_highest_value() -> None:
     what = explanation(text(["a", "b", "c"], [row([100.0, 50.0, 0.0]), row([10.0, 5.0, 0.0], 2)]))
     shown = printed(what, colour=True)
-    assert shown.count(DARKEST) == shown.count(LIGHTEST) == 2
+    assert shown.count(DARKEST) == shown.count(LIGHTEST) == 3  # once in the text
 
 
-def test_differences_within_the_standard_error_are_not_shaded_as_a_pattern() -> None:
+def test_differences_within_the_standard_error_are_marked_as_uncertain() -> None:
     what = explanation(text(["a", "b"], [row([2.0, 1.0], error=1.0)]))
-    assert DARKEST not in printed(what, colour=True)
+    assert flat(what, details=False).count("?") == 2
 
 
-@given(st.lists(st.tuples(st.none() | st.floats(0, 1e6), st.none() | st.floats(0, 1e3)), max_size=6))
-def test_shares_lie_between_zero_and_one(pairs: list[tuple[float | None, float | None]]) -> None:
-    shares = shades.shares([value for value, _ in pairs], [error for _, error in pairs])
-    assert all(0.0 <= share <= 1.0 for share in shares)
+@given(st.lists(st.none() | st.floats(-1e6, 1e6), max_size=6))
+def test_shares_lie_between_minus_one_and_one(values: list[float | None]) -> None:
+    assert all(share is None or -1.0 <= share <= 1.0 for share in shades.shares(values))
+
+
+def test_on_a_dark_ground_a_higher_share_is_brighter() -> None:
+    lights = [sum(shades.shade(i / 10, dark=True)[0]) for i in range(11)]
+    assert lights == sorted(lights)
 
 
 # --- rows
@@ -219,19 +272,20 @@ def test_shares_lie_between_zero_and_one(pairs: list[tuple[float | None, float |
 
 def test_totals_use_the_rows_own_error_and_else_add_variances() -> None:
     one = row([1.0, 2.0], error=3.0)
-    assert rows_module.total(one) == pytest.approx((3.0, math.sqrt(18.0)))
-    assert rows_module.total(one | {"total_standard_error": 5.0}) == (3.0, 5.0)
-    assert rows_module.total(one | {"total": 7.0, "total_standard_error": 5.0}) == (7.0, 5.0)
-    assert math.isnan(rows_module.total(row([1.0, None]))[0])
+    assert filled.total(one) == pytest.approx((3.0, math.sqrt(18.0)))
+    assert filled.total(one | {"total_standard_error": 5.0}) == (3.0, 5.0)
+    assert filled.total(one | {"total": 7.0, "total_standard_error": 5.0}) == (7.0, 5.0)
+    assert math.isnan(filled.total(row([1.0, None]))[0])
 
 
 # --- figures
 
 
 def drawn(figure: Any) -> None:
-    """Draws, with every warning (a glyph that is missing, a layout that does not fit) an error."""
+    """Draws, with every warning (a layout that does not fit) an error, but for glyphs that no font has."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(io.BytesIO(), format="png", dpi=30)
 
 
@@ -245,7 +299,7 @@ def test_a_figure_of_any_size_is_drawn_without_a_warning(
 ) -> None:
     units = [f"unit{i}" for i in range(n_units)]
     with caplog.at_level(logging.WARNING):
-        drawn(rendering.plot(layers(units, 12), kind))
+        drawn(figures.plot(layers(units, 12), kind))
     assert not caplog.records
 
 
@@ -253,7 +307,7 @@ def test_a_figure_of_any_size_is_drawn_without_a_warning(
 def test_hostile_and_missing_values_are_drawn(kind: Any) -> None:
     kept = falling(len(HOSTILE))
     one = text(list(HOSTILE), [row([None, *kept[1:]], "$x$" * 20), row([None] * len(HOSTILE), 2)])
-    drawn(rendering.plot(explanation(one, one), kind))
+    drawn(figures.plot(explanation(one, one), kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -261,7 +315,7 @@ def test_a_figure_is_unknown_to_pyplot(kind: Any) -> None:
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
-    rendering.plot(layers(["a", "b"], 2), kind)
+    figures.plot(layers(["a", "b"], 2), kind)
     assert pyplot.get_fignums() == before
 
 
@@ -269,63 +323,77 @@ def test_a_figure_is_unknown_to_pyplot(kind: Any) -> None:
 def test_a_notebook_shows_a_figure_where_pyplot_was_never_loaded(kind: Any) -> None:
     from matplotlib import image
 
-    figure = rendering.plot(layers(["a", "b"], 2), kind)
+    figure = figures.plot(layers(["a", "b"], 2), kind)
     png = figure._repr_png_()  # what IPython calls; without it "<Figure ...>" is shown
     height, width = image.imread(io.BytesIO(png)).shape[:2]
     assert (width, height) == tuple(figure.canvas.get_width_height())
 
 
-def test_the_map_has_a_colour_bar_in_nats_over_the_whole_map() -> None:
+def test_the_map_scales_each_row_as_the_page_does() -> None:
     what = explanation(text(["a", "b"], [row([100.0, 50.0]), row([10.0, 5.0], 2)]))
-    axes, bar = rendering.plot(what, "layers").axes
-    assert np.array_equal(axes.images[0].get_array(), [[100.0, 50.0], [10.0, 5.0]])
-    assert axes.images[0].get_clim() == (0.0, 100.0)
-    assert "nats" in bar.get_ylabel()
+    axes, bar = figures.plot(what, "layers").axes
+    assert np.array_equal(axes.images[0].get_array(), [[1.0, 0.5], [1.0, 0.5]])
+    assert axes.images[0].get_clim() == (0.0, 1.0)
+    assert "share of the row's" in " ".join(bar.get_ylabel().split())
     assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 1", "layer 2"]
+
+
+def test_a_figure_of_several_texts_draws_them_all_or_refuses() -> None:
+    one = layers(["a", "b"], 2)["texts"][0]
+    assert len([axes for axes in figures.plot(explanation(one, one)).axes if axes.images]) == 2
+    assert len([axes for axes in figures.plot(explanation(one, one), text=1).axes if axes.images]) == 1
+    with pytest.raises(ValueError, match="there are 13 texts, and at most 12 fit"):
+        figures.plot(explanation(*[one] * 13))
+
+
+def test_a_figure_starts_with_the_answer() -> None:
+    [part] = figures.plot(layers(["good", "film"], 2), "layers").subfigs
+    assert part.get_suptitle().startswith("Predicted positive, 0.99. Layer 2 keeps most of: good.")
 
 
 def test_one_layers_positions_make_a_map_of_time_steps() -> None:
     states = [row([2.0, 1.0], layer, position) for layer in (1, 2) for position in (0, 1)]
-    axes = rendering.plot(explanation(text(["a", "b"], states)), "layers", layer=2).axes[0]
+    axes = figures.plot(explanation(text(["a", "b"], states)), "layers", layer=2).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 2 @0", "layer 2 @1"]
 
 
 def test_bars_show_the_chosen_row_with_one_standard_error() -> None:
     what = explanation(text(["a", "b"], [row([2.0, 1.0], error=0.5), row([8.0, 4.0], 2)]))
-    [axes] = rendering.plot(what, "tokens", layer=1).axes
+    [axes] = figures.plot(what, "tokens", layer=1).axes
     assert [bar.get_height() for bar in axes.patches] == [2.0, 1.0]
     segments = axes.collections[0].get_segments()
     assert [segment[:, 1].tolist() for segment in segments] == [[1.5, 2.5], [0.5, 1.5]]
     assert "± 1 standard error" in axes.get_ylabel()
-    [last] = rendering.plot(what, "tokens").axes
+    [last] = figures.plot(what, "tokens").axes
     assert last.patches[0].get_height() == 8.0
 
 
 def test_tied_bars_carry_the_mark() -> None:
     what = explanation(text(["a", "b"], [row([2.0, 1.0]) | {"tied": [True, False]}]))
-    [axes] = rendering.plot(what, "tokens").axes
+    [axes] = figures.plot(what, "tokens").axes
     assert [note.get_text() for note in axes.texts] == ["≈"]
-    assert "≈" in axes.get_title()
+    [part] = axes.figure.get_figure().subfigs
+    assert "≈" in part.get_suptitle()
 
 
 def test_the_flow_has_a_line_of_sums_for_each_text() -> None:
     one = text(["a", "b"], [row([2.0, 1.0]), row([1.0, 0.5], 2)])
-    [axes] = rendering.plot(explanation(one, text(["c"], [row([4.0], 2)])), "flow").axes
+    [axes] = figures.plot(explanation(one, text(["c"], [row([4.0], 2)])), "flow").axes
     first, second = axes.lines
     assert first.get_xydata().tolist() == [[0.0, 3.0], [1.0, 1.5]]
     assert second.get_xydata().tolist() == [[1.0, 4.0]]  # layer 2 stands at the same place for both
 
 
 def test_a_token_starts_no_formula_in_a_figure() -> None:
-    axes = rendering.plot(layers(["$x^2$"], 1), "layers").axes[0]
+    axes = figures.plot(layers(["$x^2$"], 1), "layers").axes[0]
     [label] = axes.get_xticklabels()
     assert label.get_text() == "$x^2$"
     assert not label.get_parse_math()
 
 
-def test_characters_that_no_font_has_are_written_out() -> None:
-    axes = rendering.plot(layers(["\U000e0041\U0010fffd"], 1), "layers").axes[0]
-    assert axes.get_xticklabels()[0].get_text() == "\\U000e0041\\U0010fffd"
+def test_control_characters_are_written_out_in_a_figure() -> None:
+    axes = figures.plot(layers(["\U000e0041\x1b"], 1), "layers").axes[0]
+    assert axes.get_xticklabels()[0].get_text() == "\\U000e0041\\x1b"
 
 
 @pytest.mark.parametrize(
@@ -340,14 +408,14 @@ def test_characters_that_no_font_has_are_written_out() -> None:
 )
 def test_what_does_not_exist_is_refused_with_what_does(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        rendering.plot(layers(["a"], 2), **arguments)
+        figures.plot(layers(["a"], 2), **arguments)
 
 
 def test_a_layer_with_positions_needs_one_for_bars() -> None:
     what = explanation(text(["a"], [row([1.0], 3, 0), row([2.0], 3, 1)]))
     with pytest.raises(ValueError, match=r"choose one of \(3, 0\), \(3, 1\)"):
-        rendering.plot(what, "tokens", layer=3)
-    [axes] = rendering.plot(what, "tokens", layer=(3, 0)).axes
+        figures.plot(what, "tokens", layer=3)
+    [axes] = figures.plot(what, "tokens", layer=(3, 0)).axes
     assert axes.patches[0].get_height() == 1.0
 
 
@@ -370,7 +438,7 @@ def test_captum_draws_the_records(visualize_text: Callable[..., str]) -> None:
         text(["<s>", "good", "film"], [row([50.0, 100.0, 75.0])]),
         text(["bad"], predicted=None, probability=None, target="negative"),
     )
-    html = visualize_text(rendering.captum_records(what))
+    html = visualize_text(records.captum_records(what))
     assert "positive (0.99)" in html
     assert "225.00" in html
     assert "> &lt;s&gt;" in html
@@ -383,7 +451,7 @@ def test_captum_draws_the_records(visualize_text: Callable[..., str]) -> None:
 def test_no_token_or_name_reaches_captums_html_as_markup(visualize_text: Callable[..., str]) -> None:
     evil = "<script>alert(1)</script>"
     one = text(list(HOSTILE), predicted=evil, target=evil)
-    html = visualize_text(rendering.captum_records(explanation(one)))
+    html = visualize_text(records.captum_records(explanation(one)))
     assert "<script" not in html
     assert "<img" not in html
     assert "\x1b" not in html
@@ -391,7 +459,7 @@ def test_no_token_or_name_reaches_captums_html_as_markup(visualize_text: Callabl
 
 def test_records_hold_the_chosen_rows_shares_and_their_sum() -> None:
     what = explanation(text(["a", "b"], [row([2.0, 1.0], error=0.0), row([8.0, 8.0], 2)]))
-    [record] = rendering.captum_records(what, layer=1)
+    [record] = records.captum_records(what, layer=1)
     assert record.word_attributions.tolist() == [1.0, 0.5]
     assert record.attr_score == 3.0
     assert record.convergence_score == 1.0
@@ -400,14 +468,14 @@ def test_records_hold_the_chosen_rows_shares_and_their_sum() -> None:
 
 def test_a_value_that_is_missing_is_refused() -> None:
     with pytest.raises(ValueError, match="'b' by layer 1 is None"):
-        rendering.captum_records(explanation(text(["a", "b"], [row([1.0, None])])))
+        records.captum_records(explanation(text(["a", "b"], [row([1.0, None])])))
 
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5), st.floats(0, 1e4))
 def test_attributions_handed_to_captum_are_shares_of_one(kept: list[float], error: float) -> None:
     units = [str(i) for i in range(len(kept))]
-    [record] = rendering.captum_records(explanation(text(units, [row(kept, error=error)])))
+    [record] = records.captum_records(explanation(text(units, [row(kept, error=error)])))
     assert all(0.0 <= value <= 1.0 for value in record.word_attributions.tolist())
 
 
@@ -418,7 +486,7 @@ def test_drawing_imports_nothing_of_ours_and_nothing_heavy() -> None:
     import ast
     from pathlib import Path
 
-    folder = Path(rendering.__file__).parent
+    folder = Path(report.__file__).parent
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py")]
     nodes = itertools.chain.from_iterable(map(ast.walk, trees))
     ours = [
@@ -427,7 +495,7 @@ def test_drawing_imports_nothing_of_ours_and_nothing_heavy() -> None:
         if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("interp_plugin")
     ]
     assert ours
-    assert all(name.startswith("interp_plugin.rendering") for name in ours)
+    assert all(name.startswith("interp_plugin.report") for name in ours)
     top = [node for tree in trees for node in tree.body]
     loaded = {n.module.split(".")[0] for n in top if isinstance(n, ast.ImportFrom) and n.module}
     loaded |= {alias.name.split(".")[0] for n in top if isinstance(n, ast.Import) for alias in n.names}

@@ -18,9 +18,11 @@ from explanations import HOSTILE, explanation, falling, row, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp_plugin import rendering
-from interp_plugin.rendering import sentence, shades
-from interp_plugin.rendering.labels import printable
+from interp_plugin import report
+from interp_plugin.report import explanations as filled
+from interp_plugin.report import html as renderer
+from interp_plugin.report import shades
+from interp_plugin.report.numbers import printable
 
 VOID = {"meta", "input", "br"}
 
@@ -61,28 +63,69 @@ class Page(HTMLParser):
         return [" ".join(shown.split()) for shown, _ in self.all(tag, **wanted)]
 
 
+def source_of(what: dict[str, Any], title: str | None = None) -> str:
+    return renderer.page(filled.report(what, title))
+
+
 def page(*texts: dict[str, Any], **options: Any) -> Page:
-    return Page(rendering.to_html(explanation(*texts, **options)))
+    return Page(source_of(explanation(*texts, **options)))
 
 
 TWO = text(["good", "film"], [row([8.0, 4.0]) | {"tied": [False, True]}, row([3.0, 6.0], "output")])
 
 
+def main_cells(shown: Page) -> list[tuple[str, Mapping[str, str | None]]]:
+    """The cells of the tables that shade the text: those of the details have values to sort by."""
+    return [
+        (" ".join(words.split()), a)
+        for words, a in shown.all("td")
+        if "data-value" not in a and words not in ("yes", "no", "0.1")
+    ]
+
+
+def test_the_page_starts_with_the_answer() -> None:
+    shown = page(TWO)
+    assert shown.texts("p")[0] == "Predicted positive, 0.99. The output keeps most of: film."
+    assert shown.texts("p", **{"class": "status"}) == [
+        "Sure: all 2 rows converged; standard errors are at most 4.3 % of a row's highest value."
+    ]
+
+
 def test_the_table_has_a_caption_headers_and_every_value_with_its_error() -> None:
     shown = page(TWO)
-    assert shown.texts("caption")[0].startswith("Nats kept ± standard error of each token by each layer")
-    assert shown.texts("th", scope="col") == ["layer", "good", "film"]
-    assert shown.texts("th", scope="row") == ["layer 1 E 1.07, converged", "output E 1.07, converged"]
-    assert shown.texts("td") == ["8.000 ±0.260", "4.000 ±0.260 ≈", "3.000 ±0.260", "6.000 ±0.260"]
+    assert shown.texts("caption")[0] == "Nats that each layer keeps of each token (± standard error)"
+    assert shown.texts("th", scope="col")[:3] == ["layer", "good", "film"]
+    assert shown.texts("th", scope="row")[:2] == ["layer 1", "output"]
+    assert [words for words, _ in main_cells(shown)] == [
+        "8.00 ±0.26", "4.00 ≈ ±0.26", "3.00 ±0.26", "6.00 ±0.26"
+    ]  # fmt: skip
+
+
+def test_special_tokens_come_last_without_a_shade() -> None:
+    one = text(["good", "film"], [row([9.0, 8.0, 4.0])], offsets=[None, [0, 0, 4], [0, 5, 9]])
+    one["units"] = ["[CLS]", "good", "film"]
+    shown = page(one)
+    assert shown.texts("th", scope="col")[:4] == ["layer", "good", "film", "[CLS]"]
+    assert [a.get("class") for _, a in main_cells(shown)] == ["s32", "s16", "special"]
+    assert [(words, a["data-unit"]) for words, a in shown.all("bdi", **{"class": "special"})] == [
+        ("[CLS]", "2")
+    ]
+
+
+def test_uncertain_values_are_hatched() -> None:
+    noisy = row([8.0, 4.0])
+    noisy["standard_error"] = [0.1, 5.0]
+    shown = page(text(["good", "film"], [noisy]))
+    assert [a["class"] for _, a in main_cells(shown)] == ["s32", "s16 hazy"]
 
 
 def test_cells_wear_the_shades_of_the_other_pictures() -> None:
-    source = rendering.to_html(explanation(TWO))
-    classes = [attributes["class"] for _, attributes in Page(source).all("td")]
+    source = source_of(explanation(TWO))
+    classes = [attributes["class"] for _, attributes in main_cells(Page(source))]
     assert classes == ["s32", "s16", "s16", "s32"]
     for step, share in ((0, 0.0), (32, 1.0)):
         back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(share))
-        assert f".s{step}{{background:{back};color:{front}}}" in source
+        assert f".s{step}{{background-color:{back};color:{front}}}" in source
 
 
 def test_the_sentence_is_shaded_by_the_last_row_until_the_script_runs() -> None:
@@ -98,46 +141,48 @@ def test_the_sentence_is_shaded_by_the_last_row_until_the_script_runs() -> None:
 def test_the_script_is_given_loss_and_sigma_with_its_error() -> None:
     [numbers] = page(TWO).texts("script", type="application/json")
     found = json.loads(numbers)
-    assert found["loss"][0] == pytest.approx(TWO["rows"][0]["loss"], rel=1e-3)
+    assert found["lost"][0] == pytest.approx(TWO["rows"][0]["loss"], rel=1e-3)
     assert found["sigma"][1] == pytest.approx(TWO["rows"][1]["sigma"], rel=1e-3)
     assert found["sigmaError"][0][0] == pytest.approx(TWO["rows"][0]["sigma"][0] * 0.26 / 312, rel=0.05)
 
 
-def test_the_legend_says_unit_sign_scale_and_marks() -> None:
-    [legend] = page(TWO, granularity="word").texts("p", id="legend")
+def test_how_to_read_the_page_is_folded_away() -> None:
+    [guide] = page(TWO, granularity="word").texts("details", id="guide")
     for claim in (
         "in nats",
         "high = the layer still holds this word",
-        "Shade: from 0",
-        "E: regime",
+        "Shades go from 0",
+        "E is the",
         "≈: within two",
     ):
-        assert claim in legend
-    assert "≈" not in page(text(["a"])).texts("p", id="legend")[0]
+        assert claim in guide
+    assert "≈" not in page(text(["a"])).texts("details", id="guide")[0]
 
 
 def test_without_state_std_the_reader_is_warned() -> None:
-    assert any("its own yardstick" in p for p in page(TWO, state_std=False).texts("p"))
-    assert not any("its own yardstick" in p for p in page(TWO).texts("p"))
+    assert any("its own unit" in words for words in page(TWO, state_std=False).texts("li"))
+    assert not any("its own unit" in words for words in page(TWO).texts("li"))
 
 
 def test_a_layer_that_did_not_converge_stands_out() -> None:
     shown = page(text(["a"], [row([1.0]) | {"converged": False}]))
     assert shown.texts("strong") == ["not converged"]
+    assert "--max-passes" in shown.texts("p", **{"class": "status warns"})[0]
 
 
 def test_settings_versions_and_cost_are_on_the_page() -> None:
     shown = page(TWO)
-    [details] = shown.texts("details")
+    details = shown.texts("details")[-1]
     for part in ("rate 0.1", "seed 7", "state std yes", "draws 16", "iterations -", "torch 2.13.0"):
         assert part in details
-    assert "1.23 s, 512 forward and 256 backward sample passes" in shown.texts("footer")[0]
+    assert "1.2 s, 512 forward and 256 backward sample passes" in shown.texts("footer")[0]
 
 
 def test_what_is_known_of_the_output_is_shown_and_nothing_else() -> None:
-    assert "predicted positive probability 0.987" in " ".join(page(TWO).texts("dl"))
-    unknown = page(TWO | {"predicted": None, "probability": None, "target": "bad"}).texts("dl")
-    assert unknown[0] == "target bad"
+    unknown = page(TWO | {"predicted": None, "probability": None, "target": "bad"})
+    answer = unknown.texts("p", **{"class": "answer"})[0]
+    assert answer.startswith("Target: bad. The output keeps most of: film. This has no direction")
+    assert unknown.texts("h1") == ["Information kept, without direction: good film"]
 
 
 def test_each_of_several_texts_has_its_own_heading_and_ids() -> None:
@@ -156,8 +201,8 @@ def test_each_of_several_texts_has_its_own_heading_and_ids() -> None:
 
 def test_rows_with_positions_and_missing_values_are_drawn() -> None:
     shown = page(text(["a", "b"], [row([None, 1.0], 3, 0), row([None, None], 3, 1, error=0.0)]))
-    assert [label.split(" E")[0] for label in shown.texts("th", scope="row")] == ["layer 3 @0", "layer 3 @1"]
-    assert shown.texts("td") == ["- ±0.260", "1.000 ±0.260", "- ±0.0", "- ±0.0"]
+    assert shown.texts("th", scope="row")[:2] == ["layer 3 @0", "layer 3 @1"]
+    assert [words for words, _ in main_cells(shown)][:4] == ["- ±0.26", "1.00 ±0.26", "- ±0.0", "- ±0.0"]
 
 
 def test_a_line_break_between_units_is_layout_and_one_inside_a_unit_is_data() -> None:
@@ -174,7 +219,7 @@ def test_nothing_to_show_is_a_page() -> None:
 
 
 def test_the_title_can_be_chosen() -> None:
-    shown = Page(rendering.to_html(explanation(TWO), title="<i>mine</i>\n"))
+    shown = Page(source_of(explanation(TWO), title="<i>mine</i>\n"))
     assert shown.texts("title") == shown.texts("h1") == ["<i>mine</i>\\n"]
 
 
@@ -186,10 +231,10 @@ def test_a_sentence_is_cut_into_units_segments_and_what_lies_between() -> None:
         "units": ["[CLS]", "is", "it", "[SEP]", "yes", "[SEP]"],
         "offsets": [None, [0, 0, 2], [0, 3, 5], None, [1, 0, 3], None],
     }
-    shown = [[(piece.text, piece.unit) for piece in line] for line in sentence.lines(one)]
+    shown = [[(piece.text, piece.column) for piece in line] for line in filled.lines(one)]
     assert shown == [
-        [("[CLS]", 0), ("Is", 1), (" ", None), ("it", 2), ("?  cut off", None), ("[SEP]", 3)],
-        [("yes", 4), ("[SEP]", 5)],
+        [("[CLS]", 3), ("Is", 0), (" ", None), ("it", 1), ("?  cut off", None), ("[SEP]", 4)],
+        [("yes", 2), ("[SEP]", 5)],
     ]
 
 
@@ -198,8 +243,8 @@ def test_tokens_that_share_a_character_are_all_shown() -> None:
         "units": ["\\xf0", "\\x9f", "!"],
         "offsets": [[0, 0, 1], [0, 0, 1], [0, 1, 2]],
     }
-    [line] = sentence.lines(one)
-    assert [(piece.text, piece.unit) for piece in line] == [("😀", 0), ("\\x9f", 1), ("!", 2)]
+    [line] = filled.lines(one)
+    assert [(piece.text, piece.column) for piece in line] == [("😀", 0), ("\\x9f", 1), ("!", 2)]
 
 
 # --- what the page cannot do
@@ -214,7 +259,7 @@ def hostile() -> dict[str, Any]:
 
 
 def test_hostile_data_adds_no_element_and_no_attribute() -> None:
-    shown = Page(rendering.to_html(hostile()))
+    shown = Page(source_of(hostile()))
     assert {name for name, _, _ in shown.elements} == {name for name, _, _ in page(TWO, TWO).elements} | {
         "bdi"
     }
@@ -223,18 +268,18 @@ def test_hostile_data_adds_no_element_and_no_attribute() -> None:
 
 
 def test_hostile_tokens_are_shown_as_they_are() -> None:
-    shown = Page(rendering.to_html(hostile()))
+    shown = Page(source_of(hostile()))
     assert [words for words, _ in shown.all("th", scope="col")][1 : len(HOSTILE) + 1] == [
         printable(token) for token in HOSTILE
     ]
 
 
 def test_no_control_character_reaches_the_page() -> None:
-    assert all(c.isprintable() or c == "\n" for c in rendering.to_html(hostile()))
+    assert all(c.isprintable() or c == "\n" for c in source_of(hostile()))
 
 
 def test_the_page_names_nothing_to_load() -> None:
-    source = rendering.to_html(explanation(TWO))
+    source = source_of(explanation(TWO))
     assert not re.search(r"https?:|//\w|@import|url\(|\bimport\b|fetch\(|XMLHttp", source)
     assert not any(key in ("src", "href", "srcset") for _, a, _ in Page(source).elements for key in a)
 
@@ -253,33 +298,36 @@ def test_the_policy_of_the_page_allows_its_own_script_only() -> None:
 @given(st.lists(st.text(), min_size=1, max_size=4))
 def test_any_token_is_a_heading_of_its_column(units: list[str]) -> None:
     shown = page(text(units))
-    assert [words for words, _ in shown.all("th", scope="col")][1:] == [printable(unit) for unit in units]
+    heads = [words for words, _ in shown.all("th", scope="col")][1:]
+    assert heads[: len(units)] == [printable(unit) for unit in units]
     assert "".join(words for words, a in shown.all("span") if "data-unit" in a) in printable("".join(units))
 
 
 def test_twelve_layers_of_128_tokens_stay_under_300_kilobytes() -> None:
     units = [f"##token{i}" for i in range(128)]
     rows = [row(falling(128, 987.6), layer) | {"tied": [True] * 128} for layer in range(1, 13)]
-    assert len(rendering.to_html(explanation(text(units, rows))).encode()) < 300_000
+    assert len(source_of(explanation(text(units, rows))).encode()) < 300_000
 
 
 # --- in a notebook, and in the package
 
 
 def test_the_notebook_frame_holds_the_whole_page_and_is_a_world_of_its_own() -> None:
-    shown = Page(rendering.notebook_html(hostile()))
+    shown = Page(renderer.frame(filled.report(hostile())))
     [(_, frame)] = shown.all("iframe")
     assert len(shown.elements) == 1
-    assert frame["srcdoc"] == rendering.to_html(hostile())
-    assert frame["sandbox"] == "allow-scripts"  # without allow-same-origin it cannot reach the notebook
+    assert frame["srcdoc"] == source_of(hostile())
+    assert (
+        frame["sandbox"] == "allow-scripts allow-downloads"
+    )  # without allow-same-origin it cannot reach the notebook
     assert html.escape(frame["title"] or "") == "Information kept: 2 texts"
 
 
 def test_every_file_of_the_page_is_shipped() -> None:
     parser = configparser.ConfigParser()
-    parser.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
-    patterns = parser["options.package_data"]["interp_plugin.rendering"].split()
-    folder = Path(rendering.__file__).parent
+    parser.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
+    patterns = parser["options.package_data"]["interp_plugin.report"].split()
+    folder = Path(report.__file__).parent
     files = {path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
-    assert files >= {"page.html", "page.css", "page.js", "page.corpus.html", "page.study.html"}
+    assert files >= {"page.html", "page.css", "page.js"}
     assert files <= {path.name for pattern in patterns for path in folder.glob(pattern)}

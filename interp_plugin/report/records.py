@@ -1,27 +1,26 @@
-"""Records for Captum's ``visualize_text``."""
+"""The renderer for Captum's ``visualize_text``: records."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from interp_plugin.rendering import labels, rows
+from interp_plugin.report import explanations
+from interp_plugin.report.explanations import Choice, Values
+from interp_plugin.report.numbers import UNKNOWN, known, printable
 
 if TYPE_CHECKING:
     from captum.attr import visualization
 
-_UNKNOWN = "-"
-
 
 def captum_records(
-    explanation: Mapping[str, Any], layer: rows.Choice | None = None
+    explanation: Values, layer: Choice | None = None
 ) -> list[visualization.VisualizationDataRecord]:
     """One record per text, for ``captum.attr.visualization.visualize_text``.
 
-    Attributions are on the scale of the shades, 0 to 1 (-1 to 1 where tokens were erased), because
-    ``visualize_text`` clips to [-1, 1]; attr_score is that of the whole text, in nats where noise was learned;
+    Attributions are on the scale of the shades, 0 to 1 (-1 to 1 where tokens were erased) and 0 for special tokens,
+    because ``visualize_text`` clips to [-1, 1]; attr_score is that of the whole text, in nats where noise was learned;
     convergence_score is 1 where the row converged, else 0. Everything readable is escaped, because ``visualize_text``
     escapes nothing. What is not known is "-", and a probability that is not known is NaN (``visualize_text`` needs a
     number there).
@@ -38,38 +37,37 @@ def captum_records(
 
         >>> row = {"layer": 3, "position": None, "kept": [8.0, 0.0], "standard_error": [0.1, 0.1],
         ...        "regime_index": 1.0, "converged": True}
-        >>> text = {"units": ["<s>", "good"], "rows": [row], "predicted": "positive", "probability": 0.9,
-        ...         "target": None}
+        >>> text = {"units": ["good", "<s>"], "offsets": [[0, 0, 4], None], "rows": [row], "predicted": "positive",
+        ...         "probability": 0.9, "target": None}
         >>> [record] = captum_records({"texts": [text]})
         >>> record.raw_input_ids, record.word_attributions.tolist(), record.attr_score
-        (['&lt;s&gt;', 'good'], [1.0, 0.0], 8.0)
+        (['good', '&lt;s&gt;'], [1.0, 0.0], 8.0)
     """
-    return [_record(text, rows.one(text, layer)) for text in explanation["texts"]]
+    return [_record(text, explanations.one_row(text, layer)) for text in explanation["texts"]]
 
 
-def _record(text: Mapping[str, Any], row: Mapping[str, Any]) -> visualization.VisualizationDataRecord:
+def _record(text: Values, row: Values) -> visualization.VisualizationDataRecord:
     import torch
     from captum.attr import visualization
 
-    kept = labels.values(row)
-    for unit, value in zip(text["units"], kept, strict=True):
-        if value is None or not math.isfinite(value):
+    for unit, value in zip(text["units"], explanations.values(row), strict=True):
+        if not known(value):
             raise ValueError(
-                f"information kept of {unit!r} by {labels.row_label(row)} is {value}: a record needs every "
+                f"information kept of {unit!r} by {explanations.row_label(row)} is {value}: a record needs every "
                 "value; choose another layer, or leave this text out"
             )
     target = text["predicted"] if text["target"] is None else text["target"]
     return visualization.VisualizationDataRecord(
-        word_attributions=torch.tensor(labels.shares(row), dtype=torch.float32),
+        word_attributions=torch.tensor([share or 0.0 for share in explanations.shares(text, row)]),
         pred_prob=math.nan if text["probability"] is None else text["probability"],
         pred_class=_escaped(text["predicted"]),
-        true_class=_UNKNOWN,
+        true_class=UNKNOWN,
         attr_class=_escaped(target),
-        attr_score=float(rows.total(row)[0]),
+        attr_score=float(explanations.total(row)[0]),
         raw_input_ids=[_escaped(unit) for unit in text["units"]],
         convergence_score=float(row["converged"]),
     )
 
 
 def _escaped(data: str | None) -> str:
-    return _UNKNOWN if data is None else html.escape(labels.printable(data))
+    return UNKNOWN if data is None else html.escape(printable(data))

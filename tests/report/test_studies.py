@@ -13,48 +13,64 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from studies import HOSTILE, METHODS, METRICS, SIGNED, cell, study_points, study_table
-from test_page import Page
-
-from interp_plugin.rendering.study import (
-    StudyCell,
-    StudyColumn,
-    StudyPoint,
-    StudyTable,
-    bars_figure,
-    front_figure,
-    markdown,
-    print_tables,
-    to_html,
+from studies import (
+    HOSTILE,
+    METHODS,
+    METRICS,
+    SIGNED,
+    cell,
+    made_report,
+    made_table,
+    study_cells,
+    study_points,
+    study_table,
 )
-from interp_plugin.rendering.study.github import escaped
-from interp_plugin.rendering.study.placing import places
-from interp_plugin.rendering.study.words import rounded
+from test_html import Page
+
+from interp_plugin.comparison.costs import StudyColumn
+from interp_plugin.comparison.views import StudyCell, metric_cells
+from interp_plugin.report import html, terminal
+from interp_plugin.report.figures import draw_metric, draw_points
+from interp_plugin.report.markdown import escaped, markdown
+from interp_plugin.report.model import Point, Points, Row, Table
 
 HIGH = StudyColumn("comprehensiveness", True, "DeYoung et al. 2020")
 LOW = StudyColumn("sufficiency", False, "DeYoung et al. 2020")
 
 
-def small(**groups: dict[str, tuple[StudyCell | None, ...]]) -> StudyTable:
-    return StudyTable("layer 3", (HIGH, LOW), groups, ("Special tokens are not ranked.",))
+NOTES = ("Special tokens are not ranked.",)
 
 
-SMALL = small(
-    unsigned={
+def small(**groups: dict[str, tuple[StudyCell | None, ...]]) -> Table:
+    return made_table(groups, (HIGH, LOW), "layer 3", NOTES)
+
+
+CELLS: dict[str, dict[str, tuple[StudyCell | None, ...]]] = {
+    "unsigned": {
         "ours": (cell(0.46, best=True), cell(0.2, p=0.05)),
         "theirs": (cell(0.45, p=0.3), cell(0.1, best=True)),
         "random": (cell(0.1, p=0.0499), None),
     },
-    signed={"gradient": (cell(0.6, best=True), cell(0.3, n=150, best=True))},
-)
+    "signed": {"gradient": (cell(0.6, best=True), cell(0.3, n=150, best=True))},
+}
+SMALL = small(**CELLS)
+
+
+def rounded(cells: list[StudyCell | None]) -> list[tuple[str, str] | None]:
+    """A column's means and intervals as they are written."""
+    return [None if made is None else (made.text, made.spread) for made in metric_cells(HIGH, cells, 9)]
+
+
+def points(quality: int = 0, cost: int = 1, name: str = "comprehensiveness", better: bool = True) -> Points:
+    return Points(f"{name}, {quality}", name, better, study_points(CELLS, quality, cost))
 
 
 def test_a_method_has_a_cell_for_each_column() -> None:
     with pytest.raises(ValueError, match="'ours' has 1 cells for 2 columns of 'layer 3'"):
-        small(unsigned={"ours": (None,)})
+        Table("layer 3", "method", SMALL.columns, {"": (Row("ours", (None,)),)})
 
 
 # -- numbers
@@ -107,7 +123,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def test_markdown_has_a_table_for_each_group_with_directions_bests_and_ties() -> None:
-    assert rows_of(markdown([SMALL])) == [
+    assert rows_of(markdown(made_report(SMALL))) == [
         ["unsigned methods", "comprehensiveness ↑", "sufficiency ↓"],
         [":--", "--:", "--:"],
         ["ours", "**0.460** [0.430, 0.490]", "0.200 [0.170, 0.230] ≈"],
@@ -120,7 +136,7 @@ def test_markdown_has_a_table_for_each_group_with_directions_bests_and_ties() ->
 
 
 def test_markdown_says_question_notes_marks_and_sources() -> None:
-    text = markdown([SMALL], "SST-2")
+    text = markdown(made_report(SMALL, title="SST-2"), title=True)
     assert text.startswith("# SST-2\n\n")
     for claim in (
         "## layer 3", "- Special tokens are not ranked.", "↓: lower is better", "p ≥ 0.05", "compared apart",
@@ -130,9 +146,9 @@ def test_markdown_says_question_notes_marks_and_sources() -> None:
 
 
 def test_names_are_not_markup_in_markdown() -> None:
-    shown = rows_of(markdown([study_table(HOSTILE, SIGNED)]))
+    shown = rows_of(markdown(made_report(study_table(HOSTILE, SIGNED))))
     assert all(len(row) == 1 + len(METRICS) for row in shown)
-    text = markdown([study_table(HOSTILE, ())])
+    text = markdown(made_report(study_table(HOSTILE, ())))
     assert "<script" not in text.replace("\\<script", "")
     assert "\x1b" not in text
 
@@ -146,18 +162,18 @@ def test_escaping_leaves_one_line_without_live_marks(text: str) -> None:
 
 
 def test_a_question_that_nobody_answers_is_told_and_not_drawn() -> None:
-    nothing = StudyTable("class", (), {"unsigned": {}}, ())
-    assert "No method could be judged." in markdown([nothing])
-    assert "No method could be judged." in " ".join(Page(to_html([nothing], {}, "x")).texts("p"))
-    assert "No method could be judged." in printed([nothing])
+    nothing = Table("class", "method", (), {}, ())
+    assert "There is nothing to show." in markdown(made_report(nothing))
+    assert "There is nothing to show." in " ".join(Page(html.page(made_report(nothing))).texts("p"))
+    assert "There is nothing to show." in printed([nothing])
 
 
 # -- terminal
 
 
-def printed(tables: list[StudyTable], width: int = 80) -> str:
+def printed(tables: list[Table], width: int = 80) -> str:
     file = io.StringIO()
-    print_tables(tables, Console(file=file, width=width))
+    terminal.show(made_report(*tables), Console(file=file, width=width))
     return file.getvalue()
 
 
@@ -188,14 +204,13 @@ def test_a_method_named_like_markup_or_an_escape_is_printed_as_it_is() -> None:
 # -- page
 
 
-def report(*tables: StudyTable, **options: Any) -> str:
-    points = {HIGH: study_points(tables[0], 0, 1)}
-    return to_html(tables, points, options.pop("title", "A study"), **options)
+def page_of(*tables: Table, **options: Any) -> str:
+    return html.page(made_report(*tables, charts=[points()], **options))
 
 
 def test_the_page_holds_every_value_interval_and_mark() -> None:
-    shown = Page(report(SMALL))
-    assert shown.texts("th", scope="col") == ["method", "comprehensiveness ↑", "sufficiency ↓"]
+    shown = Page(page_of(SMALL))
+    assert shown.texts("th", scope="col")[:3] == ["method", "comprehensiveness ↑", "sufficiency ↓"]
     assert shown.texts("th", scope="rowgroup") == ["unsigned methods", "signed methods"]
     assert shown.texts("th", scope="row") == ["ours", "theirs", "random", "gradient"]
     assert [words for words in shown.texts("td") if words] == [
@@ -203,26 +218,33 @@ def test_the_page_holds_every_value_interval_and_mark() -> None:
         "0.100 [0.070, 0.130]", "-", "0.600 [0.570, 0.630]", "0.300 [0.270, 0.330] n 150",
     ]  # fmt: skip
     assert shown.texts("strong") == ["0.460", "0.100", "0.600", "0.300"]
-    assert shown.texts("li")[-1] == "Special tokens are not ranked."
+    assert "Special tokens are not ranked." in shown.texts("li")
     assert shown.texts("dd") == ["DeYoung et al. 2020"] * 2
 
 
 def test_dark_is_better_whichever_way_a_metric_points() -> None:
     table = small(unsigned={"ours": (cell(0.9), cell(0.9)), "theirs": (cell(0.1), cell(0.1))})
-    shown = Page(report(table))
+    shown = Page(page_of(table))
     classes = [attributes.get("class") for _, attributes in shown.all("td") if "data-value" in attributes]
     assert classes == ["s32", "s0", "s0", "s32"]
 
 
+def test_costs_are_not_shaded_and_the_best_of_a_group_of_one_is_dark() -> None:
+    seconds = StudyColumn("seconds", False, "wall clock")
+    lonely = {"signed": {"gradient": (cell(0.6, best=True), cell(0.3, best=True))}}
+    [row] = made_table(lonely, (HIGH, seconds)).rows
+    assert [shown.shade for shown in row.cells if shown] == [1.0, None]
+
+
 def test_the_script_has_what_it_sorts_by() -> None:
-    shown = Page(report(SMALL))
+    shown = Page(page_of(SMALL))
     assert [a.get("data-better") for _, a in shown.all("th", scope="col")] == [None, "higher", "lower"]
     values = [float(a["data-value"] or "") for _, a in shown.all("td") if "data-value" in a]
     assert values == [0.46, 0.2, 0.45, 0.1, 0.1, 0.6, 0.3]
 
 
 def test_the_policy_allows_the_pages_own_script_alone() -> None:
-    source = report(SMALL)
+    source = page_of(SMALL)
     [script] = re.findall(r"<script>(.*?)</script>", source, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     [policy] = [
@@ -233,7 +255,8 @@ def test_the_policy_allows_the_pages_own_script_alone() -> None:
 
 def test_hostile_names_stay_words() -> None:
     table = study_table(HOSTILE, HOSTILE[:2], title="<b>")
-    source = to_html([table, table], {METRICS[0]: study_points(table)}, HOSTILE[0], {"<i>": "</dl>"})
+    chart = Points("<b>", HOSTILE[0], True, study_points(study_cells(HOSTILE, HOSTILE[:2])))
+    source = html.page(made_report(table, table, title=HOSTILE[0], charts=[chart], **{"<i>": "</dl>"}))
     shown = Page(source)
     assert len(shown.all("script")) == 1
     assert not shown.all("b") and not shown.all("i")
@@ -244,7 +267,7 @@ def test_hostile_names_stay_words() -> None:
 
 
 def test_nothing_is_loaded_from_anywhere() -> None:
-    source = report(SMALL, settings={"model": "http://example.org"})
+    source = page_of(SMALL, **{"model": "http://example.org"})
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\s\"<]+", source)) - namespaces == {"http://example.org"}
     assert not re.search(r"\bsrc=|@import|url\((?!#)", source)
@@ -252,28 +275,22 @@ def test_nothing_is_loaded_from_anywhere() -> None:
 
 
 def test_the_figure_is_in_the_page_in_its_colours_and_its_names_are_text() -> None:
-    source = report(SMALL)
+    source = page_of(SMALL)
     [svg] = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
     assert "var(--unsigned)" in svg
     assert "var(--signed)" in svg
     assert "#2171b5" not in svg  # which the night could not change
-    assert all(f">{name}</text>" in svg for name in ("ours", "theirs", "gradient"))
+    assert all(name in re.sub("<[^>]*>", "", svg) for name in ("ours", "theirs", "gradient"))
 
 
 def test_ids_of_two_figures_do_not_meet() -> None:
-    points = {HIGH: study_points(SMALL, 0, 1), LOW: study_points(SMALL, 1, 0)}
-    ids = re.findall(r'\bid="([^"]*)"', to_html([SMALL], points, "x"))
+    charts = [points(0, 1), points(1, 0)]
+    ids = re.findall(r'\bid="([^"]*)"', html.page(made_report(SMALL, charts=charts)))
     assert len(set(ids)) == len(ids)
 
 
-def test_a_study_without_costs_has_no_figure() -> None:
-    lonely = [StudyPoint("mine", "unsigned", math.nan, 0.5, 0.4, 0.6, False)]
-    assert "<figure" not in to_html([SMALL], {HIGH: lonely}, "x")
-
-
 def test_the_same_study_is_the_same_page() -> None:
-    points = {HIGH: study_points(SMALL, 0, 1)}
-    assert to_html([SMALL], points, "x") == to_html([SMALL], points, "x")
+    assert page_of(SMALL) == page_of(SMALL)
 
 
 # -- figures
@@ -284,27 +301,26 @@ def drawn_texts(figure: Any) -> list[str]:
 
 
 def test_the_front_joins_those_that_nobody_beats() -> None:
-    points = [
-        StudyPoint("cheap", "unsigned", 0.01, 0.3, 0.2, 0.4, True),
-        StudyPoint("good", "unsigned", 1.0, 0.6, 0.5, 0.7, True),
-        StudyPoint("neither", "unsigned", 0.5, 0.2, 0.1, 0.3, False),
-    ]
-    [axes] = front_figure(points, "comprehensiveness").axes
-    [front] = [line for line in axes.lines if str(line.get_label()).startswith("front")]
+    some = (
+        Point("cheap", "unsigned", 0.01, 0.3, 0.2, 0.4, True),
+        Point("good", "unsigned", 1.0, 0.6, 0.5, 0.7, True),
+        Point("neither", "unsigned", 0.5, 0.2, 0.1, 0.3, False),
+    )
+    [axes] = draw_points(Points("", "comprehensiveness", True, some)).axes
+    [front] = [line for line in axes.lines if str(line.get_label()).startswith("Pareto front")]
     assert front.get_drawstyle() == "steps-post"
     assert list(zip(*front.get_data(), strict=True))[:2] == [(0.01, 0.3), (1.0, 0.6)]
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_single_method_has_a_picture() -> None:
-    [axes] = front_figure([StudyPoint("one", "unsigned", 0.01, 0.3, 0.3, 0.3, True)]).axes
+    [axes] = draw_points(Points("", "x", True, (Point("one", "unsigned", 0.01, 0.3, 0.3, 0.3, True),))).axes
     low, high = axes.get_xlim()
     assert low < 0.01 < high
 
 
 def test_groups_differ_in_more_than_colour() -> None:
-    points = study_points(study_table())
-    [axes] = front_figure(points).axes
+    [axes] = draw_points(Points("", "x", True, study_points(study_cells()))).axes
     marks = {line.get_label(): line for line in axes.lines if str(line.get_label()).endswith(" methods")}
     unsigned, signed = marks["unsigned methods"], marks["signed methods"]
     assert unsigned.get_marker() != signed.get_marker()
@@ -313,70 +329,47 @@ def test_groups_differ_in_more_than_colour() -> None:
 
 
 def test_where_lower_is_better_the_axis_is_turned_over_and_says_so() -> None:
-    [axes] = front_figure(study_points(study_table()), "infidelity", higher_is_better=False).axes
+    [axes] = draw_points(Points("", "infidelity", False, study_points(study_cells()))).axes
     low, high = axes.get_ylim()
     assert low > high
     assert axes.get_ylabel() == "infidelity ↓\nlower is better: the axis is turned over"
 
 
 def test_methods_without_a_cost_are_named_under_the_picture() -> None:
-    points = [
-        *study_points(study_table()),
-        StudyPoint("from elsewhere", "signed", math.nan, 0.4, 0.3, 0.5, False),
-    ]
-    [axes] = front_figure(points).axes
+    lonely = Point("from elsewhere", "signed", math.nan, 0.4, 0.3, 0.5, False)
+    [axes] = draw_points(Points("", "x", True, (*study_points(study_cells()), lonely))).axes
     assert axes.get_xlabel().endswith("\nwithout seconds, so not drawn: from elsewhere")
     with pytest.raises(ValueError, match="none of 1 points has a finite quality and a cost above 0"):
-        front_figure(points[-1:])
+        draw_points(Points("", "x", True, (lonely,)))
 
 
-def overlaps(boxes: list[Any]) -> int:
-    def meet(a: Any, b: Any) -> bool:
-        return min(a[2], b[2]) - max(a[0], b[0]) > 1e-9 and min(a[3], b[3]) - max(a[1], b[1]) > 1e-9
-
-    return sum(meet(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
-def test_names_of_a_usual_study_do_not_lie_on_one_another() -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.text import Annotation, Text
-
-    for seed in range(3):
-        figure = front_figure(study_points(study_table(seed=seed)))
-        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-        names = [text for text in figure.axes[0].texts if isinstance(text, Annotation)]
-        boxes = [Text.get_window_extent(name, renderer).extents for name in names]  # without their lines
-        assert len(boxes) > 12
-        assert overlaps(boxes) == 0
-
-
-@given(st.lists(st.tuples(st.floats(0, 500), st.floats(0, 300)), min_size=1, max_size=15, unique=True))
-@example(
-    [(0.0, 0.0), (0.0, 1.0), (0.0, 0.25)]
-)  # a quarter of a unit under another name was cheaper than to move
-@settings(max_examples=40, deadline=None)
-def test_every_name_gets_a_place_of_its_own_in_the_frame(points: list[tuple[float, float]]) -> None:
-    """Fifteen names of 60 x 10 fill an eighth of the frame: there is room for all."""
-    boxes = places(points, [(60.0, 10.0)] * len(points), (-70, -20, 570, 320), 3)
-    assert overlaps(boxes) == 0
-    assert all(x >= -70 and y >= -20 and far <= 570 and high <= 320 for x, y, far, high in boxes)
+def test_every_point_has_a_number_and_the_list_beside_the_picture_its_name() -> None:
+    some = study_points(study_cells())
+    figure = draw_points(Points("", "x", True, some))
+    numbers = [text.get_text() for text in figure.axes[0].texts]
+    assert numbers == [str(number) for number in range(1, len(some) + 1)]
+    ranked = sorted(some, key=lambda point: -point.quality)
+    listed = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [f"{number} {point.method}" for number, point in enumerate(ranked, 1)] == [
+        name for name in listed if name[0].isdigit()
+    ]
 
 
 def test_bars_are_sorted_best_first_in_a_panel_for_each_group() -> None:
     for column, order in (("comprehensiveness", [0.46, 0.45, 0.1]), ("sufficiency", [0.1, 0.2])):
-        unsigned, signed = bars_figure(SMALL, column).axes
+        unsigned, signed = draw_metric(SMALL, column).axes
         assert [bar.get_width() for bar in unsigned.patches] == pytest.approx(order)
         assert (unsigned.get_title(loc="left"), signed.get_title(loc="left")) == (
             "unsigned methods",
             "signed methods",
         )
         assert {bar.get_hatch() for bar in unsigned.patches} != {bar.get_hatch() for bar in signed.patches}
-    assert any("≈: not significantly different" in text for text in drawn_texts(bars_figure(SMALL)))
+    assert any("≈: not significantly different" in text for text in drawn_texts(draw_metric(SMALL)))
 
 
 def test_whiskers_are_the_intervals_ends() -> None:
     table = small(unsigned={"ours": (StudyCell(0.5, 0.2, 0.6, 9, True, None), None)})
-    [axes] = bars_figure(table).axes
+    [axes] = draw_metric(table).axes
     [whisker] = [c for c in axes.collections if hasattr(c, "get_segments")]
     [ends] = whisker.get_segments()  # type: ignore[attr-defined]
     assert sorted(ends[:, 0]) == pytest.approx([0.2, 0.6])
@@ -385,28 +378,29 @@ def test_whiskers_are_the_intervals_ends() -> None:
 @pytest.mark.parametrize("column", ["speed", 2, -3])
 def test_an_unknown_column_is_refused_with_those_that_exist(column: str | int) -> None:
     with pytest.raises(ValueError, match="there are 'comprehensiveness', 'sufficiency'"):
-        bars_figure(SMALL, column)
+        draw_metric(SMALL, column)
 
 
 def test_a_column_without_values_is_refused() -> None:
     with pytest.raises(ValueError, match="no method has a value of 'sufficiency'"):
-        bars_figure(small(unsigned={"ours": (cell(0.5), None)}), "sufficiency")
+        draw_metric(small(unsigned={"ours": (cell(0.5), None)}), "sufficiency")
 
 
 def test_hostile_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     table = study_table(HOSTILE, HOSTILE[:2], title="$x")
-    for figure in (front_figure(study_points(table), "$y^", heading="$x"), bars_figure(table)):
+    chart = Points("$x", "$y^", True, study_points(study_cells(HOSTILE, HOSTILE[:2])))
+    for figure in (draw_points(chart), draw_metric(table)):
         figure.savefig(tmp_path / "x.png")
-        assert "$x^2$ \\frac" in drawn_texts(figure)
+        assert any(words.endswith("$x^2$ \\frac") for words in drawn_texts(figure))
 
 
 def test_figures_are_unknown_to_pyplot() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests/support')\n"
-        "from studies import *; from interp_plugin.rendering.study import *\n"
-        "front_figure(study_points(study_table())); bars_figure(study_table())\n"
+        "from studies import *; from interp_plugin.report.figures import *\n"
+        "draw_points(Points('', 'x', True, study_points(study_cells()))); draw_metric(study_table())\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "False\n"

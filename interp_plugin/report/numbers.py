@@ -1,0 +1,124 @@
+"""The one number format: digits that the errors deserve, "-" for what is not finite; and text made printable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+UNKNOWN = "-"
+_DIGITS = 4  # significant digits at most
+_DECIMALS = 6  # more than that, and an exponent reads better
+_RANGE = 100.0  # largest to smallest of some numbers, from which on one number of decimals does not suit all
+
+Numbers = Sequence[float | None]
+
+
+def known(value: float | None) -> bool:
+    """Whether a value is a finite number; None, NaN and infinity are not."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, decimals: int) -> str:
+    """A number with so many decimals.
+
+    Example::
+
+        >>> number(0.4631, 2), number(None, 2), number(float("nan"), 2), number(-0.001, 2), number(2e-9, 10)
+        ('0.46', '-', '-', '0.00', '2.00e-09')
+    """
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if decimals > _DECIMALS:
+        return f"{value:.2e}"
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number on its own, to so many significant digits.
+
+    Example::
+
+        >>> significant(0.98712), significant(1234.5), significant(None), significant(3.0)
+        ('0.987', '1234', '-', '3.00')
+    """
+    return number(value, 0 if not value or not known(value) else max(0, digits - 1 - _exponent(value)))
+
+
+def decimals(values: Numbers, errors: Numbers = ()) -> int:
+    """Decimals for numbers that are read together.
+
+    They show two digits of a usual error, but not more than four digits of the largest number unless the error needs
+    one more.
+
+    Example::
+
+        >>> decimals([123.44, 5.1], [0.26, 0.3]), decimals([0.46312], [0.032]), decimals([50.0, 3.0])
+        (1, 3, 0)
+    """
+    sizes = [abs(value) for value in values if value is not None and math.isfinite(value) and value]
+    some = [error for error in errors if error is not None and math.isfinite(error) and error > 0]
+    if not sizes:
+        return max(0, 1 - _exponent(median(some))) if some else 1
+    if not some:
+        whole = all(size.is_integer() for size in sizes)
+        return 0 if whole else max(0, 2 - _exponent(max(sizes)))
+    error = _exponent(median(some))
+    return max(0, min(1 - error, max(-error, _DIGITS - 1 - _exponent(max(sizes)))))
+
+
+def rounded(values: Numbers, errors: Numbers = (), apart: bool = False) -> list[tuple[str, int]]:
+    """Numbers that are read together as they are written, and their decimals.
+
+    Args:
+        values, errors: numbers, and their errors if they have any.
+        apart: let each have its own decimals where they span decades, as seconds of several methods do.
+
+    Example::
+
+        >>> rounded([0.46312, 0.1, None], [0.032, 0.03, None])
+        [('0.463', 3), ('0.100', 3), ('-', 3)]
+        >>> rounded([0.0034, 3.4], [0.0003, 0.3], apart=True)
+        [('0.00340', 5), ('3.40', 2)]
+    """
+    sizes = [abs(value) for value in values if value is not None and math.isfinite(value) and value]
+    if apart and sizes and max(sizes) > _RANGE * min(sizes):
+        padded = [*errors, *[None] * (len(values) - len(errors))]
+        places = [decimals([value], [error]) for value, error in zip(values, padded, strict=True)]
+    else:
+        places = [decimals(values, errors)] * len(values)
+    return [(number(value, digits), digits) for value, digits in zip(values, places, strict=True)]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads well.
+
+    Example::
+
+        >>> duration(1.234), duration(300.0), duration(9000.0)
+        ('1.2 s', '5.0 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def printable(text: str) -> str:
+    """The text with everything a terminal could obey (escape sequences, line ends) written out.
+
+    Example::
+
+        >>> printable("a\\x1b[1m")
+        'a\\\\x1b[1m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, printable and cut to so many characters."""
+    text = printable(text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(abs(value)))
