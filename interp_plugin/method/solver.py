@@ -32,7 +32,7 @@ from interp_plugin.method.sampling import (
     without_quadratic_part,
 )
 
-# Each figure is measured by tests/benchmarks/ablation.py or named where it stands; see tests/benchmarks/README.md.
+# tests/benchmarks/README.md says what the devices that these belong to save (ablation.py).
 PROBES = 8  # vector-Jacobian products of the closed form
 FEW_PROBES = 4  # of several states together, which start from one another
 EXACT = 32  # state elements up to which the Jacobian is computed whole
@@ -49,8 +49,9 @@ LARGEST_ELASTICITY = 30.0  # of D
 LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
+OUTLIER = 4.0  # times the variance of the samples so far, beyond which a batch counts for less
 ROUNDING = 1e-4  # of log sigma: batches that differ by less agree
-QUADRATIC = 1e-3  # of D, by which a quadratic D may miss sum_i g_i = 2 D draw by draw: 0.05 % of sigma
+QUADRATIC = 1e-4  # of D, by which a quadratic D may miss sum_i g_i = 2 D draw by draw: 0.005 % of sigma
 MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start, and of log sigma in one
 UNSEEN = 0.005  # of log sigma: the least standard error of a class output that is not linear, whose samples are few
 REPEATS = 64  # of the simulation of how far two fits order tokens alike
@@ -321,7 +322,7 @@ class SolverState:
         return replace(self, gradients=self.gradients[:, :0])
 
     def take_in(self, step: Step, cap: Tensor) -> None:
-        """Average a batch's Newton estimate with those before; a long step starts the average afresh.
+        """Average a batch's Newton estimate with those before; until two agree, a long step starts the average afresh.
 
         A Newton step is wrong by a share of its length: its batch counts as so many pairs from nearby.
         """
@@ -335,8 +336,17 @@ class SolverState:
         moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
         common = step.common_variance / step.count + moved
         estimate = torch.minimum(self.log_sigma + step.move, cap)
-        old = torch.where(far, 0.0, self.weight)
+        # class outputs, whose samples are few or all alike, are never so sure of what they have
+        is_layer = self.jacobian.shape[1] == 0
+        old = torch.where(far & ((self.compared == 0) | (not is_layer)), 0.0, self.weight)
         again = old > 0
+        if is_layer:
+            # the variance of a sample, here and so far: outliers show that there are such, not how many
+            here, before = (
+                v.clamp(min=tiny) for v in (noise * step.count, token_mean(self.variance, free) * old)
+            )
+            new = torch.where(again, new * (OUTLIER * before / here).clamp(max=1.0), new)
+            old = torch.where(again, old * (OUTLIER * here / before).clamp(max=1.0), old)
         apart, explained = (estimate - self.log_sigma).square() * free, variance + self.variance
         # a token that moved more than two of its standard errors: Newton's step is too long where D grows as sigma^4
         self.excess = torch.where(again.unsqueeze(1), (apart - 4 * explained).clamp(min=0) / 4, 0.0)
@@ -353,21 +363,26 @@ class SolverState:
         self.common_variance = (1 - share).square() * self.common_variance + share.square() * common
         self.residual, self.free = step.residual, free
 
-    def inflation(self) -> Tensor:
-        """By how much more the batches scatter than their own variances explain, at least 1, (b,)."""
-        return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
-
     def error(self) -> Tensor:
-        """Variance of log sigma, (b, T)."""
+        """Variance of log sigma, (b, T); of class outputs, whose samples are few or all alike, no smaller than that."""
+        if not self.jacobian.shape[1]:
+            return self.variance
         return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
 
     def common_error(self) -> Tensor:
         """Variance of the mean of log sigma over the tokens below the cap, (b,)."""
+        if not self.jacobian.shape[1]:
+            return self.common_variance
         return self.common_variance * self.inflation() + self._unseen()
 
+    def inflation(self) -> Tensor:
+        """By how much more the batches scatter than their own variances explain, at least 1, (b,)."""
+        return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
+
     def _unseen(self) -> Tensor:
-        """What rare samples may add where the few of a class output saw none, (b,)."""
-        return (self.weight > 0) * float(self.jacobian.shape[1] > 0) * UNSEEN**2
+        """What rare samples may add where a class output is not linear and the samples saw none, (b,)."""
+        scatter = token_mean(self.variance, self.variance > 0) * self.inflation()
+        return (scatter > ROUNDING**2 / 100).to(scatter.dtype) * UNSEEN**2
 
 
 def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap: Tensor) -> SolverState:
@@ -424,6 +439,7 @@ def _iterate(
         pairs = _pairs(objective, state, noise, passes)
         if index == 0:
             pairs = _from_small_noise(objective, state, pairs, noise, passes)
+        if index == 0 and not state.jacobian.shape[1]:
             exact = _is_quadratic(pairs) & (token_mean(state.variance, state.free) <= solver.tolerance**2)
             done.append(_by_closed_form(objective, state.at(exact), cap))
             state, pairs = state.at(~exact), pairs.at(~exact)
@@ -433,8 +449,11 @@ def _iterate(
         state.take_in(step, cap[state.example])
         state.gradients = torch.cat([pairs.gradient.transpose(0, 1), state.gradients], 1)[:, :KEPT_GRADIENTS]
         error = state.error()
-        small = token_mean(error, state.free).sqrt() <= solver.tolerance
-        state.converged = small & state.sound & (state.compared > 0)
+        size = token_mean(error, state.free).sqrt()
+        # a second batch has to agree, but where nothing scatters: the state is linear
+        state.converged = (
+            (size <= solver.tolerance) & state.sound & ((state.compared > 0) | (size < ROUNDING))
+        )
         finished = state.converged
         if finished.any() and index + 1 < solver.order_batches:
             jitter = Draws([(objective.groups.n_tokens,)], solver.seed).batch(ORDER_STREAM, REPEATS).to(noise)

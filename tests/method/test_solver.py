@@ -438,14 +438,17 @@ def test_a_long_step_starts_the_average_afresh():
     ).all()  # a Newton step is wrong by a share of its length
 
 
-def test_batches_that_scatter_more_than_they_say_have_larger_standard_errors():
+def test_batches_of_class_outputs_that_scatter_more_than_they_say_have_larger_standard_errors():
     state = state_at(SIGMA)
+    state.jacobian = torch.zeros(BATCH, 1, TOKENS)
     for seed in range(6):
         samples = noisy(0.001, seed, 10)
         shifted = samples.stationarity * (1 + 0.05 * normal(1, BATCH, TOKENS, seed=100 + seed))
         seen = Evaluation(samples.distortion, shifted, samples.gradient)
         state.take_in(newton_step(state.log_sigma, seen, ACTIVE, HIGH, RATES), HIGH)
     assert (state.inflation() > 2).all() and (state.error() > 2 * state.variance).all()
+    state.jacobian = state.jacobian[:, :0]
+    assert torch.equal(state.error(), state.variance)  # of layers no such scatter is seen
 
 
 def test_the_variance_of_a_sample_is_that_of_log_sigma():
