@@ -285,6 +285,7 @@ class SolverState:
         distortion: D at ``place`` on average, (b,).
         residual: sigma_i dD/dsigma_i / (rate / n) - 1 of the last batch, (b, T).
         free: which tokens are below the cap, (b, T).
+        move: the last batch's Newton step, (b, T).
         weight: pairs of samples in the average, (b,).
         compared: batches that were compared with the average before them, (b,).
         surprise: sum over these of the squared difference over its variance, mean over tokens, (b,).
@@ -305,6 +306,7 @@ class SolverState:
     distortion: Tensor
     residual: Tensor
     free: Tensor
+    move: Tensor
     weight: Tensor
     compared: Tensor
     surprise: Tensor
@@ -322,7 +324,8 @@ class SolverState:
         return replace(self, gradients=self.gradients[:, :0])
 
     def take_in(self, step: Step, cap: Tensor) -> None:
-        """Average a batch's Newton estimate with those before; of class outputs a long step starts the average afresh.
+        """Average a batch's Newton estimate with those before; a long step that goes on in the direction of the one before
+        starts the average afresh.
 
         A Newton step is wrong by a share of its length: its batch counts as so many pairs from nearby.
         """
@@ -338,7 +341,8 @@ class SolverState:
         estimate = torch.minimum(self.log_sigma + step.move, cap)
         # a layer's steps may overshoot where the differences between tokens are steep: their average does not
         is_layer = self.jacobian.shape[1] == 0
-        old = self.weight if is_layer else torch.where(far, 0.0, self.weight)
+        onwards = (step.move * self.move).sum(1) > 0
+        old = torch.where(far & (onwards | (not is_layer)), 0.0, self.weight)
         again = old > 0
         if is_layer:
             # the variance of a sample, here and so far: outliers show that there are such, not how many
@@ -361,7 +365,7 @@ class SolverState:
         self.distortion = self.distortion.lerp(step.distortion, share)
         self.variance = (1 - each).square() * self.variance + each.square() * variance
         self.common_variance = (1 - share).square() * self.common_variance + share.square() * common
-        self.residual, self.free = step.residual, free
+        self.residual, self.free, self.move = step.residual, free, step.move
 
     def error(self) -> Tensor:
         """Variance of log sigma, (b, T); of class outputs, whose samples are few or all alike, no smaller than that."""
@@ -405,6 +409,7 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
         distortion=(log_sigma.exp().square() * c * active).sum(1),
         residual=torch.full_like(c, torch.nan),
         free=free,
+        move=torch.zeros_like(c),
         weight=zeros,
         compared=zeros,
         surprise=zeros,

@@ -696,3 +696,26 @@ def test_the_distortion_of_a_class_is_what_fresh_draws_say(classifier):
     assert math.isclose(
         fit.distortion, values.mean(), rel_tol=4 * float(values.std() / values.mean()) / 2048**0.5
     )
+
+
+def test_a_layer_whose_steps_overshoot_is_averaged_and_converges() -> None:
+    """Restarts from every long step went back and forth: errors of 7 to 8 % at this sentence, in place of 1.5."""
+    explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
+    sentence = "a funny film with more than enough charm to make it memorable"
+    rows = [
+        explainer.explain(sentence, layers=[1, 2, 3], solver=Solver(seed=seed))[0].rows[2] for seed in (0, 5)
+    ]
+    assert all(row.converged for row in rows)
+    apart = (rows[0].sigma.log() - rows[1].sigma.log()).square().mean().sqrt()
+    assert apart < 0.04  # 2 % each
+
+
+def test_a_long_way_to_the_optimum_is_gone_and_not_averaged() -> None:
+    """An average that lags behind its steps looks certain and lies on the way: sigma was 17 % too small, converged."""
+    torch.manual_seed(0)
+    x, weights = torch.randn(1, 2, 64), torch.tensor([[1.0], [10.0]])
+    method = InformationLoss(lambda x: torch.nn.functional.layer_norm((weights * x).sum(1), (64,)))
+    fit = method.fit(x, rate=1.0)
+    longer = method.fit(x, rate=1.0, solver=Solver(seed=1, max_passes=4000, tolerance=0.005))
+    assert fit.converged.all()
+    assert (fit.sigma / longer.sigma - 1).abs().max() < 0.05
