@@ -324,8 +324,9 @@ class SolverState:
         return replace(self, gradients=self.gradients[:, :0])
 
     def take_in(self, step: Step, cap: Tensor) -> None:
-        """Average a batch's Newton estimate with those before; a long step that goes on in the direction of the one before
-        starts the average afresh.
+        """Average a batch's Newton estimate with those before.
+
+        A long step that goes on in the direction of the one before starts the average afresh.
 
         A Newton step is wrong by a share of its length: its batch counts as so many pairs from nearby.
         """
