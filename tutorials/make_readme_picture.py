@@ -29,7 +29,7 @@ def main() -> None:
     output = parser.parse_args().output
 
     console = Console(
-        record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+        record=True, width=90, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
     with huggingface.quiet():
         model, tokenizer = huggingface.load(huggingface.default_model_path())

@@ -25,7 +25,6 @@ from interp_plugin.cli.options import (
     TokenizerName,
     Truncation,
     TrustRemoteCode,
-    Ways,
     WeightType,
     calibration,
     check_installed,
@@ -65,11 +64,11 @@ Examples:
 
     interp-plugin explain "Paris is in" --model gpt2 --target " France"
 
-    interp-plugin explain "The capital of France is" --model gpt2 --target " Paris" --instead-of " London"
+    interp-plugin explain "I am" --target " old" --instead-of " new" --model gpt2
 
-    interp-plugin explain "Once upon a time" --model gpt2 --generate 20 --html grid.html
+    interp-plugin explain "Once upon" --model gpt2 --generate 20 --html grid.html
 
-    interp-plugin explain --file chats.jsonl --chats --model CHAT-MODEL --fixed special,system --units sentence
+    interp-plugin explain --file a.jsonl --chats --model NAME --fixed special
 
     interp-plugin explain "not a bad film" --score erased
 
@@ -168,7 +167,13 @@ def explain(
     ] = None,
     score: Score = "kept",
     side: Side = "damage",
-    ways: Ways = "mask",
+    ways: Annotated[
+        str | None,
+        typer.Option(
+            help="With --score erased: how tokens go, some of mask,attention,delete.",
+            show_default="mask; delete for the target of a decoder",
+        ),
+    ] = None,
     granularity: Annotated[Granularity, typer.Option(help="What a score is of.")] = "token",
     aggregate: Annotated[
         Aggregate, typer.Option(help="How the nats of a word or sentence come of its tokens'.")
@@ -263,10 +268,11 @@ def explain(
             explainer.calibrate(_split(sample, pairs), chosen, batch_size=batch_size, show_progress=progress)
         elif calibrate is not None:
             explainer.calibration = calibration(explainer, calibrate, None, progress)
+        removed = None if ways is None else check_ways(ways.split(","))
         options: dict[str, Any] = {
             "positions": places, "rate": rate, "solver": solver, "batch_size": batch_size,
             "internal_batch_size": "auto", "truncation": truncation, "show_progress": progress, "score": score,
-            "side": side, "ways": check_ways(ways.split(",")), "passes": max_passes or PASSES, "function": function,
+            "side": side, "ways": removed, "passes": max_passes or PASSES, "function": function,
             **parts,
         }  # fmt: skip
         if generate is not None or continuation is not None:

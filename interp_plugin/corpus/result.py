@@ -93,8 +93,9 @@ class CorpusResult:
 
     @property
     def units(self) -> dict[Label, str]:
-        """The unit of each layer's erasure scores: nats for the output (log-odds, or log probability), D elsewhere."""
-        return {label: "nats" if label == OUTPUT else "D" for label in self.layer_labels}
+        """The unit of each layer's erasure scores: nats for log-odds or a log probability of the output, else D."""
+        output = self.settings.get("output_unit", "nats")
+        return {label: output if label == OUTPUT else "D" for label in self.layer_labels}
 
     @property
     def layer_labels(self) -> tuple[Label, ...]:

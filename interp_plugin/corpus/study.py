@@ -204,6 +204,8 @@ class CorpusStudy:
             "revision": getattr(config, "_commit_hash", None),
             "weights": weights_digest(self.model.module),
         }
+        if self.erasures is not None:
+            settings["output_unit"] = "nats" if self.model.task in ("sequence classes", "next token") else "D"
         if self.amortised is not None:
             settings |= {"amortised": self.amortised.digest, "held_out": asdict(self.amortised.held_out)}
         plain: dict[str, Any] = json.loads(json.dumps(settings))

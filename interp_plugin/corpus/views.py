@@ -161,7 +161,7 @@ def _layers(result: CorpusResult) -> Section:
     names = [name for _, _, name in keys]
     if erased:
         names.append("unit")
-        columns.append([Cell("nats" if layer == "output" else "D") for layer in layers])
+        columns.append([Cell(result.units[layer]) for layer in layers])
     else:
         names.append("E (median)")
         medians = [of["regime_index", "median sentence", layer]["mean"] for layer in layers]
@@ -180,7 +180,7 @@ def _layers(result: CorpusResult) -> Section:
     rows = tuple(
         Row(str(layer), tuple(column[place] for column in columns)) for place, layer in enumerate(layers)
     )
-    table = Table("Means over the texts", "layer", tuple(map(Column, names)), {"": rows})
+    table = Table("Means over the corpus", "layer", tuple(map(Column, names)), {"": rows})
     quantity, per = keys[0][:2]
     line = Curve(
         str(result.settings["model"]),

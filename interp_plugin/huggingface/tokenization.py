@@ -8,11 +8,20 @@ import unicodedata
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor
 
-from interp_plugin.text.models import CHARACTERS, Encoding, Offset, Source, Target, as_int, shown
+from interp_plugin.text.models import (
+    CHARACTERS,
+    Encoding,
+    Offset,
+    Source,
+    Target,
+    as_int,
+    is_cut_already,
+    shown,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -169,6 +178,19 @@ def split(
         for segment, offset in zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True)
     )
     return Pieces(tuple(encoded["input_ids"]), spans, tuple(encoded.get("token_type_ids", ())))
+
+
+def _with_marks_apart(tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> Pieces:
+    """Marks that a text has itself are special tokens, as in a chat that its template wrote; the first stands once."""
+    marks = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
+    written = [
+        span is not None and token in marks for token, span in zip(pieces.ids, pieces.spans, strict=True)
+    ]
+    if not any(written):
+        return pieces
+    spans = tuple(None if mark else span for mark, span in zip(written, pieces.spans))
+    doubled = len(pieces) > 1 and written[1] and not written[0] and pieces.ids[0] == pieces.ids[1]
+    return replace(pieces, spans=spans).at(range(int(doubled), len(pieces)))
 
 
 def _called(tokenizer: PreTrainedTokenizerBase, given: dict[str, Any], **options: Any) -> Any:
@@ -565,11 +587,11 @@ class Encoder:
     def __call__(self, text: Source, pair: str | None, target: Target, truncation: bool) -> Encoding:
         """One text or pair, checked; see ``HuggingFaceModel.encode``."""
         target = as_int(target)
-        if not isinstance(text, str):
+        if is_cut_already(text):
             if pair is not None:
                 raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
-            return self._cut_already(text, target, truncation)
-        checked(text)
+            return self._cut_already(cast(Sequence[Any], text), target, truncation)
+        text = checked(text)
         if pair is not None:
             checked(pair, "pair")
         # more characters than the tokens that the model takes can stand for: see what it takes to tokenize them
@@ -677,7 +699,8 @@ class Encoder:
             after = split(self.tokenizer, continuation, special=False)
             return pieces, _moved(after, 0, len(continuation))
         self._check_content(split(self.tokenizer, text), text, None)
-        return continued(self.tokenizer, text, continuation)
+        before, after = continued(self.tokenizer, text, continuation)
+        return _with_marks_apart(self.tokenizer, before), after
 
     def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
         """A text with what follows it, and a text for each token of that: what stands before, and it as the target.
@@ -773,6 +796,7 @@ class Encoder:
         self._check_content(pieces, text, pair)
         if self.reading == "continuation":
             pieces = pieces.without_end()  # what follows an end mark is another text
+        pieces = _with_marks_apart(self.tokenizer, pieces)
         return self._fitted(pieces, truncation, self.limit, "text")
 
     def _check_content(self, pieces: Pieces, text: str, pair: str | None) -> None:

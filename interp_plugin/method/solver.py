@@ -322,7 +322,7 @@ class SolverState:
         return replace(self, gradients=self.gradients[:, :0])
 
     def take_in(self, step: Step, cap: Tensor) -> None:
-        """Average a batch's Newton estimate with those before; until two agree, a long step starts the average afresh.
+        """Average a batch's Newton estimate with those before; of class outputs a long step starts the average afresh.
 
         A Newton step is wrong by a share of its length: its batch counts as so many pairs from nearby.
         """
@@ -336,9 +336,9 @@ class SolverState:
         moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
         common = step.common_variance / step.count + moved
         estimate = torch.minimum(self.log_sigma + step.move, cap)
-        # class outputs, whose samples are few or all alike, are never so sure of what they have
+        # a layer's steps may overshoot where the differences between tokens are steep: their average does not
         is_layer = self.jacobian.shape[1] == 0
-        old = torch.where(far & ((self.compared == 0) | (not is_layer)), 0.0, self.weight)
+        old = self.weight if is_layer else torch.where(far, 0.0, self.weight)
         again = old > 0
         if is_layer:
             # the variance of a sample, here and so far: outliers show that there are such, not how many

@@ -194,12 +194,9 @@ def table(explanation: Values, text: Values, layer: Choice | None = None) -> Tab
         "sigmaError": [_picked(row.get("sigma_standard_error", nothing), order, 2) for row in chosen],
     }
     return Table(
-        title=(
-            f"What each layer loses with each {unit}"
-            if erased
-            else f"Nats that each layer keeps of each {unit}"
-        )
-        + " (± standard error)",
+        title=f"What each layer loses with each {unit}"
+        if erased
+        else f"Nats that each layer keeps of each {unit}",
         corner="layer",
         columns=tuple(Column(text["units"][u], special=apart[u]) for u in order),
         groups={"": tuple(_row(explanation, text, row, order) for row in chosen)},
@@ -386,7 +383,7 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
     errors = f"standard errors are at most {_percent(worst)} of a row's highest value"
     if settings.get("amortised"):
         return f"Predicted by a trained head, not solved for; its {errors}.", False
-    count = "The row" if len(rows) == 1 else f"All {len(rows)} rows"
+    count = {1: "the row", 2: "both rows"}.get(len(rows), f"all {len(rows)} rows")
     if is_erased(explanation):
         if worst <= shades.UNCERTAIN:
             return f"Sure: {errors}.", False
@@ -394,7 +391,7 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
         return f"Not sure: {errors}. More passes: --max-passes {wanted} (in Python passes={wanted}).", True
     unfinished = [row for row in rows if not row["converged"]]
     if not unfinished:
-        return f"Sure: {count[0].lower() + count[1:]} converged; {errors}.", False
+        return f"Sure: {count} converged; {errors}.", False
     names = ", ".join(row_label(row) for row in unfinished[:5])
     names += f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
     wanted = max(_passes_needed(row, settings) for row in unfinished)

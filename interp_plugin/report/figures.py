@@ -136,7 +136,7 @@ def draw_curves(chart: Curves) -> Figure:
         legend = figure.legend(loc="outside right upper", frameon=False, ncols=1 + (len(curves) - 1) // 14)
         for text in legend.get_texts():
             text.set(**_words())
-    elif curves and not re.fullmatch(r"text \d+", curves[0].name):
+    elif curves and curves[0].name and not re.fullmatch(r"text \d+", curves[0].name):
         _title(axes, curves[0].name)
     return figure
 
@@ -351,7 +351,8 @@ def svg(chart: Chart, number: str) -> str:
     from matplotlib import rc_context
 
     if isinstance(chart, Curves):
-        figure = draw_curves(chart)
+        alone = len(chart.curves) == 1  # the page's title names it
+        figure = draw_curves(replace(chart, curves=(replace(chart.curves[0], name=""),)) if alone else chart)
     elif isinstance(chart, Boxes):
         figure = draw_boxes(chart)
     else:
@@ -365,7 +366,10 @@ def svg(chart: Chart, number: str) -> str:
     for colour, variable in _VARIABLES.items():
         source = re.sub(rf"(fill|stroke): {colour}", rf"\1: var({variable})", source)
     links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    source = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" \1 {links}>', source, count=1)
+    shape = f'style="max-width: {96 * figure.get_figwidth():.0f}px"'
+    source = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" \1 {shape} {links}>', source, count=1
+    )
     # ids such as axes_1 and figure_1 are the same in every figure
     return re.sub(r'(<g id=")', rf"\g<1>figure-{number}-", source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -31,10 +32,13 @@ def show(report: Report, console: Console | None = None, details: bool = True) -
     from rich.text import Text
 
     console = console or Console()
+    dark = _is_dark(console)
+    if report.title and any(section.heading for section in report.sections):
+        console.print(Text(printable(report.title), style="dim"))
     for section in report.sections:
         if section.heading:
             console.print(Text(f"\n{printable(section.heading)}", style="bold"))
-        _show_section(section, console, details)
+        _show_section(section, console, details, dark)
     if details:
         if report.guide:
             console.print(Text(" ".join(map(printable, report.guide)), style="dim"))
@@ -47,7 +51,7 @@ def show(report: Report, console: Console | None = None, details: bool = True) -
             console.print(Text(printable("; ".join(filter(None, (", ".join(told), report.cost))))))
 
 
-def tables(table: Table, width: int = 80, details: bool = True) -> list[RichTable]:
+def tables(table: Table, width: int = 80, details: bool = True, dark: bool = False) -> list[RichTable]:
     """A table as some that are no wider than ``width``: as many columns side by side as fit.
 
     Example::
@@ -72,10 +76,10 @@ def tables(table: Table, width: int = 80, details: bool = True) -> list[RichTabl
         words = max(words, _width(column.heading) if _width(column.heading) <= _WHOLE else 0)
         content = min(content, 40) if column.words else content
         sizes.append(min(max(content, min(_HEADER, words)), max(8, width - name - 4)))
-    return [_block(table, block, name, sizes, written) for block in _blocks(sizes, width - name - 4)]
+    return [_block(table, block, name, sizes, written, dark) for block in _blocks(sizes, width - name - 4)]
 
 
-def _show_section(section: Section, console: Console, details: bool) -> None:
+def _show_section(section: Section, console: Console, details: bool, dark: bool) -> None:
     from rich.text import Text
 
     if section.answer:
@@ -86,15 +90,15 @@ def _show_section(section: Section, console: Console, details: bool) -> None:
         for piece in line:
             cell = row.cells[piece.column] if row is not None and piece.column is not None else None
             shown = printable(piece.text.replace("\n", " "))
-            shaded.append(shown, style=_style(cell) if not piece.special else "dim")
+            shaded.append(shown, style=_style(cell, dark) if not piece.special else "dim")
         console.print(shaded)
     for table in section.tables:
         down = table.turned() if section.lines else table  # tokens of a text are read from top to bottom
-        if table.title and not section.lines:
-            console.print(Text(printable(table.title), style="bold"))
+        if table.title and table.title != section.heading:
+            console.print(Text(printable(table.title), style="dim"))
         if table.is_empty:
             console.print(Text("There is nothing to show."))
-        for block in tables(down, console.width, details or not section.lines):
+        for block in tables(down, console.width, details or not section.lines, dark):
             console.print(block)
         for note in table.notes:
             console.print(Text(printable(note), style="dim"))
@@ -107,8 +111,21 @@ def _show_section(section: Section, console: Console, details: bool) -> None:
             console.print(block)
 
 
+def _is_dark(console: Console) -> bool:
+    """Whether the ground is dark, as most terminals' is: then bright is high.
+
+    Terminals with a light ground say so in COLORFGBG (7 and 15 are light grey and white); notebooks have a light one.
+    """
+    return not console.is_jupyter and os.environ.get("COLORFGBG", "").split(";")[-1] not in ("7", "15")
+
+
 def _block(
-    table: Table, columns: Sequence[int], name: int, sizes: Sequence[int], written: Sequence[Sequence[str]]
+    table: Table,
+    columns: Sequence[int],
+    name: int,
+    sizes: Sequence[int],
+    written: Sequence[Sequence[str]],
+    dark: bool,
 ) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
@@ -136,8 +153,8 @@ def _block(
                 cells.append(
                     Text(
                         shown if words else shown.rjust(sizes[c]),
-                        _style(cell),
-                        justify="left" if words else "right",
+                        _style(cell, dark),
+                        justify="left",
                     )
                 )
             drawn.add_row(_name(row, group), *cells)
@@ -170,10 +187,10 @@ def _parts(cell: Cell, details: bool) -> tuple[str, str, str]:
     return printable(cell.text), cell.error if details else "", marks
 
 
-def _style(cell: Cell | None) -> str:
+def _style(cell: Cell | None, dark: bool) -> str:
     if cell is None or cell.shade is None:
         return "bold" if cell is not None and cell.best else ""
-    back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(cell.shade))
+    back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(cell.shade, dark))
     return f"{front} on {back}" + (" bold" if cell.best else "")
 
 

@@ -47,6 +47,7 @@ class Settings:
         max_passes: of the solver.
         erased: how tokens were erased (side, ways, passes); None: noise was learned.
         function: what was watched of the target, where it was said.
+        states: what a layer's state is where it is not the block's output: "what the next block reads".
 
     Example::
 
@@ -69,6 +70,7 @@ class Settings:
     max_passes: int | None = None
     erased: str | None = None
     function: str | None = None
+    states: str | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -399,6 +399,15 @@ def state_sites(model: TextModel) -> Mapping[Label, LayerCall]:
     return sites
 
 
+def is_cut_already(text: Any) -> bool:
+    """Whether a text is token ids, or the messages of a chat."""
+    if not isinstance(text, (list, tuple)) or not text:
+        return False
+    return all(isinstance(part, Mapping) for part in text) or all(
+        isinstance(part, int) and not isinstance(part, bool) for part in text
+    )
+
+
 def as_int(value: Any) -> Any:
     """A whole number of NumPy or torch as an int; anything else as it is.
 

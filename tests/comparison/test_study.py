@@ -838,4 +838,6 @@ def test_signs_tell_methods_apart_about_a_class_only() -> None:
         "unsigned methods": ["random"],
         "signed methods": ["feature ablation"],
     }
-    assert {group: list(rows) for group, rows in of_layer.groups.items()} == {"unsigned": names}
+    assert {group: [row.name for row in rows] for group, rows in of_layer.groups.items()} == {
+        "unsigned methods": names
+    }

@@ -69,8 +69,8 @@ def test_tables_for_people(folder: str, films: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     result = run(films, "--output", tmp_path / "out", "--model", folder, "--html", page)
     assert result.exit_code == 0, result.output
-    assert f"{Path(folder).name}: 5 texts" in result.stdout
-    assert "I a token" in result.stdout
+    assert "Over 5 texts" in result.stdout
+    assert "kept per token" in result.stdout
     assert "<html" in page.read_text(encoding="utf-8")
 
 
@@ -144,7 +144,7 @@ def test_records_that_cannot_be_read_are_counted_and_named_like_others(folder: s
     for _ in range(2):
         result = run(path, "--output", tmp_path / "out", "--model", folder, "--layers", "1")
         assert result.exit_code == 0, result.output
-        assert "1 texts, 2 left out" in result.stdout
+        assert "Over 1 texts" in result.stdout
         assert "row 1 left out: ValueError: films.jsonl, line 2: not JSON that can be read" in result.stderr
         assert (
             "row 2 left out: ValueError: text has 50000 characters: the model takes at most 16 tokens"

@@ -228,7 +228,7 @@ def test_every_worker_finds_a_place(
 def test_a_cluster_without_room_is_said_to_be(
     nodes: list[dict[str, float]], workers: int, gpus: float
 ) -> None:
-    with pytest.raises(ValueError, match="GPUs each; give it more, or ask for fewer workers"):
+    with pytest.raises(ValueError, match="GPUs each; give it more, or use fewer workers"):
         _share(nodes, workers, gpus)
 
 

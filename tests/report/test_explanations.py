@@ -243,13 +243,21 @@ def test_text_on_every_shade_has_a_contrast_of_at_least_four_and_a_half(share: f
     assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
-DARKEST, LIGHTEST = "48;2;8;48;107m", "48;2;247;251;255m"
+HIGHEST, ZERO = "48;2;158;208;255m", "48;2;29;36;44m"  # on a dark ground
+ON_LIGHT = "48;2;8;48;107m"
 
 
-def test_each_layer_is_shaded_from_zero_to_its_highest_value() -> None:
+def test_on_a_terminal_with_a_light_ground_dark_is_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORFGBG", "0;15")
+    shown = printed(explanation(text(["a", "b"], [row([8.0, 4.0])])), colour=True)
+    assert ON_LIGHT in shown and HIGHEST not in shown
+
+
+def test_each_layer_is_shaded_from_zero_to_its_highest_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLORFGBG", raising=False)
     what = explanation(text(["a", "b", "c"], [row([100.0, 50.0, 0.0]), row([10.0, 5.0, 0.0], 2)]))
     shown = printed(what, colour=True)
-    assert shown.count(DARKEST) == shown.count(LIGHTEST) == 3  # once in the text
+    assert shown.count(HIGHEST) == shown.count(ZERO) == 3  # once in the text
 
 
 def test_differences_within_the_standard_error_are_marked_as_uncertain() -> None:

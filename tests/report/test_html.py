@@ -87,13 +87,13 @@ def test_the_page_starts_with_the_answer() -> None:
     shown = page(TWO)
     assert shown.texts("p")[0] == "Predicted positive, 0.99. The output keeps most of: film."
     assert shown.texts("p", **{"class": "status"}) == [
-        "Sure: all 2 rows converged; standard errors are at most 4.3 % of a row's highest value."
+        "Sure: both rows converged; standard errors are at most 4.3 % of a row's highest value."
     ]
 
 
 def test_the_table_has_a_caption_headers_and_every_value_with_its_error() -> None:
     shown = page(TWO)
-    assert shown.texts("caption")[0] == "Nats that each layer keeps of each token (± standard error)"
+    assert shown.texts("caption")[0] == "Nats that each layer keeps of each token"
     assert shown.texts("th", scope="col")[:3] == ["layer", "good", "film"]
     assert shown.texts("th", scope="row")[:2] == ["layer 1", "output"]
     assert [words for words, _ in main_cells(shown)] == [

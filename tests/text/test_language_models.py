@@ -357,3 +357,22 @@ def test_a_chat_on_the_command_line(tmp_path: Path) -> None:
     assert len(row["kept"]) == len(explainer.model.encode(CHAT).ids)
     refused = CliRunner().invoke(app, [*given, "--generate", "2", "--target", "x"])
     assert refused.exit_code == 2 and "give one of them" in refused.stderr
+
+
+def test_marks_in_a_text_are_special_and_the_first_stands_once() -> None:
+    model = chatting().model
+    rendered = model.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    encoding, chat = model.encode(rendered), model.encode(CHAT)
+    assert encoding.ids.count(model.tokenizer.bos_token_id) == len(CHAT)
+    assert encoding.ids == chat.ids
+    special = [
+        offset is None for token, offset in zip(encoding.ids, encoding.offsets) if token == encoding.ids[0]
+    ]
+    assert all(special)
+    words = group((encoding.text, None), encoding.tokens, encoding.offsets, "word")
+    assert all(len(unit.tokens) == 1 for unit in words if unit.offset is None)
+
+
+def test_the_end_mark_can_be_the_target() -> None:
+    model = tiny("llama", "LlamaForCausalLM")
+    assert model.encode(TEXT, target="</s>").target == (model.tokenizer.eos_token_id,)
