@@ -385,6 +385,8 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
         return f"Predicted by a trained head, not solved for; its {errors}.", False
     count = {1: "the row", 2: "both rows"}.get(len(rows), f"all {len(rows)} rows")
     if is_erased(explanation):
+        if not worst:
+            return "Exact: every set of erased tokens was tried.", False
         if worst <= shades.UNCERTAIN:
             return f"Sure: {errors}.", False
         wanted = _rounded_up(max(row["n_forward"] for row in rows) * (worst / shades.UNCERTAIN) ** 2)
