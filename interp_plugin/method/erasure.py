@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp_plugin.method.objective import Objective, distortion, distortion_gradient
-from interp_plugin.method.perturbation import NoisyModel, no_fastpath
+from interp_plugin.method.perturbation import ExampleError, NoisyModel, no_fastpath
 from interp_plugin.method.sampling import Draws
 
 Array = NDArray[Any]
@@ -281,7 +281,9 @@ def learn_erasure(
         bad = ~found.isfinite()
         if bad.any():
             number = int(np.concatenate(rows)[int(bad.nonzero()[0, 0])])
-            raise ValueError(f"the model gave NaN or infinite values for example {number} with tokens erased")
+            raise ExampleError(
+                f"the model gave NaN or infinite values for example {number} with tokens erased", number
+            )
         for (number, erased), values in zip(asked, found.split(list(map(len, rows)))):
             masks[number].take(erased, values.numpy())
     learned = [each.learned() for each in masks]

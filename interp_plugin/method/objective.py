@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from interp_plugin.method.perturbation import NoisyModel, alike, no_fastpath
+from interp_plugin.method.perturbation import ExampleError, NoisyModel, alike, no_fastpath
 
 MAX_ROWS = 64  # rows in one forward and backward
 MAX_ELEMENTS = 2**21  # input elements in one forward and backward, which bounds its memory
@@ -116,9 +116,10 @@ def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -
     size = keep.sum(1, keepdim=True)
     if not size.bool().all():
         example = int((size[:, 0] == 0).nonzero()[0, 0])
-        raise ValueError(
+        raise ExampleError(
             f"the state of example {example} has no element to measure distortion by (all are masked, or have zero "
-            "state_std); pass a positive state_std"
+            "state_std); pass a positive state_std",
+            example,
         )
     weight = torch.where(keep, 1 / torch.where(keep, v, 1.0), 0.0) / size.to(v.dtype).sqrt()
     return weight.reshape(reference.shape)
@@ -303,9 +304,10 @@ def token_groups(
         active = active & _checked_mask(token_mask, active)
     if not active.any(1).all():
         example = int((~active.any(1)).nonzero()[0, 0])
-        raise ValueError(
+        raise ExampleError(
             f"example {example} has no token left to bear noise (every token is masked); "
-            "leave at least one token unmasked or drop the example"
+            "leave at least one token unmasked or drop the example",
+            example,
         )
     return TokenGroups(index, active)
 
@@ -546,9 +548,10 @@ class Objective:
         values, no_gradient = values.masked_fill(still, 0), no_gradient & ~still
         if no_gradient.any():
             example = int(examples[no_gradient][0])
-            raise ValueError(
+            raise ExampleError(
                 f"the state of example {example} moves with its input but carries no gradient (detach, numpy, argmax "
-                "or rounding on the way); read the state before that step"
+                "or rounding on the way); read the state before that step",
+                example,
             )
         return Evaluation(values, slopes, rows.gradient.reshape(count, b, -1))
 
@@ -606,7 +609,8 @@ class Objective:
         bad = ~values.detach().flatten().isfinite()
         if bad.any():
             example = int(examples[bad][0])
-            raise ValueError(
+            raise ExampleError(
                 f"the model gave NaN or infinite values for example {example} in the {step}; check its weights and "
-                "inputs, or use a type of wider range than half precision"
+                "inputs, or use a type of wider range than half precision",
+                example,
             )

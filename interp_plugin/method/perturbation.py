@@ -23,6 +23,23 @@ from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 
+class ExampleError(ValueError):
+    """A :class:`ValueError` that concerns one example of a batch.
+
+    Args:
+        message: names it as "example N".
+        example: N, its number in the batch.
+    """
+
+    def __init__(self, message: str, example: int) -> None:
+        super().__init__(message)
+        self.example = example
+
+    def named(self, name: str) -> ValueError:
+        """The same error with the example's name in place of its number."""
+        return ValueError(str(self).replace(f"example {self.example}", name, 1))
+
+
 class StateRead(BaseException):
     """Raised by a hook to leave the model's forward: what comes after the state is not needed."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from interp_plugin.method.erasure import NoisePath, entry_path, noise_path
 from interp_plugin.method.objective import Objective, TokenGroups, state_weight, token_groups
 from interp_plugin.method.perturbation import (
+    ExampleError,
     NoisyModel,
     gradients,
     module_of,
@@ -68,9 +69,10 @@ class Problem:
             entered = entry_path(self.objective, mean, self.input_std, seed, missed)
         if _incomplete(entered).any():
             example = int(missed[_incomplete(entered)][0])
-            raise ValueError(
+            raise ExampleError(
                 f"the signed scores of example {example} do not sum to the change of the state, which must be another "
-                "from run to run; call model.eval(), or use score='kept'"
+                "from run to run; call model.eval(), or use score='kept'",
+                example,
             )
         share = (path.error / path.change)[missed].abs().amax().item()
         warnings.warn(
@@ -156,9 +158,10 @@ def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:
         bad = ~tensor.reshape(len(tensor), -1).isfinite().all(1)
         if bad.any():
             example = int(bad.nonzero()[0, 0])
-            raise ValueError(
+            raise ExampleError(
                 f"NaN or infinite values are in the {name} of example {example} before any noise was added; clean "
-                "them first"
+                "them first",
+                example,
             )
 
 
@@ -229,7 +232,7 @@ def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
     bad = ~(single.isfinite() & (single > 0))
     if bad.any():
         example = int(bad.nonzero()[0, 0])
-        raise ValueError(f"{name} of example {example} is {single[example]}: {rule}")
+        raise ExampleError(f"{name} of example {example} is {single[example]}: {rule}", example)
     return values
 
 

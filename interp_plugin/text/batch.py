@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from interp_plugin.method.erasure import Way
 from interp_plugin.method.objective import default_rows
-from interp_plugin.method.perturbation import FULL, NoisyModel, Selector, Site, alike
+from interp_plugin.method.perturbation import FULL, ExampleError, NoisyModel, Selector, Site, alike
 from interp_plugin.method.problem import Problem, Terms, fit_together, pose
 from interp_plugin.method.solver import NoiseFit, Solver
 from interp_plugin.text.models import OUTPUT, Encoding, Function, Label, TextModel, shown, watched
@@ -281,7 +280,7 @@ class Batch:
             max_rows: most rows in one forward; None: :attr:`default_rows`.
         """
         rows = max_rows or self.default_rows
-        with _naming(self.encodings):
+        with naming_texts(self.encodings):
             return fit_together([self.pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
 
     def pose(
@@ -350,16 +349,12 @@ def _decoder_mask(encodings: Sequence[Encoding]) -> Tensor:
 
 
 @contextmanager
-def _naming(encodings: Sequence[Encoding]) -> Iterator[None]:
+def naming_texts(encodings: Sequence[Encoding]) -> Iterator[None]:
     """The core knows examples by their number: here they are texts."""
     try:
         yield
-    except ValueError as error:
-        number = re.search(r"\bexample (\d+)\b", str(error))
-        if number is None or int(number[1]) >= len(encodings):
-            raise
-        name = f"text {shown(encodings[int(number[1])].text)}"
-        raise ValueError(str(error).replace(number[0], name, 1)) from error
+    except ExampleError as error:
+        raise error.named(f"text {shown(encodings[error.example].text)}") from error
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, lear
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import NoiseFit, Solver
-from interp_plugin.text.batch import MAX_SCORES, Batch, State, scores_at
+from interp_plugin.text.batch import MAX_SCORES, Batch, State, naming_texts, scores_at
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import (
     HIDDEN,
@@ -471,7 +471,7 @@ class ErasureFinder:
         erasing = Erasing(
             objective, baseline, self.ways, partial(batch.edited, state=state, selector=selector)
         )
-        with gradients():
+        with gradients(), naming_texts(batch.encodings):
             return learn_erasure(erasing.players, erasing.damage, erasing.prior, self.erasure, len(self.ways))
 
 

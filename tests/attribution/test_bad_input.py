@@ -12,7 +12,7 @@ from test_conformance import FAST, IDS, MLP, LSTMClassifier, X, normal, seeded, 
 from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerInformationLoss, NeuronInformationLoss, Solver
-from interp_plugin.method.perturbation import SelectorError
+from interp_plugin.method.perturbation import ExampleError, SelectorError
 
 TOKENS = normal(2, 3, 4)  # 2 examples of 3 tokens of 4 elements
 
@@ -478,3 +478,13 @@ def test_without_dropout_there_is_no_warning(model: nn.Module) -> None:
         assert not warnings_of(lambda: method.attribute(IDS, solver=FAST))
     else:
         assert not warnings_of(lambda: attribute(forward=model))
+
+
+def test_an_error_of_one_example_carries_its_number() -> None:
+    """So that callers who know examples by another name need not read the message."""
+    inputs = torch.ones(3, 2, 4)
+    inputs[1, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="inputs of example 1 ") as caught:
+        InformationLoss(lambda x: x.flatten(1)).attribute(inputs)
+    assert isinstance(caught.value, ExampleError) and caught.value.example == 1
+    assert "inputs of the second text before" in str(caught.value.named("the second text"))
