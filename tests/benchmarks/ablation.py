@@ -133,7 +133,9 @@ def language_model(texts: Sequence[str]) -> list[Fit]:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     method = LayerInformationLoss(model.model, model.model.embed_tokens, model.model.layers[7])
     ids = [tokenizer(text, return_tensors="pt")["input_ids"] for text in (*texts[:24], *SENTENCES)]
-    std = method.estimate_state_std([{"inputs": i} for i in ids[:24]])
+    std = method.estimate_state_std(
+        [{"inputs": i, "token_mask": torch.ones_like(i).bool()} for i in ids[:24]]
+    )
     return [lambda solver, i=i: method.fit(i, state_std=std, solver=solver) for i in ids[24:]]  # type: ignore[misc]
 
 

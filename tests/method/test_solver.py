@@ -424,18 +424,23 @@ def test_batches_near_the_optimum_are_averaged_by_their_numbers_of_samples():
     torch.testing.assert_close(state.place, (10 * SIGMA.log() + 30 * ends[0]) / 40, rtol=0, atol=1e-3)
 
 
-def test_a_long_step_starts_the_average_afresh():
-    state = state_at(SIGMA)
-    state.take_in(newton_step(state.log_sigma, noisy(0.02, 6, 30), ACTIVE, HIGH, RATES), HIGH)
-    before, far = state.log_sigma, noisy(0.02, 7, 10)
-    far = Evaluation(2 * far.distortion, 2 * far.stationarity, far.gradient)
-    step = newton_step(state.log_sigma, far, ACTIVE, HIGH, RATES)
-    state.take_in(step, HIGH)
-    torch.testing.assert_close(state.log_sigma, before + step.move)
-    assert state.weight.max() < 10 and not state.compared.any()
-    assert (
-        state.error() > (0.3 * step.move).square()
-    ).all()  # a Newton step is wrong by a share of its length
+def test_a_long_step_starts_the_average_of_a_class_output_afresh_and_joins_that_of_a_layer():
+    for elements in (0, 1):  # of the Jacobian, which is known of class outputs
+        state = state_at(SIGMA)
+        state.jacobian = torch.zeros(BATCH, elements, TOKENS)
+        state.take_in(newton_step(state.log_sigma, noisy(0.02, 6, 30), ACTIVE, HIGH, RATES), HIGH)
+        before, far = state.log_sigma, noisy(0.02, 7, 10)
+        far = Evaluation(2 * far.distortion, 2 * far.stationarity, far.gradient)
+        step = newton_step(state.log_sigma, far, ACTIVE, HIGH, RATES)
+        state.take_in(step, HIGH)
+        if elements:
+            torch.testing.assert_close(state.log_sigma, before + step.move)
+            assert state.weight.max() < 10 and not state.compared.any()
+            # a Newton step is wrong by a share of its length
+            assert (state.error() > (0.3 * step.move).square()).all()
+        else:
+            assert (state.weight > 30).all() and (state.compared == 1).all()
+            assert ((state.log_sigma - before).abs() < 0.1 * step.move.abs()).all()
 
 
 def test_batches_of_class_outputs_that_scatter_more_than_they_say_have_larger_standard_errors():
