@@ -33,7 +33,7 @@ from interp_plugin.text.storage import Kinds, check_fields
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT = "interp_plugin amortised head 4"
+FORMAT = "interp_plugin amortised head 5"
 EPOCHS = 60
 WORDS = 3  # texts of the training whose tokens tell one tokenizer from another
 MADE_FOR = ("weights", "noise_layer", "layers", "rate", "max_sigma", "input_std", "calibration")
