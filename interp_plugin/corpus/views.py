@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Per = Literal["sentence", "token", "token of a sentence", "dimension", "word", "word of a sentence"]
 Quantity = Literal["kept", "loss", "erased"]
-ERASED = "lost when erased; nats for the output, D for layers"
+ERASED = "lost when erased; output: nats, layers: D"
 
 INTERVAL = "95 % of bootstrap means"
 

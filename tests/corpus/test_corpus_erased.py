@@ -114,7 +114,7 @@ def test_what_is_of_information_alone_is_refused(erased: CorpusResult) -> None:
 
 def test_page_terminal_and_figures_name_what_is_lost_and_its_units(erased: CorpusResult) -> None:
     page = str(erased.to_html())
-    assert "nats for the output, D for layers" in page
+    assert "output: nats, layers: D" in page
     assert "nformation kept" not in page
     console = Console(file=io.StringIO(), width=160)
     erased.show(erased, console)
