@@ -334,11 +334,11 @@ def watched(scores: Tensor, ids: Tensor, function: Function, foils: Tensor | Non
     what is watched of ids less what is watched of foils, where logarithms of probabilities differ as scores do.
 
     Examples::
-        >>> scores, ids = torch.tensor([0.2, 0.5, 0.3]).log(), torch.tensor(1)
+        >>> scores, ids = torch.tensor([0.2, 0.6, 0.2]).log(), torch.tensor(1)
         >>> [round(float(watched(scores, ids, name)), 3) for name in ("probability", "log_odds", "margin")]
-        [0.5, -0.0, 0.511]
+        [0.6, 0.405, 1.099]
         >>> round(float(watched(scores, ids, "log_probability", torch.tensor(0)).exp()), 3)
-        2.5
+        3.0
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)

@@ -338,7 +338,7 @@ def test_the_output_of_a_language_model_is_refused(tmp_path: Path) -> None:
     found = CorpusStudy(model, layers=["output"], solver=CLOSED).run(
         ["the film was"], tmp_path, show_progress=False
     )
-    with pytest.raises(ValueError, match="depends on what it is asked for"):
+    with pytest.raises(ValueError, match="depends on its target"):
         AmortisedEstimator.train(model, None, found, show_progress=False)
 
 
@@ -350,7 +350,7 @@ def predicted(head: AmortisedEstimator, given: list[str], folder: Path, **settin
 
 
 def test_a_study_whose_texts_have_a_spread_each_is_refused(learned: CorpusResult) -> None:
-    own = SimpleNamespace(path="own", settings={**learned.settings, "input_std": None})
+    own = SimpleNamespace(path="own", is_erased=False, settings={**learned.settings, "input_std": None})
     with pytest.raises(ValueError, match="'own' has no input_std, so that every text has its own"):
         common_settings([own])  # type: ignore[list-item]
 

@@ -70,7 +70,7 @@ def test_tables_for_people(folder: str, films: Path, tmp_path: Path) -> None:
     result = run(films, "--output", tmp_path / "out", "--model", folder, "--html", page)
     assert result.exit_code == 0, result.output
     assert "Over 5 texts" in result.stdout
-    assert "kept per token" in result.stdout
+    assert "layer 2 keeps most" in result.stdout and "kept per" in result.stdout
     assert "<html" in page.read_text(encoding="utf-8")
 
 
