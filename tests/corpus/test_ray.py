@@ -79,7 +79,7 @@ def alone(folder: str, tmp_path_factory: pytest.TempPathFactory) -> CorpusResult
 @pytest.fixture(scope="module", autouse=True)
 def path_of_workers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent / "support"), *sys.path]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1] / "support"), *sys.path]))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home folder
         yield
