@@ -26,7 +26,7 @@ from interp_plugin.corpus.scoring import Scorer
 from interp_plugin.fingerprint import differences, ids_digest
 from interp_plugin.text.models import shown
 from interp_plugin.text.scoring import warn_of_deaf_states
-from interp_plugin.text.storage import load_pyarrow
+from interp_plugin.text.storage import check_local, load_pyarrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -209,12 +209,13 @@ class Run:
             warn_of_deaf_states(unreached)
 
 
-def begun(read: Iterator[Window]) -> Iterator[Window]:
+def begun(read: Iterator[Window], output_dir: str | os.PathLike[str]) -> Iterator[Window]:
     """The same windows, the first of which is read at once: wrong columns are an error before a folder is made.
 
     Raises:
-        ValueError, OSError: the beginning of the corpus cannot be read.
+        ValueError, OSError: the beginning of the corpus cannot be read; ``output_dir`` is no place on this machine.
     """
+    check_local(output_dir)
     first = [window for window in [next(read, None)] if window is not None]
     return chain(first, read)
 
@@ -371,7 +372,7 @@ def run_on_ray(
     study = study or make_study()
     settings = study.settings(window)
     make_windows = partial(_windows, make_texts, window, dict(columns or {}))
-    read = begun(make_windows())
+    read = begun(make_windows(), output_dir)
     with Folder.held(output_dir, settings) as folder:
         run = Run(folder, settings, study.scorer(), max_errors)
         todo: dict[int, tuple[int, str]] = {}

@@ -174,7 +174,7 @@ class CorpusStudy:
         warn_of_training(self.model.module, stacklevel=3)
         settings = self.settings(window)
         total = len(texts) if isinstance(texts, Sized) else None
-        read = begun(windows(texts, window, Reader(text_column, pair_column, tag_column)))
+        read = begun(windows(texts, window, Reader(text_column, pair_column, tag_column)), output_dir)
         with Folder.held(output_dir, settings, rank, world_size) as folder:
             run = Run(folder, settings, self.scorer(), max_errors)
             with tqdm(
