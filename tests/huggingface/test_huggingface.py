@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,11 @@ def test_a_saved_model_comes_back_as_its_own_class(family: str, name: str, tmp_p
 
 @pytest.mark.parametrize("name", pretrained.DTYPES)
 def test_the_dtype_is_chosen(folder: Path, name: str) -> None:
-    model, _ = huggingface.load(folder, dtype=name)  # type: ignore[arg-type]
-    assert {parameter.dtype for parameter in model.parameters()} == {pretrained.DTYPES[name]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # float16 on a CPU is run in float32, and says so
+        model, _ = huggingface.load(folder, dtype=name)  # type: ignore[arg-type]
+    chosen = torch.float32 if name == "float16" else pretrained.DTYPES[name]
+    assert {parameter.dtype for parameter in model.parameters()} == {chosen}
 
 
 def test_an_unknown_dtype_names_the_known_ones(folder: Path) -> None:
