@@ -58,7 +58,8 @@ def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
         >>> distortion(state, reference, torch.full((1, 2), 0.5**0.5))  # v = 1, M = 2
         tensor([0.1250])
     """
-    return ((state - reference) * weight).reshape(len(state), -1).square().sum(1)
+    moved = (state - reference) * weight  # also of a state that a selector squeezed to a number
+    return moved.reshape(len(moved), -1).square().sum(1)
 
 
 def distortion_gradient(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
