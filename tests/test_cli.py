@@ -563,7 +563,18 @@ def test_a_tolerance_of_a_factor_is_refused() -> None:
 
 def test_a_terminal_in_ascii_is_written_to(folder: str) -> None:
     """Used to end in a UnicodeEncodeError."""
-    command = [*COMMAND, "explain", "a film", "--model", folder, "--layers", "1", "--tolerance", "0.2"]
+    command = [
+        *COMMAND,
+        "explain",
+        "a film",
+        "--model",
+        folder,
+        "--layers",
+        "1",
+        "--tolerance",
+        "0.2",
+        "--details",
+    ]
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert " +-" in done.stdout and done.stdout.isascii()

@@ -120,7 +120,9 @@ def test_layers_are_labelled_in_forward_order_with_their_axis(family: str, name:
         expected = list(range(1, DEPTH + 1))
         assert set(model.axis.values()) == {"input"}
     assert list(model.layers) == expected
-    blocks = {label for label in model.axis if "hidden_states." in str(label)}  # a pre-norm block's own output
+    blocks = {
+        label for label in model.axis if "hidden_states." in str(label)
+    }  # a pre-norm block's own output
     assert set(model.axis) - blocks == {*expected, "output"}
     assert all(model.axis[label] == "decoder" for label in expected if str(label).startswith("decoder"))
 

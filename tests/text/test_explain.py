@@ -682,7 +682,7 @@ def test_what_huggingface_load_gives_comes_in_as_two_arguments() -> None:
 
 @pytest.mark.parametrize("words", [3, b"film", ["film"], ("a", "b", "c"), ("a", 3), None])
 def test_what_is_no_text_is_named(words: Any) -> None:
-    with pytest.raises(TypeError, match=r"text 1 is .*: it must be a str, or a tuple or list of two"):
+    with pytest.raises(TypeError, match=r"text 1 is .*: it must be a str, a tuple or list of two"):
         explainer("bert", "BertModel").explain(["film", words], 1)
 
 
