@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 # These compare with a block's own output and the default solver; a pre-norm layer is now what the next block reads, and
-# language models have a solver of their own.  They are to be written anew (tests/text/test_language_models.py has the new
-# claims).
+# language models have a solver of their own.  They are to be written anew; tests/text/test_language_models.py has the
+# new claims.
 PRE_NORM = "claims of layers as blocks' own outputs, which pre-norm layers no longer are: to be written anew"
 OUTDATED = (
     "test_a_layers_row_is_what_the_captum_class_fits[gpt2-GPT2Model]",
