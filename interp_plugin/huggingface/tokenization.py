@@ -660,11 +660,7 @@ class Encoder:
         pieces: Pieces | None = None,
     ) -> Encoding:
         """A decoder reads the text, and the next token is asked about."""
-        pieces = (
-            self._fitted(pieces, False, self.limit, "text")
-            if pieces
-            else self._pieces(text, pair, truncation)
-        )
+        pieces = self._pieces(text, pair, truncation, pieces)
         if target is None:
             return self._encoding(pieces, text, pair)
         return self._encoding(pieces, text, pair, Asked((self.vocabulary.index(target),), (len(pieces) - 1,)))
@@ -747,11 +743,7 @@ class Encoder:
         self, text: str, pair: str | None, target: Any, truncation: bool, pieces: Pieces | None = None
     ) -> Encoding:
         """An encoder reads the text, the decoder the target, shifted right."""
-        pieces = (
-            self._fitted(pieces, False, self.limit, "text")
-            if pieces
-            else self._pieces(text, pair, truncation)
-        )
+        pieces = self._pieces(text, pair, truncation, pieces)
         if target is None:
             return self._encoding(pieces, text, pair, Asked(decoder=self.start))
         if isinstance(target, int):
@@ -790,8 +782,10 @@ class Encoder:
             target_positions=asked.positions,
         )
 
-    def _pieces(self, text: str, pair: str | None, truncation: bool) -> Pieces:
-        """The tokens of a text or pair, checked and cut off."""
+    def _pieces(self, text: str, pair: str | None, truncation: bool, pieces: Pieces | None = None) -> Pieces:
+        """The tokens of a text or pair, checked and cut off; those that are given already are only checked."""
+        if pieces:
+            return self._fitted(pieces, False, self.limit, "text")
         pieces = split(self.tokenizer, text, pair)
         self._check_content(pieces, text, pair)
         if self.reading == "continuation":

@@ -23,7 +23,7 @@ from interp_plugin.method.perturbation import (
     select,
     weight_of,
 )
-from interp_plugin.method.solver import NoiseFit, Solver, solve, solve_together
+from interp_plugin.method.solver import NoiseFit, Solver, solve_together
 
 _PACKAGES = (__name__.split(".")[0], "captum")
 Value = TypeVar("Value")
@@ -44,8 +44,7 @@ class Problem:
 
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
         """Solve it, with gradients on whatever the caller has switched off."""
-        with gradients():
-            fit = solve(self.objective, self.rate, self.max_sigma, self.input_std, solver, show_progress)
+        [fit] = fit_together([self], solver, show_progress)
         if (fit.distortion == 0).any():
             example = int((fit.distortion == 0).nonzero()[0, 0])
             warnings.warn(
@@ -97,11 +96,13 @@ def _incomplete(path: NoisePath) -> Tensor:
     return path.error.abs() > INCOMPLETE * path.change.abs() + rounding
 
 
-def fit_together(problems: Sequence[Problem], solver: Solver) -> list[NoiseFit]:
-    """Solve for several states of one model, inputs and noise layer: they share forwards where they can."""
+def fit_together(problems: Sequence[Problem], solver: Solver, show_progress: bool = False) -> list[NoiseFit]:
+    """The one door to the solver: several states of one model, inputs and noise layer share forwards where they can."""
     with gradients():
         objectives, caps = [p.objective for p in problems], [p.max_sigma for p in problems]
-        return solve_together(objectives, problems[0].rate, caps, problems[0].input_std, solver)
+        return solve_together(
+            objectives, problems[0].rate, caps, problems[0].input_std, solver, show_progress
+        )
 
 
 @dataclass(frozen=True)

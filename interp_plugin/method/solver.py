@@ -250,6 +250,7 @@ def solve_together(
     max_sigma: Sequence[Tensor],
     input_std: Tensor,
     solver: Solver,
+    show_progress: bool = False,
 ) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer; they share forwards where they can.
 
@@ -261,7 +262,7 @@ def solve_together(
     few = len(objectives) > 1 and solver.max_batches > 0
     found = jacobian_norms(objectives, solver.seed, FEW_PROBES if few else PROBES, EXACT)
     for objective, norms, caps in zip(objectives, found, max_sigma):
-        fit = solve(objective, rate, caps, input_std, solver, norms=norms, offset=offset)
+        fit = solve(objective, rate, caps, input_std, solver, show_progress, norms, offset)
         closed = at_closed_form(objective, norms, rate, caps.log().unsqueeze(1)).log_sigma
         certain = fit.converged.unsqueeze(1) & ~fit.at_cap
         offset = torch.where(certain, fit.sigma.log() - closed, 0.0)
