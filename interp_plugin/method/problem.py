@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.method.erasure import NoisePath, entry_path, noise_path
-from interp_plugin.method.objective import Objective, TokenGroups, state_weight, token_groups
+from interp_plugin.method.objective import SATURATED, Objective, TokenGroups, state_weight, token_groups
 from interp_plugin.method.perturbation import (
     ExampleError,
     NoisyModel,
@@ -295,13 +295,21 @@ def default_cap(input_std: float) -> float:
 def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
     """Warn once of the examples whose scores are not what was asked for, at the user's line."""
     count, said = len(fit.converged), []
-    bad = ~fit.converged
-    if bad.any() and solver.max_batches:
+    bad = ~fit.converged & bool(solver.max_batches)
+    saturated = bad & (fit.regime_index < SATURATED)
+    if (bad & ~saturated).any():
         free = (fit.standard_error > 0).sum(1).clamp(min=1)
-        error = (fit.standard_error.square().sum(1) / free).sqrt()[bad].amax().item()
+        error = (fit.standard_error.square().sum(1) / free).sqrt()[bad & ~saturated].amax().item()
         said.append(
-            f"{int(bad.sum())} of {count} examples did not converge (standard error of log sigma up to {error:.2g}, "
-            f"tolerance {solver.tolerance:g}); raise max_passes or tolerance in solver=Solver(...), or lower rate"
+            f"{int((bad & ~saturated).sum())} of {count} examples did not converge (standard error of log sigma up to "
+            f"{error:.2g}, tolerance {solver.tolerance:g}); raise max_passes or tolerance in solver=Solver(...), or "
+            "lower rate"
+        )
+    if saturated.any():
+        said.append(
+            f"{int(saturated.sum())} of {count} examples have no minimum that is certain (regime index down to "
+            f"{fit.regime_index[saturated].min().item():.2g}): the state saturates before it notices noise at this "
+            "rate; give a lower rate"
         )
     lower = fit.rate < 0.999 * fit.asked_rate
     if lower.any():

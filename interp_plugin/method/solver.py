@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp_plugin.method.objective import (
+    SATURATED,
     Evaluation,
     Objective,
     closed_form,
@@ -45,7 +46,7 @@ KEPT_ELEMENTS = 2**25  # of these gradients in memory at a time
 
 FIRST_BATCH = 0.5  # of a batch: the first mostly finds the place
 LARGEST_STEP = 1.0  # of log sigma
-LARGEST_ELASTICITY = 30.0  # of D
+LEAST_ELASTICITY, LARGEST_ELASTICITY = 4 * SATURATED - 2, 30.0  # of D's slope in a scale that all tokens share
 LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
@@ -147,7 +148,8 @@ class NoiseFit:
             share rate / n; 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at
             the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
-        converged: (B,), whether the standard error met the tolerance.
+        converged: (B,), whether the standard error met the tolerance.  Never where E is below 0.575: there D saturates,
+            its slope is at its largest, and whether it reaches lambda at all is not certain.
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda, (B,): the one asked for, or a smaller one where a state of few elements, such as a class
             output, has no answer there that samples can tell (``Solver.lower_rate``).
@@ -284,6 +286,7 @@ class SolverState:
         common_variance: of its mean over the tokens below the cap, (b,).
         excess: what the last batch adds to the variance where it disagrees with the average before it, (b, T).
         distortion: D at ``place`` on average, (b,).
+        elasticity: of the slope there, (b,); small where D saturates.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1 of the last batch, (b, T).
         free: which tokens are below the cap, (b, T).
         move: the last batch's Newton step, (b, T).
@@ -305,6 +308,7 @@ class SolverState:
     common_variance: Tensor
     excess: Tensor
     distortion: Tensor
+    elasticity: Tensor
     residual: Tensor
     free: Tensor
     move: Tensor
@@ -365,6 +369,7 @@ class SolverState:
         self.place = self.place.lerp(self.log_sigma, each)
         self.log_sigma = self.log_sigma.lerp(estimate, each)
         self.distortion = self.distortion.lerp(step.distortion, share)
+        self.elasticity = self.elasticity.lerp(step.elasticity, share)
         self.variance = (1 - each).square() * self.variance + each.square() * variance
         self.common_variance = (1 - share).square() * self.common_variance + share.square() * common
         self.residual, self.free, self.move = step.residual, free, step.move
@@ -409,6 +414,7 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
         common_variance=token_mean(logs, free).var(0) / len(logs),
         excess=torch.zeros_like(c),
         distortion=(log_sigma.exp().square() * c * active).sum(1),
+        elasticity=torch.full_like(zeros, 2.0),
         residual=torch.full_like(c, torch.nan),
         free=free,
         move=torch.zeros_like(c),
@@ -458,9 +464,9 @@ def _iterate(
         error = state.error()
         size = token_mean(error, state.free).sqrt()
         # a second batch has to agree, but where nothing scatters: the state is linear
-        state.converged = (
-            (size <= solver.tolerance) & state.sound & ((state.compared > 0) | (size < ROUNDING))
-        )
+        agrees = (state.compared > 0) | (size < ROUNDING)
+        determined = state.sound & (state.elasticity >= LEAST_ELASTICITY)
+        state.converged = (size <= solver.tolerance) & agrees & determined
         finished = state.converged
         if finished.any() and index + 1 < solver.order_batches:
             jitter = Draws([(objective.groups.n_tokens,)], solver.seed).batch(ORDER_STREAM, REPEATS).to(noise)
@@ -541,14 +547,17 @@ class Step:
     common_variance: Tensor  # of the part that all tokens share, (b,)
     residual: Tensor  # (b, T)
     distortion: Tensor  # (b,)
+    elasticity: Tensor  # of the slope sum_i g_i in a scale that all tokens share, (b,)
     free: Tensor  # (b, T)
 
 
 def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor, rate: Tensor) -> Step:
     """The step from ``log_sigma`` towards sigma_i dD/dsigma_i = rate / n.
 
-    It divides a change of scale that all tokens share by the elasticity of D (p = sum g / D, which is 2 where D is
-    quadratic), and the differences between tokens by 2: an undamped fixed point oscillates where p > 4.
+    It divides the differences between tokens by 2, and a change of scale that all tokens share by the elasticity of the
+    slope sum_i g_i.  That is p = sum g / D, 2 where D is quadratic, where D is a power of sigma: an undamped fixed point
+    oscillates where p > 4.  Where D saturates (p < 2), D = a x - b x^2 + ... with x = sigma^2, it is 2 p - 2 up to
+    terms in b^2: less, so that steps are longer, down to 0 where the slope is at its largest and no minimum lies upwards.
 
     Args:
         log_sigma: (b, T).
@@ -563,21 +572,24 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
     # at the cap only a push inwards counts (Karush, Kuhn and Tucker)
     free = active & ((log_sigma < cap - 1e-6) | (mean > 0))
     distortion = seen.distortion.mean(0)
-    elasticity = (seen.stationarity.mean(0) * free).sum(1) / distortion.clamp(min=1e-30)
-    elasticity = elasticity.clamp(2.0, LARGEST_ELASTICITY)
+    power = (seen.stationarity.mean(0) * active).sum(1) / distortion.clamp(min=1e-30)
+    elasticity = torch.where(power < 2, 2 * power - 2, power)
+    bounded = elasticity.clamp(LEAST_ELASTICITY, LARGEST_ELASTICITY)
 
     shared = token_mean(each, free)  # (S, b)
-    per_sample = (each - shared.unsqueeze(-1)) / 2 + (shared / elasticity).unsqueeze(-1)
+    per_sample = (each - shared.unsqueeze(-1)) / 2 + (shared / bounded).unsqueeze(-1)
     log_shared = _log1p(shared.mean(0), shared.var(0) / count)
-    common = (-log_shared / elasticity).clamp(-LARGEST_STEP, LARGEST_STEP)
+    common = (-log_shared / bounded).clamp(-LARGEST_STEP, LARGEST_STEP)
+    common = torch.where(elasticity < 0, common.clamp(max=0.0), common)  # no minimum lies upwards
     differences = (log_shared.unsqueeze(1) - _log1p(mean, each.var(0) / count)) / 2
     return Step(
         count=count,
         move=(common.unsqueeze(1) + differences.clamp(-LARGEST_STEP, LARGEST_RISE)) * free,
         variance=per_sample.var(0) * free,
-        common_variance=(shared / elasticity).var(0),
+        common_variance=(shared / bounded).var(0),
         residual=mean,
         distortion=distortion,
+        elasticity=elasticity,
         free=free,
     )
 
@@ -749,6 +761,9 @@ def _fit(
     # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
     slope = (torch.where(free, 1.0, (1 + residuals).clamp(0, 1)) * groups.active * share).sum(1)
     slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
+    elasticity = whole(lambda s: s.elasticity)
+    # where D saturates there is no optimum, and the slope is what was measured: p D, with p = elasticity / 2 + 1
+    slope = torch.where(elasticity < LEAST_ELASTICITY, (elasticity / 2 + 1).clamp(min=0) * at_sigma, slope)
     error, common_error = whole(SolverState.error), whole(SolverState.common_error)
     return NoiseFit(
         sigma=torch.where(free, log_sigma, cap).exp().minimum(cap.exp()).float(),

@@ -295,7 +295,7 @@ def test_sensitivity_is_exactly_zero_at_radius_zero(score: str) -> None:
 def test_sensitivity_is_rounding_at_radius_zero_in_float32() -> None:
     method = InformationLoss(MLP)
     arguments = {"perturb_radius": 0.0, "n_perturb_samples": 3, "target": 1, "solver": FAST}
-    assert (sensitivity_max(method.attribute, X, **arguments) < 1e-5).all()
+    assert (sensitivity_max(method.attribute, X, **arguments) < 1e-4).all()
     assert (sensitivity_max(method.attribute, X, max_examples_per_batch=4, **arguments) == 0).all()
 
 
