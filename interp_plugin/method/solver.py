@@ -46,7 +46,10 @@ KEPT_ELEMENTS = 2**25  # of these gradients in memory at a time
 
 FIRST_BATCH = 0.5  # of a batch: the first mostly finds the place
 LARGEST_STEP = 1.0  # of log sigma
-LEAST_ELASTICITY, LARGEST_ELASTICITY = 4 * SATURATED - 2, 30.0  # of D's slope in a scale that all tokens share
+LEAST_ELASTICITY, LARGEST_ELASTICITY = (
+    4 * SATURATED - 2,
+    30.0,
+)  # of D's slope in a scale that all tokens share
 LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
@@ -554,10 +557,10 @@ class Step:
 def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor, rate: Tensor) -> Step:
     """The step from ``log_sigma`` towards sigma_i dD/dsigma_i = rate / n.
 
-    It divides the differences between tokens by 2, and a change of scale that all tokens share by the elasticity of the
-    slope sum_i g_i.  That is p = sum g / D, 2 where D is quadratic, where D is a power of sigma: an undamped fixed point
-    oscillates where p > 4.  Where D saturates (p < 2), D = a x - b x^2 + ... with x = sigma^2, it is 2 p - 2 up to
-    terms in b^2: less, so that steps are longer, down to 0 where the slope is at its largest and no minimum lies upwards.
+    It divides the differences between tokens by 2, and a change of scale that all tokens share by the elasticity of
+    the slope sum_i g_i.  Where D is a power of sigma that is p = sum_i g_i / D, 2 of a quadratic D; an undamped fixed
+    point oscillates where p > 4.  Where D saturates, D = a x - b x^2 + ... with x = sigma^2, p is below 2 and the
+    elasticity is 2 p - 2 up to terms in b^2: it is 0 where the slope is at its largest, and no minimum lies upwards.
 
     Args:
         log_sigma: (b, T).

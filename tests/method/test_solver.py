@@ -729,7 +729,8 @@ def test_a_state_that_saturates_is_solved_as_by_hand(rate: float) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 1, 2048)
     fit = InformationLoss(normalised).fit(x, rate=rate)
-    ratio = optimize.brentq(lambda r: 2 * r / (1 + r) ** 1.5 - rate, 0, 2)  # sigma dD/dsigma = rate; its largest is at 2
+    # sigma dD/dsigma = rate; the largest slope is at 2
+    ratio = optimize.brentq(lambda r: 2 * r / (1 + r) ** 1.5 - rate, 0, 2)
     assert fit.converged.all()
     assert math.isclose(fit.sigma, ratio**0.5 * x.std(correction=0), rel_tol=0.05)
     power = 2 * ratio / (1 + ratio) ** 1.5 / (2 * (1 - (1 + ratio) ** -0.5))
