@@ -129,6 +129,28 @@ def test_nothing_is_left_of_a_linear_state_without_its_linear_part():
     torch.testing.assert_close(found.stationarity, (2 * part).expand(5, -1, -1))
 
 
+def test_a_masked_token_has_no_part_in_the_linear_model():
+    """The masked token's noise is 0: the linear model of a linear state is exact without it."""
+    objective, noise = objective_of(linear, X), Draws([(3, 4)]).batch(0, 5).double()
+    [norms] = jacobian_norms([objective], 0, probes=2, exact_up_to=6)
+    masked = token_groups([X], token_mask=torch.tensor([[True, False, True]]))
+    pairs = antithetic_pairs(objective, BOTH, SIGMA * masked.active, noise)
+    found = without_linear_part(pairs, noise, masked, SIGMA, norms.jacobian)
+    part = SIGMA.square() * norms.estimates[0] * masked.active
+    torch.testing.assert_close(found.distortion, part.sum(1).expand(5, -1))
+    torch.testing.assert_close(found.stationarity, (2 * part).expand(5, -1, -1))
+
+
+def test_of_a_quadratic_distortion_what_is_taken_out_keeps_eulers_identity():
+    """sum_i g_i = 2 D of every draw, before and after: D loses half of what g loses."""
+    objective, noise = objective_of(linear, X), Draws([(3, 4)]).batch(0, 12).double()
+    pairs = antithetic_pairs(objective, BOTH, SIGMA, noise)
+    earlier = antithetic_pairs(objective, BOTH, SIGMA, Draws([(3, 4)]).batch(1, 12).double()).gradient
+    found = without_quadratic_part(pairs, noise, objective.groups, earlier, torch.ones_like(SIGMA))
+    torch.testing.assert_close(found.stationarity.sum(2), 2 * found.distortion)
+    assert (found.stationarity.var(0).sum(1) < 0.9 * pairs.stationarity.var(0).sum(1)).all()
+
+
 @pytest.mark.parametrize("control", ["quadratic", "linear"])
 def test_pairs_less_control_variates_are_right_on_average(control):
     """Against plain draws of their own for a state that is not linear."""
