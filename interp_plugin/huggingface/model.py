@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,39 @@ from interp_plugin.huggingface.tokenization import (
     Labels,
     Reading,
     Vocabulary,
+    asked_answer,
     label_names,
     likeliest,
     listed,
+    name_of_answer,
+    with_choices,
 )
 from interp_plugin.method.perturbation import LayerCall, device_of
-from interp_plugin.text.models import HIDDEN, OUTPUT, Axis, Encoding, Label, Source, Target, Task
+from interp_plugin.text.models import (
+    HIDDEN,
+    OUTPUT,
+    Axis,
+    Encoding,
+    Label,
+    Second,
+    Source,
+    Target,
+    Task,
+    Words,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# What a forward takes beside a text's own arguments: the text itself, and what a call asks for or has computed.
+_NOT_GIVEN = {
+    "input_ids", "attention_mask", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds",
+    "decoder_attention_mask", "labels", "start_positions", "end_positions", "past_key_values", "use_cache",
+    "cache_position", "return_dict", "output_attentions", "output_hidden_states", "encoder_outputs", "logits_to_keep",
+    "kwargs", "args",
+}  # fmt: skip
+CHOICES = "choices"  # the last argument of a call where there are several for each text, (B, C)
 
 
 def predicted_class(model: PreTrainedModel, logits: Tensor) -> tuple[str, float]:
@@ -51,7 +76,8 @@ class HuggingFaceModel:
 
     Args:
         model: an encoder, decoder or encoder-decoder: bare, or with a head for sequence classes, token
-            classes, masked tokens or the next token.  It is used as it is: nothing on it changes.
+            classes, masked tokens, the next token, the next sentence, multiple choice or an answer in the text.
+            It is used as it is: nothing on it changes.
             Of a pipeline, DataParallel, a CrossEncoder and PEFT's adapters the model inside is used.
         tokenizer: the one that the model was trained with.
 
@@ -69,9 +95,9 @@ class HuggingFaceModel:
         task: what a call returns (below).
         name: the model's name or path; its class where it has none.
 
-    Calling it with what ``collate`` gave returns (B, C) for sequence classes, (B, T, C) for token classes
-    and masked tokens, (B, T, V) for the next token (T is the decoder's length in an encoder-decoder), and
-    the last hidden state (B, T, H) for a model without a head.
+    Calling it with what ``collate`` gave returns (B, C) for sequence classes and choices, (B, T, C) for token classes
+    and masked tokens, (B, 2, T) for the first and the last token of an answer, (B, T, V) for the next token (T is the
+    decoder's length in an encoder-decoder), and the last hidden state (B, T, H) for a model without a head.
 
     Raises:
         TypeError: model or tokenizer is something else.
@@ -111,6 +137,7 @@ class HuggingFaceModel:
             label: self._viewed(block, label) for label, block in self._blocks.items()
         }
         self._names = self._argument_names()
+        self._given: tuple[str, ...] = ()  # further arguments that texts come with
         self.pads = architectures.keeps_padding_out(self._base)
         self._head = outputs.head_of(self._base, self._names, self.device)
         self.task: Task = self._head.task
@@ -125,6 +152,23 @@ class HuggingFaceModel:
         read = {label: self._viewed(site, label) for label, site in norms.items()}
         hidden: dict[Label, LayerCall] = {f"{HIDDEN}{label}": site for label, site in self.layers.items()}
         return {**self.layers, **read, **hidden}
+
+    def taking(self, names: Iterable[str]) -> HuggingFaceModel:
+        """The same model with further arguments of its forward, which encodings then have as ``extra``.
+
+        Raises:
+            ValueError: its forward takes no such argument, or only the explainer may give it.
+        """
+        known = architectures.forward_names(self._base) - _NOT_GIVEN
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is no argument that {type(self._base).__name__} takes with a text; it takes "
+                    f"{listed(sorted(known))}"
+                )
+        other = copy(self)
+        other._given = tuple(name for name in names if name not in self._names)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +185,11 @@ class HuggingFaceModel:
     def vocabulary(self) -> int:
         """Scores of a language model for each place; 0 of others."""
         return self._vocabulary().size if self.task == "next token" else 0
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a text has one of the classes; otherwise each of them has a probability of its own."""
+        return getattr(self.model.config, "problem_type", None) != "multi_label_classification"
 
     @property
     def pad_id(self) -> int:
@@ -162,19 +211,22 @@ class HuggingFaceModel:
         return token_limit(self._base, self.tokenizer) - wrappers.uses_room(self.model)
 
     def encode(
-        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: Second = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """One text (or a pair of texts) as the model reads it.
 
         Args:
             text: a string; token ids, which are read as they are; or the messages of a chat, which the tokenizer's chat
                 template writes, special tokens included.
-            pair: a second text, read together with the first.
+            pair: a second text, read together with the first; or choices, each of which is read with it in turn, by a
+                model for multiple choice, or one that classifies pairs and has a class "entailment".
             target: for language models, what the output is asked about; others do not look at it.
                 A string: the tokens of this continuation, begun with a space where one belongs (for an
                 encoder-decoder: of the decoder's text).  ``(continuation, (start, stop))``: only those of
                 its tokens that stand on these characters.  An int: this token id, as the next one.
                 None: nothing yet.
+                Where the answer is a span of the text: "start", "end" or "both" of the model's own answer, or a pair
+                of one of these and an answer, a string or the characters (start, stop) of the text (or of its pair).
             truncation: cut a text that is too long off, on the tokenizer's truncation side.
 
         Raises:
@@ -182,7 +234,32 @@ class HuggingFaceModel:
             ValueError: nothing but special tokens; longer than the model takes; a target that is not
                 there; ids that the model has no embedding for.
         """
-        return self._encoder()(text, pair, target, truncation)
+        has_choices = pair is not None and not isinstance(pair, (str, Words))
+        if self._head.reads == "choices" and not has_choices:
+            raise ValueError(
+                f"{self.name} chooses among several second texts; give (text, [choice, choice, ...])"
+            )
+        if self._head.reads == "pair" and pair is None:
+            raise ValueError(f"{self.name} compares two sentences; give a pair (first, second)")
+        read = self._encoder()
+        if has_choices:
+            choices = self._checked_choices(cast(Sequence[str], pair))
+            return with_choices([read(text, choice, None, truncation) for choice in choices], choices)
+        second = cast("str | None", pair)
+        if self.task == "answer span":
+            return asked_answer(read(text, second, None, truncation), target)
+        return read(text, second, target, truncation)
+
+    def _checked_choices(self, choices: Sequence[str]) -> Sequence[str]:
+        if self.task != "sequence classes":
+            raise ValueError(
+                f"{self.name} gives {self.task}, and choices are for multiple choice or for classes with 'entailment'"
+            )
+        if not choices:
+            raise ValueError("there are 0 choices; give one or more")
+        if self._head.reads != "choices":
+            outputs.entailment(self.model.config)
+        return choices
 
     def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
         """A text with what follows it, and one text for each token of that, as its target."""
@@ -213,6 +290,8 @@ class HuggingFaceModel:
         """
         if not encodings:
             raise ValueError("there are 0 encodings to collate; give at least one")
+        if encodings[0].choices:
+            return self._collated_choices(encodings)
         pad = self.pad_id
         mask = self._padded([(1,) * len(encoding.ids) for encoding in encodings], 0)
         columns: dict[str, Tensor] = {
@@ -220,14 +299,38 @@ class HuggingFaceModel:
             "attention_mask": mask,
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
         }
-        for name, fill in (("token_type_ids", 0), ("decoder_input_ids", pad)):
-            if name in self._names:
+        names = (*self._names, *self._given)
+        for name in names:
+            if all(name in encoding.extra for encoding in encodings):
+                fill = pad if name == "decoder_input_ids" else 0
                 columns[name] = self._padded([encoding.extra[name] for encoding in encodings], fill)
-        return tuple(columns[name] for name in self._names), mask.bool()
+        return tuple(columns[name] for name in names), mask.bool()
+
+    def _collated_choices(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """As ``collate``: every choice padded to the longest, one after another, (B, C * T); and ones, (B, C)."""
+        counts = {len(encoding.choices) for encoding in encodings}
+        if len(counts) > 1:
+            raise ValueError(
+                f"the texts of a batch have {sorted(counts)} choices; give texts with as many each"
+            )
+        [count] = counts
+        apart = [
+            encoding.only([choice == number for choice in encoding.extra["choice"]]).without_choices
+            for encoding in encodings
+            for number in range(count)
+        ]
+        arguments, mask = self.collate(apart)
+        flat = [value.unflatten(0, (-1, count)).flatten(1, 2) for value in (*arguments, mask)]
+        return (*flat[:-1], flat[0].new_ones(len(encodings), count)), flat[-1]
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Logits, or the last hidden state; see the class."""
         inputs = self._named(arguments)
+        if CHOICES in inputs:
+            count = inputs.pop(CHOICES).shape[1]
+            length = inputs["input_ids"].shape[1] // count
+            with showing(self._views.values(), {"input": length, "decoder": length}):
+                return outputs.answer_of_choices(self.model, self._base, self._head, inputs, count)
         lengths: dict[Axis, int] = {
             "input": inputs["input_ids"].shape[1],
             "decoder": inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1],
@@ -243,7 +346,7 @@ class HuggingFaceModel:
         weights.
         """
         inputs = self._named(arguments)
-        taken = "logits_to_keep" in architectures.forward_names(self.model)
+        taken = self.task == "next token" and "logits_to_keep" in architectures.forward_names(self.model)
         rows = torch.arange(len(places), device=places.device).unsqueeze(1)
         if not taken or self._has_decoder or any(self._virtual.values()):
             answer = self(*arguments)
@@ -286,6 +389,12 @@ class HuggingFaceModel:
         """
         return self._classes().index(target)
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Labels of all classes; None where they are tokens."""
+        known = self._classes()
+        return known.names if isinstance(known, Labels) else None
+
     def class_name(self, index: int) -> str:
         """Label of a class; the token itself, for models whose classes are tokens."""
         return self._classes().name(index)
@@ -299,6 +408,9 @@ class HuggingFaceModel:
         Returns:
             None where there is no one answer: a regression head, classes for every token, a bare model.
         """
+        if self._head.names:
+            index, probability = likeliest(logits)
+            return self.class_name(index), probability
         if self.task not in ("sequence classes", "next token") or logits.ndim != 1 or len(logits) < 2:
             return None
         if self.task == "next token":
@@ -323,15 +435,19 @@ class HuggingFaceModel:
 
     def target_name(self, encoding: Encoding) -> str:
         """The tokens that are asked for, as text."""
+        if self.task == "answer span":
+            return name_of_answer(encoding)
         return str(self.tokenizer.decode(list(encoding.target)))
 
     def _named(self, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
-        if len(arguments) != len(self._names):
-            names = ", ".join(self._names)
+        names = (*self._names, *self._given)
+        if len(arguments) == len(names) + 1 and self.task == "sequence classes":
+            names = (*names, CHOICES)
+        if len(arguments) != len(names):
             raise TypeError(
-                f"{len(arguments)} arguments are given: the model takes {names}; call collate for them"
+                f"{len(arguments)} arguments are given: the model takes {', '.join(names)}; call collate for them"
             )
-        return dict(zip(self._names, arguments, strict=True))
+        return dict(zip(names, arguments, strict=True))
 
     def _block(self, layer: Label) -> LayerCall:
         if layer not in self._blocks:
@@ -407,10 +523,10 @@ class HuggingFaceModel:
                 return int(value[0] if isinstance(value, (list, tuple)) else value)
         return None
 
-    def _padded(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-        longest = max(map(len, rows))
-        values = [[*row, *[fill] * (longest - len(row))] for row in rows]
-        return torch.tensor(values, dtype=torch.long, device=self.device)
+    def _padded(self, rows: Sequence[Sequence[Any]], fill: int) -> Tensor:
+        """Rows of numbers, or of lists of them (of boxes), with ``fill`` up to the longest, (R, T, ...)."""
+        tensors = [torch.tensor(row) for row in rows]
+        return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill).to(self.device)
 
     # -- the model
 
@@ -442,5 +558,7 @@ class HuggingFaceModel:
     def _classes(self) -> Labels | Vocabulary:
         if self._head.of_tokens:
             return self._vocabulary()
+        if self._head.names:
+            return Labels(self._head.names)
         count = getattr(self._base, "num_labels", 0)
         return Labels(label_names(self._base.config, count if isinstance(count, int) else 0))

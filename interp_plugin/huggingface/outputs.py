@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from interp_plugin.huggingface.architectures import forward_names, is_encoder_decoder
+from interp_plugin.huggingface.tokenization import label_names, listed
 from interp_plugin.method.perturbation import LayerCall, at_site, uncompiled
 from interp_plugin.text.models import Task
 
@@ -19,16 +20,31 @@ if TYPE_CHECKING:
 
 
 class Head(NamedTuple):
-    """What a model gives out; ``of_tokens``: its classes are the tokens of the vocabulary."""
+    """What a model gives out.
+
+    Attributes:
+        task: of the model.
+        of_tokens: its classes are the tokens of the vocabulary.
+        reads: further texts that it must be given: a second text, choices, or none.
+        names: of the classes, where the configuration does not say.
+    """
 
     task: Task
     of_tokens: bool = False
+    reads: Literal["any", "pair", "choices"] = "any"
+    names: tuple[str, ...] = ()
 
 
 # By the end of the class's name, which transformers keeps to.
 HEADS = {
     "ForSequenceClassification": Head("sequence classes"),
     "ForTokenClassification": Head("token classes"),
+    "ForQuestionAnswering": Head("answer span", names=("start", "end")),
+    "ForQuestionAnsweringSimple": Head("answer span", names=("start", "end")),
+    "ForMultipleChoice": Head("sequence classes", reads="choices"),
+    "ForNextSentencePrediction": Head(
+        "sequence classes", reads="pair", names=("next sentence", "other sentence")
+    ),
     "ForMaskedLM": Head("token classes", of_tokens=True),
     "ForCausalLM": Head("next token", of_tokens=True),
     "LMHeadModel": Head("next token", of_tokens=True),
@@ -61,7 +77,8 @@ def head_of(model: PreTrainedModel, names: Sequence[str], device: torch.device) 
         return _masked(model, Head("next token", of_tokens=True))
     raise ValueError(
         f"{type(model).__name__} gives out no logits of shape (B, C) or (B, T, C): a head must be for sequence "
-        "classes, token classes, masked or next tokens; give its base_model to look at its layers"
+        "classes, token classes, masked or next tokens, answer spans or choices; give its base_model to look at its "
+        "layers"
     )
 
 
@@ -96,7 +113,7 @@ def _shape_for_one_token(logits: Tensor, length: int) -> tuple[int, ...]:
 def answer(
     model: PreTrainedModel, base: nn.Module, task: Task, inputs: Mapping[str, Tensor], **options: Any
 ) -> Tensor:
-    """Logits, (B, C) or (B, T, C); the last hidden state, (B, T, H), of a model without a head.
+    """Logits, (B, C), (B, T, C) or (B, 2, T); the last hidden state, (B, T, H), of a model without a head.
 
     Args:
         base: the model of transformers inside ``model``, or ``model`` itself.
@@ -107,7 +124,50 @@ def answer(
         if scores is not None:
             return _score_of_last_token(model, scores, inputs)
         output = run(model, inputs, **options)
+        if task == "answer span":
+            return _ends_of_answer(model, output)
         return cast(Tensor, output.last_hidden_state if task == "none" else output.logits)
+
+
+def _ends_of_answer(model: nn.Module, output: Any) -> Tensor:
+    """The scores of every token as the first and as the last of the answer, (B, 2, T)."""
+    if getattr(output, "start_logits", None) is None:
+        raise ValueError(
+            f"{type(model).__name__} searches for its answer and gives out no start_logits; give the family's "
+            "ForQuestionAnsweringSimple"
+        )
+    return torch.stack([output.start_logits, output.end_logits], 1)
+
+
+def answer_of_choices(
+    model: PreTrainedModel, base: nn.Module, head: Head, inputs: Mapping[str, Tensor], count: int
+) -> Tensor:
+    """The score of each of so many choices, (B, count); inputs are (B, count * T, ...), one choice after another.
+
+    Of a classifier of sentence pairs a choice's score is that of "entailment", as in a zero-shot pipeline.
+    """
+    rows = {name: value.unflatten(1, (count, -1)).flatten(0, 1) for name, value in inputs.items()}
+    if head.reads == "choices":  # one choice a row: none looks at another
+        rows = {name: value.unsqueeze(1) for name, value in rows.items()}
+        return answer(model, base, head.task, rows).reshape(-1, count)
+    scores = answer(model, base, head.task, rows)  # (B * count, C)
+    return scores[:, entailment(model.config)].reshape(-1, count)
+
+
+def entailment(config: Any) -> int:
+    """The class that says that a text entails the second one, as the zero-shot pipeline of transformers finds it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = label_names(config)
+    for index, name in enumerate(names):
+        if name.lower().startswith("entail"):
+            return index
+    raise ValueError(
+        f"choices are scored by a model for multiple choice, or by the class 'entailment', and the classes are "
+        f"{listed(names)}; give one second text"
+    )
 
 
 def _scores_of_tokens(model: Any) -> nn.Module | None:

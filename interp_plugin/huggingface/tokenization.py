@@ -14,10 +14,12 @@ from torch import Tensor
 
 from interp_plugin.text.models import (
     CHARACTERS,
+    EACH,
     Encoding,
     Offset,
     Source,
     Target,
+    Words,
     as_int,
     is_cut_already,
     shown,
@@ -178,6 +180,62 @@ def split(
         for segment, offset in zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True)
     )
     return Pieces(tuple(encoded["input_ids"]), spans, tuple(encoded.get("token_type_ids", ())))
+
+
+def split_words(
+    tokenizer: PreTrainedTokenizerBase, words: Words, pair: Words | None
+) -> tuple[Pieces, tuple[Offset, ...]]:
+    """The tokens of texts that are split into words, which are cut one by one, and where the words are.
+
+    Tokens and words stand in the words with a blank between.
+
+    Raises:
+        ValueError: no words, a word of blanks, or a tokenizer that reads words without the blank before them.
+    """
+    texts = [given for given in (words, pair) if given is not None]
+    places = [_places(given, segment) for segment, given in enumerate(texts)]
+    pieces = _cut_words(tokenizer, words, pair, places)
+    if len(words) > 1 and not any(map(str.isspace, str(tokenizer.decode(list(pieces.ids))).strip())):
+        raise ValueError(
+            "the tokenizer reads words that are given one by one without the blanks between them; load it with "
+            "add_prefix_space=True, or give the text as one string"
+        )
+    return pieces, tuple(place for of_text in places for place in of_text)
+
+
+def _cut_words(
+    tokenizer: PreTrainedTokenizerBase, words: Words, pair: Words | None, places: Sequence[Sequence[Offset]]
+) -> Pieces:
+    """The tokens of words; ``places`` has where the words of each text are."""
+    if not tokenizer.is_fast:
+        joined = " ".join(words), None if pair is None else " ".join(pair)
+        return split(tokenizer, *joined)
+    given = {"text": list(words), "text_pair": None if pair is None else list(pair)}
+    encoded = _called(tokenizer, given, is_split_into_words=True, return_offsets_mapping=True)
+    spans: list[Offset | None] = []
+    found = zip(encoded.sequence_ids(0), encoded.word_ids(0), encoded["offset_mapping"], strict=True)
+    for segment, word, (first, last) in found:
+        if segment is None:
+            spans.append(None)
+            continue
+        _, start, stop = places[segment][word]
+        spans.append(_span(segment, (start + first, start + last), stop))
+    return Pieces(tuple(encoded["input_ids"]), tuple(spans), tuple(encoded.get("token_type_ids", ())))
+
+
+def _places(words: Words, segment: int) -> list[Offset]:
+    """Where words stand in a text of them with blanks between."""
+    if not words:
+        raise ValueError("a text has 0 words; give at least one")
+    places, start = [], 0
+    for word in words:
+        if not checked(word, "a word").strip():
+            raise ValueError(f"word {word!r} is blank; leave it out")
+        places.append((segment, start, start + len(word)))
+        start += len(word) + 1
+    if start > CHARACTERS:
+        raise ValueError(f"the words have {start} characters: at most {CHARACTERS} are read; give fewer")
+    return places
 
 
 def _with_marks_apart(tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> Pieces:
@@ -587,6 +645,8 @@ class Encoder:
     def __call__(self, text: Source, pair: str | None, target: Target, truncation: bool) -> Encoding:
         """One text or pair, checked; see ``HuggingFaceModel.encode``."""
         target = as_int(target)
+        if isinstance(text, Words):
+            return self._of_words(text, pair, target, truncation)
         if is_cut_already(text):
             if pair is not None:
                 raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
@@ -628,27 +688,32 @@ class Encoder:
                 f"the text has {len(pieces)} tokens, and the model takes {self.limit}: token ids and chats are not cut "
                 "off; shorten them"
             )
-        if self.reading == "continuation":
-            found = (
-                self._before_one(text, None, target, False, pieces)
-                if target is None or isinstance(target, int)
-                else self._continued(text, None, target, False, pieces)
-            )
-        elif self.reading == "decoder":
-            found = self._beside(text, None, target, False, pieces)
-        else:
-            found = self._encoding(pieces, text, None, Asked(decoder=self._echo(pieces)))
+        found = self._encoded(text, None, target, False, pieces)
         return replace(found, parts=parts + (None,) * (len(found.ids) - len(parts)) if parts else ())
 
-    def _encoded(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
-        """As ``__call__``, of what is short enough to be tokenized."""
+    def _of_words(self, text: Words, pair: Any, target: Target, truncation: bool) -> Encoding:
+        """A text, or a pair of texts, that is split into words."""
+        if pair is not None and not isinstance(pair, Words):
+            raise TypeError(f"pair is {pair!r}, and the text is split into words: it must be a list of words")
+        pieces, words = split_words(self.tokenizer, text, pair)
+        joined, second = " ".join(text), None if pair is None else " ".join(pair)
+        self._check_content(pieces, joined, second)
+        if self.reading == "continuation":
+            pieces = pieces.without_end()
+        pieces = self._fitted(_with_marks_apart(self.tokenizer, pieces), truncation, self.limit, "text")
+        return replace(self._encoded(joined, second, target, False, pieces), words=words)
+
+    def _encoded(
+        self, text: str, pair: str | None, target: Target, truncation: bool, pieces: Pieces | None = None
+    ) -> Encoding:
+        """As ``__call__``, of what is short enough to be tokenized, or is cut already."""
         if self.reading == "decoder":
-            return self._beside(text, pair, target, truncation)
+            return self._beside(text, pair, target, truncation, pieces)
         if self.reading == "continuation":
             if target is None or isinstance(target, int):
-                return self._before_one(text, pair, target, truncation)
-            return self._continued(text, pair, target, truncation)
-        pieces = self._pieces(text, pair, truncation)
+                return self._before_one(text, pair, target, truncation, pieces)
+            return self._continued(text, pair, target, truncation, pieces)
+        pieces = self._pieces(text, pair, truncation, pieces)
         return self._encoding(pieces, text, pair, Asked(decoder=self._echo(pieces)))
 
     def _before_one(
@@ -826,6 +891,83 @@ class Encoder:
                 "words"
             )
         return chosen
+
+
+def with_choices(read: Sequence[Encoding], choices: Sequence[str]) -> Encoding:
+    """A text that is read with several choices in turn, as one; the choices stand in its pair, a line each.
+
+    Args:
+        read: the text with each of them as its pair.
+        choices: as the pairs of these.
+    """
+
+    def all_of(name: str) -> tuple[Any, ...]:
+        return tuple(value for encoding in read for value in getattr(encoding, name))
+
+    starts = [sum(len(choice) + 1 for choice in choices[:number]) for number in range(len(choices))]
+    offsets = tuple(
+        (1, span[1] + start, span[2] + start) if span and span[0] else span
+        for encoding, start in zip(read, starts)
+        for span in encoding.offsets
+    )
+    extra = {
+        name: tuple(value for encoding in read for value in encoding.extra[name]) for name in read[0].extra
+    }
+    extra["choice"] = tuple(number for number, encoding in enumerate(read) for _ in encoding.ids)
+    return replace(
+        read[0], pair="\n".join(choices), tokens=all_of("tokens"), offsets=offsets, ids=all_of("ids"),
+        extra=extra, choices=tuple(choices),
+    )  # fmt: skip
+
+
+ENDS = {"start": (0,), "end": (1,), "both": (0, 1), EACH: (0, 1)}
+
+
+def asked_answer(encoding: Encoding, target: Any) -> Encoding:
+    """A text whose answer is a span of it (of its pair, where there is one), asked for the ends of that.
+
+    Args:
+        encoding: of a context, or of a question and a context.
+        target: "start", "end", "both" or None, which is both, of the model's own answer, found later; or a pair of one
+            of these and an answer: a string, whose first place is meant, or characters (start, stop) of the context.
+
+    Raises:
+        ValueError: another target, or an answer that is not there.
+
+    Examples::
+        >>> context = Encoding("who", "a b", ("who", "a", "b"), ((0, 0, 3), (1, 0, 1), (1, 2, 3)), (5, 6, 7))
+        >>> asked_answer(context, ("end", "b")).target, asked_answer(context, "start").target_positions
+        ((2,), (0,))
+    """
+    which, answer = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
+    if which is not None and which not in ENDS:
+        raise ValueError(
+            f"target {target!r} is no end of an answer: choose 'start', 'end' or 'both', or give a pair of one of them "
+            "and the answer"
+        )
+    places = ENDS["both" if which is None else which]
+    if answer is None:
+        return replace(encoding, target_positions=places)
+    segment = 0 if encoding.pair is None else 1
+    context = encoding.text if encoding.pair is None else encoding.pair
+    start, stop = (context.find(answer), 0) if isinstance(answer, str) else answer
+    stop = start + len(answer) if isinstance(answer, str) else stop
+    pieces = Pieces(encoding.ids, tuple(s if s and s[0] == segment else None for s in encoding.offsets))
+    tokens = overlapping(pieces, start, stop) if 0 <= start < stop else []
+    if not tokens:
+        raise ValueError(f"the answer {answer!r} is not in the text {shown(context)}; give one that is")
+    span = (tokens[0], tokens[-1])
+    return replace(encoding, target=tuple(span[place] for place in places), target_positions=places)
+
+
+def name_of_answer(encoding: Encoding) -> str:
+    """The answer that is asked for, or the token at which it starts or ends."""
+    if len(encoding.target) == 1:
+        return f"{('start', 'end')[encoding.target_positions[0]]} at {encoding.tokens[encoding.target[0]]!r}"
+    first, last = (encoding.offsets[token] for token in encoding.target)
+    if first is None or last is None or first[0] != last[0]:
+        return " ".join(encoding.tokens[token] for token in encoding.target)
+    return (encoding.text, encoding.pair or "")[first[0]][first[1] : last[2]].strip()
 
 
 def checked_target(target: Any) -> tuple[str, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -96,12 +96,17 @@ def _incomplete(path: NoisePath) -> Tensor:
     return path.error.abs() > INCOMPLETE * path.change.abs() + rounding
 
 
-def fit_together(problems: Sequence[Problem], solver: Solver, show_progress: bool = False) -> list[NoiseFit]:
+def fit_together(
+    problems: Sequence[Problem],
+    solver: Solver,
+    show_progress: bool = False,
+    on_fit: Callable[[], None] | None = None,
+) -> list[NoiseFit]:
     """The one door to the solver: several states of one model, inputs and noise layer share forwards where they can."""
     with gradients():
         objectives, caps = [p.objective for p in problems], [p.max_sigma for p in problems]
         return solve_together(
-            objectives, problems[0].rate, caps, problems[0].input_std, solver, show_progress
+            objectives, problems[0].rate, caps, problems[0].input_std, solver, show_progress, on_fit
         )
 
 

@@ -256,11 +256,12 @@ def solve_together(
     input_std: Tensor,
     solver: Solver,
     show_progress: bool = False,
+    on_fit: Callable[[], None] | None = None,
 ) -> list[NoiseFit]:
     """Solve for several states of one model, inputs and noise layer; they share forwards where they can.
 
     Each state starts as far from its closed form as the one before it ended: layers that follow one
-    another are alike in that.
+    another are alike in that.  ``on_fit`` is called after each of them.
     """
     fits: list[NoiseFit] = []
     offset = None
@@ -272,6 +273,8 @@ def solve_together(
         certain = fit.converged.unsqueeze(1) & ~fit.at_cap
         offset = torch.where(certain, fit.sigma.log() - closed, 0.0)
         fits.append(fit)
+        if on_fit is not None:
+            on_fit()
     return fits
 
 

@@ -246,13 +246,15 @@ def lines(text: Values) -> tuple[tuple[Piece, ...], ...]:
     last = {offset[0]: u for u, offset in enumerate(offsets) if offset is not None}  # unit by segment
     found: list[list[Piece]] = [[]]
     here, taken = 0, 0  # segment and characters of it that are written
+    seen = {0}  # segments that were begun; a text is read again before each further choice
     for u, (name, offset) in enumerate(zip(text["units"], offsets, strict=True)):
         if offset is None:
             found[-1].append(Piece(name, columns[u], special=True))
             continue
         segment, start, end = offset
         if segment != here:
-            here, taken = segment, 0
+            here, taken = segment, start if segment in seen else 0
+            seen.add(segment)
             found.append([])
         if start > taken:
             found[-1].append(Piece(segments[segment][taken:start]))

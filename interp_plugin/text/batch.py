@@ -30,7 +30,7 @@ class State:
     """What a row of an explanation watches.
 
     Attributes:
-        label: the layer, or "output".
+        label: the layer, "output", or "output." with the class or end of an answer that is watched.
         site: where it is read; None: the model's output.
         neurons: an index into the last dimension; None: all of it.
         state_std: v of the whole last dimension; None: each text is its own yardstick.
@@ -44,6 +44,11 @@ class State:
     state_std: Tensor | None = None
     function: Function | None = None
     foil: int | None = None
+
+    @property
+    def layer(self) -> Label:
+        """The layer, or "output", without the class that is watched of it."""
+        return OUTPUT if self.site is None else self.label
 
     @property
     def selector(self) -> Selector | None:
@@ -83,7 +88,15 @@ def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> list[list[i
         >>> batches(texts, 2, pads=True), batches(texts, 2, pads=False)
         ([[2, 1], [3], [0]], [[2], [1], [3], [0]])
     """
-    return alike([len(e.ids) for e in encodings], FULL if pads else 1.0, size, MAX_TOKENS)
+    kinds: dict[int, list[int]] = {}  # by how many choices are read with each text
+    for index, encoding in enumerate(encodings):
+        kinds.setdefault(len(encoding.choices), []).append(index)
+    full = FULL if pads else 1.0
+    return [
+        [own[i] for i in some]
+        for own in kinds.values()
+        for some in alike([len(encodings[i].ids) for i in own], full, size, MAX_TOKENS)
+    ]
 
 
 class Batch:
@@ -122,7 +135,7 @@ class Batch:
         self._noisy = NoisyModel(self._forward(self.targets), arguments, noise_layer, max_rows=max_rows)
         self._sites = list(sites)
         self._wholes = self._noisy.read(sites)
-        [origin] = self._noisy.origin
+        origin = self.origin
         if origin.ndim != 3 or origin.shape[:2] != self.token_mask.shape:
             raise ValueError(
                 f"the noise layer's output has shape {tuple(origin.shape)}, and (texts, tokens) is "
@@ -163,18 +176,23 @@ class Batch:
     @property
     def origin(self) -> Tensor:
         """What noise is added to, without it, (B, T, K)."""
-        return self._noisy.origin[0]
+        return self._joined(self._noisy.origin[0])
+
+    def _joined(self, value: Tensor) -> Tensor:
+        """What passed, with the tokens in one dimension where a text is read with several choices, (B, C, T, ...)."""
+        is_apart = bool(self.encodings[0].choices) and value.ndim > 3
+        return value.flatten(1, 2) if is_apart else value
 
     def whole(self, site: Site | None) -> Tensor:
         """What passes at a site without noise, (B, ...)."""
-        return self._wholes[self._sites.index(site)]
+        return self._joined(self._wholes[self._sites.index(site)])
 
     def places(self, state: State) -> Tensor | None:
         """Which places along dimension 1 of a state are real, (B, places); None: it has no such dimension."""
         whole = self.whole(state.site)
         if self.targets is not None and state.site is None:
-            return self.targets.real
-        on_decoder = self._model.axis[state.label] == "decoder"
+            return self.targets.real if state.neurons is None else self.targets.real[:, state.neurons]
+        on_decoder = self._model.axis[state.layer] == "decoder"
         mask = self._decoder_mask if on_decoder else self.token_mask
         if whole.ndim > 2 and whole.shape[1] == mask.shape[1]:
             return mask
@@ -189,7 +207,7 @@ class Batch:
     def predicting(self, state: State, real: Tensor, given: Sequence[bool]) -> Tensor:
         """The places that predict the targets, (B, places); all real ones of texts without a given target."""
         mask = real.clone()
-        axis = self._model.axis[state.label]
+        axis = self._model.axis[state.layer]
         for row, (encoding, asked) in enumerate(zip(self.encodings, given)):
             if asked and axis == self._model.axis[OUTPUT]:
                 mask[row] = False
@@ -269,6 +287,7 @@ class Batch:
         terms: Terms,
         solver: Solver,
         max_rows: int | None = None,
+        on_fit: Callable[[], None] | None = None,
     ) -> list[NoiseFit]:
         """A fit of all the texts for each state.
 
@@ -278,10 +297,12 @@ class Batch:
             terms: rate, max_sigma and input_std; the states have their own state_std.
             solver: how hard to look.
             max_rows: most rows in one forward; None: :attr:`default_rows`.
+            on_fit: called after each state's fit.
         """
         rows = max_rows or self.default_rows
         with naming_texts(self.encodings):
-            return fit_together([self.pose(*pair, terms, rows) for pair in zip(states, masks)], solver)
+            problems = [self.pose(*pair, terms, rows) for pair in zip(states, masks)]
+            return fit_together(problems, solver, on_fit=on_fit)
 
     def pose(
         self,
@@ -292,18 +313,22 @@ class Batch:
         selector: Selector | None = None,
     ) -> Problem:
         """What is asked of the solver about a state; ``selector`` picks another part of it than its neurons."""
-        whole = self.whole(state.site)
+        whole = self._wholes[self._sites.index(state.site)]
         noisy = self._noisy.at(state.site)
         noisy.selector, noisy.max_rows = selector or state.selector, rows
         selected = noisy.selected(whole)
         counted = torch.ones_like(selected, dtype=torch.bool)
         if mask is not None:
-            counted &= mask.reshape(*mask.shape, *[1] * (selected.ndim - 2))
+            size = mask.shape[1]  # of dimension 1, or of 1 and 2
+            shape = mask.shape if selected.shape[1] == size else selected.shape[:3]
+            counted &= mask.reshape(*shape, *[1] * (selected.ndim - len(shape)))
         own = replace(terms, state_std=state.selected_std)
         if self._units is None:
             return pose(noisy, own, None, self.token_mask, counted, whole)
         numbers, mask = self._numbered_units()
-        features = (numbers.unsqueeze(2).expand(-1, -1, self.token_size),)
+        features = (
+            numbers.unsqueeze(2).expand(-1, -1, self.token_size).reshape(self._noisy.origin[0].shape),
+        )
         return pose(noisy, own, features, mask, counted, whole)
 
     def _numbered_units(self) -> tuple[Tensor, Tensor]:
@@ -366,6 +391,7 @@ class _Targets:
     real: Tensor  # (B, n)
     foils: Tensor  # (B, n), the ids themselves where a target is taken alone
     is_contrast: bool
+    lengths: Tensor  # of the texts, (B,): of an answer span no class beyond is one
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], device: torch.device) -> _Targets:
@@ -380,12 +406,18 @@ class _Targets:
         for row, e in enumerate(encodings):
             foils[row, : len(e.foils)] = ids.new_tensor(e.foils)
         is_contrast = any(e.foils for e in encodings)
+        lengths = torch.tensor([len(e.ids) for e in encodings], device=device)
         ids, places, real, foils = (x.to(device) for x in (ids, places, real, foils))
-        return cls(ids, places, real, foils, is_contrast)
+        return cls(ids, places, real, foils, is_contrast, lengths)
 
     def at(self, rows: Tensor) -> _Targets:
         return _Targets(
-            self.ids[rows], self.places[rows], self.real[rows], self.foils[rows], self.is_contrast
+            self.ids[rows],
+            self.places[rows],
+            self.real[rows],
+            self.foils[rows],
+            self.is_contrast,
+            self.lengths[rows],
         )
 
 
@@ -410,10 +442,18 @@ class _Forward:
         scores = scores_at(self.model, inputs, self.targets.places[rows.to(self.targets.places.device)])
         rows = rows.to(scores.device)
         ids, foils = (x.to(scores.device)[rows] for x in (self.targets.ids, self.targets.foils))
+        if self.model.task == "answer span":
+            scores = without_padding(scores, self.targets.lengths.to(scores.device)[rows])
         alone = watched(scores, ids, self.function)
         if not self.targets.is_contrast:
             return alone
         return torch.where(ids == foils, alone, watched(scores, ids, self.function, foils))
+
+
+def without_padding(scores: Tensor, lengths: Tensor) -> Tensor:
+    """Scores of the tokens of texts as ends of an answer, (R, n, T), where padding is none; lengths is (R,)."""
+    padding = torch.arange(scores.shape[-1], device=scores.device) >= lengths[:, None, None]
+    return scores.masked_fill(padding, -torch.inf)
 
 
 def scores_at(model: TextModel, inputs: tuple[Tensor, ...], places: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from interp_plugin import data, huggingface
 from interp_plugin.fingerprint import versions
+from interp_plugin.huggingface.tokenization import Labels
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
 from interp_plugin.method.problem import default_cap, std_of_table, warn_of_training
@@ -23,13 +25,16 @@ from interp_plugin.text.batch import Batch, State, batches
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.text.models import (
+    EACH,
     HIDDEN,
     OUTPUT,
     Encoding,
     Function,
     Label,
+    Second,
     Source,
     TextModel,
+    Words,
     as_int,
     check_function,
     contrasted,
@@ -37,18 +42,37 @@ from interp_plugin.text.models import (
     plain_values,
     shown,
     state_sites,
+    with_arguments,
 )
 from interp_plugin.text.parts import with_parts
-from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, warn_of_deaf_states
+from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, Progress, warn_of_deaf_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Text = str | tuple[str, str]
 READ = "what the next block reads"  # of a pre-norm model: see HuggingFaceModel.states
-Given = Source | Text
-"""A text, a pair, token ids, or the messages of a chat."""
+Given = Source | Text | tuple[str, Sequence[str]] | Sequence[str]
+"""A text, a pair, a text with choices, token ids, the messages of a chat, or words."""
 Layers = Label | Sequence[Label]
+_OWN = ("next token", "answer span")  # tasks whose targets are in the encodings; without one, the model's own
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the output for some of the texts.
+
+    Attributes:
+        wanted: a class, EACH of them, or None: all together, or what the encodings say.
+        foil: the class that it is compared with.
+        choices: that are the classes of these texts.
+        is_contrast: whether there is something that a target is compared with.
+    """
+
+    wanted: int | str | None
+    foil: int | None
+    choices: tuple[str, ...]
+    is_contrast: bool
 
 
 class TextExplainer:
@@ -108,14 +132,16 @@ class TextExplainer:
         """
         return list(self._states(self._labels(layers), None, None, None))
 
-    def encode(self, texts: Given | Sequence[Given], truncation: bool = False) -> list[Encoding]:
-        """Each text (or pair) as the model reads it, without a target.
+    def encode(
+        self, texts: Given | Sequence[Given], truncation: bool = False, is_split_into_words: bool = False
+    ) -> list[Encoding]:
+        """Each text (or pair) as the model reads it, without a target; arguments as of :meth:`explain`.
 
         Raises:
             ValueError: an empty or too long text; the message names it.
             TypeError: texts that are not strings.
         """
-        pairs = _pairs(texts)
+        pairs = _pairs(texts, is_split_into_words)
         return self._encode(pairs, [None] * len(pairs), truncation)
 
     def explain(
@@ -144,6 +170,8 @@ class TextExplainer:
         side: Side = "damage",
         ways: Sequence[Way] | None = None,
         passes: int = PASSES,
+        is_split_into_words: bool = False,
+        forward_args: Mapping[str, Any] | None = None,
     ) -> Explanation:
         """Information kept of each token of each text by each layer, or what is lost with each token.
 
@@ -154,13 +182,18 @@ class TextExplainer:
                 it a list of two is a pair, too.  A text may be token ids, which are read as they are, or the messages
                 of a chat, dictionaries with role and content, which the tokenizer's chat template writes.  A DataFrame,
                 or what ``data.records(path)`` returns, has its texts in a column with a usual name, such as "text", or
-                in the only one of words.
+                in the only one of words.  (text, [choice, choice, ...]) is a text with several second ones, each of
+                which is read with it in turn: of a model for multiple choice, or, of one with a class "entailment", the
+                hypotheses of zero-shot classification; they are its classes.
             layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
                 "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
                 the model returns (class scores; of a language model, log probabilities of the target).  Where the next
                 block begins with a normalisation (GPT-2, Llama, T5), a layer's state is what comes out of that;
                 "hidden_states.1" is the block's own output.
-            target: which output: a class, as a number or by name; None is all of them.  For a language
+            target: which output: a class, as a number or by name (a choice, by its text); None is all of them
+                together, "each" every one in a row of its own, labelled "output." and its name.  Where the answer is
+                a span of the text "start", "end" or "both" of the model's own answer, "each" of them in a row, or with
+                the answer in a pair, ("start", "in Paris"): log probabilities of these places.  For a language
                 model what it should say next: a continuation (of an encoder-decoder, the decoder's
                 text), the id of a token, or (continuation, (first, last character)) for a span of it;
                 hidden states are then watched where that is predicted.  None is its own next token, if
@@ -183,7 +216,8 @@ class TextExplainer:
             internal_batch_size: rows at most in one forward and backward; "auto" starts from what suits the
                 length and halves when memory runs out.
             truncation: cut off what the model cannot take; otherwise too long a text is an error.
-            show_progress: a progress bar over texts, or generated tokens, with the passes that were made.
+            show_progress: a progress bar over the rows (layers and positions) of the texts, or of generated tokens,
+                that moves with every batch of sample passes, with the time left.
             instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
                 continuations, the first tokens in which they differ are compared, after what they have in common.
             continuation: what follows the one text, a string or token ids: every token of it is a target in turn, seen
@@ -206,12 +240,20 @@ class TextExplainer:
                 tokens are never erased; the mask token stands for erased ones, the mean of the embedding table where
                 there is none.
             side, ways, passes: of the erasures, as in :meth:`InformationErased.attribute`; ``solver`` gives the seed.
+                Of classes that do not exclude one another the log-odds are each one's own.
                 ways None is "mask", and of a decoder's target "delete": it has no mask token, and what stands for one
                 misleads it (rank correlations with leaving tokens out: see tests/benchmarks/language_models.py).
+            is_split_into_words: a text is a list of words, and of a pair each is: as tokenizers have it, for a list of
+                strings is a list of texts otherwise.  The words of the result are these.
+            forward_args: further arguments of the forward of a model of Hugging Face, by name (token_type_ids, langs,
+                bbox): a number for all texts, or of one text its value, and of a list of texts a list with one for
+                each.  A text's value is a number for all its tokens, or has one for each of them, special ones too, or
+                for each word of a text that is split into words (special tokens then get zeros); anything else is an
+                argument of the text as a whole.
 
         Raises:
             ValueError: a layer, target, position or head that is not there, an empty or too long text,
-                a tokenizer that does not fit.
+                a tokenizer that does not fit, an argument that the forward does not take.
             TypeError: texts that are not strings.
         """
         start = time.perf_counter()
@@ -222,64 +264,100 @@ class TextExplainer:
         check_function(function)
         if continuation is not None and (target is not None or instead_of is not None):
             raise ValueError("continuation and target are both what follows the text; give one of them")
-        pairs = _pairs(texts)
-        targets, foils = _for_each(target, len(pairs)), _for_each(instead_of, len(pairs))
-        labels = self._labels(layers) if continuation is None or layers != "all" else [OUTPUT]
-        ways = self._usual_ways(labels) if ways is None else ways
-        finder = self._finder(score, side, ways, passes, 0 if solver is None else solver.seed)
-        base = self._terms(rate, max_sigma, input_std, solver)
+        given = _pairs(texts, is_split_into_words)
+        this, arguments = self._taking(forward_args, texts, len(given))
+        labels = this._labels(layers) if continuation is None or layers != "all" else [OUTPUT]
+        finder = this._finder(score, side, ways, passes, 0 if solver is None else solver.seed, labels)
         base = replace(
-            base,
+            this._terms(rate, max_sigma, input_std, solver),
             positions=positions,
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
             function=function or "log_probability",
         )
-        wholes: list[Encoding] = []
+        targets, foils = _for_each(target, len(given)), _for_each(instead_of, len(given))
+        whole = None
         if continuation is None:
-            encodings = [with_parts(e, fixed, units) for e in self._encode(pairs, targets, truncation, foils)]
+            encodings = this._encode(given, targets, truncation, foils, arguments)
+            encodings = [with_parts(encoding, fixed, units) for encoding in encodings]
         else:
-            [(text, _)], wholes = _single(pairs), []
-            whole, encodings = self._steps(text, continuation, fixed, units)
-            wholes, targets, foils = [whole], [None] * len(encodings), [None] * len(encodings)
-        is_another = function is not None or any(foil is not None for foil in foils)
-        found: dict[int, TextExplanation] = {}
-        with tqdm(
-            total=len(encodings), desc="tokens" if wholes else "texts", disable=not show_progress
-        ) as bar:
-            passes = 0
-
-            def count(rows: int) -> None:
-                nonlocal passes
-                passes += rows
-                bar.set_postfix_str(f"{passes} passes")
-
-            base = replace(base, tick=count if show_progress else None)
-            for (wanted, foil), indices in self._by_class(targets, foils, labels, function).items():
-                states = [
-                    # a calibration's unit is that of the usual function
-                    replace(state, function=function, foil=foil, state_std=None)
-                    if state.label == OUTPUT and is_another
-                    else state
-                    for state in self._states(labels, wanted, neurons, heads)
-                ]
-                target_name = None if wanted is None else _compared(self.model.class_name, wanted, foil)
-                plan = replace(base, states=tuple(states), target=target_name)
-                for some in batches([encodings[i] for i in indices], batch_size, self.model.pads):
-                    chosen = [indices[i] for i in some]
-                    found.update(
-                        zip(chosen, scoring.score(self.model, [encodings[i] for i in chosen], plan, finder))
-                    )
-                    bar.update(len(chosen))
-        items = tuple(found[index] for index in range(len(encodings)))
+            [(text, _)] = _single(given)
+            whole, encodings = this._steps(text, continuation, fixed, units, arguments)
+            targets, foils = [None] * len(encodings), [None] * len(encodings)
+        groups = this._by_class(encodings, targets, foils, labels, function)
+        plans = [
+            (this._plan_of(base, asked, labels, function, neurons, heads), indices)
+            for asked, indices in groups.items()
+        ]
+        items = this._scored(encodings, plans, batch_size, finder, show_progress, whole is None)
         warn_of_deaf_states(items)
-        if wholes:
-            items = (scoring.grid(self.model, wholes[0], items),)
-        settings = self.settings(base, neurons, heads)
+        if whole is not None:
+            items = (scoring.grid(this.model, whole, items),)
+        settings = this.settings(base, neurons, heads)
         if function is not None:
             settings = replace(settings, function=function)
         if finder is not None:
             settings = replace(settings, erased=finder.description)
         return Explanation(items, settings, time.perf_counter() - start)
+
+    def _taking(
+        self, forward_args: Mapping[str, Any] | None, texts: Any, count: int
+    ) -> tuple[TextExplainer, list[Mapping[str, Any]]]:
+        """The explainer with a model that takes these arguments, and those of each of so many texts."""
+        if not forward_args:
+            return self, [{}] * count
+        if not isinstance(self.model, huggingface.HuggingFaceModel):
+            raise ValueError(
+                f"forward_args are arguments of a model of Hugging Face, and {self.model.name} is none; leave them out"
+            )
+        other = copy(self)
+        other.model = self.model.taking(forward_args)
+        return other, _arguments_of(forward_args, count, isinstance(texts, list) or count > 1)
+
+    def _scored(
+        self,
+        encodings: Sequence[Encoding],
+        plans: Sequence[tuple[Plan, list[int]]],
+        batch_size: int,
+        finder: ErasureFinder | None,
+        show_progress: bool,
+        are_texts: bool,
+    ) -> tuple[TextExplanation, ...]:
+        """The explanation of every text; plans come with the texts that each is for."""
+        found: dict[int, TextExplanation] = {}
+        rows = sum(plan.rows_of(encodings[index]) for plan, indices in plans for index in indices)
+        passes = plans[0][0].passes if finder is None else finder.erasure.passes
+        with Progress(rows, passes, "texts" if are_texts else "tokens", show_progress) as progress:
+            for plan, indices in plans:
+                plan = replace(plan, progress=progress if show_progress else None)
+                for some in batches([encodings[i] for i in indices], batch_size, self.model.pads):
+                    chosen = [indices[i] for i in some]
+                    scored = scoring.score(self.model, [encodings[i] for i in chosen], plan, finder)
+                    found.update(zip(chosen, scored))
+        return tuple(found[index] for index in range(len(encodings)))
+
+    def _plan_of(
+        self,
+        base: Plan,
+        asked: Asked,
+        labels: Sequence[Label],
+        function: Function | None,
+        neurons: Any,
+        heads: Any,
+    ) -> Plan:
+        """What is asked of the texts with these classes as their targets."""
+        is_another = function is not None or asked.is_contrast
+        states = [
+            # a calibration's unit is that of the usual function
+            replace(state, function=function, foil=asked.foil, state_std=None)
+            if state.site is None and (is_another or asked.choices)
+            else state
+            for state in self._states(labels, asked.wanted, neurons, heads, asked.choices)
+        ]
+        name = None
+        if isinstance(asked.wanted, int):
+            names = asked.choices.__getitem__ if asked.choices else self.model.class_name
+            name = _compared(names, asked.wanted, asked.foil)
+        return replace(base, states=tuple(states), target=name)
 
     def generate(
         self,
@@ -310,7 +388,12 @@ class TextExplainer:
         return self.explain(text, continuation=ids, **options)
 
     def _steps(
-        self, text: Source, continuation: str | Sequence[int], fixed: Any, units: Any
+        self,
+        text: Source,
+        continuation: str | Sequence[int],
+        fixed: Any,
+        units: Any,
+        arguments: Sequence[Mapping[str, Any]],
     ) -> tuple[Encoding, list[Encoding]]:
         """A text with its continuation, and one text for each token of that."""
         if not isinstance(self.model, huggingface.HuggingFaceModel) or self.model.task != "next token":
@@ -318,8 +401,16 @@ class TextExplainer:
                 f"{self.model.name} is no language model, and nothing continues its texts; use target"
             )
         whole, steps = self.model.steps(text, continuation)
-        whole = with_parts(whole, fixed, units)
-        return whole, [replace(step, units=whole.units[: len(step.ids)]) for step in steps]
+        whole = with_parts(with_arguments(whole, arguments[0]), fixed, units)
+        given = {name: whole.extra[name] for name in arguments[0]}
+        return whole, [
+            replace(
+                step,
+                units=whole.units[: len(step.ids)],
+                extra={**step.extra, **{name: values[: len(step.ids)] for name, values in given.items()}},
+            )
+            for step in steps
+        ]
 
     def _usual_ways(self, labels: Sequence[Label]) -> tuple[Way, ...]:
         """How tokens are erased where nothing is said: states with tokens need as many as there were."""
@@ -327,13 +418,24 @@ class TextExplainer:
         return ("delete",) if is_decoder and list(labels) == [OUTPUT] else ("mask",)
 
     def _finder(
-        self, score: str, side: Side, ways: Sequence[Way], passes: int, seed: int
+        self,
+        score: str,
+        side: Side,
+        ways: Sequence[Way] | None,
+        passes: int,
+        seed: int,
+        labels: Sequence[Label],
     ) -> ErasureFinder | None:
         """What finds the rows; None: the solver."""
         if score not in ("kept", "erased"):
             raise ValueError(f"score is {score!r}; choose 'kept' or 'erased'")
         if score == "kept":
             return None
+        ways = self._usual_ways(labels) if ways is None else ways
+        if "delete" in ways and self.model.task == "answer span":
+            raise ValueError(
+                "an answer's place would move where tokens are deleted; use 'mask' or 'attention'"
+            )
         return ErasureFinder(self.model, Erasure(side, passes, seed), check_ways(ways))
 
     def plan(
@@ -382,15 +484,17 @@ class TextExplainer:
         """
         _check_sizes(batch_size)
         pairs = _pairs(texts if isinstance(texts, (str, Sequence)) else list(texts))
+        asked = self._encode(pairs, _for_each(target, len(pairs)), truncation)
+        encodings = [e.unasked for e in asked]  # every token is a sample
         labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
+        if self.model.task == "answer span" or any(e.choices for e in encodings):
+            labels = [label for label in labels if label != OUTPUT]  # of each text another number of scores
         states = {self._key(label): State(label, self._site(label)) for label in labels}
         for label in labels:
             heads = self.model.head_site(label) if label in self.model.layers else None
             if heads is not None:
                 states[self._key(label, heads=True)] = State(label, heads[0])
         running, inputs = {key: RunningStd() for key in states}, RunningStd()
-        asked = self._encode(pairs, _for_each(target, len(pairs)), truncation)
-        encodings = [e.unasked for e in asked]  # every token is a sample
         with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
             for some in batches(encodings, batch_size, self.model.pads):
                 batch = Batch(
@@ -477,9 +581,10 @@ class TextExplainer:
     def _states(
         self,
         labels: Sequence[Label],
-        wanted: int | None,
+        wanted: int | str | None,
         neurons: int | slice | Sequence[int] | None,
         heads: int | Sequence[int] | None,
+        choices: Sequence[str] = (),
     ) -> Iterator[State]:
         """What each label means, with its unit."""
         if neurons is not None and heads is not None:
@@ -490,15 +595,32 @@ class TextExplainer:
                     f"{name} {part!r} names none; give at least one, or None for the whole state"
                 )
         for label in labels:
-            site, part, key = self._site(label), neurons, self._key(label)
             if label == OUTPUT:
-                part = wanted
-            elif heads is not None:
+                yield from self._outputs(wanted, choices)
+                continue
+            site, part, key = self._site(label), neurons, self._key(label)
+            if heads is not None:
                 site, part = self._heads(label, heads)
                 key = self._key(label, heads=True)
             std = None if self.calibration is None else self.calibration.of(key)
             index = part if part is None or isinstance(part, (int, slice)) else list(part)
             yield State(label, site, index, std)
+
+    def _outputs(self, wanted: int | str | None, choices: Sequence[str]) -> Iterator[State]:
+        """The output, of a class, or each class in a state of its own."""
+        is_span = self.model.task == "answer span"
+        has_unit = self.calibration is not None and not is_span and not choices
+        std = self.calibration.of(OUTPUT) if self.calibration is not None and has_unit else None
+        if not isinstance(wanted, str):
+            yield State(OUTPUT, None, wanted, std)
+            return
+        names = choices or getattr(self.model, "classes", None)
+        if not names:
+            raise ValueError(
+                f"target is {EACH!r}, and the classes of {self.model.name} have no names or are tokens; give one class"
+            )
+        for index, name in enumerate(names):
+            yield State(f"{OUTPUT}.{name}", None, slice(index, index + 1) if is_span else index, std)
 
     def _heads(self, label: Label, heads: int | Sequence[int]) -> tuple[LayerCall, list[int]]:
         """Where a layer's heads are read, and the places of the chosen ones in the last dimension."""
@@ -516,44 +638,59 @@ class TextExplainer:
         return site, [head * width + i for head in chosen for i in range(width)]
 
     def _by_class(
-        self, targets: Sequence[Any], foils: Sequence[Any], labels: Sequence[Label], function: Function | None
-    ) -> dict[tuple[int | None, int | None], list[int]]:
-        """Texts with the same class, and the one it is compared with; a language model's are in the encodings."""
-        if self.model.task == "next token":
-            return {(None, None): list(range(len(targets)))}
-        for index, (target, foil) in enumerate(zip(targets, foils)):
-            if target is None and (foil is not None or function is not None):
+        self,
+        encodings: Sequence[Encoding],
+        targets: Sequence[Any],
+        foils: Sequence[Any],
+        labels: Sequence[Label],
+        function: Function | None,
+    ) -> dict[Asked, list[int]]:
+        """Texts of which the same is asked; of language models and answers, what else is asked is in the encodings."""
+        groups: dict[Asked, list[int]] = {}
+        for index, (encoding, target, foil) in enumerate(zip(encodings, targets, foils)):
+            if target is None and self.model.task not in _OWN and (foil is not None or function is not None):
                 name = "function" if foil is None else "instead_of"
                 raise ValueError(f"{name} is given and no target for text {index}; give a class as target")
-        if all(t is None for t in targets):
-            return {(None, None): list(range(len(targets)))}
-        first = next(t for t in targets if t is not None)
+            if target is not None and self.model.task != "next token":
+                self._check_target(target, foil, labels)
+            wanted: int | str | None = EACH if _is_each(target) and self.model.task != "next token" else None
+            number = None
+            if self.model.task not in _OWN and target is not None and wanted is None:
+                wanted = _class_number(self.model, target, encoding.choices)
+            if self.model.task not in _OWN and foil is not None:
+                number = _class_number(self.model, foil, encoding.choices)
+            if wanted is not None and wanted == number:
+                name = encoding.choices[number] if encoding.choices else self.model.class_name(number)
+                raise ValueError(f"target and instead_of are both class {name!r}; give two")
+            is_contrast = number is not None or bool(encoding.foils)
+            groups.setdefault(Asked(wanted, number, encoding.choices, is_contrast), []).append(index)
+        return groups
+
+    def _check_target(self, target: Any, foil: Any, labels: Sequence[Label]) -> None:
+        """See that there is an output that a target is a part of."""
         if self.model.task == "none":
             raise ValueError(
-                f"target {first!r} picks a class, and {self.model.name} has no head that gives any; leave target out "
+                f"target {target!r} picks a class, and {self.model.name} has no head that gives any; leave target out "
                 "or give the model with its head"
             )
         if OUTPUT not in labels:
             raise ValueError(
-                f"target {first!r} picks a part of the output, and layers {labels} do not have it; give "
+                f"target {target!r} picks a part of the output, and layers {labels} do not have it; give "
                 "layers='output', or use neurons for a part of a layer"
             )
-        groups: dict[tuple[int | None, int | None], list[int]] = {}
-        for index, pair in enumerate(zip(targets, foils)):
-            wanted, foil = (None if each is None else _class_number(self.model, each) for each in pair)
-            if wanted is not None and wanted == foil:
-                raise ValueError(
-                    f"target and instead_of are both class {self.model.class_name(wanted)!r}; give two"
-                )
-            groups.setdefault((wanted, foil), []).append(index)
-        return groups
+        if foil is not None and (_is_each(target) or self.model.task == "answer span"):
+            raise ValueError(
+                f"instead_of is {foil!r}, which one class or continuation is compared with, and target is {target!r}; "
+                "leave it out"
+            )
 
     def _encode(
         self,
-        pairs: Sequence[tuple[Source, str | None]],
+        pairs: Sequence[tuple[Source, Second]],
         targets: Sequence[Any],
         truncation: bool,
         foils: Sequence[Any] | None = None,
+        arguments: Sequence[Mapping[str, Any]] = (),
     ) -> list[Encoding]:
         encodings = []
         for index, ((text, pair), target) in enumerate(zip(pairs, targets)):
@@ -565,7 +702,7 @@ class TextExplainer:
                         raise ValueError("instead_of is given and no target; give what it is compared with")
                     other = self.model.encode(text, pair, target=foil, truncation=truncation)
                     encoding = contrasted(encoding, other)
-                encodings.append(encoding)
+                encodings.append(with_arguments(encoding, arguments[index]) if arguments else encoding)
             except (ValueError, TypeError) as error:
                 if len(pairs) == 1:
                     raise
@@ -635,11 +772,12 @@ def _site_of(model: TextModel, layer: Site | str | None) -> Site:
         ) from error
 
 
-def _pairs(texts: Any) -> list[tuple[Source, str | None]]:
-    """One text or pair, or a list of them, as (text, pair or None); a text may be token ids, or messages of a chat."""
+def _pairs(texts: Any, is_split_into_words: bool = False) -> list[tuple[Source, Second]]:
+    """One text or pair, or a list of them, as (text, second or None); a text may be token ids or a chat."""
     texts = data.in_memory(texts)
     texts = plain_values(texts)
-    if isinstance(texts, (str, tuple)) or is_cut_already(texts):
+    is_one = isinstance(texts, (str, tuple)) or is_cut_already(texts)
+    if is_one or (is_split_into_words and isinstance(texts, list) and _are_words(texts)):
         texts = [texts]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes):
         raise TypeError(
@@ -647,36 +785,76 @@ def _pairs(texts: Any) -> list[tuple[Source, str | None]]:
         )
     if not texts:
         raise ValueError("texts is empty; give at least one text")
-    pairs: list[tuple[Source, str | None]] = []
-    for index, text in enumerate(texts):
-        text = plain_values(text)
-        if is_cut_already(text):
-            pairs.append((text, None))
-            continue
-        parts = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
-        if not isinstance(parts[0], str) or not isinstance(parts[1], (str, type(None))):
-            raise TypeError(
-                f"text {index} is {text!r}: it must be a str, a tuple or list of two for a pair of sentences, token "
-                "ids, or the messages of a chat"
+    read = _of_words if is_split_into_words else _pair
+    return [read(index, plain_values(text)) for index, text in enumerate(texts)]
+
+
+def _pair(index: int, text: Any) -> tuple[Source, Second]:
+    """A text, and what is read together with it."""
+    if is_cut_already(text):
+        return text, None
+    first, second = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
+    second = plain_values(second)
+    if isinstance(first, str) and isinstance(second, (list, tuple)) and _are_words(second):
+        return first, list(second)
+    if not isinstance(first, str) or not isinstance(second, (str, type(None))):
+        raise TypeError(
+            f"text {index} is {text!r}: it must be a str, a tuple or list of two for a pair of sentences, a text with "
+            "a list of choices, token ids, or the messages of a chat; for words give is_split_into_words=True"
+        )
+    return first, second
+
+
+def _of_words(index: int, text: Any) -> tuple[Source, Second]:
+    """A text, or a pair of texts, that is split into words."""
+    parts = [text] if _are_words(text) else list(text) if isinstance(text, (tuple, list)) else []
+    if not 0 < len(parts) < 3 or not all(map(_are_words, parts)):
+        raise TypeError(
+            f"text {index} is {text!r}: with is_split_into_words=True it must be a list of words, or a pair of such "
+            "lists"
+        )
+    return Words(parts[0]), Words(parts[1]) if len(parts) > 1 else None
+
+
+def _are_words(given: Any) -> bool:
+    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(word, str) for word in given)
+
+
+def _is_each(target: Any) -> bool:
+    return isinstance(target, str) and target == EACH
+
+
+def _arguments_of(given: Mapping[str, Any], count: int, is_list: bool) -> list[Mapping[str, Any]]:
+    """The arguments of each of so many texts; a list of texts has lists of values, or one number for all."""
+    found: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, value in given.items():
+        values = plain_values(value) if is_list else [value]
+        if isinstance(values, (int, float)):
+            values = [values] * count
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+            raise ValueError(
+                f"forward_args[{name!r}] must have a value for each of {count} texts, or be one number for all of them"
             )
-        pairs.append((parts[0], parts[1]))
-    return pairs
+        for own, each in zip(found, values):
+            own[name] = each
+    return list(found)
 
 
-def _single(pairs: Sequence[tuple[Source, str | None]]) -> Sequence[tuple[Source, str | None]]:
+def _single(pairs: Sequence[tuple[Source, Second]]) -> Sequence[tuple[Source, Second]]:
     """The one text that a continuation follows."""
     if len(pairs) != 1:
         raise ValueError(f"{len(pairs)} texts are given, and a continuation follows one; call again for each")
     return pairs
 
 
-def _class_number(model: TextModel, target: Any) -> int:
-    """Of a class by name or number; digits that name no class are a number, as labels of files are written."""
+def _class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> int:
+    """Of a class or choice by name or number; digits that name none are a number, as labels of files are written."""
+    find = Labels(tuple(choices)).index if choices else model.class_index
     try:
-        return model.class_index(target)
+        return find(target)
     except ValueError:
         if isinstance(target, str) and re.fullmatch(r"\d{1,9}", target):
-            return model.class_index(int(target))
+            return find(int(target))
         raise
 
 

@@ -241,7 +241,9 @@ class Explanation(Record, Sequence[TextExplanation]):
             True
         """
         texts, rows = forms.records(self.items)
-        header = {"settings": _settings_dict(self.settings), "seconds": self.seconds}
+        header: dict[str, Any] = {"settings": _settings_dict(self.settings), "seconds": self.seconds}
+        if any(item.words for item in self.items):
+            header["words"] = [item.words for item in self.items]
         storage.write(path, texts, rows, header)
 
     @classmethod
@@ -258,6 +260,9 @@ class Explanation(Record, Sequence[TextExplanation]):
         texts, rows, header = storage.read(path)
         try:
             items = forms.restored(texts, rows)
+            if "words" in header:
+                pairs = zip(items, header["words"], strict=True)
+                items = tuple(replace(item, words=tuple(map(tuple, words))) for item, words in pairs)
             return cls(items, Settings(**header["settings"]), header["seconds"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(storage.foreign(os.fspath(path), "Explanation")) from error

@@ -111,7 +111,7 @@ def _all_scores(
 
 def records(items: Sequence[TextExplanation]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The texts and their rows, which have sigma and its error as arrays: the lines of a file."""
-    names = [field.name for field in fields(TextExplanation) if field.name != "rows"]
+    names = [field.name for field in fields(TextExplanation) if field.name not in ("rows", "words")]
     texts = [{name: getattr(item, name) for name in names} for item in items]
     return texts, [_record(number, row) for number, item in enumerate(items) for row in item.rows]
 

@@ -22,14 +22,24 @@ Label = int | str
 """A layer: the number of a block, a name, or OUTPUT for what the model returns."""
 Offset = tuple[int, int, int]
 """Which text (0, or 1 for its pair), first character, and the one after the last."""
-Source = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""A text, its token ids, or the messages of a chat."""
+EACH = "each"
+"""As a target: every class, or both ends of an answer, in a row of its own."""
+Source = str | Sequence[str] | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A text, its words, its token ids, or the messages of a chat."""
+Second = str | Sequence[str] | None
+"""What is read together with a text: a second text, or choices, each of which is read with it in turn."""
 Axis = Literal["input", "decoder"]
-Target = str | int | tuple[str, tuple[int, int]] | None
-"""A continuation, the id of one token, or a continuation and the characters of it that are asked about."""
+Target = str | int | tuple[str, str | tuple[int, int]] | None
+"""A continuation, the id of one token, or a continuation and the characters of it that are asked about.
+
+Where a model answers with a span of the text: "start", "end" or "both", alone or with the answer in a pair."""
 Function = Literal["logit", "log_probability", "probability", "log_odds", "margin"]
 """What is watched of a class or token, see :func:`watched`."""
-Task = Literal["sequence classes", "token classes", "next token", "none"]
+Task = Literal["sequence classes", "token classes", "next token", "answer span", "none"]
+
+
+class Words(tuple[str, ...]):
+    """A text that is split into words already."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,16 @@ class Encoding:
         tokens: T of them, readable.
         offsets: of each token in its text, None for special tokens.
         ids: what enters the embedding.
-        extra: further inputs of the model, by name: one number a token, or a decoder's own sequence.
-        target: ids of the tokens that a language model is asked for.
-        target_positions: the position of its output that predicts each of them.
+        extra: further inputs of the model, by name: a value of each token, a decoder's own sequence, or what the text
+            as a whole has.
+        target: ids of the tokens that a language model is asked for; of an answer span, its first and last token.
+        target_positions: the position of its output that predicts each of them; of an answer span 0 for its start and
+            1 for its end.
         foils: as many ids that each of them is compared with; empty: it is taken alone.
         parts: of a chat, number and role of the message that each token is of, None of the template's; else empty.
         units: number of the unit whose scale of noise each token has, -1: it bears none; empty: each has its own.
+        choices: each of which is read with the text, in turn; ``extra["choice"]`` has the number of each token's.
+        words: where the words are, of a text that was given as such; else empty.
     """
 
     text: str
@@ -54,17 +68,25 @@ class Encoding:
     tokens: tuple[str, ...]
     offsets: tuple[Offset | None, ...]
     ids: tuple[int, ...]
-    extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    extra: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     target: tuple[int, ...] = ()
     target_positions: tuple[int, ...] = ()
     foils: tuple[int, ...] = ()
     parts: tuple[tuple[int, str] | None, ...] = ()
     units: tuple[int, ...] = ()
+    choices: tuple[str, ...] = ()
+    words: tuple[Offset, ...] = ()
 
     @property
     def unasked(self) -> Encoding:
         """The same text without a target."""
         return replace(self, target=(), target_positions=(), foils=())
+
+    @property
+    def without_choices(self) -> Encoding:
+        """The text with one choice as a pair like any other."""
+        extra = {name: values for name, values in self.extra.items() if name != "choice"}
+        return replace(self, extra=extra, choices=())
 
     def only(self, kept: Sequence[bool]) -> Encoding:
         """The same with only some of its tokens, (T,); targets are asked for where they follow now.
@@ -75,7 +97,7 @@ class Encoding:
         Examples::
             >>> Encoding("a b", None, ("a", "b"), ((0, 0, 1), (0, 2, 3)), (5, 6), {}, (7,), (1,)).only([True, False])
             Encoding(text='a b', pair=None, tokens=('a',), offsets=((0, 0, 1),), ids=(5,), extra={}, target=(7,), \
-target_positions=(0,), foils=(), parts=(), units=())
+target_positions=(0,), foils=(), parts=(), units=(), choices=(), words=())
         """
         if any(len(values) != len(self.ids) for values in self.extra.values()):
             raise ValueError(
@@ -107,7 +129,8 @@ class TextModel(Protocol):
         embedding: where noise enters unless another layer is asked for.
         layers: where each layer's state is read, in the order they run.
         axis: which tokens dimension 1 of a layer's state (and of "output") runs over.
-        task: what the output is: (B, C) class scores, (B, T, C), (B, T, vocabulary), or no scores.
+        task: what the output is: (B, C) class scores, (B, T, C), (B, T, vocabulary), (B, 2, T) scores of the first
+            and of the last token of an answer, or no scores.
         pads: whether texts of different lengths may share a batch.
         module: the model itself.
         vocabulary: scores of a language model for each place; 0 of others.
@@ -141,7 +164,7 @@ class TextModel(Protocol):
         ...
 
     def encode(
-        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: Second = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """Tokenise; ``target`` as a language model's continuation (classifiers ignore it)."""
         ...
@@ -254,7 +277,7 @@ class PlainModel:
         return None
 
     def encode(
-        self, text: Source, pair: str | None = None, *, target: Target = None, truncation: bool = False
+        self, text: Source, pair: Second = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
         """One text; see :class:`TextModel`."""
         if not isinstance(text, str):
@@ -391,6 +414,49 @@ def contrasted(target: Encoding, foil: Encoding) -> Encoding:
     if "decoder_input_ids" in target.extra:
         return asked
     return asked.only([index <= place for index in range(len(target.ids))])
+
+
+def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
+    """A text with further arguments of the model's forward.
+
+    Args:
+        given: by name, a number for every token, a value for each of the tokens (special ones included) or, of a text
+            that was given as words, for each word; anything else is an argument of the text as a whole.
+
+    Examples::
+        >>> text = Encoding("a b", None, ("<s>", "a", "b"), (None, (0, 0, 1), (0, 2, 3)), (0, 1, 2))
+        >>> with_arguments(text, {"langs": 3, "token_type_ids": torch.tensor([0, 0, 1])}).extra
+        {'langs': (3, 3, 3), 'token_type_ids': (0, 0, 1)}
+    """
+    count, extra = len(encoding.ids), dict(encoding.extra)
+    for name, value in given.items():
+        value = plain_values(value)
+        if isinstance(value, (int, float)):
+            extra[name] = (value,) * count
+        elif not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}; give a number, a list, an array or a tensor"
+            )
+        elif len(value) == len(encoding.words) != count:
+            extra[name] = _of_tokens(encoding, value)
+        else:
+            extra[name] = tuple(value)
+    return replace(encoding, extra=extra)
+
+
+def _of_tokens(encoding: Encoding, values: Sequence[Any]) -> tuple[Any, ...]:
+    """The value of each token's word, of special tokens zeros."""
+    empty = torch.zeros_like(torch.as_tensor(values[0])).tolist()
+    found = []
+    for offset in encoding.offsets:
+        inside = (
+            number
+            for number, (segment, start, stop) in enumerate(encoding.words)
+            if offset is not None and offset[0] == segment and start <= offset[1] < stop
+        )
+        number = next(inside, None)
+        found.append(empty if number is None else values[number])
+    return tuple(found)
 
 
 def state_sites(model: TextModel) -> Mapping[Label, LayerCall]:

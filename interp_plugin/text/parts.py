@@ -50,7 +50,9 @@ def with_parts(encoding: Encoding, fixed: Any = None, units: Any = None) -> Enco
 def _numbers(encoding: Encoding, units: Any) -> list[int]:
     """The number of each token's unit; tokens outside of all have their own, special ones too."""
     if units in ("word", "sentence"):
-        found = group((encoding.text, encoding.pair), encoding.tokens, encoding.offsets, units)
+        found = group(
+            (encoding.text, encoding.pair), encoding.tokens, encoding.offsets, units, encoding.words
+        )
         sets = [list(unit.tokens) for unit in found]
     elif units == "message":
         if not any(encoding.parts):

@@ -166,6 +166,7 @@ class TextExplanation(Record):
         probability: of ``predicted``, else None.
         target: what the rows of the output look at, readable, else None.
         rows: R of them, in forward order.
+        words: (segment, start, end) of each word, of a text that was given as words; else empty.
 
     Raises:
         ValueError: no row, two rows for one state, or tokens, offsets, text and rows that do not fit together.
@@ -188,6 +189,7 @@ class TextExplanation(Record):
     probability: float | None
     target: str | None
     rows: tuple[Row, ...]
+    words: tuple[Offset, ...] = ()
 
     def __post_init__(self) -> None:
         _check_offsets(self)
@@ -275,7 +277,7 @@ class TextExplanation(Record):
         check_kind(kind)
         check_aggregate(aggregate)
         self._check_channel(kind)
-        units = group((self.text, self.pair), self.tokens, self.offsets, granularity)
+        units = group((self.text, self.pair), self.tokens, self.offsets, granularity, self.words)
         if kind == "erased":
             rows = [row for row in self.rows if isinstance(row, ErasedRow)]
             errors = torch.stack([row.standard_error for row in rows])

@@ -47,6 +47,7 @@ def group(
     tokens: Sequence[str],
     offsets: Sequence[Offset | None],
     granularity: Granularity,
+    words: Sequence[Offset] = (),
 ) -> tuple[Unit, ...]:
     """The units that hold the T tokens, each token in exactly one, in order of their first tokens.
 
@@ -59,6 +60,7 @@ def group(
         tokens: T of them.
         offsets: (segment, start, end) of each token; None for a special one.
         granularity: "token", "word" (see `word_spans`) or "sentence" (see `sentence_spans`).
+        words: (segment, start, end) of the words, where they are given.
 
     Raises:
         ValueError: another granularity.
@@ -75,6 +77,8 @@ def group(
         return tuple(Unit(*pair, (i,)) for i, pair in enumerate(zip(tokens, offsets, strict=True)))
     find_spans: Callable[[str], list[Span]] = word_spans if granularity == "word" else sentence_spans
     spans = [find_spans(text or "") for text in texts]
+    if granularity == "word" and words:
+        spans = [[place[1:] for place in words if place[0] == segment] for segment in range(len(texts))]
 
     members: dict[int | Offset, list[int]] = {}  # a special token's own index, or the unit's place
     for i, offset in enumerate(offsets):

@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure, log_odds
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
-from interp_plugin.method.solver import NoiseFit, Solver
-from interp_plugin.text.batch import MAX_SCORES, Batch, State, naming_texts, scores_at
+from interp_plugin.method.solver import PROBES, NoiseFit, Solver
+from interp_plugin.text.batch import MAX_SCORES, Batch, State, naming_texts, scores_at, without_padding
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import (
     HIDDEN,
@@ -33,6 +34,7 @@ from interp_plugin.text.models import (
 )
 
 HALF = 0.5  # of the sum of squares: one element or token with more is what the state is measured by
+MOST_OF_ANSWER = 15  # tokens
 FEW_PLACES = 4  # of fewer tokens one may well have half of the state
 Found = TypeVar("Found")
 Positions = int | Sequence[int] | Literal["each", "all"] | None
@@ -52,7 +54,7 @@ class Plan:
         max_rows: rows at most in one forward; None starts from what suits the length and halves when
             memory runs out.
         function: what is watched of a language model's target.
-        tick: called with the number of rows before each forward, for a progress bar.
+        progress: the bar, where there is one.
     """
 
     states: tuple[State, ...]
@@ -65,7 +67,68 @@ class Plan:
     max_rows: int | None = None
     input_std: float | None = None
     function: Function = "log_probability"
-    tick: Callable[[int], None] | None = None
+    progress: Progress | None = None
+
+    @property
+    def passes(self) -> int:
+        """Sample passes that a row may take, about."""
+        return PROBES + self.solver.max_batches * self.solver.draws
+
+    def rows_of(self, encoding: Encoding) -> int:
+        """How many rows a text will have, about."""
+        given = plain_values(self.positions)
+        places = (
+            len(encoding.ids) if given == "each" else len(given) if isinstance(given, (list, tuple)) else 1
+        )
+        return sum(1 if state.site is None else places for state in self.states)
+
+
+class Progress:
+    """A bar over the rows of texts that moves with each sample pass; tqdm works out the time left.
+
+    Args:
+        rows: of all texts.
+        passes: that a row may take; the bar jumps to its end where it took fewer.
+        name: of what has the rows.
+        is_shown: whether there is a bar.
+    """
+
+    def __init__(self, rows: int, passes: int, name: str, is_shown: bool = True) -> None:
+        self.rows, self.share = rows, passes
+        self.done = self.begun = self.passes = self.since = 0
+        self.bar = tqdm(
+            total=rows * passes,
+            desc=name,
+            disable=not is_shown,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._move(self.bar.total)
+        self.bar.close()
+
+    def begin(self, rows: int) -> None:
+        """So many rows are begun together."""
+        self.begun, self.since = rows, 0
+
+    def tick(self, passes: int) -> None:
+        """So many passes are made."""
+        self.passes += passes
+        self.since += passes
+        self._move(self.done * self.share + min(self.since, self.begun * self.share))
+
+    def end(self) -> None:
+        """The rows that were begun are found, or one of each of several states."""
+        self.done, self.since = min(self.done + self.begun, self.rows), 0
+        self._move(self.done * self.share)
+
+    def _move(self, to: int) -> None:
+        self.bar.set_postfix_str(f"{self.done}/{self.rows} rows, {self.passes} passes", refresh=False)
+        self.bar.update(min(to, self.bar.total or 0) - self.bar.n)
 
 
 class Finder(Protocol):
@@ -91,20 +154,25 @@ def score(
         plan: what to find out of each.
         finder: finds the rows of every text; None: the solver.
     """
-    given = [bool(e.target) for e in encodings]
+    given = [bool(e.target) and model.task == "next token" for e in encodings]
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
-    if model.task == "next token" and any(s.label == OUTPUT for s in plan.states) and not all(given):
+    has_output = any(state.site is None for state in plan.states)
+    if model.task == "next token" and has_output and not all(given):
         encodings, guesses = _with_next_tokens(model, encodings, plan)
         given = [True] * len(encodings)
+    if model.task == "answer span" and has_output:
+        encodings, guesses = _with_answers(model, encodings)
     sites = dict.fromkeys(state.site for state in plan.states)
     if model.task == "sequence classes":
         sites[None] = None
+    tick = None if plan.progress is None else plan.progress.tick
     with nullcontext() if finder is None else finder.watch(model, encodings) as seen:
-        batch = Batch(
-            model, encodings, plan.noise_layer, list(sites), plan.max_rows, plan.function, plan.tick
-        )
+        batch = Batch(model, encodings, plan.noise_layer, list(sites), plan.max_rows, plan.function, tick)
     if model.task == "sequence classes":
-        guesses = [model.predicted(scores) for scores in batch.whole(None)]
+        guesses = [
+            _chosen(e.choices, scores) if e.choices else model.predicted(scores)
+            for e, scores in zip(encodings, batch.whole(None))
+        ]
     warn_of_concentration(batch, plan.states)
     rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen, given)
     return [
@@ -118,6 +186,7 @@ def score(
             probability=guess[1] if guess else None,
             target=_target_name(model, encoding) if encoding.target else plan.target,
             rows=rows_of_text,
+            words=encoding.words,
         )
         for encoding, guess, rows_of_text in zip(encodings, guesses, rows)
     ]
@@ -151,6 +220,7 @@ def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) ->
         probability=None,
         target="".join(str(step.target) for step in steps),
         rows=tuple(row for _, row in ordered),
+        words=whole.words,
     )
 
 
@@ -205,7 +275,12 @@ def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) ->
 def _fits(batch: Batch, part: Part, plan: Plan) -> list[NoiseFit]:
     """A fit for each state."""
     terms = Terms(plan.rate, plan.max_sigma, None, plan.input_std)
-    return in_memory(plan, batch, lambda rows: batch.fit(part.states, part.masks, terms, plan.solver, rows))
+    end = None if plan.progress is None else plan.progress.end
+    if plan.progress is not None:
+        plan.progress.begin(len(part.examples))
+    return in_memory(
+        plan, batch, lambda rows: batch.fit(part.states, part.masks, terms, plan.solver, rows, end)
+    )
 
 
 def in_memory(plan: Plan, batch: Batch, call: Callable[[int], Found]) -> Found:
@@ -293,6 +368,44 @@ def _with_next_tokens(
     return asked, guesses
 
 
+def _chosen(choices: Sequence[str], scores: Tensor) -> tuple[str, float]:
+    """The likeliest choice with its probability, by the score of each, (C,)."""
+    probability, index = scores.float().softmax(-1).max(-1)
+    return choices[int(index)], float(probability)
+
+
+def _with_answers(
+    model: TextModel, encodings: Sequence[Encoding]
+) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
+    """Texts without an answer get the model's own for the ends that are asked for; what it is, with its probability.
+
+    It is the likeliest span of the text's own tokens (of its pair, where there is one), MOST_OF_ANSWER at most, as in
+    the pipeline of transformers; probabilities are over all tokens.
+    """
+    arguments, mask = model.collate([e.unasked for e in encodings])
+    with torch.inference_mode(False), torch.no_grad():
+        scores = without_padding(model(*arguments), mask.sum(1)).float().log_softmax(-1).cpu()  # (B, 2, T)
+    asked: list[Encoding] = []
+    guesses: list[tuple[str, float] | None] = []
+    for encoding, (start, end) in zip(encodings, scores):
+        segment = 0 if encoding.pair is None else 1
+        is_own = torch.tensor([bool(o) and o[0] == segment for o in encoding.offsets])  # type: ignore[index]
+        count = len(is_own)
+        length = torch.arange(count) - torch.arange(count).unsqueeze(1)
+        allowed = (length >= 0) & (length < MOST_OF_ANSWER) & is_own & is_own.unsqueeze(1)
+        spans = (start[:count, None] + end[:count]).masked_fill(~allowed, -torch.inf)  # (first, last)
+        first, last = divmod(int(spans.argmax()), count)
+        own = replace(encoding, target=(first, last), target_positions=(0, 1))
+        guesses.append((model.target_name(own), float(spans[first, last].exp())))
+        ends = encoding.target_positions or (0, 1)
+        asked.append(
+            encoding
+            if encoding.target
+            else replace(encoding, target=tuple((first, last)[end] for end in ends), target_positions=ends)
+        )
+    return asked, guesses
+
+
 @dataclass(frozen=True)
 class Part:
     """States that some of the texts have in common, to be fitted together."""
@@ -313,7 +426,7 @@ def parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> 
         has_tokens = real is not None and not (state.site is None and batch.targets is not None)
         together_always = isinstance(plan.positions, str) and plan.positions == "all"
         if plan.positions is not None and not together_always and has_tokens:
-            apart.setdefault(model.axis[state.label], []).append(state)
+            apart.setdefault(model.axis[state.layer], []).append(state)
             continue
         asked = real is not None and state.site is not None and any(given) and not together_always
         mask = batch.predicting(state, real, given) if real is not None and asked else real
@@ -336,11 +449,12 @@ def _one_by_one(
         _indices(positions, length, f"layer {states[0].label!r} of text {shown(encoding.text)}")
         for length, encoding in zip(real.sum(1).tolist(), encodings)
     ]
+    columns = [row.nonzero()[:, 0].tolist() for row in real]
     for k in range(max(map(len, wanted))):
         examples = [i for i, places in enumerate(wanted) if len(places) > k]
         places = [wanted[i][k] for i in examples]
         mask = torch.zeros(len(examples), real.shape[1], dtype=torch.bool, device=real.device)
-        mask[range(len(places)), places] = True
+        mask[range(len(places)), [columns[i][place] for i, place in zip(examples, places)]] = True
         yield Part(examples, states, [mask] * len(states), [list(places)] * len(states))
 
 
@@ -421,7 +535,11 @@ class ErasureFinder:
                         None if masked is None else masked[torch.tensor(examples, device=masked.device)]
                     )
                     learn = partial(self._fit, some, plan.noise_layer, erased_are, state, own, selector)
+                    if plan.progress is not None:
+                        plan.progress.begin(len(rows))
                     fit = in_memory(plan, some, learn)
+                    if plan.progress is not None:
+                        plan.progress.end()
                     for index, (row, example) in enumerate(zip(rows, examples)):
                         erased = _erased_row(some, state, places[row], fit, index)
                         found[example].append((plan.states.index(state), erased))
@@ -430,7 +548,7 @@ class ErasureFinder:
     def _answers(self, batch: Batch, part: Part, state: State) -> Iterator[tuple[list[int], Selector | None]]:
         """Rows of a part that share an answer, and what picks it; None: the state itself."""
         everyone = list(range(len(part.examples)))
-        if state.site is not None or self.model.task not in ("sequence classes", "next token"):
+        if state.site is not None or self.model.task not in ("sequence classes", "next token", "answer span"):
             yield everyone, None
             return
         kinds: dict[int, list[int]] = {}
@@ -442,8 +560,12 @@ class ErasureFinder:
             for row, example in enumerate(part.examples):
                 target = state.neurons if isinstance(state.neurons, int) else int(whole[example].argmax())
                 kinds.setdefault(target, []).append(row)
+            odds = log_odds if getattr(self.model, "exclusive", True) else _own_odds
             for target, rows in kinds.items():
-                yield rows, partial(log_odds, target=target)
+                yield rows, partial(odds, target=target)
+            return
+        if isinstance(state.neurons, slice):  # one end of an answer
+            yield everyone, partial(_end, which=state.neurons)
             return
         for row, example in enumerate(part.examples):
             kinds.setdefault(len(batch.encodings[example].target), []).append(row)
@@ -473,6 +595,16 @@ class ErasureFinder:
         )
         with gradients(), naming_texts(batch.encodings):
             return learn_erasure(erasing.players, erasing.damage, erasing.prior, self.erasure, len(self.ways))
+
+
+def _own_odds(scores: Tensor, target: int) -> Tensor:
+    """The log-odds of a class that does not exclude others, (R, C) -> (R,)."""
+    return scores[:, target]
+
+
+def _end(state: Tensor, which: slice) -> Tensor:
+    """The log probability of one end of an answer, (R, 2) -> (R,)."""
+    return state[:, which].sum(1)
 
 
 def _summed(state: Tensor, count: int) -> Tensor:
