@@ -88,9 +88,10 @@ def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> list[list[i
         >>> batches(texts, 2, pads=True), batches(texts, 2, pads=False)
         ([[2, 1], [3], [0]], [[2], [1], [3], [0]])
     """
-    kinds: dict[int, list[int]] = {}  # by how many choices are read with each text
+    # draws of noise belong to columns, and padding of another text's choices would move them
+    kinds: dict[tuple[int, ...], list[int]] = {}
     for index, encoding in enumerate(encodings):
-        kinds.setdefault(len(encoding.choices), []).append(index)
+        kinds.setdefault(encoding.extra.get("choice", ()), []).append(index)
     full = FULL if pads else 1.0
     return [
         [own[i] for i in some]
@@ -171,6 +172,7 @@ class Batch:
         )
         part._noisy = replace(self._noisy, forward=self._forward(part.targets), inputs=tuple(inputs))
         part._noisy.origin = tuple(origin)
+        part._noisy.learned_from(self._noisy)
         return part
 
     @property
@@ -221,7 +223,7 @@ class Batch:
         rows = default_rows(elements)
         if self._model.vocabulary:
             rows = min(rows, MAX_GRADIENTS // (4 * KEPT_WIDTHS * elements * len(self._model.layers)))
-        if self.targets is not None and None in self._sites:
+        if self._model.vocabulary and self.targets is not None and None in self._sites:
             rows = min(rows, self._rows_of_scores)
         return max(1, rows)
 
