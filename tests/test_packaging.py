@@ -293,7 +293,7 @@ MAY_IMPORT = {
     },
     "data": {"text.models", "text.storage"},
     "fingerprint": set(),
-    "huggingface": {"method", "text.models"},
+    "huggingface": {"method", "optional", "text.models"},
     "interop": {"attribution", "huggingface", "method", "text"},
     "interpreter": {"attribution", "method", "report"},
     "memory": set(),

@@ -234,7 +234,9 @@ class HuggingFaceModel:
             ValueError: nothing but special tokens; longer than the model takes; a target that is not
                 there; ids that the model has no embedding for.
         """
-        has_choices = pair is not None and not isinstance(pair, (str, Words))
+        has_choices = (
+            self.task == "sequence classes" and isinstance(pair, (list, tuple)) and not isinstance(pair, Words)
+        )
         if self._head.reads == "choices" and not has_choices:
             raise ValueError(
                 f"{self.name} chooses among several second texts; give (text, [choice, choice, ...])"
@@ -251,10 +253,6 @@ class HuggingFaceModel:
         return read(text, second, target, truncation)
 
     def _checked_choices(self, choices: Sequence[str]) -> Sequence[str]:
-        if self.task != "sequence classes":
-            raise ValueError(
-                f"{self.name} gives {self.task}, and choices are for multiple choice or for classes with 'entailment'"
-            )
         if not choices:
             raise ValueError("there are 0 choices; give one or more")
         if self._head.reads != "choices":

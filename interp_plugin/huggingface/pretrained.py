@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+
+from interp_plugin import optional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -131,6 +133,7 @@ def _check_head(name: str, missing: list[str], weights: dict[str, Any]) -> None:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+LoadIn = Literal["8bit", "4bit"]
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -155,6 +158,8 @@ def load(
     dtype: Dtype = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    load_in: LoadIn | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model of the class that its configuration names, and its tokenizer: in eval mode.
 
@@ -168,26 +173,30 @@ def load(
         revision: branch, tag or commit of a Hugging Face id.
         trust_remote_code: run the Python files that come with the model, where its configuration names some; they
             can do whatever you can.
+        device_map: over which devices transformers spreads the model, in ``device``'s place: "auto", or the device of
+            each module by its name, as of ``from_pretrained``; takes accelerate (extra "large").
+        load_in: "8bit" or "4bit" weights, of linear layers, by bitsandbytes (extra "large"); computed in ``dtype``.
 
     Raises:
         ValueError: nothing can be loaded from there, the head's own weights are missing (transformers
             would fill them with random numbers), the dtype is another one, or the model needs code of its own and
             that is not trusted.
-        ImportError: an adapter, and PEFT is not installed.
+        ImportError: an adapter, and PEFT is not installed; accelerate or bitsandbytes are needed and are not.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(repr, DTYPES))}")
-    on_cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
-    if dtype == "float16" and on_cpu:
+    spread = _spread(device, dtype, device_map, load_in)
+    if dtype == "float16" and _is_on_cpu(device, device_map):
         warnings.warn(
             "float16 is slow on a CPU, and gradients of its size are lost: the model is run in float32; give "
             "dtype='bfloat16' to halve its memory",
             stacklevel=2,
         )
         dtype = "float32"
+        spread = _spread(device, dtype, device_map, load_in)
     name = fspath(path_or_id)
     try:
-        model, words = _model_and_words(name, tokenizer, dtype, revision, trust_remote_code)
+        model, words = _model_and_words(name, tokenizer, dtype, revision, trust_remote_code, spread)
     except UntrainedError:
         raise
     except (OSError, ValueError) as error:
@@ -200,26 +209,58 @@ def load(
             f"cannot load model {name!r}: it must hold a model and its tokenizer; give a folder written by "
             "save_pretrained, or a Hugging Face id that is cached or within reach"
         ) from error
-    return (model if device is None else model.to(device)).eval(), words
+    return (model if device is None or spread else model.to(device)).eval(), words
+
+
+def _is_on_cpu(device: Any, device_map: Any) -> bool:
+    if device_map is not None and device_map != "auto":
+        places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+        return all(str(place) in ("cpu", "disk") for place in places)
+    return not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
+
+
+def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> dict[str, Any]:
+    """Options of ``from_pretrained`` for a model on several devices, or in fewer bits; empty for others."""
+    if load_in not in (None, *get_args(LoadIn)):
+        raise ValueError(f"load_in is {load_in!r}; choose '8bit' or '4bit', or None for whole weights")
+    if device_map is None and load_in is None:
+        return {}
+    if device_map is not None and device is not None:
+        raise ValueError(
+            f"device is {str(device)!r} and device_map {device_map!r}: both say where the model goes; give one"
+        )
+    optional.load("accelerate", "device_map" if load_in is None else f"load_in={load_in!r}", "large")
+    if device_map is None:
+        device_map = "auto" if device is None else {"": device}
+    found: dict[str, Any] = {"device_map": device_map}
+    if load_in is not None:
+        optional.load("bitsandbytes", f"load_in={load_in!r}", "large")
+        from transformers import BitsAndBytesConfig
+
+        compute = {"bnb_4bit_compute_dtype": DTYPES[dtype]} if load_in == "4bit" else {}
+        found["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{load_in}": True}, **compute)
+    return found
 
 
 def _model_and_words(
-    name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool
+    name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool, spread: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """What is under that name: a model, or an adapter on its base model."""
     is_folder = Path(name).is_dir()
     adapter = adapter_of(name) if is_folder else None
     if adapter is None:
         try:
-            return _whole(name, tokenizer, dtype, revision, trust)
+            return _whole(name, tokenizer, dtype, revision, trust, spread)
         except OSError:  # an id of an adapter has no configuration of a model
             adapter = None if is_folder else adapter_of(name, revision)
             if adapter is None:
                 raise
-    return _adapted(name, adapter, tokenizer, dtype, revision, trust)
+    return _adapted(name, adapter, tokenizer, dtype, revision, trust, spread)
 
 
-def _whole(name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool) -> tuple[Any, Any]:
+def _whole(
+    name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool, spread: Mapping[str, Any]
+) -> tuple[Any, Any]:
     """A model with all its weights, and its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -230,7 +271,12 @@ def _whole(name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust:
         words_from, revision=revision if tokenizer is None else None, trust_remote_code=trust
     )
     model, report = _class_of(config, trust).from_pretrained(
-        name, output_loading_info=True, revision=revision, trust_remote_code=trust, **_options(config, dtype)
+        name,
+        output_loading_info=True,
+        revision=revision,
+        trust_remote_code=trust,
+        **_options(config, dtype),
+        **spread,
     )
     # bare encoders come without a pooler, and their layers need none
     missing = [key for key in report["missing_keys"] if "pooler." not in key]
@@ -243,14 +289,20 @@ def _whole(name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust:
 
 
 def _adapted(
-    name: str, adapter: dict[str, Any], tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool
+    name: str,
+    adapter: dict[str, Any],
+    tokenizer: Any,
+    dtype: Dtype,
+    revision: str | None,
+    trust: bool,
+    spread: Mapping[str, Any],
 ) -> tuple[Any, Any]:
     """An adapter on its base model, and the tokenizer of the one or the other."""
     from transformers import AutoConfig, AutoTokenizer
 
     base = base_path(name, adapter)
     config = AutoConfig.from_pretrained(base, revision=adapter.get("revision"), trust_remote_code=trust)
-    options = {"trust_remote_code": trust, **_options(config, dtype)}
+    options = {"trust_remote_code": trust, **_options(config, dtype), **spread}
     model = load_adapter(name, adapter, options, revision)
     if tokenizer is not None:
         words_from, of = tokenizer, None

@@ -757,6 +757,9 @@ class Encoder:
             spans = tuple(span and (1, *span[1:]) for span in after.spans)
             return before, replace(after, spans=spans)
         if pieces is not None:
+            before, after = continued(self.tokenizer, text, continuation)
+            if _with_marks_apart(self.tokenizer, before).ids == pieces.ids:
+                return pieces, after
             after = split(self.tokenizer, continuation, special=False)
             return pieces, _moved(after, 0, len(continuation))
         self._check_content(split(self.tokenizer, text), text, None)

@@ -265,7 +265,7 @@ class TextExplainer:
         if continuation is not None and (target is not None or instead_of is not None):
             raise ValueError("continuation and target are both what follows the text; give one of them")
         given = _pairs(texts, is_split_into_words)
-        this, arguments = self._taking(forward_args, texts, len(given))
+        this, arguments = self._taking(forward_args, len(given), _is_one(texts, is_split_into_words))
         labels = this._labels(layers) if continuation is None or layers != "all" else [OUTPUT]
         finder = this._finder(score, side, ways, passes, 0 if solver is None else solver.seed, labels)
         base = replace(
@@ -300,7 +300,7 @@ class TextExplainer:
         return Explanation(items, settings, time.perf_counter() - start)
 
     def _taking(
-        self, forward_args: Mapping[str, Any] | None, texts: Any, count: int
+        self, forward_args: Mapping[str, Any] | None, count: int, is_one: bool
     ) -> tuple[TextExplainer, list[Mapping[str, Any]]]:
         """The explainer with a model that takes these arguments, and those of each of so many texts."""
         if not forward_args:
@@ -311,7 +311,7 @@ class TextExplainer:
             )
         other = copy(self)
         other.model = self.model.taking(forward_args)
-        return other, _arguments_of(forward_args, count, isinstance(texts, list) or count > 1)
+        return other, _arguments_of(forward_args, count, is_one)
 
     def _scored(
         self,
@@ -776,8 +776,7 @@ def _pairs(texts: Any, is_split_into_words: bool = False) -> list[tuple[Source, 
     """One text or pair, or a list of them, as (text, second or None); a text may be token ids or a chat."""
     texts = data.in_memory(texts)
     texts = plain_values(texts)
-    is_one = isinstance(texts, (str, tuple)) or is_cut_already(texts)
-    if is_one or (is_split_into_words and isinstance(texts, list) and _are_words(texts)):
+    if _is_one(texts, is_split_into_words):
         texts = [texts]
     if not isinstance(texts, Sequence) or isinstance(texts, bytes):
         raise TypeError(
@@ -787,6 +786,13 @@ def _pairs(texts: Any, is_split_into_words: bool = False) -> list[tuple[Source, 
         raise ValueError("texts is empty; give at least one text")
     read = _of_words if is_split_into_words else _pair
     return [read(index, plain_values(text)) for index, text in enumerate(texts)]
+
+
+def _is_one(texts: Any, is_split_into_words: bool) -> bool:
+    """Whether this is a text or a pair, and no list of them."""
+    if is_split_into_words and isinstance(texts, list) and _are_words(texts):
+        return True
+    return isinstance(texts, (str, tuple)) or is_cut_already(texts)
 
 
 def _pair(index: int, text: Any) -> tuple[Source, Second]:
@@ -824,11 +830,11 @@ def _is_each(target: Any) -> bool:
     return isinstance(target, str) and target == EACH
 
 
-def _arguments_of(given: Mapping[str, Any], count: int, is_list: bool) -> list[Mapping[str, Any]]:
+def _arguments_of(given: Mapping[str, Any], count: int, is_one: bool) -> list[Mapping[str, Any]]:
     """The arguments of each of so many texts; a list of texts has lists of values, or one number for all."""
     found: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, value in given.items():
-        values = plain_values(value) if is_list else [value]
+        values = [value] if is_one else plain_values(value)
         if isinstance(values, (int, float)):
             values = [values] * count
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:

@@ -1,0 +1,212 @@
+"""Texts as people have them: split into words, and with further arguments of the model's forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_models import SlowTokenizer, bert_tokenizer, gpt2_tokenizer, llama_tokenizer, tiny, xlmr_tokenizer
+from tiny_plain import lstm
+
+from interp_plugin.attribution import LayerInformationLoss
+from interp_plugin.huggingface import HuggingFaceModel
+from interp_plugin.method.solver import Solver
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.explanation import Explanation
+
+FAST = Solver(iterations=1)
+WORDS = ["Mr.", "New York", "don't", "films", "!"]
+SIZES = {"vocab_size": 420, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def explainer(kind: str, tokenizer: Any = None, **settings: Any) -> TextExplainer:
+    """A model of transformers with random weights, by the beginning of its class's name."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "intermediate_size": 32, "max_position_embeddings": 40, **settings}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    return TextExplainer(HuggingFaceModel(model, tokenizer or bert_tokenizer()))
+
+
+# -- words
+
+
+@pytest.mark.parametrize(
+    "family, name", [("bert", "BertModel"), ("xlm-roberta", "XLMRobertaModel"), ("llama", "LlamaModel")]
+)
+def test_words_are_the_callers(family: str, name: str) -> None:
+    """Where a text would be cut at blanks and punctuation."""
+    model = tiny(family, name)
+    [item] = TextExplainer(model).explain([WORDS], 1, solver=FAST, is_split_into_words=True)
+    scores = item.scores(granularity="word")
+    units = [unit for unit, offset in zip(scores.units, scores.offsets) if offset is not None]
+    assert units == WORDS and item.text == " ".join(WORDS)
+    ids = model.tokenizer(WORDS, is_split_into_words=True)["input_ids"]
+    assert list(TextExplainer(model).encode([WORDS], is_split_into_words=True)[0].ids) == ids
+    plain = TextExplainer(model).explain(" ".join(WORDS), 1, solver=FAST)[0].scores(granularity="word")
+    assert "York" in plain.units and "York" not in units
+
+
+def test_a_slow_tokenizer_reads_words() -> None:
+    words = ["good", "films !", "unbelievable"]
+    found = explainer("Bert", SlowTokenizer()).explain(words, 1, solver=FAST, is_split_into_words=True)
+    assert [unit for unit in found[0].scores(granularity="word").units if "[" not in unit] == words
+
+
+def test_one_text_a_list_of_texts_and_pairs_of_words() -> None:
+    model = explainer("Bert")
+    one = model.explain(WORDS, 1, solver=FAST, is_split_into_words=True)
+    several = model.explain([WORDS, ["a", "film"]], 1, solver=FAST, is_split_into_words=True)
+    assert [item.text for item in several] == [" ".join(WORDS), "a film"]
+    assert torch.allclose(one[0].rows[0].sigma, several[0].rows[0].sigma, rtol=1e-4)
+    [pair] = model.explain((WORDS, ["a film", "?"]), 1, solver=FAST, is_split_into_words=True)
+    assert (pair.text, pair.pair) == (" ".join(WORDS), "a film ?")
+    assert pair.scores(granularity="word").units[-3:-1] == ("a film", "?")
+
+
+def test_words_are_units_of_noise_and_survive_saving(tmp_path: Any) -> None:
+    explanation = explainer("Bert").explain(
+        [WORDS], 1, units="word", fixed="special", solver=FAST, is_split_into_words=True
+    )
+    [row] = explanation[0].rows
+    assert len(row.sigma.unique()) == len(WORDS) + 1
+    explanation.save(tmp_path / "words.parquet")
+    loaded = Explanation.load(tmp_path / "words.parquet")
+    assert loaded == explanation and loaded[0].scores(granularity="word").units[2] == "New York"
+
+
+def test_words_before_a_target_of_a_language_model() -> None:
+    model = TextExplainer(tiny("llama", "LlamaForCausalLM"))
+    [words] = model.explain([["The", "film"]], "output", " was", solver=FAST, is_split_into_words=True)
+    [text] = model.explain("The film", "output", " was", solver=FAST)
+    assert words.tokens == text.tokens and torch.allclose(words.rows[0].sigma, text.rows[0].sigma)
+
+
+def test_long_words_are_cut_off_where_asked() -> None:
+    model = explainer("Bert")
+    with pytest.raises(ValueError, match="the model takes at most 40"):
+        model.explain([["film"] * 60], 1, is_split_into_words=True)
+    [item] = model.explain([["film"] * 60], 1, truncation=True, solver=FAST, is_split_into_words=True)
+    assert len(item.tokens) == 40
+
+
+@pytest.mark.parametrize(
+    "texts, tokenizer, message",
+    [
+        ([["a", " "]], bert_tokenizer, "word ' ' is blank"),
+        ("a film", bert_tokenizer, "it must be a list of words"),
+        ([["a", 3]], bert_tokenizer, "it must be a list of words"),
+        ([["The", "film"]], gpt2_tokenizer, "load it with add_prefix_space=True"),
+    ],
+)
+def test_words_that_cannot_be_read(texts: Any, tokenizer: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        explainer("Bert", tokenizer()).explain(texts, 1, is_split_into_words=True)
+
+
+# -- further arguments
+
+
+def test_token_types_of_ones_own_reach_the_model() -> None:
+    model = explainer("Bert", type_vocab_size=2)
+    types = [0, 0, 1, 1, 0]
+    [encoding] = model.encode("a good film")
+    assert len(encoding.ids) == len(types)
+    [item] = model.explain("a good film", 1, solver=FAST, forward_args={"token_type_ids": types})
+    bert: Any = model.model.module
+    loss = LayerInformationLoss(
+        lambda ids, given: bert(ids, token_type_ids=given), bert.embeddings.word_embeddings, bert.encoder.layer[0]
+    )
+    fit = loss.fit(
+        torch.tensor([encoding.ids]), additional_forward_args=(torch.tensor([types]),), solver=FAST
+    )
+    assert torch.allclose(item.rows[0].sigma, fit.sigma[0], rtol=1e-3)
+    [plain] = model.explain("a good film", 1, solver=FAST)
+    assert not torch.allclose(item.rows[0].sigma, plain.rows[0].sigma, rtol=1e-2)
+
+
+def test_languages_of_an_xlm() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 420, "emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 40}
+    config = transformers.XLMConfig(**sizes, n_langs=3, use_lang_emb=True)
+    model = TextExplainer(HuggingFaceModel(transformers.XLMModel(config).eval(), xlmr_tokenizer()))
+    texts = ["a good film", "not bad"]
+    together = model.explain(texts, 1, solver=FAST, forward_args={"langs": [1, 2]})
+    for language, text, item in zip((1, 2), texts, together, strict=True):
+        for value in (language, [language] * len(item.tokens)):
+            [alone] = model.explain(text, 1, solver=FAST, forward_args={"langs": value})
+            assert torch.allclose(item.rows[0].sigma, alone.rows[0].sigma, rtol=1e-3)
+    [other] = model.explain("not bad", 1, solver=FAST, forward_args={"langs": 1})
+    assert not torch.allclose(together[1].rows[0].sigma, other.rows[0].sigma, rtol=1e-3)
+
+
+def test_boxes_of_words_are_those_of_their_tokens() -> None:
+    model = explainer("LayoutLM", max_2d_position_embeddings=64)
+    words = ["invoice", "12", "film"]
+    boxes = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    [encoding] = model.encode(words, is_split_into_words=True)
+    spread = [[0] * 4]
+    for offset in encoding.offsets[1:-1]:
+        assert offset is not None
+        spread.append(boxes[[start for _, start, _ in encoding.words if start <= offset[1]].__len__() - 1])
+    spread.append([0] * 4)
+    texts = [words, ["a", "film"]]
+    both = model.explain(
+        texts, 1, solver=FAST, is_split_into_words=True, forward_args={"bbox": [boxes, boxes[:2]]}
+    )
+    [single] = model.explain(
+        words, 1, solver=FAST, is_split_into_words=True, forward_args={"bbox": torch.tensor(spread)}
+    )
+    layoutlm: Any = model.model.module
+    loss = LayerInformationLoss(
+        lambda ids, given: layoutlm(ids, bbox=given),
+        layoutlm.embeddings.word_embeddings,
+        layoutlm.encoder.layer[0],
+    )
+    fit = loss.fit(
+        torch.tensor([encoding.ids]), additional_forward_args=(torch.tensor([spread]),), solver=FAST
+    )
+    assert torch.allclose(single.rows[0].sigma, fit.sigma[0], rtol=1e-3)
+    assert torch.allclose(both[0].rows[0].sigma, single.rows[0].sigma, rtol=1e-3)
+
+
+def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
+    choosing = TextExplainer(tiny("bert", "BertForMultipleChoice"))
+    given = ("film", ["good", "funny"])
+    [encoding] = choosing.encode(given)
+    types = {"token_type_ids": list(encoding.extra["token_type_ids"])}
+    [same] = choosing.explain(given, 1, solver=FAST, forward_args=types)
+    [plain] = choosing.explain(given, 1, solver=FAST)
+    assert torch.equal(same.rows[0].sigma, plain.rows[0].sigma)
+    model = TextExplainer(tiny("gpt2", "GPT2LMHeadModel"))
+    grid = model.explain("The film", 1, continuation=" was", solver=FAST, forward_args={"token_type_ids": 7})
+    other = model.explain("The film", 1, continuation=" was", solver=FAST)
+    assert grid[0].rows[0].sigma.isfinite().all()
+    assert not torch.allclose(grid[0].rows[0].sigma, other[0].rows[0].sigma)
+    erased = model.explain("The film", "output", " was", score="erased", forward_args={"token_type_ids": 7})
+    assert erased[0].rows[0].erased.isfinite().all()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"colour": 1}, "'colour' is no argument that BertModel takes with a text; it takes"),
+        ({"input_ids": [1]}, "'input_ids' is no argument"),
+        ({"token_type_ids": [0, 1, 0]}, r"must have a value for each of 2 texts"),
+        ({"token_type_ids": "ab"}, "must have a value for each of 2 texts"),
+    ],
+)
+def test_arguments_that_cannot_be_taken(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        explainer("Bert").explain(["a film", "not bad"], 1, forward_args=given)
+
+
+def test_a_plain_model_takes_no_further_arguments() -> None:
+    with pytest.raises(ValueError, match="and LSTMClassifier is none|is none; leave them out"):
+        TextExplainer(lstm()).explain("a film", forward_args={"langs": 1})
+
+
+def test_llama_is_used() -> None:
+    assert llama_tokenizer is not None
