@@ -209,7 +209,16 @@ def load(
             f"cannot load model {name!r}: it must hold a model and its tokenizer; give a folder written by "
             "save_pretrained, or a Hugging Face id that is cached or within reach"
         ) from error
+    if load_in is not None:
+        _keep_gradients(model)
     return (model if device is None or spread else model.to(device)).eval(), words
+
+
+def _keep_gradients(model: torch.nn.Module) -> None:
+    """Let no 4-bit layer pack its weights for a kernel of the CPU that has no gradients, as its first forward would."""
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _is_on_cpu(device: Any, device_map: Any) -> bool:
