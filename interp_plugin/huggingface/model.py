@@ -235,7 +235,9 @@ class HuggingFaceModel:
                 there; ids that the model has no embedding for.
         """
         has_choices = (
-            self.task == "sequence classes" and isinstance(pair, (list, tuple)) and not isinstance(pair, Words)
+            self.task == "sequence classes"
+            and isinstance(pair, (list, tuple))
+            and not isinstance(pair, Words)
         )
         if self._head.reads == "choices" and not has_choices:
             raise ValueError(

@@ -238,12 +238,13 @@ def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> 
         raise ValueError(
             f"device is {str(device)!r} and device_map {device_map!r}: both say where the model goes; give one"
         )
-    optional.load("accelerate", "device_map" if load_in is None else f"load_in={load_in!r}", "large")
+    purpose = "device_map" if load_in is None else f"--load-in {load_in} (in Python load_in={load_in!r})"
+    optional.load("accelerate", purpose, "large")
     if device_map is None:
         device_map = "auto" if device is None else {"": device}
     found: dict[str, Any] = {"device_map": device_map}
     if load_in is not None:
-        optional.load("bitsandbytes", f"load_in={load_in!r}", "large")
+        optional.load("bitsandbytes", purpose, "large")
         from transformers import BitsAndBytesConfig
 
         compute = {"bnb_4bit_compute_dtype": DTYPES[dtype]} if load_in == "4bit" else {}

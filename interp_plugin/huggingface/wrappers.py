@@ -131,6 +131,12 @@ def check_parts(model: Any, tokenizer: Any) -> None:
             f"tokenizer is a {type(tokenizer).__name__}: it must be a tokenizer of transformers; wrap a tokenizers one "
             "as PreTrainedTokenizerFast(tokenizer_object=tokenizer)"
         )
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu":
+            raise ValueError(
+                f"{type(model).__name__} has 4-bit weights that bitsandbytes packs on a CPU for a kernel without "
+                "gradients; load it with huggingface.load(..., load_in='4bit')"
+            )
     if any(type(module).__name__ == "ModernBertUnpaddedRotaryEmbedding" for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} with flash attention joins the texts of a batch into one row: the batch dimension "

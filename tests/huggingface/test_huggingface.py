@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -193,3 +194,77 @@ def test_the_default_model_is_a_sentiment_classifier() -> None:
     texts = ["a warm , funny and wonderful film", "a dull , stupid and boring mess"]
     explanation = explainer.explain(texts, 1, solver=Solver(iterations=0))
     assert [item.predicted for item in explanation] == ["positive", "negative"]
+
+
+# -- several devices, fewer bits
+
+PARTS = ("bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "bert.pooler", "classifier")
+
+
+@pytest.mark.parametrize("last", ["cpu", "disk", "auto"])
+def test_a_model_that_is_spread_gives_the_same_bits(folder: Path, last: str) -> None:
+    """On disk means hooks of accelerate, which load a part's weights when it runs."""
+    pytest.importorskip("accelerate")
+    places = "auto" if last == "auto" else {**dict.fromkeys(PARTS, "cpu"), PARTS[2]: last}
+    solver = Solver(iterations=1)
+    spread = TextExplainer(*huggingface.load(folder, device_map=places))
+    whole = TextExplainer(*huggingface.load(folder))
+    for kind in ("kept", "erased"):
+        one, other = (
+            each.explain("a film", ["all", "output"], score=kind, solver=solver)[0]
+            for each in (spread, whole)
+        )
+        for row, twin in zip(one.rows, other.rows, strict=True):
+            same = row.sigma.equal(twin.sigma) if kind == "kept" else row.erased.equal(twin.erased)  # type: ignore[attr-defined]
+            assert same
+    if last == "disk":
+        assert spread.model.module.hf_device_map[PARTS[2]] == "disk"
+
+
+@pytest.mark.parametrize(
+    "options, missing, message",
+    [
+        ({"device_map": "auto"}, "accelerate", r"device_map needs accelerate, .*interp-plugin\[large\]"),
+        (
+            {"load_in": "8bit"},
+            "bitsandbytes",
+            r"--load-in 8bit .* needs bitsandbytes, .*interp-plugin\[large\]",
+        ),
+    ],
+)
+def test_what_spreads_or_quantises_a_model_is_named_where_it_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], missing: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=message):
+        huggingface.load(folder, **options)  # type: ignore[arg-type]
+
+
+def test_two_places_for_one_model_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="both say where the model goes; give one"):
+        huggingface.load(folder, device="cpu", device_map="auto")
+    with pytest.raises(ValueError, match="load_in is '3bit'; choose '8bit' or '4bit'"):
+        huggingface.load(folder, load_in="3bit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_model_in_fewer_bits_is_explained_as_its_weights_are(tmp_path: Path, bits: str) -> None:
+    """On a CPU 4-bit layers used to be without gradients after their first forward."""
+    quantised = pytest.importorskip("bitsandbytes")
+    model = tiny("llama", "LlamaForCausalLM", hidden_size=64, intermediate_size=128, head_dim=32)
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    small, words = huggingface.load(tmp_path, device="cpu", load_in=bits)  # type: ignore[arg-type]
+    whole, _ = huggingface.load(tmp_path)
+    kinds = {"8bit": quantised.nn.Linear8bitLt, "4bit": quantised.nn.Linear4bit}
+    layers = [name for name, module in small.named_modules() if isinstance(module, kinds[bits])]
+    assert layers
+    for name in layers if bits == "4bit" else []:
+        weight = small.get_submodule(name).weight
+        exact = quantised.functional.dequantize_4bit(weight.data, weight.quant_state)
+        whole.get_submodule(name).weight.data = exact.float()
+    one, other = (
+        TextExplainer(each, words).explain("The film", 1, solver=Solver(iterations=1))[0]
+        for each in (small, whole)
+    )
+    assert torch.allclose(one.rows[0].sigma, other.rows[0].sigma, rtol=1e-3 if bits == "4bit" else 0.05)
