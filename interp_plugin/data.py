@@ -340,6 +340,52 @@ def read_texts(
     return Texts(tuple(texts), labels, rationales, tuple(left_out))
 
 
+def chats(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """The messages of each chat, from JSON: a list of them, or an object that has it as "messages".
+
+    Raises:
+        ValueError: a text that is no such JSON; the message has its number.
+
+    Examples::
+        >>> chats(['[{"role": "user", "content": "Hello"}]'])
+        [[{'role': 'user', 'content': 'Hello'}]]
+    """
+    found = []
+    for number, text in enumerate(texts):
+        try:
+            chat = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"chat {number} is no JSON ({error}); give a list of messages a line") from error
+        chat = chat["messages"] if isinstance(chat, dict) and "messages" in chat else chat
+        if not isinstance(chat, list) or not chat or not all(isinstance(message, dict) for message in chat):
+            raise ValueError(f"chat {number} is no list of messages with role and content; write one a line")
+        found.append(chat)
+    return found
+
+
+def parted(texts: Sequence[Any], choices: bool = False) -> list[Any]:
+    """Pairs of texts with a tab between; or, with ``choices``, a text with those that follow it, each after a tab.
+
+    Raises:
+        ValueError: a text with another number of tabs.
+
+    Examples::
+        >>> parted(["a film\\tgood"]), parted(["a film\\tgood\\tbad"], choices=True)
+        ([('a film', 'good')], [('a film', ['good', 'bad'])])
+    """
+    found: list[Any] = []
+    for text in texts:
+        first, *others = text.split("\t") if isinstance(text, str) else [""]
+        if choices and others:
+            found.append((first, others))
+        elif not choices and len(others) == 1:
+            found.append((first, others[0]))
+        else:
+            rule = "--choices, one before each" if choices else "--pairs, one separates the two sentences"
+            raise ValueError(f"text {text!r} has {len(others)} tabs: with {rule}")
+    return found
+
+
 def rows_of(source: Any) -> Iterator[Any]:
     """The rows of what texts are given as in memory; of a table (pandas, polars) each row by column.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import math
+import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +16,17 @@ import typer
 from interp_plugin.report.numbers import printable
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from interp_plugin.data import Text, Texts
+    from interp_plugin.data import Text
     from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def option(help: str, default: bool | str = False, **rules: Any) -> Any:
+    """What an option is for, and what its help calls the default; True: the value itself, False: nothing."""
+    return typer.Option(help=help, show_default=default, **rules)
+
 
 Score = Annotated[
     Literal["kept", "erased"],
@@ -38,7 +41,6 @@ Side = Annotated[
 ]
 Ways = Annotated[str, typer.Option(help="With --score erased: how tokens go, some of mask,attention,delete.")]
 
-DPI = 200  # of pictures
 SHOWN_FAILURES = 3
 
 # options that the commands share
@@ -65,6 +67,11 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+DeviceMap = Annotated[
+    str | None,
+    option("Spread the model over several devices, in --device's place: auto, or JSON, a device by part."),
+]
+LoadIn = Annotated[Literal["8bit", "4bit"] | None, option("Weights in fewer bits, by bitsandbytes.")]
 WeightType = Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")]
 Truncation = Annotated[bool, typer.Option("--truncation", help="Cut off what the model cannot take.")]
 Page = Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)]
@@ -112,51 +119,43 @@ def parse_layers(layers: str) -> list[int | str]:
     return labels
 
 
-def read_file(
+def read_texts(
     path: Path,
     text_column: str | None = None,
     pair_column: str | None = None,
     encoding: str = "utf-8",
     as_lines: bool = False,
-) -> Texts:
+) -> list[Text]:
     """The texts of a file (- is standard input): of a table by column, otherwise a text a line.
 
-    Args:
-        path: of the file.
-        text_column, pair_column, encoding: as the options give them.
-        as_lines: read the lines of a table as texts, too.
+    What records hold no text is printed on standard error.
 
     Raises:
         ValueError: it cannot be read, or holds no text.
     """
     from interp_plugin import data
 
-    named = repr(str(path))
-    if str(path) == "-":
-        return data.read_texts(data.lines(sys.stdin.buffer, "standard input", encoding))
     try:
-        if path.suffix in data.TABLES and not as_lines:
-            columns = column(str(path), text_column), column(str(path), pair_column)
-            return data.read_texts(
-                str(path), text_column=columns[0], pair_column=columns[1], encoding=encoding
-            )
-        if text_column is not None or pair_column is not None:
+        if str(path) == "-":
+            found = data.read_texts(data.lines(sys.stdin.buffer, "standard input", encoding))
+        elif path.suffix in data.TABLES and not as_lines:
+            text, pair = column(str(path), text_column), column(str(path), pair_column)
+            found = data.read_texts(str(path), text_column=text, pair_column=pair, encoding=encoding)
+        elif text_column is not None or pair_column is not None:
             raise ValueError(
-                f"{named} has no columns; leave --text-column and --pair-column out, or give a table: "
+                f"{str(path)!r} has no columns; leave --text-column and --pair-column out, or give a table: "
                 f"{', '.join(data.TABLES)}"
             )
-        with path.open("rb") as opened:
-            return data.read_texts(data.lines(opened, path.name, encoding))
+        else:
+            with path.open("rb") as opened:
+                found = data.read_texts(data.lines(opened, path.name, encoding))
     except OSError as error:
-        raise ValueError(f"cannot read {named}: {error.strerror}; give a file of texts") from error
-
-
-def say_left_out(reasons: Sequence[str]) -> None:
-    """Print on standard error which records of a file hold no text."""
-    for reason in reasons[:SHOWN_FAILURES]:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}; give a file of texts") from error
+    for reason in found.left_out[:SHOWN_FAILURES]:
         say(f"left out: {reason}")
-    if len(reasons) > SHOWN_FAILURES:
-        say(f"and {len(reasons) - SHOWN_FAILURES} more left out")
+    if len(found.left_out) > SHOWN_FAILURES:
+        say(f"and {len(found.left_out) - SHOWN_FAILURES} more left out")
+    return list(found.texts)
 
 
 def check_tolerance(tolerance: float | None) -> None:
@@ -205,15 +204,6 @@ def check_folder(path: Path | None) -> None:
         raise ValueError(f"--output {str(path)!r} is a file; give a folder, which need not be there")
 
 
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file, whole or not at all."""
-    from interp_plugin.text.storage import replace_file
-
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI)
-    replace_file(path, content.getvalue())
-
-
 def check_installed(package: str, option: str, extra: str) -> None:
     """See that a package is installed, before hours of work.
 
@@ -226,8 +216,30 @@ def check_installed(package: str, option: str, extra: str) -> None:
         )
 
 
+def check_save(path: Path | None) -> None:
+    """See that an explanation can be saved there, before hours of work.
+
+    Raises:
+        ValueError: another kind of file, or what writes it is not installed.
+    """
+    if path is None:
+        return
+    if path.suffix not in (".parquet", ".csv", ""):
+        raise ValueError(
+            f"--save {str(path)!r} ends in {path.suffix}; give a name in .parquet (for Explanation.load) or .csv, or "
+            "use --html or --json"
+        )
+    check_installed("pandas" if path.suffix == ".csv" else "pyarrow", "--save", "table")
+
+
 def load_explainer(
-    model: str | None, tokenizer: str | None, device: str, dtype: Dtype, trust_remote_code: bool
+    model: str | None,
+    tokenizer: str | None,
+    device: str,
+    dtype: Dtype,
+    trust_remote_code: bool,
+    device_map: str | None = None,
+    load_in: Literal["8bit", "4bit"] | None = None,
 ) -> TextExplainer:
     """The model in a folder or of a name, None for the one that ships, ready to explain.
 
@@ -237,29 +249,30 @@ def load_explainer(
     from rich.console import Console
     from rich.text import Text as Words
 
+    if device_map is not None and device != "cpu":
+        raise ValueError("--device and --device-map both say where the model goes; give one")
     with Console(stderr=True).status(Words(printable("loading " + (model or "the default model")))):
         from interp_plugin import huggingface
         from interp_plugin.text.explainer import TextExplainer
 
-        _check_device(device)
-        source = huggingface.default_model_path() if model is None else model
         with huggingface.quiet():
             found = huggingface.load(
-                source, tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+                huggingface.default_model_path() if model is None else model,
+                tokenizer,
+                device=device if device_map is None else None,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                device_map=_json(device_map) if device_map and device_map.startswith("{") else device_map,
+                load_in=load_in,
             )
             return TextExplainer(*found)
 
 
-def _check_device(device: str) -> None:
-    import torch
-
+def _json(written: str) -> Any:
     try:
-        torch.zeros(1, dtype=torch.float32, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"device {device!r} cannot be used ({reason}); give cpu, or one that torch finds here"
-        ) from error
+        return json.loads(written)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{written!r} is no JSON: {error}") from error
 
 
 def column(source: str, name: str | None) -> str | int | None:
@@ -278,30 +291,103 @@ def column(source: str, name: str | None) -> str | int | None:
     return int(name) if numbered and name is not None and name.isdecimal() else name
 
 
-def sample_texts(path: Path | None) -> list[Text] | None:
+def given_texts(
+    texts: list[str] | None,
+    file: Path | None,
+    text_column: str | None,
+    pair_column: str | None,
+    encoding: str,
+    pairs: bool,
+    choices: bool,
+    chats: bool,
+) -> list[Any]:
+    """The texts of the command line, of a file, or of standard input; pairs, choices and chats are lines."""
+    from interp_plugin import data
+
+    if pairs + choices + chats > 1:
+        raise ValueError("--pairs, --choices and --chats are different texts; give one of them")
+    if texts and file is not None:
+        raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
+    found: list[Any] = list(texts or [])
+    if not texts:
+        if file is None and sys.stdin.isatty():
+            raise ValueError(
+                "there is no text: give one in quotes, --file, or a text a line on standard input"
+            )
+        path, as_lines = Path("-") if file is None else file, pairs or choices or chats
+        found = read_texts(path, text_column, pair_column, encoding, as_lines)
+    if chats:
+        return data.chats(found)
+    return data.parted(found, choices) if pairs or choices else found
+
+
+def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:
     """The texts that --calibrate names; None where it names a calibration that was saved, or nothing."""
+    from interp_plugin import data
+
     if path is None or path.suffix == ".safetensors":
         return None
-    found = read_file(path)
-    say_left_out(found.left_out)
-    return list(found.texts)
+    texts = read_texts(path)
+    return list(data.parted(texts)) if pairs else texts
 
 
 def calibration(
-    explainer: TextExplainer, path: Path | None, texts: list[Text] | None, progress: bool
+    explainer: TextExplainer, path: Path | None, texts: list[Text] | None, progress: bool, **options: Any
 ) -> Calibration | None:
-    """The calibration that --calibrate names, or one of its texts."""
+    """The calibration that --calibrate names, or one of its texts; ``options`` are of ``calibrate``."""
     from interp_plugin.text.calibration import Calibration
 
     if texts is not None:
-        return explainer.calibrate(texts, show_progress=progress)
+        return explainer.calibrate(texts, show_progress=progress, **options)
     return None if path is None else Calibration.load(path)
+
+
+def parse_positions(positions: str | None) -> Literal["each", "all"] | list[int] | None:
+    """Token positions from "each" or "all", or from numbers with commas; negative ones count from the end.
+
+    Example::
+
+        >>> parse_positions("0,-1")
+        [0, -1]
+    """
+    if positions is None:
+        return None
+    if positions.strip() in ("each", "all"):
+        return "each" if positions.strip() == "each" else "all"
+    try:
+        return [int(part) for part in positions.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"positions {positions!r} cannot be read: write each, all, or numbers as in 0,-1"
+        ) from error
+
+
+def parse_fixed(fixed: str | None) -> list[Any] | None:
+    """Parts that bear no noise, from names, characters and an expression.
+
+    Example::
+
+        >>> parse_fixed("special,system,0-14")
+        ['special', 'system', (0, 14)]
+    """
+    if fixed is None or fixed.startswith("re:"):
+        return None if fixed is None else [parse_units(fixed)]
+    spans = [(part.strip(), re.fullmatch(r"(\d{1,9})-(\d{1,9})", part.strip())) for part in fixed.split(",")]
+    return [(int(span[1]), int(span[2])) if span else part for part, span in spans]
+
+
+def parse_units(units: str | None) -> Any:
+    """A name of units, or an expression whose matches are units."""
+    if units is None or not units.startswith("re:"):
+        return units
+    try:
+        return re.compile(units.removeprefix("re:"), re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"{units!r} is no regular expression: {error}") from error
 
 
 def finite(value: Any) -> Any:
     """The same with None where a number is not finite, for which JSON has no word."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    return [finite(part) for part in value] if isinstance(value, (list, tuple)) else value
+    from interp_plugin.text.forms import plain
+
+    return plain(value)

@@ -186,6 +186,8 @@ def load(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(repr, DTYPES))}")
     spread = _spread(device, dtype, device_map, load_in)
+    if device is not None:
+        _check_device(device)
     if dtype == "float16" and _is_on_cpu(device, device_map):
         warnings.warn(
             "float16 is slow on a CPU, and gradients of its size are lost: the model is run in float32; give "
@@ -219,6 +221,16 @@ def _keep_gradients(model: torch.nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.zeros(1, dtype=torch.float32, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device {str(device)!r} cannot be used ({reason}); give cpu, or one that torch finds here"
+        ) from error
 
 
 def _is_on_cpu(device: Any, device_map: Any) -> bool:

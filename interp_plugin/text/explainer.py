@@ -124,6 +124,28 @@ class TextExplainer:
         """
         return Solver(tolerance=0.05, max_passes=840) if self.model.task == "next token" else Solver()
 
+    def solver(
+        self,
+        tolerance: float | None = None,
+        max_passes: int | None = None,
+        seed: int = 0,
+        quick: bool = False,
+    ) -> Solver:
+        """:attr:`usual_solver` with some of its settings changed.
+
+        Args:
+            tolerance, max_passes, seed: as of :class:`Solver`; None: the usual ones.
+            quick: the closed form alone, in 8 passes (4 of several layers), which is exact where E is 1.
+        """
+        usual = self.usual_solver
+        return replace(
+            usual,
+            tolerance=usual.tolerance if tolerance is None else tolerance,
+            max_passes=usual.max_passes if max_passes is None else max_passes,
+            iterations=0 if quick else usual.iterations,
+            seed=seed,
+        )
+
     def states(self, layers: Layers = "all") -> list[State]:
         """Where the states of layers are read, and in which unit; ``layers`` as in :meth:`explain`.
 
@@ -147,7 +169,7 @@ class TextExplainer:
     def explain(
         self,
         texts: Given | Sequence[Given],
-        layers: Layers = "all",
+        layers: Layers | None = None,
         target: Any = None,
         positions: Positions = None,
         neurons: int | slice | Sequence[int] | None = None,
@@ -187,7 +209,9 @@ class TextExplainer:
                 hypotheses of zero-shot classification; they are its classes.
             layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
                 "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
-                the model returns (class scores; of a language model, log probabilities of the target).  Where the next
+                the model returns (class scores; of a language model, log probabilities of the target).  None is
+                "output" with a class or answer as target, with a continuation and for what is erased of a model that
+                has one, otherwise "all".  Where the next
                 block begins with a normalisation (GPT-2, Llama, T5), a layer's state is what comes out of that;
                 "hidden_states.1" is the block's own output.
             target: which output: a class, as a number or by name (a choice, by its text); None is all of them
@@ -221,7 +245,7 @@ class TextExplainer:
             instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
                 continuations, the first tokens in which they differ are compared, after what they have in common.
             continuation: what follows the one text, a string or token ids: every token of it is a target in turn, seen
-                from the text and what stands before it (of "output", where no layers are named).  The rows of
+                from the text and what stands before it .  The rows of
                 "output" have the position of the token that is predicted, those of layers the one before it.
             fixed: tokens that bear no noise, whose information kept is then 0: "special" (marks and a chat's template),
                 a role ("system"), a span of characters (start, stop), a compiled regular expression, or a list of
@@ -266,7 +290,9 @@ class TextExplainer:
             raise ValueError("continuation and target are both what follows the text; give one of them")
         given = _pairs(texts, is_split_into_words)
         this, arguments = self._taking(forward_args, len(given), _is_one(texts, is_split_into_words))
-        labels = this._labels(layers) if continuation is None or layers != "all" else [OUTPUT]
+        if layers is None:
+            layers = this._usual_layers(target, score, continuation)
+        labels = this._labels(layers)
         finder = this._finder(score, side, ways, passes, 0 if solver is None else solver.seed, labels)
         base = replace(
             this._terms(rate, max_sigma, input_std, solver),
@@ -411,6 +437,12 @@ class TextExplainer:
             )
             for step in steps
         ]
+
+    def _usual_layers(self, target: Any, score: str, continuation: Any) -> Layers:
+        """The layers, where none are named."""
+        of_class = target is not None and self.model.task != "next token"
+        has_output = continuation is not None or of_class or score == "erased"
+        return OUTPUT if has_output and self.model.task != "none" else "all"
 
     def _usual_ways(self, labels: Sequence[Label]) -> tuple[Way, ...]:
         """How tokens are erased where nothing is said: states with tokens need as many as there were."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ErasedRow", "Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
 
+DPI = 200  # of pictures
 Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
 
 
@@ -225,11 +227,18 @@ class Explanation(Record, Sequence[TextExplanation]):
         table = pd.DataFrame.from_records(lines, columns=columns)
         return table.astype(dict.fromkeys(("segment", "start", "end", "position"), "Int64"))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "sum",
+    ) -> None:
         """Write a Parquet file, all or nothing: a line for each row, ``sigma`` and its error as lists.
 
+        A name in .csv gets the table of `to_pandas` with this granularity and aggregate, which `load` cannot read.
+
         Raises:
-            ImportError: pyarrow is missing.
+            ImportError: pyarrow, or pandas for .csv, is missing.
             OSError: the file cannot be written; one that was there before stays as it was.
 
         Example::
@@ -240,6 +249,9 @@ class Explanation(Record, Sequence[TextExplanation]):
             ...     Explanation.load(f"{folder}/a.parquet") == example()
             True
         """
+        if Path(path).suffix == ".csv":
+            replace_file(path, self.to_pandas(granularity, aggregate).to_csv(index=False).encode())
+            return
         texts, rows = forms.records(self.items)
         header: dict[str, Any] = {"settings": _settings_dict(self.settings), "seconds": self.seconds}
         if any(item.words for item in self.items):
@@ -351,6 +363,27 @@ class Explanation(Record, Sequence[TextExplanation]):
         from interp_plugin.report import figures
 
         return figures.plot(self.to_dict(granularity, aggregate), kind, text=text, layer=layer)
+
+    def save_pictures(
+        self,
+        path: str | os.PathLike[str],
+        granularity: Granularity = "token",
+        aggregate: Aggregate = "mean",
+    ) -> list[Path]:
+        """Write `plot` of each text as a PNG file; several are numbered: film-1.png, film-2.png.
+
+        Returns:
+            The paths, in the order of the texts.
+        """
+        path, width = Path(path), len(str(len(self)))
+        several = [path.with_stem(f"{path.stem}-{number:0{width}}") for number in range(1, len(self) + 1)]
+        paths = several if len(self) > 1 else [path]
+        for text, each in enumerate(paths):
+            content = io.BytesIO()
+            figure = self.plot("layers", text=text, granularity=granularity, aggregate=aggregate)
+            figure.savefig(content, format="png", dpi=DPI)
+            replace_file(each, content.getvalue())
+        return paths
 
     def to_captum(
         self,

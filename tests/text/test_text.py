@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from interp_plugin import huggingface
 from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.method.solver import Solver
+from interp_plugin.text import scoring
 from interp_plugin.text.batch import batches
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
@@ -356,6 +357,23 @@ def test_a_tokenizer_that_does_not_fit_the_embedding() -> None:
     model = PlainModel(net, lambda text: [0, 99], net.embedding)
     with pytest.raises(ValueError, match="id 99 is not one of the embedding's 12"):
         TextExplainer(model).explain("the cat")
+
+
+def test_the_bar_moves_with_the_passes_of_a_single_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Used to stand at 0/1 for hours."""
+    seen: list[float] = []
+
+    class Bar(scoring.tqdm):  # type: ignore[misc]
+        def update(self, n: float = 1) -> Any:
+            seen.append(self.n + n)
+            return super().update(n)
+
+    monkeypatch.setattr(scoring, "tqdm", Bar)
+    explainer = TextExplainer(lstm())
+    for settings in ({"layers": "all", "positions": "each"}, {"score": "erased", "layers": "output"}):
+        seen.clear()
+        explainer.explain(TEXTS[0], solver=FAST, show_progress=True, **settings)  # type: ignore[arg-type]
+        assert seen == sorted(seen) and len(set(seen)) > 4 and seen[0] < seen[-1] / 2
 
 
 def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
