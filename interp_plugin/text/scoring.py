@@ -108,6 +108,7 @@ class Progress:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
+            self.done = self.rows
             self._move(self.bar.total)
         self.bar.close()
 

@@ -373,7 +373,7 @@ def test_the_bar_moves_with_the_passes_of_a_single_text(monkeypatch: pytest.Monk
     for settings in ({"layers": "all", "positions": "each"}, {"score": "erased", "layers": "output"}):
         seen.clear()
         explainer.explain(TEXTS[0], solver=FAST, show_progress=True, **settings)  # type: ignore[arg-type]
-        assert seen == sorted(seen) and len(set(seen)) > 4 and seen[0] < seen[-1] / 2
+        assert seen == sorted(seen) and len(set(seen)) > 2 and seen[0] < seen[-1] / 2
 
 
 def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
