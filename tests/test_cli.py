@@ -578,3 +578,38 @@ def test_a_terminal_in_ascii_is_written_to(folder: str) -> None:
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert " +-" in done.stdout and done.stdout.isascii()
+
+
+# -- heads, choices and places
+
+
+def test_each_class_is_a_row(folder: str) -> None:
+    data = explained("a film", "--model", folder, "--target", "each")
+    assert rows_of(data) == [("output.bad", None), ("output.good", None)]
+
+
+def test_choices_follow_their_text(tmp_path: Path) -> None:
+    model = tiny_models.tiny("bert", "BertForMultipleChoice")
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    arguments = ("--choices", "--model", str(tmp_path), "--target", "each")
+    data = explained(*arguments, given="a film\tgood\tbad\n")
+    assert rows_of(data) == [("output.good", None), ("output.bad", None)]
+    assert data["texts"][0]["predicted"] in ("good", "bad")
+    assert "has 0 tabs: with --choices" in refused("a film", *arguments)
+    assert "give one of them" in refused("a film", "--pairs", *arguments)
+
+
+@pytest.mark.parametrize("places", ["auto", '{"": "cpu"}'])
+def test_a_model_is_spread_over_devices(folder: str, places: str) -> None:
+    plain = explained("a film", "--model", folder, "--layers", "1")
+    spread = explained("a film", "--model", folder, "--layers", "1", "--device-map", places)
+    assert spread["texts"] == plain["texts"]
+
+
+def test_a_model_in_fewer_bits_needs_bitsandbytes(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    sentence = refused("a film", "--model", folder, "--load-in", "8bit")
+    assert "--load-in 8bit" in sentence and 'pip install "interp-plugin[large]"' in sentence
+    assert "give one" in refused("a film", "--device", "cuda", "--device-map", "auto")
+    assert "is no JSON" in refused("a film", "--model", folder, "--device-map", "{cpu")
