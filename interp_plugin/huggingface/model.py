@@ -408,7 +408,7 @@ class HuggingFaceModel:
         Returns:
             None where there is no one answer: a regression head, classes for every token, a bare model.
         """
-        if self._head.names:
+        if self._head.names and self.task == "sequence classes":
             index, probability = likeliest(logits)
             return self.class_name(index), probability
         if self.task not in ("sequence classes", "next token") or logits.ndim != 1 or len(logits) < 2:

@@ -499,6 +499,8 @@ class TextExplainer:
         batch_size: int = 16,
         truncation: bool = True,
         show_progress: bool = True,
+        is_split_into_words: bool = False,
+        forward_args: Mapping[str, Any] | None = None,
     ) -> Calibration:
         """Measure the spread of the states over texts, and use it as the unit of distortion from now on.
 
@@ -513,10 +515,13 @@ class TextExplainer:
             batch_size: texts at most in a forward.
             truncation: as in :meth:`explain`.
             show_progress: a progress bar.
+            is_split_into_words, forward_args: as in :meth:`explain`.
         """
         _check_sizes(batch_size)
-        pairs = _pairs(texts if isinstance(texts, (str, Sequence)) else list(texts))
-        asked = self._encode(pairs, _for_each(target, len(pairs)), truncation)
+        texts = texts if isinstance(texts, (str, Sequence)) else list(texts)
+        pairs = _pairs(texts, is_split_into_words)
+        this, arguments = self._taking(forward_args, len(pairs), _is_one(texts, is_split_into_words))
+        asked = this._encode(pairs, _for_each(target, len(pairs)), truncation, None, arguments)
         encodings = [e.unasked for e in asked]  # every token is a sample
         labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
         if self.model.task == "answer span" or any(e.choices for e in encodings):
@@ -530,7 +535,7 @@ class TextExplainer:
         with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
             for some in batches(encodings, batch_size, self.model.pads):
                 batch = Batch(
-                    self.model,
+                    this.model,
                     [encodings[i] for i in some],
                     self.noise_layer,
                     [s.site for s in states.values()],

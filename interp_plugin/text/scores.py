@@ -80,14 +80,19 @@ def group(
     if granularity == "word" and words:
         spans = [[place[1:] for place in words if place[0] == segment] for segment in range(len(texts))]
 
-    members: dict[int | Offset, list[int]] = {}  # a special token's own index, or the unit's place
+    # a special token's own index, or the unit's place; and how often the text was begun again, for another choice
+    members: dict[tuple[int | Offset, int], list[int]] = {}
+    segment = begun = 0
     for i, offset in enumerate(offsets):
-        members.setdefault(i if offset is None else _unit_of(offset, texts, spans), []).append(i)
+        begun += offset is not None and offset[0] < segment
+        segment = segment if offset is None else offset[0]
+        place = i if offset is None else _unit_of(offset, texts, spans)
+        members.setdefault((place, begun), []).append(i)
     return tuple(
         Unit(tokens[place], None, tuple(inside))
         if isinstance(place, int)
         else Unit((texts[place[0]] or "")[place[1] : place[2]], place, tuple(inside))
-        for place, inside in members.items()
+        for (place, _), inside in members.items()
     )
 
 

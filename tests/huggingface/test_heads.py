@@ -191,6 +191,12 @@ def test_texts_with_different_choices_are_explained_in_one_call() -> None:
             assert torch.allclose(row.sigma, twin.sigma, rtol=1e-3)
 
 
+def test_a_word_that_is_read_with_each_choice_is_a_unit_each_time() -> None:
+    [item] = wide("bert", "BertForMultipleChoice").explain((CONTEXT, CHOICES[1:]), 1, solver=FAST)
+    units = item.scores(granularity="word").units
+    assert [units.count(word) for word in CONTEXT.split()] == [2, 2, 2, 2, 2, 3]  # "funny" is in a choice, too
+
+
 def test_positions_heads_words_and_erasures_of_choices() -> None:
     explainer = wide("bert", "BertForMultipleChoice")
     given = ("film", ["good", "funny"])

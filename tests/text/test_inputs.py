@@ -144,6 +144,15 @@ def test_languages_of_an_xlm() -> None:
     assert not torch.allclose(together[1].rows[0].sigma, other.rows[0].sigma, rtol=1e-3)
 
 
+def test_a_calibration_takes_words_and_arguments() -> None:
+    model = explainer("Bert", type_vocab_size=2)
+    texts = [WORDS, ["a", "good", "film"]]
+    plain = model.calibrate(texts, 1, show_progress=False, is_split_into_words=True)
+    given = {"token_type_ids": [[1] * len(words) for words in texts]}
+    other = model.calibrate(texts, 1, show_progress=False, is_split_into_words=True, forward_args=given)
+    assert plain.of("1").shape == other.of("1").shape and not plain.of("1").equal(other.of("1"))
+
+
 def test_boxes_of_words_are_those_of_their_tokens() -> None:
     model = explainer("LayoutLM", max_2d_position_embeddings=64)
     words = ["invoice", "12", "film"]
