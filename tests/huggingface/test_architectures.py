@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import CASES, DEPTH, FAMILIES, LIMIT, exists, gpt2_tokenizer, model_of, tiny
 from torch import Tensor, nn
-from transformers import BertConfig, BertForQuestionAnswering, BertModel, BertPreTrainedModel
+from transformers import BertConfig, BertForPreTraining, BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from interp_plugin.huggingface import HuggingFaceModel, architectures
@@ -373,8 +373,8 @@ def test_a_head_of_ones_own_is_tried_once() -> None:
 
 
 def test_a_head_that_gives_no_logits_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"BertForQuestionAnswering gives out no logits .* base_model"):
-        HuggingFaceModel(BertForQuestionAnswering(small_bert()), FAMILIES["bert"].tokenizer())
+    with pytest.raises(ValueError, match=r"BertForPreTraining gives out no logits .* base_model"):
+        HuggingFaceModel(BertForPreTraining(small_bert()), FAMILIES["bert"].tokenizer())
 
 
 def test_a_model_without_word_embeddings_is_refused() -> None:

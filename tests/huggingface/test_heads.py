@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny
+import transformers
+from tiny_models import bert_tokenizer, tiny, xlmr_tokenizer
 from torch import Tensor
 
 from interp_plugin.attribution import InformationLoss
@@ -128,6 +129,29 @@ def test_hidden_layers_of_a_reader_of_answers_are_watched_at_all_tokens() -> Non
     assert torch.allclose(rows[0].sigma, alone[0].sigma, rtol=1e-4)
 
 
+def xlnet(name: str) -> TextExplainer:
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(vocab_size=420, d_model=16, n_layer=2, n_head=2, d_inner=32)
+    return TextExplainer(getattr(transformers, name)(config).eval(), xlmr_tokenizer())
+
+
+def test_answers_of_a_model_with_the_batch_in_the_second_dimension() -> None:
+    """Erasures used to be written with the batch first."""
+    explainer = xlnet("XLNetForQuestionAnsweringSimple")
+    texts = [(QUESTION, CONTEXT), (QUESTION, "not bad"), (CONTEXT, QUESTION)]
+    together = explainer.explain(texts, "output", "start", score="erased", passes=40)
+    for text, item in zip(texts, together, strict=True):
+        [alone] = explainer.explain(text, "output", "start", score="erased", passes=40)
+        assert torch.allclose(item.rows[0].erased, alone.rows[0].erased, atol=1e-4)  # type: ignore[attr-defined]
+
+
+def test_a_head_that_searches_for_its_answer_is_refused_with_the_one_to_use() -> None:
+    with pytest.raises(
+        ValueError, match="gives out no start_logits; give the family's ForQuestionAnsweringSimple"
+    ):
+        xlnet("XLNetForQuestionAnswering").explain((QUESTION, CONTEXT), "output")
+
+
 @pytest.mark.parametrize(
     "target, options, message",
     [
@@ -194,7 +218,14 @@ def test_texts_with_different_choices_are_explained_in_one_call() -> None:
 def test_a_word_that_is_read_with_each_choice_is_a_unit_each_time() -> None:
     [item] = wide("bert", "BertForMultipleChoice").explain((CONTEXT, CHOICES[1:]), 1, solver=FAST)
     units = item.scores(granularity="word").units
-    assert [units.count(word) for word in CONTEXT.split()] == [2, 2, 2, 2, 2, 3]  # "funny" is in a choice, too
+    assert [units.count(word) for word in CONTEXT.split()] == [
+        2,
+        2,
+        2,
+        2,
+        2,
+        3,
+    ]  # "funny" is in a choice, too
 
 
 def test_positions_heads_words_and_erasures_of_choices() -> None:
@@ -253,9 +284,6 @@ def test_second_texts_that_a_head_does_not_read(name: str, given: Any, message: 
 
 @pytest.mark.parametrize("kind", ["Bert", "MobileBert"])
 def test_next_sentence_prediction_has_two_named_classes(kind: str) -> None:
-    import transformers
-    from tiny_models import bert_tokenizer
-
     torch.manual_seed(0)
     sizes = {"vocab_size": 420, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 32, "max_position_embeddings": 40}
