@@ -212,9 +212,11 @@ def answer(text: Values, layer: Choice | None = None) -> str:
 
     A class has no direction where noise was learned, which the answer says.
     """
-    row = one_row(text, layer)
+    own = f"output.{text['predicted']}"  # where each class has a row, that of the predicted one says most
+    row = one_row(text, own if layer is None and any(row["layer"] == own for row in text["rows"]) else layer)
     name = row_label(row)
-    name = "The output" if name == "output" else name[:1].upper() + name[1:]
+    which = f" {name[7:]!r}" if name.startswith("output.") else ""
+    name = f"The output{which}" if which or name == "output" else name[:1].upper() + name[1:]
     said = _prediction(text)
     if "erased" in row:
         needs, against = _named(text, row, 1), _named(text, row, -1)
@@ -482,7 +484,7 @@ def _word(text: Values, u: int) -> str:
         return shortened(text["units"][u], 24)
     segment, start, end = offset
     words = text["text"] if segment == 0 else text["pair"] or ""
-    before, after = re.search(r"[\w'-]*$", words[:start]), re.match(r"[\w'-]*", words[end:])
+    before, after = re.search(r"[\w'-]*\Z", words[:start]), re.match(r"[\w'-]*", words[end:])
     own = words[start:end]
     if re.search(r"\w", own) and not re.search(r"\s\S", own.strip()):
         own = (before.group() if before else "") + own + (after.group() if after else "")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp_plugin.attribution import InformationLoss
 from interp_plugin.method.solver import Solver
+from interp_plugin.report.explanations import report
 from interp_plugin.text.explainer import TextExplainer
 
 FAST = Solver(iterations=2)
@@ -226,6 +227,19 @@ def test_a_word_that_is_read_with_each_choice_is_a_unit_each_time() -> None:
         2,
         3,
     ]  # "funny" is in a choice, too
+
+
+def test_a_page_of_choices_begins_with_what_the_chosen_one_rests_on() -> None:
+    explanation = wide("bert", "BertForMultipleChoice").explain(
+        ("film", ["good", "funny"]), "output", "each", solver=FAST
+    )
+    [section] = report(explanation.to_dict("word")).sections
+    chosen = explanation[0].predicted
+    assert section.answer.startswith(f"Predicted {chosen}, ")
+    assert f"The output '{chosen}' keeps most of: " in section.answer
+    assert {word.strip(" .") for word in section.answer.split(": ")[1].split(",")} == {"film", chosen}
+    lines = ["".join(piece.text for piece in line if not piece.special) for line in section.lines]
+    assert lines == ["film", "good", "film", "funny"]
 
 
 def test_positions_heads_words_and_erasures_of_choices() -> None:
