@@ -319,6 +319,11 @@ class HuggingFaceModel:
             for encoding in encodings
             for number in range(count)
         ]
+        if not self.pads and len({len(encoding.ids) for encoding in apart}) > 1:
+            raise ValueError(
+                f"{self.name} does not keep padding out, and the choices have {sorted({len(e.ids) for e in apart})} "
+                "tokens; give choices of one length, or each as a second text"
+            )
         arguments, mask = self.collate(apart)
         flat = [value.unflatten(0, (-1, count)).flatten(1, 2) for value in (*arguments, mask)]
         return (*flat[:-1], flat[0].new_ones(len(encodings), count)), flat[-1]

@@ -651,12 +651,13 @@ class TextExplainer:
         if not isinstance(wanted, str):
             yield State(OUTPUT, None, wanted, std)
             return
-        names = choices or getattr(self.model, "classes", None)
+        names = tuple(choices or getattr(self.model, "classes", None) or ())
         if not names:
             raise ValueError(
                 f"target is {EACH!r}, and the classes of {self.model.name} have no names or are tokens; give one class"
             )
         for index, name in enumerate(names):
+            name = f"{name} ({index})" if names.count(name) > 1 else name
             yield State(f"{OUTPUT}.{name}", None, slice(index, index + 1) if is_span else index, std)
 
     def _heads(self, label: Label, heads: int | Sequence[int]) -> tuple[LayerCall, list[int]]:

@@ -146,6 +146,14 @@ def test_answers_of_a_model_with_the_batch_in_the_second_dimension() -> None:
         assert torch.allclose(item.rows[0].erased, alone.rows[0].erased, atol=1e-4)  # type: ignore[attr-defined]
 
 
+def test_choices_are_not_padded_for_a_model_that_reads_padding() -> None:
+    explainer = xlnet("XLNetForMultipleChoice")
+    with pytest.raises(ValueError, match="does not keep padding out, and the choices have"):
+        explainer.explain((QUESTION, CHOICES), "output")
+    same = explainer.explain((QUESTION, ["good", "good"]), "output", "each", solver=EXACT)[0]
+    assert same.probability == pytest.approx(0.5) and same.layers == ("output.good (0)", "output.good (1)")
+
+
 def test_a_head_that_searches_for_its_answer_is_refused_with_the_one_to_use() -> None:
     with pytest.raises(
         ValueError, match="gives out no start_logits; give the family's ForQuestionAnsweringSimple"
