@@ -215,7 +215,7 @@ def answer(text: Values, layer: Choice | None = None) -> str:
     own = f"output.{text['predicted']}"  # where each class has a row, that of the predicted one says most
     row = one_row(text, own if layer is None and any(row["layer"] == own for row in text["rows"]) else layer)
     name = row_label(row)
-    which = f" {name[7:]!r}" if name.startswith("output.") else ""
+    which = f" '{name[7:]}'" if name.startswith("output.") else ""
     name = f"The output{which}" if which or name == "output" else name[:1].upper() + name[1:]
     said = _prediction(text)
     if "erased" in row:

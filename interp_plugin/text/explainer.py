@@ -92,6 +92,12 @@ class TextExplainer:
         >>> explanation = TextExplainer(model, tokenizer).explain("a good film", layers=1)
         >>> explanation[0].tokens, explanation[0].rows[0].sigma.shape
         (('[CLS]', 'a', 'good', 'film', '[SEP]'), torch.Size([5]))
+        >>> explainer = TextExplainer(model, tokenizer)
+        >>> explainer.explain("a good film", target="each", solver=explainer.solver(quick=True))[0].layers
+        ('output.negative', 'output.positive')
+        >>> words = explainer.explain(["so", "good!"], 1, solver=explainer.solver(quick=True), is_split_into_words=True)
+        >>> words[0].scores(granularity="word").units
+        ('[CLS]', 'so', 'good!', '[SEP]')
     """
 
     def __init__(

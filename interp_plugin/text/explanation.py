@@ -374,6 +374,13 @@ class Explanation(Record, Sequence[TextExplanation]):
 
         Returns:
             The paths, in the order of the texts.
+
+        Example::
+
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     [path.name for path in example().save_pictures(f"{folder}/film.png")]
+            ['film-1.png', 'film-2.png']
         """
         path, width = Path(path), len(str(len(self)))
         several = [path.with_stem(f"{path.stem}-{number:0{width}}") for number in range(1, len(self) + 1)]
