@@ -652,8 +652,7 @@ class TextExplainer:
     def _outputs(self, wanted: int | str | None, choices: Sequence[str]) -> Iterator[State]:
         """The output, of a class, or each class in a state of its own."""
         is_span = self.model.task == "answer span"
-        has_unit = self.calibration is not None and not is_span and not choices
-        std = self.calibration.of(OUTPUT) if self.calibration is not None and has_unit else None
+        std = None if self.calibration is None or is_span or choices else self.calibration.of(OUTPUT)
         if not isinstance(wanted, str):
             yield State(OUTPUT, None, wanted, std)
             return
@@ -695,15 +694,16 @@ class TextExplainer:
             if target is None and self.model.task not in _OWN and (foil is not None or function is not None):
                 name = "function" if foil is None else "instead_of"
                 raise ValueError(f"{name} is given and no target for text {index}; give a class as target")
-            if target is not None and self.model.task != "next token":
-                self._check_target(target, foil, labels)
-            wanted: int | str | None = EACH if _is_each(target) and self.model.task != "next token" else None
+            wanted: int | str | None = None
             number = None
+            if self.model.task != "next token" and (target is not None or foil is not None):
+                self._check_target(target, foil, labels)
+                wanted = EACH if _is_each(target) else None
             if self.model.task not in _OWN and target is not None and wanted is None:
                 wanted = _class_number(self.model, target, encoding.choices)
             if self.model.task not in _OWN and foil is not None:
                 number = _class_number(self.model, foil, encoding.choices)
-            if wanted is not None and wanted == number:
+            if number is not None and wanted == number:
                 name = encoding.choices[number] if encoding.choices else self.model.class_name(number)
                 raise ValueError(f"target and instead_of are both class {name!r}; give two")
             is_contrast = number is not None or bool(encoding.foils)
@@ -712,6 +712,11 @@ class TextExplainer:
 
     def _check_target(self, target: Any, foil: Any, labels: Sequence[Label]) -> None:
         """See that there is an output that a target is a part of."""
+        if foil is not None and (_is_each(target) or self.model.task == "answer span"):
+            raise ValueError(
+                f"instead_of is {foil!r}, which one class or continuation is compared with, and target is {target!r}; "
+                "leave it out"
+            )
         if self.model.task == "none":
             raise ValueError(
                 f"target {target!r} picks a class, and {self.model.name} has no head that gives any; leave target out "
@@ -721,11 +726,6 @@ class TextExplainer:
             raise ValueError(
                 f"target {target!r} picks a part of the output, and layers {labels} do not have it; give "
                 "layers='output', or use neurons for a part of a layer"
-            )
-        if foil is not None and (_is_each(target) or self.model.task == "answer span"):
-            raise ValueError(
-                f"instead_of is {foil!r}, which one class or continuation is compared with, and target is {target!r}; "
-                "leave it out"
             )
 
     def _encode(

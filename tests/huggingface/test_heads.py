@@ -167,6 +167,7 @@ def test_a_head_that_searches_for_its_answer_is_refused_with_the_one_to_use() ->
         ("middle", {}, "target 'middle' is no end of an answer"),
         (("start", "nowhere"), {}, "the answer 'nowhere' is not in the text"),
         ("start", {"instead_of": "end"}, "leave it out"),
+        (None, {"instead_of": "end"}, "leave it out"),
         ("start", {"score": "erased", "ways": ["delete"]}, "an answer's place would move"),
         ("start", {"layers": 1}, "picks a part of the output"),
     ],
