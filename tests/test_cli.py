@@ -613,3 +613,12 @@ def test_a_model_in_fewer_bits_needs_bitsandbytes(folder: str, monkeypatch: pyte
     assert "--load-in 8bit" in sentence and 'pip install "interp-plugin[large]"' in sentence
     assert "give one" in refused("a film", "--device", "cuda", "--device-map", "auto")
     assert "is no JSON" in refused("a film", "--model", folder, "--device-map", "{cpu")
+
+
+def test_words_stay_whole_and_arguments_reach_the_forward(folder: str) -> None:
+    arguments = ("--model", folder, "--layers", "1")
+    data = explained("not a films/ bad", "--words", "--granularity", "word", *arguments)
+    assert data["texts"][0]["units"] == ["[CLS]", "not", "a", "films/", "bad", "[SEP]"]
+    plain = explained("a film", *arguments)["texts"]
+    assert explained("a film", "--forward-args", '{"token_type_ids": 1}', *arguments)["texts"] != plain
+    assert "'colour' is no argument" in refused("a film", "--forward-args", '{"colour": 1}', *arguments)

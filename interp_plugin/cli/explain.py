@@ -14,6 +14,7 @@ from interp_plugin.cli.options import (
     Device,
     DeviceMap,
     Encoding,
+    ForwardArgs,
     LoadIn,
     ModelName,
     Page,
@@ -31,9 +32,11 @@ from interp_plugin.cli.options import (
     check_tolerance,
     given_texts,
     load_explainer,
+    one_kind,
     one_sentence,
     option,
     parse_fixed,
+    parse_json,
     parse_layers,
     parse_positions,
     parse_units,
@@ -130,6 +133,8 @@ def explain(
     pairs: Annotated[bool, option("Every text is two sentences with a tab between.")] = False,
     choices: Annotated[bool, option("Every text is followed by its choices, with tabs between.")] = False,
     chats: Annotated[bool, Chats] = False,
+    words: Annotated[bool, option("Every text is words with blanks between, which stay whole.")] = False,
+    forward_args: ForwardArgs = None,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -178,7 +183,8 @@ def explain(
     """Print how much of each token every layer keeps, in nats."""
     with one_sentence():
         check_tolerance(tolerance)
-        wanted: Any = given_texts(texts, file, text_column, pair_column, encoding, pairs, choices, chats)
+        kind = one_kind(pairs=pairs, choices=choices, chats=chats, words=words)
+        wanted: Any = given_texts(texts, file, text_column, pair_column, encoding, kind)
         if generate is not None and (continuation is not None or target is not None):
             raise ValueError("--generate, --continuation and --target all say what follows; give one of them")
         if (generate is not None or continuation is not None) and len(wanted) != 1:
@@ -189,6 +195,7 @@ def explain(
             "layers": None if layers is None else parse_layers(layers), "positions": parse_positions(positions),
             "fixed": parse_fixed(fixed), "units": parse_units(units), "rate": rate, "batch_size": batch_size,
             "truncation": truncation, "show_progress": sys.stderr.isatty(), "score": score, "side": side,
+            "is_split_into_words": words, "forward_args": parse_json(forward_args),
             "ways": None if ways is None else ways.split(","), "function": function,
         }  # fmt: skip
         sample = sample_texts(calibrate, pairs)

@@ -71,6 +71,12 @@ DeviceMap = Annotated[
     str | None,
     option("Spread the model over several devices, in --device's place: auto, or JSON, a device by part."),
 ]
+ForwardArgs = Annotated[
+    str | None,
+    option(
+        'Further arguments of the model\'s forward, as JSON: {"langs": 1}, or a list with a value a text.'
+    ),
+]
 LoadIn = Annotated[Literal["8bit", "4bit"] | None, option("Weights in fewer bits, by bitsandbytes.")]
 WeightType = Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")]
 Truncation = Annotated[bool, typer.Option("--truncation", help="Cut off what the model cannot take.")]
@@ -262,15 +268,18 @@ def load_explainer(
                 device=device if device_map is None else None,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
-                device_map=_json(device_map) if device_map and device_map.startswith("{") else device_map,
+                device_map=parse_json(device_map)
+                if device_map and device_map.startswith("{")
+                else device_map,
                 load_in=load_in,
             )
             return TextExplainer(*found)
 
 
-def _json(written: str) -> Any:
+def parse_json(written: str | None) -> Any:
+    """What is written as JSON; None where nothing is."""
     try:
-        return json.loads(written)
+        return None if written is None else json.loads(written)
     except json.JSONDecodeError as error:
         raise ValueError(f"{written!r} is no JSON: {error}") from error
 
@@ -291,21 +300,31 @@ def column(source: str, name: str | None) -> str | int | None:
     return int(name) if numbered and name is not None and name.isdecimal() else name
 
 
+def one_kind(**kinds: bool) -> str | None:
+    """The kind of texts that is asked for, of options of which one at most may be given.
+
+    Example::
+
+        >>> one_kind(pairs=False, chats=True)
+        'chats'
+    """
+    chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
+    if len(chosen) > 1:
+        raise ValueError(f"--{' and --'.join(chosen)} are different kinds of texts; give one of them")
+    return chosen[0] if chosen else None
+
+
 def given_texts(
     texts: list[str] | None,
     file: Path | None,
     text_column: str | None,
     pair_column: str | None,
     encoding: str,
-    pairs: bool,
-    choices: bool,
-    chats: bool,
+    kind: str | None,
 ) -> list[Any]:
     """The texts of the command line, of a file, or of standard input; pairs, choices and chats are lines."""
     from interp_plugin import data
 
-    if pairs + choices + chats > 1:
-        raise ValueError("--pairs, --choices and --chats are different texts; give one of them")
     if texts and file is not None:
         raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
     found: list[Any] = list(texts or [])
@@ -314,11 +333,13 @@ def given_texts(
             raise ValueError(
                 "there is no text: give one in quotes, --file, or a text a line on standard input"
             )
-        path, as_lines = Path("-") if file is None else file, pairs or choices or chats
+        path, as_lines = Path("-") if file is None else file, kind in ("pairs", "choices", "chats")
         found = read_texts(path, text_column, pair_column, encoding, as_lines)
-    if chats:
+    if kind == "chats":
         return data.chats(found)
-    return data.parted(found, choices) if pairs or choices else found
+    if kind == "words":
+        return [text.split() if isinstance(text, str) else tuple(map(str.split, text)) for text in found]
+    return found if kind is None else data.parted(found, kind == "choices")
 
 
 def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:

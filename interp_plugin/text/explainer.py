@@ -337,6 +337,8 @@ class TextExplainer:
         """The explainer with a model that takes these arguments, and those of each of so many texts."""
         if not forward_args:
             return self, [{}] * count
+        if not isinstance(forward_args, Mapping):
+            raise ValueError(f"forward_args is {forward_args!r}; give a dictionary of arguments by name")
         if not isinstance(self.model, huggingface.HuggingFaceModel):
             raise ValueError(
                 f"forward_args are arguments of a model of Hugging Face, and {self.model.name} is none; leave them out"
