@@ -621,4 +621,5 @@ def test_words_stay_whole_and_arguments_reach_the_forward(folder: str) -> None:
     assert data["texts"][0]["units"] == ["[CLS]", "not", "a", "films/", "bad", "[SEP]"]
     plain = explained("a film", *arguments)["texts"]
     assert explained("a film", "--forward-args", '{"token_type_ids": 1}', *arguments)["texts"] != plain
+    assert "give a dictionary" in refused("a film", "--forward-args", "[1]", *arguments)
     assert "'colour' is no argument" in refused("a film", "--forward-args", '{"colour": 1}', *arguments)

@@ -38,6 +38,10 @@ Function = Literal["logit", "log_probability", "probability", "log_odds", "margi
 Task = Literal["sequence classes", "token classes", "next token", "answer span", "none"]
 
 
+PER_TOKEN = ("token_type_ids", "position_ids", "langs", "bbox")
+"""Arguments of forwards that have a value for each token."""
+
+
 class Words(tuple[str, ...]):
     """A text that is split into words already."""
 
@@ -423,6 +427,9 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
         given: by name, a number for every token, a value for each of the tokens (special ones included) or, of a text
             that was given as words, for each word; anything else is an argument of the text as a whole.
 
+    Raises:
+        ValueError: something else, or too few or too many values of what has one for each token (PER_TOKEN).
+
     Examples::
         >>> text = Encoding("a b", None, ("<s>", "a", "b"), (None, (0, 0, 1), (0, 2, 3)), (0, 1, 2))
         >>> with_arguments(text, {"langs": 3, "token_type_ids": torch.tensor([0, 0, 1])}).extra
@@ -434,11 +441,14 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
         if isinstance(value, (int, float)):
             extra[name] = (value,) * count
         elif not isinstance(value, Sequence) or isinstance(value, str):
-            raise TypeError(
-                f"{name} is a {type(value).__name__}; give a number, a list, an array or a tensor"
-            )
+            raise ValueError(f"{name} is {value!r}; give a number, a list, an array or a tensor")
         elif len(value) == len(encoding.words) != count:
             extra[name] = _of_tokens(encoding, value)
+        elif name in PER_TOKEN and len(value) != count:
+            words = f" or {len(encoding.words)} words" if encoding.words else ""
+            raise ValueError(
+                f"{name} has {len(value)} values for {count} tokens{words}; give one for each, special tokens too"
+            )
         else:
             extra[name] = tuple(value)
     return replace(encoding, extra=extra)

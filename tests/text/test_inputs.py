@@ -207,6 +207,9 @@ def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
         ({"input_ids": [1]}, "'input_ids' is no argument"),
         ({"token_type_ids": [0, 1, 0]}, r"must have a value for each of 2 texts"),
         ({"token_type_ids": "ab"}, "must have a value for each of 2 texts"),
+        ({"token_type_ids": ["a", "b"]}, "token_type_ids is 'a'; give a number"),
+        ({"token_type_ids": [[0], [0]]}, "token_type_ids has 1 values for 4 tokens; give one for each"),
+        (["token_type_ids"], "give a dictionary of arguments by name"),
     ],
 )
 def test_arguments_that_cannot_be_taken(given: dict[str, Any], message: str) -> None:
