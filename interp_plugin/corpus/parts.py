@@ -406,7 +406,7 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name != "rows")
+_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name not in ("rows", "words"))
 _ROW = tuple(field.name for field in fields(Row) if field.name != "layer")
 
 
