@@ -191,7 +191,7 @@ def test_a_continuation_is_a_grid_whose_rows_are_the_single_calls() -> None:
         alone = explainer.explain(
             ids[: row.position], "output", target=ids[row.position], rate=1e-5, solver=FAST
         )[0]
-        assert torch.allclose(row.sigma[: row.position], alone.rows[0].sigma, rtol=1e-4)
+        assert torch.allclose(row.sigma[: row.position], alone.rows[0].sigma, rtol=3e-4)
         assert (kept[index, row.position :] == 0).all() and (kept[index, : row.position] > 0).any()
 
 
