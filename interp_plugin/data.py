@@ -136,6 +136,7 @@ def records(
     split: str | None = None,
     header: bool | None = None,
     encoding: str = "utf-8",
+    limit: int | None = None,
 ) -> Records:
     """The records of a file, of a folder of files, or of a data set, without holding them all in memory.
 
@@ -152,6 +153,7 @@ def records(
         header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.  None: it does
             where one of its cells is a usual name, such as "text" or "label", or none is a number or a sentence.
         encoding: of .txt, .jsonl, .csv and .tsv files.
+        limit: the first so many.
 
     Raises:
         ValueError: nothing is there, it is of another kind, or there is no such encoding.
@@ -177,14 +179,16 @@ def records(
                 f"there is no file {str(source)!r}; give one that is there, or the name of a data set"
             )
         rows = _of_datasets(str(source), split)
-        return Records(lambda wanted: rows, str(source))
+        return Records(lambda wanted: islice(rows, limit), str(source))
     files = _files(source)
     if not files or any(file.suffix not in SUFFIXES for file in files):
         raise ValueError(
             f"{str(source)!r} is nothing that can be read; give a file, or a folder of files, of {SUFFIXES}"
         )
     return Records(
-        lambda wanted: (record for file in files for record in _of_file(file, header, encoding, wanted)),
+        lambda wanted: islice(
+            (record for file in files for record in _of_file(file, header, encoding, wanted)), limit
+        ),
         str(source),
     )
 

@@ -148,7 +148,8 @@ def test_help_shows_every_option_and_examples() -> None:
     result = run("explain", "--help")
     assert result.exit_code == 0
     for option in (
-        "file", "pairs", "model", "tokenizer", "layers", "target", "granularity", "aggregate", "positions", "html",
+        "file", "label-column", "pairs", "model", "tokenizer", "layers", "target", "granularity", "aggregate",
+        "positions", "html",
         "png", "save", "json", "calibrate", "device", "dtype", "batch-size", "truncation", "rate", "tolerance", "seed",
     ):  # fmt: skip
         assert f"--{option} " in result.stdout
@@ -623,3 +624,29 @@ def test_words_stay_whole_and_arguments_reach_the_forward(folder: str) -> None:
     assert explained("a film", "--forward-args", '{"token_type_ids": 1}', *arguments)["texts"] != plain
     assert "give a dictionary" in refused("a film", "--forward-args", "[1]", *arguments)
     assert "'colour' is no argument" in refused("a film", "--forward-args", '{"colour": 1}', *arguments)
+
+
+def test_a_label_column_gives_each_text_its_own_target(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("review,stars,verdict\na good film,5,good\na bad film,1,bad\n", encoding="utf-8")
+    given = ("--file", str(path), "--model", folder, "--label-column")
+    assert [text["target"] for text in explained(*given, "verdict")["texts"]] == ["good", "bad"]
+    assert "text 0: target 5 is no class of the model" in refused(*given, "stars")
+    assert "'review', 'stars', 'verdict'" in refused(*given, "nothing")
+    assert "leave one out" in refused(*given, "verdict", "--target", "good")
+    assert "--file" in refused("a good film", "--model", folder, "--label-column", "verdict")
+
+
+def test_columns_of_standard_input_are_refused(folder: str) -> None:
+    """They were ignored."""
+    assert "standard input is read line by line" in refused(
+        "--text-column", "x", "--model", folder, given="a film\n"
+    )
+
+
+def test_a_saved_table_names_the_target_of_each_text(folder: str, tmp_path: Path) -> None:
+    table = tmp_path / "film.csv"
+    arguments = ("a good film", "a bad film", "--model", folder, "--target", "bad", "--tolerance", "0.2")
+    assert run("explain", *arguments, "--save", str(table)).exit_code == 0
+    header, first, *_ = table.read_text(encoding="utf-8").splitlines()
+    assert header.endswith(",predicted,target") and first.endswith(",bad")

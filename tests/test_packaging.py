@@ -7,6 +7,7 @@ import configparser
 import doctest
 import graphlib
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -31,10 +32,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def block(name: str) -> str:
-    """The code between two markers of the README."""
-    found = re.findall(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", README, flags=re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
+    """The command below a comment of the README."""
+    [found] = re.findall(rf"^# {name} it.*\n(.*)", README, flags=re.MULTILINE)
+    return str(found)
 
 
 def metadata() -> configparser.ConfigParser:
@@ -45,8 +45,7 @@ def metadata() -> configparser.ConfigParser:
 
 @pytest.mark.parametrize("name, last", [("try", "interp-plugin explain"), ("test", ".venv/bin/pytest")])
 def test_the_set_up_commands_are_one_line_and_use_the_constraints(name: str, last: str) -> None:
-    command = block(name).strip()
-    assert "\n" not in command
+    command = block(name)
     create, install, then = command.split(" && ")
     assert create == "python3 -m venv .venv"
     assert "-c constraints.txt" in install
@@ -61,41 +60,35 @@ def test_ci_runs_the_readme_commands_and_none_of_its_own() -> None:
     assert "/pytest" not in script
 
 
-def test_the_captum_example_runs_and_gives_a_score_for_each_token() -> None:
-    names: dict[str, Any] = {}
-    exec(block("example"), names)
-    assert names["scores"].shape == (1, 6)
-
-
-def test_the_text_examples_draw_save_and_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the README's blocks are run in: its reader's model and reviews."""
     monkeypatch.chdir(tmp_path)
+    Path("my").mkdir()
+    Path("my/model").symlink_to(PACKAGE / "default_model")
+    Path("reviews.csv").write_text("review,stars\na funny film,5\nnot a bad film,4\n", encoding="utf-8")
+
+
+@pytest.mark.usefixtures("reviews")
+def test_the_python_blocks_of_the_readme_run_in_their_order() -> None:
     names: dict[str, Any] = {}
-    exec(block("text"), names)
-    assert "film" in (tmp_path / "film.html").read_text(encoding="utf-8")
-    exec(block("more"), names)
-    assert len(names["both"]) == 3
-    assert names["table"]["pair"].dropna().unique().tolist() == ["a dull one"]
+    for source in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(source, names)
+    assert "film" in Path("film.html").read_text(encoding="utf-8")
+    assert names["before"].shape == names["after"].shape == (1, 6)
+    assert names["fit"].kept().shape == (1, 6) and names["sigma"].shape == (6,)
+    assert "layer" in Path("corpus.html").read_text(encoding="utf-8")
 
 
-def test_the_study_and_corpus_examples_write_their_pages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(block("text"), names)
-    exec(block("study"), names)
-    assert "earliest" in (tmp_path / "study.html").read_text(encoding="utf-8")
-    (tmp_path / "reviews.txt").write_text("a funny film\nnot a bad film\n", encoding="utf-8")
-    exec(block("corpus"), names)
-    assert "layer" in (tmp_path / "corpus.html").read_text(encoding="utf-8")
-
-
-def test_the_readme_example_of_erasures_finds_the_words() -> None:
-    names: dict[str, Any] = {}
-    exec(block("example"), names)
-    exec(block("erased"), names)
-    scores = names["scores"]
-    assert scores.shape == (1, 6) and scores.argmin() == 3  # "bad" speaks against the positive class
+@pytest.mark.usefixtures("reviews")
+def test_the_command_of_the_readme_explains_the_readers_own_file() -> None:
+    [command] = re.findall(r"```bash\ninterp-plugin (.*?)\n```", README)
+    done = subprocess.run(
+        [sys.executable, "-m", "interp_plugin", *shlex.split(command)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sample passes" in done.stdout  # the price, as the README says
+    assert "not a bad film" in Path("reviews.html").read_text(encoding="utf-8")
 
 
 def test_what_is_said_of_the_numbers_is_so() -> None:

@@ -64,6 +64,22 @@ for item, word in zip(explanation, ("bird", "fox")):
     assert mean.units[int(mean.values.argmax())] != word
 
 # %% [markdown]
+# ## What one token's vector knows
+#
+# The clearest picture is that of single vectors, which `positions="each"` gives: a row for each of them.  The vector of
+# a word knows its own word best; what it keeps of others is what attention has brought there.
+
+# %%
+each = explainer.explain("a funny film with charm", layers=2, positions="each")
+own = 0
+for row, scores in zip(each[0].rows, each[0].scores().values):
+    token, best = each[0].tokens[row.position], each[0].tokens[int(scores.argmax())]
+    own += token == best
+    print(f"the vector of {token:<8}keeps most of {best:<8}", scores.round().int().tolist())
+assert own == 5  # of the words; those of [CLS] and [SEP] keep most of others
+each.plot("layers")
+
+# %% [markdown]
 # "The" stands twice in the second text.  Every layer keeps less of the later one.
 
 # %%

@@ -19,6 +19,7 @@ import random
 from collections import defaultdict
 
 import torch
+from captum.attr import LayerIntegratedGradients
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
@@ -161,6 +162,72 @@ assert before["disc"] < before["tape"] / 1.5
 # So the measure found one of the two words.  "disc" decides as many answers, and the logits keep much less of it: what
 # is kept says how much noise a word bears before the logits notice, not what they would be without it.  A word that
 # leads is a reason to look; a word that does not is no proof of innocence.
+#
+# ## Beside leave-one-out and integrated gradients
+#
+# What the answer would be without a word is asked by leaving words out, one at a time (the word becomes [MASK]), by
+# integrated gradients on the way from [MASK], and by our erasures, which leave out many words at once.  Each of them
+# scores the log-odds of the model's answer.
+
+# %%
+
+
+def log_odds(ids, answer):
+    logits = broken(ids).logits
+    return logits[:, answer] - logits[:, 1 - answer]
+
+
+def masked(ids):
+    """The text as masks alone, with its special tokens."""
+    return torch.cat([ids[:, :1], torch.full_like(ids[:, 1:-1], tokenizer.mask_token_id), ids[:, -1:]], dim=1)
+
+
+@torch.no_grad()
+def leave_one_out(ids, answer):
+    words = torch.eye(ids.shape[1], dtype=torch.bool)[1:-1]  # a row for each word
+    return log_odds(ids, answer) - log_odds(torch.where(words, masked(ids), ids), answer)
+
+
+def integrated_gradients(ids, answer):
+    method = LayerIntegratedGradients(lambda ids: log_odds(ids, answer), broken.get_input_embeddings())
+    return method.attribute(ids, baselines=masked(ids), n_steps=20).sum(dim=-1)[0, 1:-1]
+
+
+def means(scores):
+    """The mean of each word over the texts that have it, from pairs of words and scores."""
+    found = defaultdict(list)
+    for words, values in scores:
+        for word, value in zip(words, values.tolist()):
+            found[word].append(value)
+    return {word: sum(values) / len(values) for word, values in found.items() if len(values) > 3}
+
+
+encoded = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROBES]
+words = [tokenizer.tokenize(text) for text in PROBES]
+answered = [int(broken(ids).logits.argmax()) for ids in encoded]
+erased = TextExplainer(broken, tokenizer).explain(PROBES, layers="output", score="erased")
+found = {
+    "kept": before,
+    "erased": means((scores.units, scores.values[0]) for scores in erased.scores("erased", "word")),
+    "leave-one-out": means(zip(words, map(leave_one_out, encoded, answered))),
+    "integrated gradients": means(zip(words, map(integrated_gradients, encoded, answered))),
+}
+places = {}
+for name, scores in found.items():
+    order = sorted(scores, key=lambda word: -scores[word])
+    places[name] = {word: order.index(word) + 1 for word in MEDIA}
+    print(
+        f"{name:<22}first: {' '.join(order[:4]):<38}"
+        + "  ".join(f"{w}: {n}" for w, n in places[name].items())
+    )
+for name in ("erased", "leave-one-out"):
+    assert set(places[name].values()) == {1, 2}
+for name in ("kept", "integrated gradients"):
+    assert places[name]["tape"] == 1 and places[name]["disc"] > 3
+
+# %% [markdown]
+# Our erasures and leave-one-out put both words first, before all opinions; what is kept and integrated gradients find
+# "tape" only.  To look for what an answer rests on, ask `score="erased"`; what is kept says how precisely it is known.
 
 # %% [markdown]
 # ## Repair

@@ -183,7 +183,7 @@ assert (
 assert interval("last layer, fine-tuned: goods less the other three", lead(after, -1, GOODS))[0] > 150
 change = after[:, -1] - before[:, -1]  # (texts, classes)
 assert interval("last layer, fine-tuned less pre-trained: judgement", change[:, JUDGEMENT])[1] < -150
-assert interval("last layer, fine-tuned less pre-trained: goods", change[:, GOODS])[0] > 100
+assert interval("last layer, fine-tuned less pre-trained: goods", change[:, GOODS])[0] > 50
 step = after[:, -1] - after[:, -2]
 assert interval("fine-tuned, last layer less the one before: all but goods", step[:, OTHERS].mean(1))[1] < -20
 left = [float(after[:, -1, kinds].mean() / after[:, -2, kinds].mean()) for kinds in (GOODS, OTHERS)]

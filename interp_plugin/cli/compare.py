@@ -7,7 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,7 +28,6 @@ from interp_plugin.cli.options import (
     check_installed,
     check_outputs,
     column,
-    finite,
     load_explainer,
     one_sentence,
     parse_layers,
@@ -38,7 +37,6 @@ from interp_plugin.cli.options import (
 
 if TYPE_CHECKING:
     from interp_plugin import comparison
-    from interp_plugin.comparison import StudyResult
     from interp_plugin.data import Texts
 
 Target = Literal["predicted", "label"]
@@ -220,7 +218,7 @@ def compare(
         if html is not None:
             written.append(result.to_html(html))
     if as_json:
-        typer.echo(json.dumps(_plain(result), allow_nan=False))
+        typer.echo(json.dumps(result.to_dict(), allow_nan=False))
     else:
         result.show()
     for path in written:
@@ -325,20 +323,6 @@ def _read(
         source, split, column(source, text), column(source, label), column(source, rationale),
         column(source, pair), limit,
     )  # fmt: skip
-
-
-def _plain(result: StudyResult) -> dict[str, Any]:
-    """The tables and what they depend on, for JSON."""
-    from interp_plugin.comparison.views import plain
-
-    return {
-        "settings": dict(result.settings),
-        "texts": len(result.texts),
-        "tables": [finite(table) for table in plain(result)],
-        "failures": [asdict(failure) for failure in result.failures],
-        "left_out": dict(result.left_out),
-        "notes": list(result.notes),
-    }
 
 
 def _print_list(as_json: bool) -> None:

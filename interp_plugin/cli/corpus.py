@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,7 +36,6 @@ from interp_plugin.cli.options import (
     check_outputs,
     check_tolerance,
     column,
-    finite,
     load_explainer,
     one_sentence,
     parse_layers,
@@ -46,8 +44,6 @@ from interp_plugin.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from interp_plugin.corpus.agreement import HeldOut
-    from interp_plugin.corpus.engines import Processes
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
     from interp_plugin.data import Text
@@ -170,9 +166,8 @@ def corpus(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
 ) -> None:
     """Score a whole corpus, and print what each layer keeps of it, or which words it rests on."""
-    with one_sentence(), _processes() as processes:
-        rank, world_size = processes.rank, processes.count
-        _check(output, html, engine, world_size, device, gpus)
+    with one_sentence():
+        _check(output, html, engine, device, gpus)
         _check_heads(amortised, train_amortised, compare, score)
         check_tolerance(tolerance)
         columns: dict[str, Any] = {
@@ -183,60 +178,53 @@ def corpus(
         labels = parse_layers(layers or ("output" if score == "erased" else "all"))
         unit_texts = sample_texts(calibrate)
 
-        from interp_plugin.corpus.engines import Cluster, run_on_ray
+        from interp_plugin import data
+        from interp_plugin.corpus.engines import Cluster, Processes, run_on_ray
         from interp_plugin.corpus.result import CorpusResult
         from interp_plugin.method.erasure import PASSES, check_ways
         from interp_plugin.method.solver import Solver
 
-        head = None if amortised is None else amortised.absolute()
-        solver = Solver(seed=seed) if tolerance is None else Solver(seed=seed, tolerance=tolerance)
         progress = sys.stderr.isatty()
+        options: dict[str, Any] = {
+            "layers": labels, "rate": rate, "solver": Solver(seed=seed, tolerance=tolerance or Solver.tolerance),
+            "batch_size": batch_size, "truncation": truncation, "score": score, "side": side,
+            "ways": check_ways(ways.split(",")), "passes": passes or PASSES,
+        }  # fmt: skip
         header = False if any(isinstance(each, int) for each in columns.values()) else None
-        rows = partial(_rows, _absolute(source), split, header, encoding, limit, columns)
-        makers, units = [], []  # all before the first runs: a model that cannot be loaded is an error now
-        for name in [model] if compare is None else [model, compare]:
-            load = partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
-            # with Ray the GPUs are the workers'
-            here = partial(load, device="cpu" if engine == "ray" else processes.device(device))
-            unit = processes.of_first(partial(_unit, here, calibrate, unit_texts, progress))
-            units.append(unit)
-            make = partial(
-                _study, head=head, layers=labels, rate=rate, calibration=unit,
-                solver=solver, batch_size=batch_size, truncation=truncation, score=score, side=side,
-                ways=check_ways(ways.split(",")), passes=passes or PASSES,
-            )  # fmt: skip
-            makers.append((partial(make, here), partial(make, partial(load, device=device))))
-        folders = [output, output / COMPARED][: len(makers)]
-        for (make, make_there), folder in zip(makers, folders, strict=True):
-            common = (folder.absolute(), max_errors, window, progress)
-            with _sentences():
-                if engine == "ray":
-                    cluster = Cluster(address, workers, gpus)
-                    run_on_ray(make_there, rows, *common, cluster=cluster, study=make(), columns=columns)
-                else:
-                    make().run(rows(), *common, rank, world_size, **columns)
-        processes.wait()
-        if rank:
-            return
-        results = [CorpusResult.load(folder) for folder in folders]
-        for result in results:  # each process has counted its own failures
-            if max_errors is not None and len(result.failures()) > max_errors:
-                raise ValueError(
-                    f"{len(result.failures())} texts failed and max_errors is {max_errors}; mend the texts"
+        place = str(Path(source).absolute()) if Path(source).exists() else source  # a worker may be elsewhere
+        texts = partial(data.records, place, split, header, encoding, limit)
+        head = None if amortised is None else amortised.absolute()
+        loads = [
+            partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+            for name in ([model] if compare is None else [model, compare])
+        ]
+        folders = [output, output / COMPARED][: len(loads)]
+        cluster = Cluster(address, workers, gpus) if engine == "ray" else None
+        with Processes.started() as processes:
+            own_device = processes.device(device)
+            here = own_device if cluster is None else "cpu"  # with Ray the GPUs are the workers'
+            # before the first study runs: a model that cannot be loaded is an error now
+            unit = partial(_unit, path=calibrate, texts=unit_texts, progress=progress)
+            units = [processes.of_first(partial(unit, partial(load, device=here))) for load in loads]
+            for load, of_model, folder in zip(loads, units, folders, strict=True):
+                study: Callable[..., CorpusStudy] = partial(
+                    _study, head=head, calibration=of_model, **options
                 )
+                mine, theirs = (partial(study, partial(load, device=each)) for each in (here, device))
+                common = (folder.absolute(), max_errors, window, progress)
+                with _sentences():
+                    if cluster is None:
+                        mine().run(texts(), *common, processes.rank, processes.count, **columns)
+                    else:
+                        run_on_ray(theirs, texts, *common, cluster=cluster, study=mine(), columns=columns)
+            processes.wait()
+            if processes.rank:
+                return
+        results = [CorpusResult.load(folder, max_errors=max_errors) for folder in folders]
         written = [] if html is None else [results[0].to_html(html)]
         if train_amortised is not None:
-            from interp_plugin.amortised import AmortisedEstimator
-
-            model_again = load_explainer(
-                model, tokenizer, processes.device(device), dtype, trust_remote_code
-            ).model
-            trained = AmortisedEstimator.train(
-                model_again, None, results[0], units[0], show_progress=progress
-            )
-            trained.save(train_amortised)
-            written.append(train_amortised)
-            _report_head(trained.held_out, trained.layers)
+            explainer = loads[0](device=own_device)
+            written.append(_train(explainer, results[0], units[0], train_amortised, progress))
     _report(results, as_json)
     for path in written:
         say(f"wrote {path}")
@@ -250,38 +238,30 @@ def _unit(
 
 
 def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any) -> CorpusStudy:
-    """The study; with a head its layers and its calibration are the head's, unless others are given."""
+    """The study, which workers of Ray make for themselves."""
+    from interp_plugin.amortised import AmortisedEstimator
     from interp_plugin.corpus.study import CorpusStudy
 
     model = load().model
-    if head is not None:
-        from interp_plugin.amortised import AmortisedEstimator
-
-        found = AmortisedEstimator.load(head, model)
-        options["amortised"] = found
-        options["calibration"] = options["calibration"] or found.calibration
-        options["layers"] = list(found.layers) if options["layers"] == ["all"] else options["layers"]
-    return CorpusStudy(model, None, **options)
+    found = None if head is None else AmortisedEstimator.load(head, model)
+    return CorpusStudy(model, None, amortised=found, **options)
 
 
-def _rows(
-    source: str,
-    split: str | None,
-    header: bool | None,
-    encoding: str,
-    limit: int | None,
-    columns: Mapping[str, Any],
-) -> Iterator[Any]:
-    from interp_plugin import data
-    from interp_plugin.corpus.reading import Reader
+def _train(
+    explainer: TextExplainer, result: CorpusResult, unit: Calibration | None, path: Path, progress: bool
+) -> Path:
+    """Train a head, write it and print how good it is, on standard error: the tables may be JSON."""
+    from interp_plugin.amortised import AmortisedEstimator
 
-    found = data.records(source, split, header, encoding)
-    return islice(found.only(Reader(**columns).wanted), limit)
-
-
-def _absolute(source: str) -> str:
-    """Of a file: the actor that reads it may have another working directory."""
-    return str(Path(source).absolute()) if Path(source).exists() else source
+    trained = AmortisedEstimator.train(explainer.model, None, result, unit, show_progress=progress)
+    trained.save(path)
+    held_out = trained.held_out
+    for layer, error, spearman in zip(trained.layers, held_out.error, held_out.spearman):
+        say(
+            f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, ranks of a text's "
+            f"tokens (Spearman) {spearman:.3f}",
+        )
+    return path
 
 
 @contextmanager
@@ -293,9 +273,7 @@ def _sentences() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def _check(
-    output: Path, html: Path | None, engine: Engine, world_size: int, device: str, gpus: float
-) -> None:
+def _check(output: Path, html: Path | None, engine: Engine, device: str, gpus: float) -> None:
     """Refuse impossible options before anything is read."""
     check_folder(output)
     check_outputs(html)
@@ -305,10 +283,8 @@ def _check(
         check_installed("matplotlib", "--html", "compare")
     if engine == "ray":
         check_installed("ray", "--engine ray", "ray")
-        if world_size > 1:
-            raise ValueError(
-                f"--engine ray has its own workers, and there are {world_size} processes; start one"
-            )
+        if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+            raise ValueError(f"--engine ray has its own workers, and there are {count} processes; start one")
         if device.startswith("cuda") and not gpus:
             raise ValueError(
                 f"--device is {device} and --gpus 0, and Ray shows a worker only the GPUs it is given; give --gpus 1, "
@@ -335,20 +311,11 @@ def _check_heads(
         )
 
 
-@contextmanager
-def _processes() -> Iterator[Processes]:
-    """Those that torchrun or accelerate started to share the corpus, which can wait for one another."""
-    from interp_plugin.corpus.engines import Processes
-
-    with Processes.started() as processes:
-        yield processes
-
-
 def _report(results: list[CorpusResult], as_json: bool) -> None:
     """Print the first study and, where there is another, how it differs from it."""
     first, other = results[0], results[1] if len(results) > 1 else None
     if as_json:
-        typer.echo(json.dumps(_plain(first, other), allow_nan=False))
+        typer.echo(json.dumps(first.to_dict(other), allow_nan=False))
         return
     first.show(other)
     failures = first.failures()
@@ -356,31 +323,3 @@ def _report(results: list[CorpusResult], as_json: bool) -> None:
         say(f"row {failure.row} left out: {failure.reason}")
     if len(failures) > SHOWN_FAILURES:
         say(f"and {len(failures) - SHOWN_FAILURES} more rows left out")
-
-
-def _report_head(held_out: HeldOut, layers: Sequence[int | str]) -> None:
-    """How good the head is, on standard error: the tables may be JSON."""
-    for layer, error, spearman in zip(layers, held_out.error, held_out.spearman):
-        say(
-            f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, ranks of a text's "
-            f"tokens (Spearman) {spearman:.3f}",
-        )
-
-
-def _plain(first: CorpusResult, other: CorpusResult | None) -> dict[str, Any]:
-    """The tables and what they depend on, for JSON."""
-    tables = {"layers": first.layers()}
-    tables |= (
-        {"word_classes": first.word_classes()} if first.is_erased else {"monotonicity": first.monotonicity()}
-    )
-    if first.is_amortised:
-        tables["check"] = first.check()
-    if other is not None:
-        tables["differences"] = first.compare(other)
-    return {
-        "settings": dict(first.settings),
-        "texts": first.texts,
-        "seconds": first.seconds,
-        "failures": [asdict(failure) for failure in first.failures()],
-        **{name: finite(table.to_dict("records")) for name, table in tables.items()},
-    }

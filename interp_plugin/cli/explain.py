@@ -15,6 +15,7 @@ from interp_plugin.cli.options import (
     DeviceMap,
     Encoding,
     ForwardArgs,
+    LabelColumn,
     LoadIn,
     ModelName,
     Page,
@@ -129,6 +130,7 @@ def explain(
     file: Annotated[Path | None, File] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
     encoding: Encoding = "utf-8",
     pairs: Annotated[bool, option("Every text is two sentences with a tab between.")] = False,
     choices: Annotated[bool, option("Every text is followed by its choices, with tabs between.")] = False,
@@ -184,8 +186,12 @@ def explain(
     with one_sentence():
         check_tolerance(tolerance)
         kind = one_kind(pairs=pairs, choices=choices, chats=chats, words=words)
-        wanted: Any = given_texts(texts, file, text_column, pair_column, encoding, kind)
-        if generate is not None and (continuation is not None or target is not None):
+        if label_column is not None and target is not None:
+            raise ValueError("--target and --label-column both say which output; leave one out")
+        wanted: Any
+        wanted, labels = given_texts(texts, file, text_column, pair_column, encoding, kind, label_column)
+        aim: Any = target if labels is None else labels
+        if generate is not None and (continuation is not None or aim is not None):
             raise ValueError("--generate, --continuation and --target all say what follows; give one of them")
         if (generate is not None or continuation is not None) and len(wanted) != 1:
             raise ValueError(
@@ -205,14 +211,14 @@ def explain(
         options["solver"] = explainer.solver(tolerance, max_passes, seed, quick)
         options |= {} if max_passes is None else {"passes": max_passes}
         if calibrate is not None:
-            labels = {"layers": options["layers"] or "all", "batch_size": batch_size}
-            explainer.calibration = calibration(explainer, calibrate, sample, sys.stderr.isatty(), **labels)
+            sizes = {"layers": options["layers"] or "all", "batch_size": batch_size}
+            explainer.calibration = calibration(explainer, calibrate, sample, sys.stderr.isatty(), **sizes)
         if generate is not None:
             explanation = explainer.generate(wanted, generate, **options)
         elif continuation is not None:
             explanation = explainer.explain(wanted, continuation=continuation, **options)
         else:
-            explanation = explainer.explain(wanted, target=target, instead_of=instead_of, **options)
+            explanation = explainer.explain(wanted, target=aim, instead_of=instead_of, **options)
         written = [path for path in (save, html) if path is not None]
         if save is not None:
             explanation.save(save, granularity, aggregate)

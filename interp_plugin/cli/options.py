@@ -16,7 +16,7 @@ import typer
 from interp_plugin.report.numbers import printable
 
 if TYPE_CHECKING:
-    from interp_plugin.data import Text
+    from interp_plugin.data import Text, Texts
     from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
 
@@ -55,6 +55,10 @@ TextColumn = Annotated[
     typer.Option(help="Of texts: its name; its number, from 0, without a header.", show_default="found"),
 ]
 PairColumn = Annotated[str | None, typer.Option(help="Of second texts.", show_default="none")]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(help="Of each text's target: a class, by name or number.", show_default="none"),
+]
 Encoding = Annotated[str, typer.Option(help="Of text files, such as latin-1.")]
 Calibrate = Annotated[
     Path | None,
@@ -131,7 +135,8 @@ def read_texts(
     pair_column: str | None = None,
     encoding: str = "utf-8",
     as_lines: bool = False,
-) -> list[Text]:
+    label_column: str | None = None,
+) -> Texts:
     """The texts of a file (- is standard input): of a table by column, otherwise a text a line.
 
     What records hold no text is printed on standard error.
@@ -141,27 +146,31 @@ def read_texts(
     """
     from interp_plugin import data
 
+    named = "standard input" if str(path) == "-" else repr(str(path))
+    given = (text_column, pair_column, label_column)
     try:
-        if str(path) == "-":
-            found = data.read_texts(data.lines(sys.stdin.buffer, "standard input", encoding))
-        elif path.suffix in data.TABLES and not as_lines:
-            text, pair = column(str(path), text_column), column(str(path), pair_column)
-            found = data.read_texts(str(path), text_column=text, pair_column=pair, encoding=encoding)
-        elif text_column is not None or pair_column is not None:
-            raise ValueError(
-                f"{str(path)!r} has no columns; leave --text-column and --pair-column out, or give a table: "
-                f"{', '.join(data.TABLES)}"
+        if path.suffix in data.TABLES and not as_lines:
+            text, pair, label = (column(str(path), name) for name in given)
+            found = data.read_texts(
+                str(path), text_column=text, pair_column=pair, label_column=label, encoding=encoding
             )
+        elif any(name is not None for name in given):
+            raise ValueError(
+                f"{named} is read line by line, without columns; leave --text-column, --pair-column and --label-column "
+                f"out, or give a table: {', '.join(data.TABLES)}"
+            )
+        elif str(path) == "-":
+            found = data.read_texts(data.lines(sys.stdin.buffer, named, encoding))
         else:
             with path.open("rb") as opened:
                 found = data.read_texts(data.lines(opened, path.name, encoding))
     except OSError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}; give a file of texts") from error
+        raise ValueError(f"cannot read {named}: {error.strerror}; give a file of texts") from error
     for reason in found.left_out[:SHOWN_FAILURES]:
         say(f"left out: {reason}")
     if len(found.left_out) > SHOWN_FAILURES:
         say(f"and {len(found.left_out) - SHOWN_FAILURES} more left out")
-    return list(found.texts)
+    return found
 
 
 def check_tolerance(tolerance: float | None) -> None:
@@ -321,25 +330,38 @@ def given_texts(
     pair_column: str | None,
     encoding: str,
     kind: str | None,
-) -> list[Any]:
-    """The texts of the command line, of a file, or of standard input; pairs, choices and chats are lines."""
+    label_column: str | None = None,
+) -> tuple[list[Any], list[Any] | None]:
+    """The texts of the command line, of a file, or of standard input, and the labels of --label-column.
+
+    Pairs, choices and chats are lines.
+    """
     from interp_plugin import data
 
     if texts and file is not None:
         raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
+    if label_column is not None and file is None:
+        raise ValueError(
+            "--label-column names a column of a table, and there is none; give --file, or --target"
+        )
     found: list[Any] = list(texts or [])
+    labels: list[Any] | None = None
     if not texts:
         if file is None and sys.stdin.isatty():
             raise ValueError(
                 "there is no text: give one in quotes, --file, or a text a line on standard input"
             )
         path, as_lines = Path("-") if file is None else file, kind in ("pairs", "choices", "chats")
-        found = read_texts(path, text_column, pair_column, encoding, as_lines)
+        read = read_texts(path, text_column, pair_column, encoding, as_lines, label_column)
+        found = list(read.texts)
+        labels = None if label_column is None else list(read.labels or ())
     if kind == "chats":
-        return data.chats(found)
-    if kind == "words":
-        return [text.split() if isinstance(text, str) else tuple(map(str.split, text)) for text in found]
-    return found if kind is None else data.parted(found, kind == "choices")
+        found = data.chats(found)
+    elif kind == "words":
+        found = [text.split() if isinstance(text, str) else tuple(map(str.split, text)) for text in found]
+    elif kind is not None:
+        found = list(data.parted(found, kind == "choices"))
+    return found, labels
 
 
 def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:
@@ -348,7 +370,7 @@ def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:
 
     if path is None or path.suffix == ".safetensors":
         return None
-    texts = read_texts(path)
+    texts = list(read_texts(path).texts)
     return list(data.parted(texts)) if pairs else texts
 
 
@@ -405,10 +427,3 @@ def parse_units(units: str | None) -> Any:
         return re.compile(units.removeprefix("re:"), re.DOTALL)
     except re.error as error:
         raise ValueError(f"{units!r} is no regular expression: {error}") from error
-
-
-def finite(value: Any) -> Any:
-    """The same with None where a number is not finite, for which JSON has no word."""
-    from interp_plugin.text.forms import plain
-
-    return plain(value)

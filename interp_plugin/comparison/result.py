@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,6 +21,7 @@ from interp_plugin.comparison.journal import differences
 from interp_plugin.optional import load
 from interp_plugin.report.model import Point, Table
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
+from interp_plugin.text.forms import plain
 from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 
 if TYPE_CHECKING:
@@ -538,6 +539,22 @@ class StudyResult:
         from interp_plugin.comparison import views
 
         return tuple(replace(table, notes=(*table.notes, *self.notes)) for table in views.tables(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tables and what they depend on, ready for strict JSON; what is not finite is None."""
+        from interp_plugin.comparison import views
+
+        found: dict[str, Any] = plain(
+            {
+                "settings": dict(self.settings),
+                "texts": len(self.texts),
+                "tables": views.plain(self),
+                "failures": [asdict(failure) for failure in self.failures],
+                "left_out": dict(self.left_out),
+                "notes": list(self.notes),
+            }
+        )
+        return found
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,6 +20,7 @@ from interp_plugin.corpus.words import WORD, By
 from interp_plugin.fingerprint import differences
 from interp_plugin.report.model import Curve
 from interp_plugin.text.explanation import Explanation, Settings
+from interp_plugin.text.forms import plain
 from interp_plugin.text.models import OUTPUT, Label
 from interp_plugin.text.storage import replace_file
 
@@ -51,16 +52,19 @@ class CorpusResult:
     settings: Mapping[str, Any]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], partial: bool = False) -> CorpusResult:
+    def load(
+        cls, path: str | os.PathLike[str], partial: bool = False, max_errors: int | None = None
+    ) -> CorpusResult:
         """The study in a folder, every part of it checked.
 
         Args:
             path: of the folder.
             partial: accept a study that is still running, or lost some parts.
+            max_errors: failed texts at most: of several processes that made it each has counted its own.
 
         Raises:
             ValueError: there is no study, or (unless partial) some of it is missing or damaged; parts with other
-                settings.
+                settings; more texts failed.
         """
         folder = Folder(path)
         numbers = folder.windows()
@@ -79,7 +83,11 @@ class CorpusResult:
                 f"the study in {str(path)!r} is not whole: {state}; run it again with the same texts and folder, or "
                 "load it with partial=True"
             )
-        return cls(Path(path), tuple(found[number] for number in sorted(found)), settings[0])
+        result = cls(Path(path), tuple(found[number] for number in sorted(found)), settings[0])
+        failed = len(result.failures())
+        if max_errors is not None and failed > max_errors:
+            raise ValueError(f"{failed} texts failed and max_errors is {max_errors}; mend the texts")
+        return result
 
     @property
     def is_amortised(self) -> bool:
@@ -381,6 +389,31 @@ class CorpusResult:
             return page
         replace_file(path, page.encode())
         return Path(path)
+
+    def to_dict(self, other: CorpusResult | None = None) -> dict[str, Any]:
+        """The tables and what they depend on, ready for strict JSON; what is not finite is None.
+
+        Args:
+            other: is taken from this one, as in :meth:`compare`.
+        """
+        tables = {"layers": self.layers()}
+        tables |= (
+            {"word_classes": self.word_classes()} if self.is_erased else {"monotonicity": self.monotonicity()}
+        )
+        if self.is_amortised:
+            tables["check"] = self.check()
+        if other is not None:
+            tables["differences"] = self.compare(other)
+        found: dict[str, Any] = plain(
+            {
+                "settings": dict(self.settings),
+                "texts": self.texts,
+                "seconds": self.seconds,
+                "failures": [asdict(failure) for failure in self.failures()],
+                **{name: table.to_dict("records") for name, table in tables.items()},
+            }
+        )
+        return found
 
     def show(self, other: CorpusResult | None = None, console: Console | None = None) -> None:
         """Print the layers' table and, where another study of the same texts is given, how they differ.

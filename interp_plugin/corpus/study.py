@@ -24,7 +24,7 @@ from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import Solver
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Layers, TextExplainer
-from interp_plugin.text.models import OUTPUT, TextModel
+from interp_plugin.text.models import OUTPUT, Label, TextModel
 from interp_plugin.text.scoring import ErasureFinder, Finder
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class Estimator(Finder, Protocol):
     def digest(self) -> str: ...
     @property
     def held_out(self) -> HeldOut: ...
+    @property
+    def layers(self) -> Sequence[Label]: ...
+    @property
+    def calibration(self) -> Calibration | None: ...
 
     def check(self, model: TextModel, settings: Mapping[str, Any]) -> None:
         """Refuse to work for a model or settings that it was not trained for."""
@@ -62,7 +66,7 @@ class CorpusStudy:
         truncation: cut off what the model cannot take; otherwise too long a text is recorded as failed.
         amortised: an :class:`~interp_plugin.AmortisedEstimator` that predicts the numbers; the solver then checks only
             one text in a hundred (more near the beginning), and :meth:`CorpusResult.check` says how far the two are
-            apart.
+            apart.  Its layers are those of "all", and its calibration the one of None.
         score, side, ways, passes: as of :meth:`~interp_plugin.TextExplainer.explain`: "kept" learns noise, "erased"
             learns erasures, of the predicted class where the layer is "output".
 
@@ -108,6 +112,9 @@ class CorpusStudy:
                 "out"
             )
         _check_positive("batch_size", batch_size)
+        if amortised is not None:
+            calibration = calibration or amortised.calibration
+            layers = list(amortised.layers) if layers in ("all", ["all"]) else layers
         explainer = TextExplainer(model, tokenizer, noise_layer, calibration)
         plan = explainer.plan(layers, rate=rate, max_sigma=max_sigma, input_std=input_std, solver=solver)
         order = [*explainer.model.layers, OUTPUT]

@@ -78,9 +78,7 @@ def classes(table: pd.DataFrame) -> Table:
         cells = []
         for v, e, place, unsure in zip(column, spread, places, hazy, strict=True):
             error = f"±{number(e, digits)}"
-            cells.append(
-                Cell(number(v, digits), _known(v), error, error, place, unsure, low=v - e, high=v + e)
-            )
+            cells.append(Cell(number(v, digits), v, error, error, place, unsure, low=v - e, high=v + e))
         rows.append(Row(f"{name} ({count})", tuple(cells)))
     what = f"{ERASED} (per word)" if value == "erased" else "kept, nats per token"
     layers = tuple(Column(str(layer)) for layer in dict.fromkeys(table["layer"]))
@@ -165,7 +163,7 @@ def _layers(result: CorpusResult) -> Section:
     else:
         names.append("E (median)")
         medians = [of["regime_index", "median sentence", layer]["mean"] for layer in layers]
-        columns.append([Cell(significant(median), _known(median)) for median in medians])
+        columns.append([Cell(significant(median), median) for median in medians])
         names.append("predicted" if result.is_amortised else "converged")
         shares = [of["converged", "sentence", layer]["converged"] for layer in layers]
         columns.append([Cell("100 %", 1.0) if result.is_amortised else _share(share) for share in shares])
@@ -237,12 +235,9 @@ def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:
         spread = f"±{number(line['shift_error'], digits)}"
         drift = f"yes (p {significant(line['p_holm'], 2)})" if line["drift"] else "no"
         cells = (
-            *(
-                Cell(significant(line[name]), _known(line[name]))
-                for name in ("error", "held_out", "spearman")
-            ),
+            *(Cell(significant(line[name]), line[name]) for name in ("error", "held_out", "spearman")),
             _share(line["covered"]),
-            Cell(number(line["shift"], digits), _known(line["shift"]), spread, spread),
+            Cell(number(line["shift"], digits), line["shift"], spread, spread),
             Cell(drift),
         )
         rows.append(Row(str(line["layer"]), cells))
@@ -272,7 +267,7 @@ def _growth(lines: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any
         (cell,) = _means([{**line, "mean": line["growth"]}])
         share = _share(line["share"])
         verdict = Cell("grows" if line["violation"] else "no growth beyond chance")
-        cells = (cell, share, Cell(significant(line["p_holm"], 2), _known(line["p_holm"])), verdict)
+        cells = (cell, share, Cell(significant(line["p_holm"], 2), line["p_holm"]), verdict)
         rows.append(Row(f"{line['after']} to {line['layer']}", cells, "grows" if line["violation"] else ""))
     columns = ("growth, nats per text", "texts that grow", "p, corrected (Holm)", "verdict")
     table = Table(
@@ -293,7 +288,7 @@ def _differences(result: CorpusResult, other: CorpusResult) -> Section:
     rows = []
     for line in filter(lambda line: line["per"] == unit, result.compare(other).to_dict("records")):
         (cell,) = _means([{**line, "mean": line["difference"]}])
-        p = Cell(significant(line["p_holm"], 2), _known(line["p_holm"]))
+        p = Cell(significant(line["p_holm"], 2), line["p_holm"])
         rows.append(Row(str(line["layer"]), (Cell(words[line["quantity"]]), cell, p)))
     columns = (Column("", words=True), Column("difference"), Column("p (Holm)"))
     title = f"less {other.settings['model']}, paired by text, a {unit}"
@@ -316,9 +311,9 @@ def _words(result: CorpusResult) -> list[Section]:
             value, error = line[name], line[f"{name}_error"]
             digits = numbers.decimals([value], [error])
             spread = f"±{number(error, digits)}"
-            known.append(Cell(number(value, digits), _known(value), spread, spread))
-        ratio = Cell(significant(line["concentration_ratio"]), _known(line["concentration_ratio"]))
-        background = Cell(significant(line["background"], 4), _known(line["background"]))
+            known.append(Cell(number(value, digits), value, spread, spread))
+        ratio = Cell(significant(line["concentration_ratio"]), line["concentration_ratio"])
+        background = Cell(significant(line["background"], 4), line["background"])
         rows.append(Row(str(line["layer"]), (background, known[0], ratio, *known[1:])))
     columns = (
         "background, nats per token", "concentration: foreground less background", "as a ratio",
@@ -374,16 +369,12 @@ def _means(lines: Sequence[Mapping[str, Any]]) -> list[Cell]:
         known = math.isfinite(half)
         interval = f"[{number(line['low'], digits)}, {number(line['high'], digits)}]" if known else ""
         error = f"±{number(half, digits)}" if known else ""
-        cells.append(Cell(text, _known(line["mean"]), interval, error, low=line["low"], high=line["high"]))
+        cells.append(Cell(text, line["mean"], interval, error, low=line["low"], high=line["high"]))
     return cells
 
 
 def _share(share: float) -> Cell:
-    return Cell(numbers.UNKNOWN if math.isnan(share) else f"{100 * share:.0f} %", _known(share))
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return Cell(numbers.UNKNOWN if math.isnan(share) else f"{100 * share:.0f} %", share)
 
 
 def _named(layer: int | str) -> str:

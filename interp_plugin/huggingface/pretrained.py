@@ -207,10 +207,8 @@ def load(
                 f"model {name!r} or its tokenizer comes with Python files of its own, which were not run; read them, "
                 "and if you trust them give --trust-remote-code (in Python trust_remote_code=True)"
             ) from error
-        raise ValueError(
-            f"cannot load model {name!r}: it must hold a model and its tokenizer; give a folder written by "
-            "save_pretrained, or a Hugging Face id that is cached or within reach"
-        ) from error
+        raise ValueError(f"cannot load model {name!r}: {_why_not(name, tokenizer, error)}") from error
+    _check_words(words, model, name if tokenizer is None else fspath(tokenizer))
     if load_in is not None:
         _keep_gradients(model)
     return (model if device is None or spread else model.to(device)).eval(), words
@@ -262,6 +260,60 @@ def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> 
         compute = {"bnb_4bit_compute_dtype": DTYPES[dtype]} if load_in == "4bit" else {}
         found["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{load_in}": True}, **compute)
     return found
+
+
+def _why_not(name: str, tokenizer: str | PathLike[str] | None, error: Exception) -> str:
+    """What kept a model or its tokenizer from being loaded, and the way out."""
+    for each in (name, *(() if tokenizer is None else (fspath(tokenizer),))):
+        if not Path(each).exists() and (each.startswith(("/", ".", "~")) or each.count("/") > 1):
+            return f"there is no folder {each!r}; give one that is there, or a Hugging Face id"
+        if Path(each).is_file():
+            return f"{each!r} is a file; give the folder that holds it"
+    found: BaseException | None = error
+    kinds = set()
+    while found is not None:
+        kinds.add(type(found).__name__)
+        found = found.__cause__ or found.__context__
+    if "GatedRepoError" in kinds:
+        return (
+            "its owner asks who uses it; agree on its page of the hub, and give your token with hf auth login"
+        )
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            "the hub has no such id, or it is private; check its name, or give your token with hf auth login"
+        )
+    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        reason = "HF_HUB_OFFLINE forbids to ask the hub" if HF_HUB_OFFLINE else "the hub cannot be reached"
+        return (
+            f"it is not in the cache, and {reason}; give a folder, or load it once where there is a network"
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (
+        f"it must hold a model and its tokenizer ({reason}); give a folder written by save_pretrained, or a Hugging "
+        "Face id that is cached or within reach"
+    )
+
+
+def _check_words(words: Any, model: Any, name: str) -> None:
+    """See that a tokenizer has words, and no more than the model embeds.
+
+    Raises:
+        ValueError: it has none: transformers makes one of special tokens alone where there are no files.
+    """
+    if len(words) <= len(words.all_special_tokens):
+        raise ValueError(
+            f"{name!r} holds no tokenizer; save it there with save_pretrained, or name another with --tokenizer (in "
+            "Python tokenizer=)"
+        )
+    table = model.get_input_embeddings()
+    rows = getattr(table, "num_embeddings", None)
+    if rows is not None and len(words) > rows:
+        warnings.warn(
+            f"the tokenizer in {name!r} has {len(words)} tokens and the model embeds {rows}: it is another model's",
+            stacklevel=3,
+        )
 
 
 def _model_and_words(

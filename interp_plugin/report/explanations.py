@@ -48,7 +48,7 @@ def report(explanation: Values, title: str | None = None) -> Report:
             for place, text in enumerate(texts, 1)
         ),
         guide=guide(explanation),
-        scale=("-largest", "the row's largest") if erased else ("0", "the layer's highest"),
+        scale=("speaks against it", "needed most") if erased else ("0", "the layer's highest"),
         signed=erased,
         cost=_cost(explanation),
         settings=settings,
@@ -65,7 +65,7 @@ def section(explanation: Values, text: Values, number: str = "") -> Section:
     status, warns = _status(explanation, text)
     return Section(
         heading=heading,
-        answer=answer(text),
+        answer=answer(explanation, text),
         status=status,
         warns=warns,
         lines=lines(text),
@@ -96,17 +96,22 @@ def shares(text: Values, row: Values) -> list[float | None]:
     return [None if apart else share for share, apart in zip(_shares(text, row), special(text), strict=True)]
 
 
-def row_label(row: Values) -> str:
-    """Name of a row: its layer, and the position of its state if it has one.
+def row_label(row: Values, tokens: Sequence[str] = ()) -> str:
+    """Name of a row: its layer, and the position of its state if it has one, with the token that stands there.
 
     Example::
 
         >>> row_label({"layer": 3, "position": None}), row_label({"layer": "output", "position": 5})
         ('layer 3', 'output @5')
+        >>> row_label({"layer": 3, "position": 1}, ["[CLS]", "funny"])
+        'layer 3 @1 funny'
     """
     layer, position = row["layer"], row.get("position")
     name = numbers.printable(layer) if isinstance(layer, str) else f"layer {layer}"
-    return name if position is None else f"{name} @{position}"
+    if position is None:
+        return name
+    token = shortened(tokens[position], 24) if position < len(tokens) else ""
+    return f"{name} @{position} {token}".rstrip()
 
 
 def rows_of(text: Values, layer: Choice | None) -> list[Values]:
@@ -207,14 +212,14 @@ def table(explanation: Values, text: Values, layer: Choice | None = None) -> Tab
     )
 
 
-def answer(text: Values, layer: Choice | None = None) -> str:
+def answer(explanation: Values, text: Values, layer: Choice | None = None) -> str:
     """What the numbers of a text say: the prediction, and what the last layer (or that one) keeps most of.
 
     A class has no direction where noise was learned, which the answer says.
     """
     own = f"output.{text['predicted']}"  # where each class has a row, that of the predicted one says most
     row = one_row(text, own if layer is None and any(row["layer"] == own for row in text["rows"]) else layer)
-    name = row_label(row)
+    name = row_label(row, _tokens(explanation, text))
     which = f" '{name[7:]}'" if name.startswith("output.") else ""
     name = f"The output{which}" if which or name == "output" else name[:1].upper() + name[1:]
     said = _prediction(text)
@@ -227,10 +232,7 @@ def answer(text: Values, layer: Choice | None = None) -> str:
     kept = _named(text, row, 1)
     said.append(f"{name} keeps most of: {', '.join(kept)}." if kept else f"{name} keeps none of the tokens.")
     if _lacks_direction(text):
-        said.append(
-            f"This has no direction: it says what the output depends on, not what speaks for or against "
-            f"{text['target']}; --score erased (in Python score='erased') has a sign."
-        )
+        said.append("This has no direction; --score erased (in Python score='erased') has one.")
     return " ".join(said)
 
 
@@ -261,6 +263,10 @@ def lines(text: Values) -> tuple[tuple[Piece, ...], ...]:
         if start > taken:
             found[-1].append(Piece(segments[segment][taken:start]))
         own = segments[segment][max(start, taken) : end]
+        space = own[: len(own) - len(own.lstrip())] if own.strip() else ""  # of " film", which is not shaded
+        if space:
+            found[-1].append(Piece(space))
+            own = own.removeprefix(space)
         found[-1].append(Piece(own or name, columns[u], special=not own))
         taken = max(taken, end)
         if u == last[segment] and taken < len(segments[segment]):
@@ -328,24 +334,38 @@ def _row(explanation: Values, text: Values, row: Values, order: Sequence[int]) -
     written = rounded(found, errors)
     cells = []
     for u in order:
+        if row["layer"] == "output" and row.get("position") is not None and u >= row["position"]:
+            cells.append(Cell("-"))  # of a continuation: the token that is predicted, and those after it
+            continue
         words, digits = written[u]
         value, error = found[u], errors[u]
         spread = f"±{number(error, digits)}"
-        known = numbers.known(value)
-        ends: tuple[float | None, float | None] = (None, None)
-        if value is not None and known:
-            ends = (value - (error or 0.0), value + (error or 0.0))
+        width = error or 0.0
+        ends = (value - width, value + width) if numbers.known(value) else (None, None)
         shaded = None if apart[u] else places[u]
         cells.append(
             Cell(
-                words, value if known else None, spread, spread, shaded, hazy[u] and shaded is not None,
-                mark=TIED if ties[u] else "", low=ends[0], high=ends[1],
+                words, value, spread, spread, shaded, hazy[u] and shaded is not None, mark=TIED if ties[u] else "",
+                low=ends[0], high=ends[1],
             )
         )  # fmt: skip
-    warning = "" if row["converged"] or explanation["settings"].get("amortised") else "not converged"
+    settings = explanation["settings"]
+    is_sought = not settings.get("amortised") and not _is_closed_form(settings)
+    warning = "not converged" if is_sought and not row["converged"] else ""
     if _is_lowered(row, explanation):
         warning = ", ".join(filter(None, (warning, f"rate {row['rate']:.1g}")))
-    return Row(row_label(row), tuple(cells), warning)
+    return Row(row_label(row, _tokens(explanation, text)), tuple(cells), warning)
+
+
+def _tokens(explanation: Values, text: Values) -> Sequence[str]:
+    """What positions count, where the units are these."""
+    tokens: Sequence[str] = text["units"] if unit_name(explanation) == "token" else ()
+    return tokens
+
+
+def _is_closed_form(settings: Values) -> bool:
+    """Whether the solver was told not to refine its first estimate."""
+    return settings.get("iterations") == 0
 
 
 def _end(text: Values, row: Values) -> float:
@@ -376,7 +396,7 @@ def _details(explanation: Values, text: Values) -> Table:
         if erased:
             known = [Cell(significant(row["damage"]), row["damage"])]
         passes = [Cell(str(row[name]), row[name]) for name in ("n_forward", "n_backward")]
-        cells.append(Row(row_label(row), (*known, *passes)))
+        cells.append(Row(row_label(row, _tokens(explanation, text)), (*known, *passes)))
     columns = tuple(Column(name) for name in (*names, "forward passes", "backward passes"))
     return Table("Details of each layer", "layer", columns, {"": tuple(cells)})
 
@@ -396,6 +416,9 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
             return f"Sure: {errors}.", False
         wanted = _rounded_up(max(row["n_forward"] for row in rows) * (worst / shades.UNCERTAIN) ** 2)
         return f"Not sure: {errors}. More passes: --max-passes {wanted} (in Python passes={wanted}).", True
+    if _is_closed_form(settings):
+        better = "without --quick (in Python iterations=0) the solver refines it"
+        return f"The closed form alone: {errors}; {better}.", worst > shades.UNCERTAIN
     unfinished = [row for row in rows if not row["converged"]]
     if not unfinished:
         return f"Sure: {count} converged; {errors}.", False
@@ -462,11 +485,7 @@ def _probability(share: float) -> str:
 def _named(text: Values, row: Values, sign: int) -> list[str]:
     """The words that a row keeps (or loses, or with sign -1 gains by) most, without repeats and punctuation."""
     pairs = zip(values(row), special(text), strict=True)
-    found = [
-        (sign * v, u)
-        for u, (v, apart) in enumerate(pairs)
-        if numbers.known(v) and v is not None and not apart
-    ]
+    found = [(sign * v, u) for u, (v, apart) in enumerate(pairs) if numbers.known(v) and not apart]
     names = []
     for value, u in sorted(found, key=lambda pair: -pair[0]):
         # a sign is sound beyond two standard errors
@@ -484,6 +503,7 @@ def _word(text: Values, u: int) -> str:
         return shortened(text["units"][u], 24)
     segment, start, end = offset
     words = text["text"] if segment == 0 else text["pair"] or ""
+    start += len(words[start:end]) - len(words[start:end].lstrip())  # " film" begins with its letters
     before, after = re.search(r"[\w'-]*\Z", words[:start]), re.match(r"[\w'-]*", words[end:])
     own = words[start:end]
     if re.search(r"\w", own) and not re.search(r"\s\S", own.strip()):
@@ -526,6 +546,5 @@ def _cost(explanation: Values) -> str:
 def _picked(found: Sequence[float | None], order: Sequence[int], digits: int) -> list[float | None]:
     """The numbers in the table's order, with the digits that a reader needs, so that many of them stay small."""
     return [
-        float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None
-        for value in (found[u] for u in order)
+        float(f"{value:.{digits}g}") if numbers.known(value) else None for value in (found[u] for u in order)
     ]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.image import AxesImage
     from numpy.typing import NDArray
 
 Kind = Literal["layers", "tokens", "flow"]
@@ -84,7 +85,7 @@ def plot(
         row = explanations.one_row(each, layer) if kind == "tokens" else explanations.rows_of(each, layer)[-1]
         here = (row["layer"], row.get("position"))
         tables.append(explanations.table(explanation, each, here if kind == "tokens" else layer))
-        answers.append(explanations.answer(each, here))
+        answers.append(explanations.answer(explanation, each, here))
     sizes = [_size_of_map(table) if kind == "layers" else _size_of_bars(table) for table in tables]
     figure = _figure(max(width for width, _ in sizes), sum(height for _, height in sizes))
     parts = figure.subfigures(len(tables), 1, squeeze=False, height_ratios=[height for _, height in sizes])[
@@ -123,11 +124,8 @@ def draw_curves(chart: Curves) -> Figure:
         if len(places) > 1:
             axes.fill_between(places, curve.low, curve.high, color=colour, alpha=0.25, linewidth=0)
         else:
-            ends = zip(
-                *(_whiskers(*each) for each in zip(curve.mean, curve.low, curve.high, strict=True)),
-                strict=True,
-            )
-            axes.errorbar(places, curve.mean, yerr=list(ends), fmt="none", ecolor=colour)
+            ends = [_whiskers(*each) for each in zip(curve.mean, curve.low, curve.high, strict=True)]
+            axes.errorbar(places, curve.mean, yerr=list(zip(*ends, strict=True)), fmt="none", ecolor=colour)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.set_ylabel(f"{chart.unit}\n({'band' if len(names) > 1 else 'whisker'}: {chart.band})", **_words())
     _name_places(axes, names)
@@ -169,8 +167,7 @@ def draw_heat_map(table: Table) -> Figure:
             axes.text(c, r, cell.text, ha="center", va="center", fontsize="small", color=ink)
     _name_places(axes, columns)
     axes.set_yticks(range(len(names)), names, **_words())
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, aspect=15)
-    bar.set_label(table.scale, **_words())
+    _add_bar(figure, axes, image, table.scale)
     return figure
 
 
@@ -366,7 +363,8 @@ def svg(chart: Chart, number: str) -> str:
     for colour, variable in _VARIABLES.items():
         source = re.sub(rf"(fill|stroke): {colour}", rf"\1: var({variable})", source)
     links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    shape = f'style="max-width: {96 * figure.get_figwidth():.0f}px"'
+    wide = f"{96 * figure.get_figwidth():.0f}px"
+    shape = f'style="max-width: {wide}; --wide: {wide}"'
     source = re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" \1 {shape} {links}>', source, count=1
     )
@@ -411,8 +409,7 @@ def _draw_map(figure: SubFigure, table: Table, answer: str, signed: bool) -> Non
     axes.set_yticks(
         range(len(table.rows)), [_name(row.name + _warned(row)) for row in table.rows], **_words()
     )
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, aspect=15)
-    bar.set_label(textwrap.fill(table.scale, 30), **_words())
+    _add_bar(figure, axes, image, textwrap.fill(table.scale, 30))
     hazy = any(cell is not None and cell.uncertain for row in table.rows for cell in row.cells)
     _answer(answer, figure, "hatched: uncertain" if hazy else "")
 
@@ -559,6 +556,11 @@ def _answer(answer: str, figure: SubFigure, note: str) -> None:
     wide = max(30, int(11 * figure.bbox.width / figure.dpi))  # characters
     title = textwrap.fill(printable(answer), wide) + (f"\n({note})" if note else "")
     figure.suptitle(title, x=0.01, ha="left", **_words("medium"))
+
+
+def _add_bar(figure: Figure | SubFigure, axes: Axes, image: AxesImage, scale: str) -> None:
+    """A colour bar that says what the colours mean."""
+    figure.colorbar(image, ax=axes, fraction=0.05, aspect=15).set_label(scale, **_words())
 
 
 def _plain(axes: Axes) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from interp_plugin.report.numbers import known
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -17,7 +19,7 @@ class Cell:
 
     Attributes:
         text: as it is written; "-" where it is not known.
-        value: the number; None: not known, or the cell holds words.
+        value: the number; None: not known or not finite, or the cell holds words.
         spread: its error or interval as it is written, "" where there is none.
         error: half of that, for media with little room.
         shade: its place on the scale, -1 to 1; None: not shaded.
@@ -39,6 +41,11 @@ class Cell:
     note: str = ""
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            if not known(getattr(self, name)):
+                object.__setattr__(self, name, None)
 
 
 @dataclass(frozen=True)

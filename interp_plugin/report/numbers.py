@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import median
+from typing import TypeGuard
 
 UNKNOWN = "-"
 _DIGITS = 4  # significant digits at most
@@ -14,7 +15,7 @@ _RANGE = 100.0  # largest to smallest of some numbers, from which on one number 
 Numbers = Sequence[float | None]
 
 
-def known(value: float | None) -> bool:
+def known(value: float | None) -> TypeGuard[float]:
     """Whether a value is a finite number; None, NaN and infinity are not."""
     return value is not None and math.isfinite(value)
 
@@ -27,7 +28,7 @@ def number(value: float | None, decimals: int) -> str:
         >>> number(0.4631, 2), number(None, 2), number(float("nan"), 2), number(-0.001, 2), number(2e-9, 10)
         ('0.46', '-', '-', '0.00', '2.00e-09')
     """
-    if value is None or not math.isfinite(value):
+    if not known(value):
         return UNKNOWN
     if decimals > _DECIMALS:
         return f"{value:.2e}"
@@ -42,7 +43,7 @@ def significant(value: float | None, digits: int = 3) -> str:
         >>> significant(0.98712), significant(1234.5), significant(None), significant(3.0)
         ('0.987', '1234', '-', '3.00')
     """
-    return number(value, 0 if not value or not known(value) else max(0, digits - 1 - _exponent(value)))
+    return number(value, 0 if not known(value) or not value else max(0, digits - 1 - _exponent(value)))
 
 
 def decimals(values: Numbers, errors: Numbers = ()) -> int:
@@ -56,8 +57,8 @@ def decimals(values: Numbers, errors: Numbers = ()) -> int:
         >>> decimals([123.44, 5.1], [0.26, 0.3]), decimals([0.46312], [0.032]), decimals([50.0, 3.0])
         (1, 3, 0)
     """
-    sizes = [abs(value) for value in values if value is not None and math.isfinite(value) and value]
-    some = [error for error in errors if error is not None and math.isfinite(error) and error > 0]
+    sizes = [abs(value) for value in values if known(value) and value]
+    some = [error for error in errors if known(error) and error > 0]
     if not sizes:
         return max(0, 1 - _exponent(median(some))) if some else 1
     if not some:
@@ -81,7 +82,7 @@ def rounded(values: Numbers, errors: Numbers = (), apart: bool = False) -> list[
         >>> rounded([0.0034, 3.4], [0.0003, 0.3], apart=True)
         [('0.00340', 5), ('3.40', 2)]
     """
-    sizes = [abs(value) for value in values if value is not None and math.isfinite(value) and value]
+    sizes = [abs(value) for value in values if known(value) and value]
     if apart and sizes and max(sizes) > _RANGE * min(sizes):
         padded = [*errors, *[None] * (len(values) - len(errors))]
         places = [decimals([value], [error]) for value, error in zip(values, padded, strict=True)]

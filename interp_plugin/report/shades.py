@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from interp_plugin.report.numbers import Numbers
+from interp_plugin.report.numbers import Numbers, known
 
 Rgb = tuple[int, int, int]
 
@@ -26,7 +25,7 @@ _EVEN = 0.179  # luminance on which black and white contrast alike: sqrt(1.05 * 
 
 def highest(values: Numbers) -> float:
     """The end of the scale, which begins at the values' natural zero: the largest size among those that are known."""
-    return max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    return max((abs(value) for value in values if known(value)), default=0.0)
 
 
 def shares(values: Numbers, end: float | None = None) -> list[float | None]:
@@ -43,12 +42,7 @@ def shares(values: Numbers, end: float | None = None) -> list[float | None]:
     """
     end = highest(values) if end is None else end
     return [
-        None
-        if value is None or not math.isfinite(value)
-        else max(-1.0, min(1.0, value / end))
-        if end
-        else 0.0
-        for value in values
+        None if not known(value) else max(-1.0, min(1.0, value / end)) if end else 0.0 for value in values
     ]
 
 
@@ -74,9 +68,9 @@ def ranks(values: Numbers, half_widths: Numbers, higher_is_better: bool) -> list
         ([1.0, 0.5, 0.0, None], [1.0])
     """
     sign = 1 if higher_is_better else -1
-    worth = [None if v is None or not math.isfinite(v) else sign * v for v in values]
+    worth = [sign * v if known(v) else None for v in values]
     found = [v for v in worth if v is not None]
-    widths = sorted(w for w in half_widths if w is not None and math.isfinite(w))
+    widths = sorted(filter(known, half_widths))
     usual = 2 * widths[len(widths) // 2] if widths else 0.0
     span = max(max(found) - min(found), usual) if found else 0.0
     return [None if v is None else 1 - (max(found) - v) / span if span else 1.0 for v in worth]

@@ -702,7 +702,12 @@ class TextExplainer:
                 self._check_target(target, foil, labels)
                 wanted = EACH if _is_each(target) else None
             if self.model.task not in _OWN and target is not None and wanted is None:
-                wanted = _class_number(self.model, target, encoding.choices)
+                try:
+                    wanted = _class_number(self.model, target, encoding.choices)
+                except ValueError as error:
+                    if len({*map(str, targets)}) == 1:
+                        raise
+                    raise ValueError(f"text {index}: {error}") from error
             if self.model.task not in _OWN and foil is not None:
                 number = _class_number(self.model, foil, encoding.choices)
             if number is not None and wanted == number:

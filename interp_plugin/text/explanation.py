@@ -204,8 +204,8 @@ class Explanation(Record, Sequence[TextExplanation]):
     def to_pandas(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> pd.DataFrame:
         """A table with one line for each text, row and unit; kept, loss and their standard errors are in nats.
 
-        ``standard_error`` is that of kept. ``max_sigma`` to ``n_backward`` belong to the row and repeat for each of
-        its units.
+        ``standard_error`` is that of kept. ``max_sigma`` to ``rate`` belong to the row, ``predicted`` and ``target``
+        to the text, and repeat for each unit.
 
         Raises:
             ImportError: pandas is missing.

@@ -18,12 +18,13 @@ FACTS = (
     *("max_sigma", "input_std", "regime_index", "distortion", "converged", "n_forward", "n_backward"),
     "rate",
 )
+ABOUT = ("predicted", "target")  # of the text
 COLUMNS = (
     *("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS),
-    *("kept", "loss", "sigma", "standard_error", "loss_standard_error", "tied", *FACTS),
+    *("kept", "loss", "sigma", "standard_error", "loss_standard_error", "tied", *FACTS, *ABOUT),
 )
 ERASED_FACTS = ("damage", "n_forward", "n_backward")
-ERASED_COLUMNS = (*COLUMNS[:10], "erased", "standard_error", "tied", *ERASED_FACTS)
+ERASED_COLUMNS = (*COLUMNS[:10], "erased", "standard_error", "tied", *ERASED_FACTS, *ABOUT)
 ERASED_ONLY = ("erased", "erasure_probability", "damage")
 ARRAYS = ("sigma", "standard_error", "erased", "erasure_probability")  # of rows
 
@@ -92,10 +93,11 @@ def lines(
         columns = (kept.values, loss.values, sigma.values, *errors, kept.tied)
     for row, *scores in zip(item.rows, *(column.tolist() for column in columns), strict=True):
         labels, facts = ([getattr(row, name) for name in names] for names in (LABELS, of_row))
+        about = [getattr(item, name) for name in ABOUT]
         units = zip(kept.units, kept.offsets, *scores, strict=True)
         for u, (unit, offset, *values) in enumerate(units):
             place = (None, None, None) if offset is None else offset
-            yield (number, item.text, item.pair, u, unit, *place, *labels, *values, *facts)
+            yield (number, item.text, item.pair, u, unit, *place, *labels, *values, *facts, *about)
 
 
 def _all_scores(

@@ -314,7 +314,6 @@ def test_a_head_refuses_another_model_tokenizer_and_file(head: AmortisedEstimato
     [
         ({"rate": 0.2}, "rate is 0.2 here and 0.1 there"),
         ({"max_sigma": 2.0}, "max_sigma is 2.0"),
-        ({"calibration": None}, "calibration is None"),
         ({"layers": ["mean"]}, r"layers is \['mean'\] here"),
         ({"score": "erased"}, "predicts sigma, and score='erased' asks for erasures"),
         ({"noise_layer": "scaled"}, "noise_layer is 'scaled'"),
@@ -325,6 +324,14 @@ def test_a_study_asks_what_the_head_was_trained_for(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         of_gains(amortised=head, **settings)
+
+
+def test_a_study_takes_the_heads_calibration_and_layers_where_none_are_given(
+    head: AmortisedEstimator,
+) -> None:
+    study = of_gains(amortised=head, calibration=None, layers="all")
+    assert study.settings(1)["calibration"] == UNIT.digest
+    assert study.settings(1)["layers"] == list(head.layers)
 
 
 def test_a_study_has_the_heads_model_and_tokenizer(head: AmortisedEstimator) -> None:

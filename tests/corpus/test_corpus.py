@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -358,6 +359,11 @@ def test_more_failures_than_allowed_stop_the_run_and_finished_parts_stay(tmp_pat
     assert run(tmp_path, given, max_errors=3).texts == WINDOW + 3
     with pytest.raises(ValueError, match="max_errors is 1"):
         run(tmp_path, given, max_errors=1)
+    with pytest.raises(ValueError, match="3 texts failed and max_errors is 2"):
+        CorpusResult.load(tmp_path, max_errors=2)  # as after several processes, each of which counted its own
+    assert (
+        json.loads(json.dumps(CorpusResult.load(tmp_path).to_dict(), allow_nan=False))["texts"] == WINDOW + 3
+    )
 
 
 def test_a_model_that_fails_every_text_is_an_error_of_its_own(tmp_path: Path) -> None:

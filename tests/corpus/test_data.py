@@ -456,3 +456,13 @@ def test_labels_of_a_file_are_classes_by_name_or_number() -> None:
     explainer = TextExplainer(cnn())
     found = explainer.explain(["a good film", "it was bad"], "output", ["1", "bad"])
     assert [item.target for item in found] == ["so-so", "bad"]
+
+
+def test_the_first_records_alone_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text("comment,stars\na,1\nb,2\nc,3\n", encoding="utf-8")
+    assert [record.values["comment"] for record in records(path, limit=2)] == ["a", "b"]
+    assert [record.values["comment"] for record in records(path, limit=2).only(Wanted("comment"))] == [
+        "a",
+        "b",
+    ]

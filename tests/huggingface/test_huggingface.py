@@ -49,6 +49,35 @@ def test_an_unknown_model_is_named_in_one_sentence(name: str, monkeypatch: pytes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("no/such-model", "not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"),
+        ("/no/such/folder", "there is no folder '/no/such/folder'"),
+        ("./here", "there is no folder './here'"),
+        (__file__, "is a file; give the folder that holds it"),
+    ],
+)
+def test_a_failed_load_says_why(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="cannot load model") as caught:
+        huggingface.load(name)
+    assert reason in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    """transformers makes a tokenizer of special tokens alone, and every word was [UNK]."""
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no tokenizer; save it there"):
+        huggingface.load(tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_named(folder: Path) -> None:
+    default = huggingface.default_model_path()
+    with pytest.warns(UserWarning, match="has 7000 tokens and the model embeds .*another model's"):
+        huggingface.load(folder, default)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot load model"):
         huggingface.load(tmp_path)

@@ -95,7 +95,41 @@ def test_a_class_without_a_sign_says_that_it_has_no_direction() -> None:
 def test_an_answer_names_words_and_not_their_pieces() -> None:
     one = text(["memorable", "film"], [row([8.0, 7.0, 1.0])])
     one |= {"units": ["memo", "##rable", "film"], "offsets": [[0, 0, 4], [0, 4, 9], [0, 10, 14]]}
-    assert filled.answer(one).endswith("Layer 1 keeps most of: memorable, film.")
+    assert filled.answer(explanation(one), one).endswith("Layer 1 keeps most of: memorable, film.")
+
+
+def test_the_space_before_a_token_is_neither_shaded_nor_part_of_a_word_before() -> None:
+    """ " film" was named "good film", and its space hung shaded at the end of a line."""
+    one = text(["good", "film"], [row([1.0, 8.0])]) | {
+        "units": ["good", " film"],
+        "offsets": [[0, 0, 4], [0, 4, 9]],
+    }
+    assert filled.answer(explanation(one), one).endswith("keeps most of: film.")
+    assert [(piece.text, piece.column) for piece in filled.lines(one)[0]] == [
+        ("good", 0),
+        (" ", None),
+        ("film", 1),
+    ]
+
+
+def test_what_comes_after_a_predicted_token_is_blank() -> None:
+    """inseq's tables are: 0 nats looked like a finding."""
+    one = text(["a", "good", "film"], [row([3.0, 0.0, 0.0], "output", 1), row([3.0, 2.0, 0.0], "output", 2)])
+    rows = filled.table(explanation(one), one).rows
+    assert [[cell and cell.text for cell in row.cells] for row in rows] == [
+        ["3.00", "-", "-"],
+        ["3.00", "2.00", "-"],
+    ]
+
+
+def test_the_closed_form_alone_is_not_called_unconverged() -> None:
+    """--quick was told that --max-passes mends it, which it does not."""
+    one = text(["good", "film"], [row([8.0, 4.0]) | {"converged": False}])
+    values = explanation(one)
+    values["settings"]["iterations"] = 0
+    shown = filled.report(values).sections[0]
+    assert shown.status.startswith("The closed form alone:") and "without --quick" in shown.status
+    assert shown.tables[0].rows[0].warning == ""
 
 
 def test_a_layer_that_did_not_converge_stands_out_with_the_option_that_mends_it() -> None:
@@ -362,7 +396,7 @@ def test_a_figure_starts_with_the_answer() -> None:
 def test_one_layers_positions_make_a_map_of_time_steps() -> None:
     states = [row([2.0, 1.0], layer, position) for layer in (1, 2) for position in (0, 1)]
     axes = figures.plot(explanation(text(["a", "b"], states)), "layers", layer=2).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 2 @0", "layer 2 @1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 2 @0 a", "layer 2 @1 b"]
 
 
 def test_bars_show_the_chosen_row_with_one_standard_error() -> None:

@@ -199,9 +199,19 @@ def test_each_of_several_texts_has_its_own_heading_and_ids() -> None:
     assert named <= set(ids)
 
 
+def test_the_contents_are_the_shaded_texts() -> None:
+    shown = page(TWO, text(["bad"], pair="very"))
+    assert [a["aria-label"] for _, a in shown.all("a")] == [
+        "Text 1 of 2: good film",
+        "Text 2 of 2: bad | very",
+    ]
+    assert shown.texts("a") == ["1", "2"]
+    assert len(shown.texts("span", dir="auto")) == 2
+
+
 def test_rows_with_positions_and_missing_values_are_drawn() -> None:
     shown = page(text(["a", "b"], [row([None, 1.0], 3, 0), row([None, None], 3, 1, error=0.0)]))
-    assert shown.texts("th", scope="row")[:2] == ["layer 3 @0", "layer 3 @1"]
+    assert shown.texts("th", scope="row")[:2] == ["layer 3 @0 a", "layer 3 @1 b"]
     assert [words for words, _ in main_cells(shown)][:4] == ["- ±0.26", "1.00 ±0.26", "- ±0.0", "- ±0.0"]
 
 
@@ -300,7 +310,9 @@ def test_any_token_is_a_heading_of_its_column(units: list[str]) -> None:
     shown = page(text(units))
     heads = [words for words, _ in shown.all("th", scope="col")][1:]
     assert heads[: len(units)] == [printable(unit) for unit in units]
-    assert "".join(words for words, a in shown.all("span") if "data-unit" in a) in printable("".join(units))
+    assert "".join(words for words, a in shown.all("span") if "data-unit" in a) in printable(
+        "".join(unit.lstrip() or unit for unit in units)  # the space before a token is not shaded
+    )
 
 
 def test_twelve_layers_of_128_tokens_stay_under_300_kilobytes() -> None:
