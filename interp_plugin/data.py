@@ -6,11 +6,12 @@ import codecs
 import csv
 import io
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from os import PathLike
@@ -30,6 +31,7 @@ SUFFIXES = (".txt", *TABLES)
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "document")
 LABEL_COLUMNS = ("label", "labels", "class", "sentiment")
 RATIONALE_COLUMNS = ("rationale", "rationales")
+TARGET_COLUMNS, FOIL_COLUMNS = ("target",), ("instead_of",)
 SEPARATORS = ",;\t|"
 EMPTY = "an empty line"
 LONGEST = 2**25  # bytes of a line; a longer one is skipped without being held in memory
@@ -261,12 +263,32 @@ class Texts:
         rationales: one for each, as the data hold them (character spans or a mask of tokens); None: none.
         left_out: file, line and reason of each record without a text, or without a label or rationale that others
             have.
+        targets, foils: what a language model is asked about after each text, and what that is compared with; None where
+            a record says nothing; None: the data have none.
     """
 
     texts: tuple[Text, ...]
     labels: tuple[Any, ...] | None = None
     rationales: tuple[Any, ...] | None = None
     left_out: tuple[str, ...] = ()
+    targets: tuple[Any, ...] | None = None
+    foils: tuple[Any, ...] | None = None
+
+    def sample(self, count: int | None, seed: int = 0) -> Texts:
+        """A random sample, in the order of the data; None, or as many as there are: all.
+
+        Examples::
+            >>> Texts(("a", "b", "c"), labels=(0, 1, 2)).sample(2, seed=1)
+            Texts(texts=('a', 'c'), labels=(0, 2), rationales=None, left_out=(), targets=None, foils=None)
+        """
+        if count is None or count >= len(self.texts):
+            return self
+        chosen = sorted(random.Random(seed).sample(range(len(self.texts)), count))
+        parts = {name: getattr(self, name) for name in ("texts", "labels", "rationales", "targets", "foils")}
+        some: dict[str, Any] = {
+            name: values and tuple(values[i] for i in chosen) for name, values in parts.items()
+        }
+        return replace(self, **some)
 
 
 def read_texts(
@@ -278,15 +300,17 @@ def read_texts(
     pair_column: Column | None = None,
     limit: int | None = None,
     encoding: str = "utf-8",
+    target_column: Column | None = None,
+    foil_column: Column | None = None,
 ) -> Texts:
     """A data set in memory.  Empty lines are skipped; records without a text, or a label, are left out and listed.
 
     Args:
         source: what :func:`records` or :func:`lines` gave, or as of :func:`records`.
         split, encoding: as of :func:`records`.
-        text_column, label_column, rationale_column: by name; by number, from 0, in a .csv or .tsv file
-            without a header.  None: under one of their usual names, and no labels or rationales where
-            there is none.
+        text_column, label_column, rationale_column, target_column, foil_column: by name; by number, from 0, in a .csv
+            or .tsv file without a header.  None: under one of their usual names ("target" and "instead_of" of the last
+            two), and no labels, rationales or targets where there is none.
         pair_column: of the second text, where texts are pairs.
         limit: the first so many texts.
 
@@ -304,44 +328,50 @@ def read_texts(
         >>> found.left_out
         ("films.tsv, line 2 holds '' in column 0: it must be some words",)
     """
-    wanted = (text_column, pair_column, label_column, rationale_column)
+    wanted = (text_column, pair_column, label_column, rationale_column, target_column, foil_column)
     if not isinstance(source, Records):
         header = False if any(isinstance(column, int) for column in wanted) else None
         source = records(source, split, header, encoding)
     named = tuple(column for column in wanted[1:] if column is not None)
-    chosen = source.only(Wanted(text_column, named, (*LABEL_COLUMNS, *RATIONALE_COLUMNS)))
+    usual = (*LABEL_COLUMNS, *RATIONALE_COLUMNS, *TARGET_COLUMNS, *FOIL_COLUMNS)
+    chosen = source.only(Wanted(text_column, named, usual))
     found = (record for record in chosen if record.error != EMPTY)
     # the column is found from the first records; of a limit no more need be read
     first = list(islice(found, 1000 if limit is None else limit))
     text_column = columns(first, text_column, named)
     text_column = TEXT_COLUMNS[0] if text_column is None else text_column
     names = {name for record in first for name in record.values}
-    if label_column is None:
-        label_column = next((name for name in LABEL_COLUMNS if name in names), None)
-    if rationale_column is None:
-        rationale_column = next((name for name in RATIONALE_COLUMNS if name in names), None)
+
+    def there(column: Column | None, usual: Sequence[str]) -> Column | None:
+        return next((name for name in usual if name in names), None) if column is None else column
+
+    known_columns = there(label_column, LABEL_COLUMNS), there(rationale_column, RATIONALE_COLUMNS)
+    asked = there(target_column, TARGET_COLUMNS), there(foil_column, FOIL_COLUMNS)
     texts: list[Text] = []
-    others = [column for column in (label_column, rationale_column) if column is not None]
-    values: list[list[Any]] = [[] for _ in others]
+    values: list[list[Any]] = [[], [], [], []]
     left_out: list[str] = []
     for record in chain(first, found):
         if len(texts) == limit:
             break
         try:
             text = record.text(text_column, pair_column)
-            of_text = [record.value(column) for column in others]
+            of_text = [None if column is None else record.value(column) for column in known_columns]
         except ValueError as error:
             left_out.append(str(error))
             continue
         texts.append(text)
+        # an empty cell asks for the model's own prediction
+        cells = [None if column is None else record.values.get(column) for column in asked]
+        of_text += [None if cell == "" else cell for cell in cells]
         for known, value in zip(values, of_text):
             known.append(value)
     if not texts:
         reason = f": {left_out[0]}" if left_out else ""
         raise ValueError(f"{source.name!r} holds no texts{reason}; give a file or data set with at least one")
-    labels = tuple(values[0]) if label_column is not None else None
-    rationales = tuple(values[-1]) if rationale_column is not None else None
-    return Texts(tuple(texts), labels, rationales, tuple(left_out))
+    labels, rationales, targets, foils = (
+        None if column is None else tuple(known) for column, known in zip((*known_columns, *asked), values)
+    )
+    return Texts(tuple(texts), labels, rationales, tuple(left_out), targets, foils)
 
 
 def chats(texts: Sequence[str]) -> list[list[dict[str, Any]]]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +15,8 @@ from interp_plugin.cli.options import (
     Device,
     ModelName,
     Page,
+    PairColumn,
+    TextColumn,
     TokenizerName,
     Truncation,
     TrustRemoteCode,
@@ -35,12 +33,6 @@ from interp_plugin.cli.options import (
     say,
 )
 
-if TYPE_CHECKING:
-    from interp_plugin import comparison
-    from interp_plugin.data import Texts
-
-Target = Literal["predicted", "label"]
-
 EXAMPLES = """
 Examples:
 
@@ -52,8 +44,11 @@ Examples:
 
     interp-plugin compare dev.csv --layers all --no-class --html study.html
 
+    interp-plugin compare prompts.csv --model llm --layers 15 --metrics "contrastive*,state*"
+
     interp-plugin compare glue:sst2 --split validation --full --output study
 
+prompts.csv has the columns text, target and instead_of: a language model's next token, and its rival.
 Without choices four methods and two metrics are run on 50 texts, which takes minutes; the command says
 beforehand how long --full would take.  With --output a stopped run continues where it was, and one with
 more texts, methods or metrics computes only the missing results.
@@ -61,7 +56,7 @@ more texts, methods or metrics computes only the missing results.
 Exit status: 0, or 2 for input that cannot be used, with one sentence that says why.
 """
 QUICK_TEXTS = 50
-_NEEDED = ("pandas", "pyarrow", "scipy", "sklearn")
+Target = Literal["predicted", "label"]
 
 
 def compare(
@@ -73,144 +68,105 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="The split of a data set.", show_default="train, of a data set")
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            help="The column of the texts: its name; its number, from 0, in a file without a header.",
-            show_default="found",
-        ),
-    ] = None,
-    pair_column: Annotated[
-        str | None,
-        typer.Option(help="The column of the second texts, where texts are pairs.", show_default=False),
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option(help="The column of the true classes (numbers or names).", show_default="found, if any"),
-    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set.", show_default="train")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Of true classes.", show_default="found")] = None,
     rationale_column: Annotated[
+        str | None, typer.Option(help="Of spans of characters, or masks of tokens.", show_default="found")
+    ] = None,
+    target_column: Annotated[
         str | None,
         typer.Option(
-            help="The column of the rationales: spans of characters, or a mask of words or tokens.",
-            show_default="found, if any",
+            help="Of a language model's next token, such as ' Paris'.", show_default="found, or its own"
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first texts, this many.", show_default="all")
+    instead_of_column: Annotated[
+        str | None, typer.Option(help="Of the token that it is compared with.", show_default="found")
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first texts.", show_default="all")] = None,
     sample: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="A random sample of the texts, by --seed.",
-            show_default="50; all with --full or --limit",
-        ),
+        typer.Option(min=1, help="Random texts, by --seed.", show_default="50; all with --full or --limit"),
     ] = None,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
     trust_remote_code: TrustRemoteCode = False,
     methods: Annotated[
         str | None,
-        typer.Option(
-            help="Methods by name, separated by commas, as --list shows them; * stands for anything.",
-            show_default="four of them",
-        ),
+        typer.Option(help="By name, as --list shows them, with commas; * is anything.", show_default="four"),
     ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="Metrics in the same way.", show_default="two for the class, two for states"),
-    ] = None,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="All texts, and all methods and metrics that suit the model, unless chosen otherwise.",
-        ),
-    ] = False,
+    metrics: Annotated[str | None, typer.Option(help="In the same way.", show_default="two or four")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All texts, methods, metrics that suit.")] = False,
     layers: Annotated[
         str | None,
-        typer.Option(
-            help="Explain states of layers too: all, or numbers, ranges and names: 1,3-4.",
-            show_default="none",
-        ),
+        typer.Option(help="Explain states too: all, or numbers, ranges, names: 1,3-4.", show_default="none"),
     ] = None,
-    no_class: Annotated[bool, typer.Option("--no-class", help="Do not explain the class.")] = False,
-    special_tokens: Annotated[
-        bool, typer.Option("--special-tokens", help="Rank and remove special tokens like others.")
-    ] = False,
+    no_class: Annotated[bool, typer.Option("--no-class", help="Explain states alone.")] = False,
+    special_tokens: Annotated[bool, typer.Option("--special-tokens", help="Rank them like others.")] = False,
     target: Annotated[Target, typer.Option(help="Which class to explain.")] = "predicted",
     calibrate: Calibrate = None,
     truncation: Truncation = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for a checkpoint log, and at the end for report.md, report.html, front.png and "
-            "result.parquet.",
-            show_default=False,
-        ),
+        typer.Option(help="Folder for a checkpoint log, reports and result.parquet.", show_default=False),
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run again what failed in an earlier run into --output.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --output: try again.")] = False,
     html: Page = None,
-    markdown: Annotated[
-        Path | None, typer.Option(help="Write the tables in Markdown to this file.", show_default=False)
-    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write tables here.", show_default=False)] = None,
     as_json: AsJson = False,
     device: Device = "cpu",
     dtype: WeightType = "float32",
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of methods that draw random numbers, and of --sample.")
-    ] = 0,
-    list_all: Annotated[
-        bool, typer.Option("--list", help="Print all methods and metrics, and exit.")
-    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of random numbers, and of --sample.")] = 0,
+    list_all: Annotated[bool, typer.Option("--list", help="Print methods and metrics, and exit.")] = False,
 ) -> None:
     """Compare attribution methods on a model and texts, and print the tables."""
     if list_all:
         _print_list(as_json)
         return
     with one_sentence():
-        _check(source, layers, no_class, output, html, markdown)
+        if source is None:
+            raise ValueError(
+                "there is no INPUT: give a file, a folder, or the name of a data set; --list needs none"
+            )
+        if no_class and layers is None:
+            raise ValueError("--no-class leaves nothing to explain; give --layers, or leave it out")
+        check_folder(output)
+        check_outputs(html, markdown)
+        for package in ("pandas", "pyarrow", "scipy", "sklearn"):
+            check_installed(package, "compare", "compare")
+        if html is not None or output is not None:
+            check_installed("matplotlib", "a report", "compare")
         labels = () if layers is None else parse_layers(layers)
-        found = _read(str(source), split, text_column, label_column, rationale_column, pair_column, limit)
-        count = QUICK_TEXTS if sample is None and limit is None and not full else sample
-        texts = sampled(found, count, seed)
-        unit_texts = sample_texts(calibrate)
 
-        from interp_plugin import comparison
-        from interp_plugin.comparison.study import QUICK
+        from interp_plugin import data
+        from interp_plugin.comparison.study import QUICK, Study
         from interp_plugin.text.storage import replace_file
 
+        columns = {
+            "text": text_column, "label": label_column, "rationale": rationale_column, "pair": pair_column,
+            "target": target_column, "foil": instead_of_column,
+        }  # fmt: skip
+        named: dict[str, Any] = {f"{kind}_column": column(source, each) for kind, each in columns.items()}
+        found = data.read_texts(source, split, limit=limit, **named)
+        texts = found.sample(QUICK_TEXTS if (sample, limit, full) == (None, None, False) else sample, seed)
+        unit_texts = sample_texts(calibrate)
         explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
-        progress: Any = True if sys.stderr.isatty() else "lines"
-        unit = calibration(explainer, calibrate, unit_texts, sys.stderr.isatty())
-
-        def study(methods: Any, metrics: Any) -> comparison.Study:
-            return comparison.Study(
-                explainer.model, None, methods, metrics, labels, explain_class=not no_class,
-                with_special=special_tokens, calibration=unit, seed=seed,
-            )  # fmt: skip
-
-        some_methods = _names("method", methods, list(comparison.METHODS))
-        some_metrics = _names("metric", metrics, list(comparison.METRICS))
+        settings: dict[str, Any] = {
+            "layers": labels, "explain_class": not no_class, "with_special": special_tokens, "seed": seed,
+            "calibration": calibration(explainer, calibrate, unit_texts, sys.stderr.isatty()),
+        }  # fmt: skip
         default = None if full else QUICK
-        chosen = study(some_methods or default, some_metrics or default)
-        say(_cost(chosen, texts))
-        whole_texts = found if sample is None else texts
-        if not (full or (some_methods and some_metrics and len(texts.texts) == len(whole_texts.texts))):
-            say(f"with --full: {_cost(study(some_methods, some_metrics), whole_texts)}")
-        result = chosen.run(
-            list(texts.texts), texts.labels, texts.rationales, target, output, truncation=truncation,
-            skip_invalid=True, retry_failed=retry_failed, show_progress=progress,
+        study = Study(explainer.model, None, methods or default, metrics or default, **settings)
+        say(study.price(texts))
+        whole = found if sample is None else texts
+        if not (full or (methods and metrics and len(texts.texts) == len(whole.texts))):
+            everything = Study(explainer.model, None, methods, metrics, **settings)
+            say(f"with --full: {everything.price(whole)}")
+        result = study.run(
+            texts, target=target, output=output, truncation=truncation, skip_invalid=True,
+            retry_failed=retry_failed, show_progress=True if sys.stderr.isatty() else "lines",
         )  # fmt: skip
-        if found.left_out:
-            first = "; ".join(found.left_out[:3])
-            note = f"Records of {source} left out, as they have no text: {len(found.left_out)} ({first})."
-            result = replace(result, notes=(note, *result.notes))
         written = [] if output is None else result.write_report(output)
         if markdown is not None:
             replace_file(markdown, result.to_markdown().encode())
@@ -225,133 +181,12 @@ def compare(
         say(f"wrote {path}")
 
 
-def _cost(study: comparison.Study, texts: Texts) -> str:
-    from interp_plugin.comparison.study import in_words
-
-    time = in_words(study.estimated_seconds(list(texts.texts)))
-    return (
-        f"{len(texts.texts)} texts, {len(study.methods)} methods, {len(study.metrics)} metrics: about {time}"
-    )
-
-
-def _names(kind: str, names: str | None, known: Sequence[str]) -> list[str] | None:
-    return None if names is None else expanded(kind, split_names(names), known)
-
-
-def split_names(names: str) -> list[str]:
-    """Names separated by commas; a comma in brackets belongs to the name.
-
-    Raises:
-        ValueError: nothing between two commas.
-
-    Example::
-
-        >>> split_names("LIME, integrated gradients (zero, L2)")
-        ['LIME', 'integrated gradients (zero, L2)']
-    """
-    parts = [part.strip() for part in re.split(r",(?![^()]*\))", names)]
-    if not all(parts):
-        raise ValueError(f"{names!r} cannot be read: write names with single commas between them")
-    return parts
-
-
-def expanded(kind: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The names, each once; one with * is replaced by all known names that match.
-
-    Raises:
-        ValueError: a pattern that matches no name; names without * are not checked.
-
-    Example::
-
-        >>> expanded("method", ["S*", "LIME"], ["LIME", "SHAP", "Saliency"])
-        ['SHAP', 'Saliency', 'LIME']
-    """
-    found: list[str] = []
-    for name in names:
-        pattern = ".*".join(map(re.escape, name.split("*")))
-        fitting = [one for one in known if re.fullmatch(pattern, one)] if "*" in name else [name]
-        if not fitting:
-            raise ValueError(f"{kind} {name!r} fits none; choose from {', '.join(map(repr, known))}")
-        found += fitting
-    return list(dict.fromkeys(found))
-
-
-def sampled(texts: Texts, count: int | None, seed: int) -> Texts:
-    """A random sample of the texts, in their order; None: all."""
-    if count is None or count >= len(texts.texts):
-        return texts
-    chosen = sorted(random.Random(seed).sample(range(len(texts.texts)), count))
-
-    def some(values: tuple[Any, ...] | None) -> Any:
-        return None if values is None else tuple(values[i] for i in chosen)
-
-    return replace(
-        texts, texts=some(texts.texts), labels=some(texts.labels), rationales=some(texts.rationales)
-    )
-
-
-def _check(
-    source: str | None,
-    layers: str | None,
-    no_class: bool,
-    output: Path | None,
-    html: Path | None,
-    markdown: Path | None,
-) -> None:
-    """Checks of the options before anything is read."""
-    if source is None:
-        raise ValueError(
-            "there is no INPUT: give a file, a folder, or the name of a data set; --list needs none"
-        )
-    if no_class and layers is None:
-        raise ValueError("--no-class leaves nothing to explain; give --layers, or leave it out")
-    check_folder(output)
-    check_outputs(html, markdown)
-    for package in _NEEDED:
-        check_installed(package, "compare", "compare")
-    if html is not None or output is not None:
-        check_installed("matplotlib", "a report", "compare")
-
-
-def _read(
-    source: str, split: str | None, text: str | None, label: str | None, rationale: str | None, pair: str | None,
-    limit: int | None,
-) -> Texts:  # fmt: skip
-    from interp_plugin import data
-
-    return data.read_texts(
-        source, split, column(source, text), column(source, label), column(source, rationale),
-        column(source, pair), limit,
-    )  # fmt: skip
-
-
 def _print_list(as_json: bool) -> None:
-    """Prints all methods and metrics: what they explain or evaluate, and their sources."""
-    from interp_plugin.comparison import METHODS, METRICS
+    """All methods and metrics: what they explain or judge, and their sources."""
+    from interp_plugin.comparison import views
     from interp_plugin.report import terminal
-    from interp_plugin.report.model import Cell, Column, Report, Row, Section, Table
 
     if as_json:
-        methods = [
-            {"name": m.name, "explains": m.explains, "signed": m.signed, "source": m.source}
-            for m in METHODS.values()
-        ]
-        metrics = [
-            {"name": m.name, "judges": m.judges, "higher_is_better": m.higher_is_better, "source": m.source}
-            for m in METRICS.values()
-        ]
-        typer.echo(json.dumps({"methods": methods, "metrics": metrics}))
+        typer.echo(json.dumps({kind: views.known(kind) for kind in ("methods", "metrics")}))
     else:
-        signs = [
-            (m.name, m.explains, "signed" if m.signed else "unsigned", m.source) for m in METHODS.values()
-        ]
-        better = [(m.name, m.judges, "↓↑"[m.higher_is_better], m.source) for m in METRICS.values()]
-        for names, rows in (
-            (("method", "explains", "scores"), signs),
-            (("metric", "judges", "better"), better),
-        ):
-            columns = tuple(Column(name, words=True) for name in (*names[1:], "source"))
-            found = tuple(
-                Row(name, (Cell(about), Cell(kind), Cell(source))) for name, about, kind, source in rows
-            )
-            terminal.show(Report("", (Section(tables=(Table("", names[0], columns, {"": found}),)),)))
+        terminal.show(views.catalogue())

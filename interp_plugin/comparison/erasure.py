@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from interp_plugin.comparison.interface import Metric, Removal, Trial
-from interp_plugin.text.batch import State
 
 BINS = (0.05, 0.1, 0.2, 0.5)
 """Shares of the tokens that are removed, or left."""
@@ -79,27 +78,20 @@ def kept_only(order: Sequence[int], counts: Sequence[int], length: int) -> Tenso
     return kept_without(order[::-1], [len(order) - count for count in counts], length)
 
 
-def metric_scale(answers: Tensor, state: State | None) -> Tensor:
-    """Answers on the scale of the metrics, float64: the probability of a class, or minus the distance D of a state.
-
-    Examples::
-        >>> metric_scale(torch.tensor([0.0, 100.0]), None)
-        tensor([0.5000, 1.0000], dtype=torch.float64)
-    """
-    return answers.double() if state is not None else answers.double().sigmoid()
-
-
-def answer_loss(trial: Trial, kept: Tensor, removal: Removal) -> Tensor:
+def answer_loss(trial: Trial, kept: Tensor, removal: Removal, in_nats: bool = False) -> Tensor:
     """The loss of the answer when tokens are removed: p(x) - p(x') of a class, or the distance D of a state.
 
     Args:
         kept: (R, T), bool; the tokens that stay in each row.
+        in_nats: the loss of the answer itself, such as log p(target) - log p(foil).
 
     Returns:
         (R,), float64.
     """
     whole = torch.ones(1, kept.shape[1], dtype=torch.bool)
-    values = metric_scale(trial.answer.of_kept(torch.cat([whole, kept]), removal), trial.state)
+    answer = trial.answer
+    values = answer.of_kept(torch.cat([whole, kept]), removal)
+    values = values.double() if in_nats else answer.scaled(values)
     return values[0] - values[1:]
 
 
@@ -109,12 +101,14 @@ def can_remove(trial: Trial, kept: Tensor, removal: Removal) -> bool:
     return enough and (removal == "mask" or bool(kept.any(1).all()))
 
 
-def aopc(trial: Trial, kept: Tensor, removal: Removal) -> float | None:
+def aopc(trial: Trial, kept: Tensor, removal: Removal, in_nats: bool = False) -> float | None:
     """Area over the perturbation curve: the mean of :func:`answer_loss` over the rows of ``kept``, (R, T).
 
     None where the tokens cannot be removed in this way.
     """
-    return float(answer_loss(trial, kept, removal).mean()) if can_remove(trial, kept, removal) else None
+    if not can_remove(trial, kept, removal):
+        return None
+    return float(answer_loss(trial, kept, removal, in_nats).mean())
 
 
 def erasure(
@@ -124,6 +118,7 @@ def erasure(
     judges: Literal["class", "state"] = "class",
     keep: bool = False,
     bins: Sequence[float] | None = BINS,
+    contrast: bool = False,
 ) -> Metric:
     """Comprehensiveness or sufficiency of the order of the tokens, as a mean over shares of them.
 
@@ -137,6 +132,7 @@ def erasure(
             that stay).
         keep: True: sufficiency.
         bins: the shares; None: the whole curve, one token after another until none is left.
+        contrast: of language models, in nats: the loss of log p(target) - log p(foil); None without a foil.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -155,13 +151,16 @@ def erasure(
 
     def measure(trial: Trial) -> float | None:
         order, length = trial.order(), trial.inputs.length
+        if contrast and not trial.inputs.encoding.foils:
+            return None
         if bins is None:
-            steps = range(1, len(order) + 1)
-            return aopc(trial, kept_without(order[::-1] if keep else order, steps, length), removal)
-        counts = bin_counts(len(order), bins)
-        return aopc(trial, (kept_only if keep else kept_without)(order, counts, length), removal)
+            kept = kept_without(order[::-1] if keep else order, range(1, len(order) + 1), length)
+        else:
+            kept = (kept_only if keep else kept_without)(order, bin_counts(len(order), bins), length)
+        return aopc(trial, kept, removal, in_nats=contrast)
 
     source = _SAMEK if bins is None else _ERASER
+    source = f"as {source}, of log p(target) - log p(foil), nats" if contrast else source
     return Metric(
         name,
         measure,
@@ -169,6 +168,7 @@ def erasure(
         source=_of_states(source, judges),
         judges=judges,
         removal=removal,
+        task="next token" if contrast else None,
     )
 
 
@@ -181,7 +181,7 @@ def log_odds(name: str = "log-odds", removal: Removal = "mask", top: float = TOP
         kept = kept_without(order, [0, *bin_counts(len(order), [top])], length)
         if not can_remove(trial, kept, removal):
             return None
-        whole, left = torch.nn.functional.logsigmoid(trial.answer.of_kept(kept, removal).double())
+        whole, left = trial.answer.log_probability(trial.answer.of_kept(kept, removal))
         return float(left - whole)
 
     source = "Shrikumar et al. 2017; Chen et al. 2019 (L-Shapley)"
@@ -395,7 +395,7 @@ def soft_erasure(name: str, *, keep: bool = False, draws: int = SOFT_DRAWS) -> M
         stays = retention(trial.scores, inputs.players)
         probability = stays if keep else torch.where(inputs.players, 1 - stays, 1.0)
         variants = thinned(inputs.embeddings, probability, draws, inputs.seed)
-        values = metric_scale(answer.of_embeddings(torch.cat([inputs.embeddings, variants])), trial.state)
+        values = answer.scaled(answer.of_embeddings(torch.cat([inputs.embeddings, variants])))
         return float(values[0] - values[1:].mean())
 
     source = "Zhao and Aletras 2023, with ranks as probabilities"

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from interp_plugin.attribution import LayerInformationErased, LayerInformationLoss
 from interp_plugin.comparison.gradients import baseline_of
-from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Score
-from interp_plugin.method.erasure import Side, Way
+from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs
+from interp_plugin.method.erasure import Erasure, Side, Way
 from interp_plugin.method.solver import EXACT, PROBES, Solver
-from interp_plugin.text.batch import State
-from interp_plugin.text.models import OUTPUT
+from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.models import OUTPUT, state_sites
+from interp_plugin.text.rows import ErasedRow
+from interp_plugin.text.scoring import ErasureFinder
 
 RATE = 0.1
 LARGE_RATE = 1.0  # at which noise moves a state about as far as the removal of tokens does
 
 
 def information_kept(
-    inputs: Inputs, target: int | None, state: State | None, solver: Solver = Solver(), rate: float = RATE
+    inputs: Inputs,
+    target: int | None,
+    state: State | None,
+    solver: Solver | None = None,
+    rate: float = RATE,
 ) -> Tensor:
-    """Information in nats that the state keeps of each token, (T,); for a class the state is all class scores."""
+    """Information in nats that the state keeps of each token, (T,).
+
+    For a class the state is all class scores; for the next token it is its log-probability (less that of its foil).
+    """
     watched = State(OUTPUT, None) if state is None else state
-    method = LayerInformationLoss(_forward(inputs.model), inputs.model.embedding, watched.site)
+    method = LayerInformationLoss(_forward(inputs.output), inputs.model.embedding, watched.site)
     return _kept(
         method, inputs, solver, rate, neuron_selector=watched.selector, state_std=watched.selected_std
     )
@@ -50,8 +58,8 @@ def of_target(inputs: Inputs, target: int | None, state: State | None) -> Tensor
 
 def of_last_layer(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Information in nats that the last layer's state keeps, (T,), from which the class scores are computed."""
-    label, site = list(inputs.model.layers.items())[-1]
-    return information_kept(inputs, None, State(label, site))
+    label = list(inputs.model.layers)[-1]
+    return information_kept(inputs, None, inputs.at_target(State(label, state_sites(inputs.model)[label])))
 
 
 def closed_form(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -68,15 +76,20 @@ def of_log_probability(inputs: Inputs, target: int | None, state: State | None) 
     The log-probability is at most 0: where the model is sure of the class, noise on tokens that speak for it changes
     it, and noise on tokens that speak against it hardly does.  The class scores depend on both alike.
     """
-    read = _reading(inputs, target, state)
-    method = LayerInformationLoss(lambda *arguments: logsigmoid(read(*arguments)), inputs.model.embedding)
-    return _kept(method, inputs, Solver(), RATE, state_std=1.0)
+    answer = Answer(inputs, target, state)
+
+    def log_probability(*arguments: Tensor) -> Tensor:
+        return answer.log_probability(answer.reading(*arguments)).float()
+
+    method = LayerInformationLoss(_forward(log_probability), inputs.model.embedding)
+    return _kept(method, inputs, None, RATE, state_std=1.0)
 
 
 def _kept(
-    method: LayerInformationLoss, inputs: Inputs, solver: Solver, rate: float, **settings: Any
+    method: LayerInformationLoss, inputs: Inputs, solver: Solver | None, rate: float, **settings: Any
 ) -> Tensor:
     ids, *others = inputs.arguments
+    solver = TextExplainer(inputs.model).usual_solver if solver is None else solver
     # lower_rate could end near the gradient norm, which is a method of its own
     solver = replace(solver, seed=inputs.seed, lower_rate=False)
     fit = method.fit(ids, additional_forward_args=tuple(others), rate=rate, solver=solver, **settings)
@@ -115,29 +128,51 @@ def gradient_norm(inputs: Inputs, target: int | None, state: State | None) -> Te
     return (squares / (1 if size <= EXACT else PROBES) / size).sqrt()
 
 
-def erased(side: Side = "damage", ways: tuple[Way, ...] = ("mask",)) -> Score:
+def erased(
+    inputs: Inputs,
+    target: int | None,
+    state: State | None,
+    *,
+    side: Side = "damage",
+    ways: tuple[Way, ...] = ("mask",),
+) -> Tensor:
     """Scores of the learned erasure channel, dDelta/dp_i of the answer, in 100 passes; erased tokens become [MASK].
 
     Special tokens are never erased.  Where the model has no mask token, the mean row of its embeddings replaces it.
+    Of a decoder's next token they are deleted, and the scores are those of ``explain(score="erased")`` with its last
+    token fixed.
+
+    They are the mean damage of a token's erasure while others are erased too, 30 % of the text.  That is another
+    question than what one token's removal from the whole text does (leave-one-out): see ``score`` of
+    :meth:`TextExplainer.explain` for how far the two agree.
     """
-    return partial(_erased, side=side, ways=ways)
-
-
-def _erased(
-    inputs: Inputs, target: int | None, state: State | None, *, side: Side, ways: tuple[Way, ...]
-) -> Tensor:
+    if state is None and inputs.usual_removal == "delete":
+        return _erased_by_deletion(inputs, Erasure(side, seed=inputs.seed), ("delete", *ways[1:]))
     method = LayerInformationErased(_reading(inputs, target, state), inputs.model.embedding)
     ids, *others = inputs.arguments
     scores = method.attribute(
         ids,
         baseline_of(inputs, "mean" if inputs.model.mask_id is None else "[MASK]"),
         additional_forward_args=tuple(others),
+        state_std=1.0,  # the answer is one number in its own units, of a state 0 at the text itself
         side=side,
         ways=ways,
         seed=inputs.seed,
         return_input_shape=False,
     )
     return cast(Tensor, scores)[0]
+
+
+def _erased_by_deletion(inputs: Inputs, erasure: Erasure, ways: tuple[Way, ...]) -> Tensor:
+    """Scores of the channel that deletes tokens of a decoder, whose positions close up, as explanations have them."""
+    model = inputs.model
+    bears = inputs.players | torch.tensor([offset is None for offset in inputs.encoding.offsets])
+    units = torch.where(bears, bears.cumsum(0) - 1, -1)  # -1: never erased, as are special tokens
+    encoding = replace(inputs.encoding, units=tuple(units.tolist()))
+    batch = Batch(model, [encoding], model.embedding, [None])
+    plan = TextExplainer(model).plan(OUTPUT)
+    [[row]] = ErasureFinder(model, erasure, ways).rows(batch, plan, None, [True])
+    return cast(ErasedRow, row).erased
 
 
 def noise_path(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -147,6 +182,7 @@ def noise_path(inputs: Inputs, target: int | None, state: State | None) -> Tenso
         ids,
         additional_forward_args=tuple(others),
         token_mask=inputs.players.unsqueeze(0).to(ids.device),
+        state_std=1.0,  # as above
         score="signed",
         return_input_shape=False,
         solver=Solver(seed=inputs.seed),

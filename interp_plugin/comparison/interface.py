@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from interp_plugin.method.erasure import log_odds
 from interp_plugin.method.perturbation import NoisyModel, Selector, Site, no_fastpath
-from interp_plugin.text.batch import State
-from interp_plugin.text.models import Encoding, TextModel, state_sites
+from interp_plugin.text.batch import State, scores_at
+from interp_plugin.text.models import OUTPUT, Encoding, Task, TextModel, state_sites, watched
 
 Removal = Literal["mask", "delete", "attention"]
-"""How a token is removed: replaced by [MASK], deleted from the text, or hidden by the attention mask."""
+"""How a token is removed: replaced by [MASK] (or the unknown token), deleted, or hidden by the attention mask."""
 REMOVALS: tuple[Removal, ...] = ("mask", "delete", "attention")
 MAX_ROWS = 64  # rows of one forward pass
 
@@ -64,8 +66,24 @@ class Inputs:
 
     @cached_property
     def players(self) -> Tensor:
-        """The tokens that are ranked and may be removed, (T,), bool, on the CPU."""
-        return torch.tensor([self.with_special or offset is not None for offset in self.encoding.offsets])
+        """The tokens that are ranked and may be removed, (T,), bool, on the CPU.
+
+        Of a decoder they stand before the first place that predicts its target: that place, and what follows, stays.
+        """
+        real = torch.tensor([self.with_special or offset is not None for offset in self.encoding.offsets])
+        if self.in_one:
+            real[min(self.encoding.target_positions, default=self.length) :] = False
+        return real
+
+    @property
+    def in_one(self) -> bool:
+        """Whether the model is a decoder, which predicts the next token in the sequence that it reads."""
+        return self.model.task == "next token" and self.model.axis[OUTPUT] == "input"
+
+    @property
+    def usual_removal(self) -> Removal:
+        """How methods remove tokens: by [MASK], and of a decoder, which knows none, by deletion."""
+        return "delete" if self.in_one else "mask"
 
     @cached_property
     def embeddings(self) -> Tensor:
@@ -78,10 +96,53 @@ class Inputs:
             return self.noisy(None, self.model.embedding).perturb((ids, *self.arguments[1:]), torch.arange(1))
 
     def noisy(
-        self, noise_layer: Site | None, state_layer: Site | None, selector: Selector | None = None
+        self,
+        noise_layer: Site | None,
+        state_layer: Site | None,
+        selector: Selector | None = None,
+        arguments: tuple[Tensor, ...] | None = None,
     ) -> NoisyModel:
-        """The model as a function from one layer to another, on this text; None: the arguments, the output."""
-        return NoisyModel(_Forward(self.model), self.arguments, noise_layer, state_layer, selector)
+        """The model as a function from one layer to another, on this text or on variants of it.
+
+        Args:
+            noise_layer, state_layer: None: the arguments, and the :meth:`output`.
+            selector: which part of the state to keep.
+            arguments: of variants of the text; None: its own.
+        """
+        inputs = self.arguments if arguments is None else arguments
+        return NoisyModel(_Forward(self), inputs, noise_layer, state_layer, selector)
+
+    def output(self, *arguments: Tensor) -> Tensor:
+        """The class scores, (R, C); of n target tokens their log-probabilities, less those of their foils, (R, n)."""
+        encoding = self.encoding
+        if not encoding.target:
+            return self.model(*arguments)
+        scores = self.next_scores(*arguments)
+        ids = torch.tensor(encoding.target, device=scores.device).expand(scores.shape[:2])
+        foils = torch.tensor(encoding.foils, device=scores.device).expand_as(ids) if encoding.foils else None
+        return watched(scores, ids, "log_probability", foils)
+
+    def next_scores(self, *arguments: Tensor) -> Tensor:
+        """A language model's scores where the target is predicted, (R, n, vocabulary).
+
+        Variants of a text end in the same tokens, so that a decoder's places are counted from the last one that its
+        attention mask has: padding is to the right.
+        """
+        ids, places = arguments[0], torch.tensor(self.encoding.target_positions, device=arguments[0].device)
+        places = places.expand(len(ids), -1)
+        if self.in_one:
+            has_mask = len(arguments) > 1 and arguments[1].shape == ids.shape
+            seen = arguments[1].long() if has_mask else torch.ones_like(ids)
+            last = (seen * torch.arange(ids.shape[1], device=ids.device)).argmax(1)
+            places = places + (last - (self.length - 1)).unsqueeze(1)
+        return scores_at(self.model, arguments, places)
+
+    def at_target(self, state: State) -> State:
+        """The state where the target is predicted, of layers that have that place; otherwise all of it."""
+        axis = self.model.axis
+        if not self.encoding.target or axis[state.label] != axis[OUTPUT] or state.site is None:
+            return state
+        return replace(state, places=self.encoding.target_positions)
 
     @cached_property
     def masked_embeddings(self) -> Tensor:
@@ -141,12 +202,15 @@ class Answer(nn.Module):
     """The number that a method explains, as a function of variants of one text.
 
     For a class it is the log-odds, log p / (1 - p) (of two classes the difference of their logits), which do not
-    saturate; their sigmoid is the probability.  For a state it is minus its distance from the state of the
-    unchanged text, -D with D the mean over the state's elements of ((Phi(x') - s) / v)^2.
+    saturate; their sigmoid is the probability.  For the next token it is its log-probability, as explanations watch it;
+    where it has a foil, log p(target) - log p(foil), the log-odds between the two.  For a state it is minus its
+    distance from the state of the unchanged text, -D with D the mean over the state's elements of
+    ((Phi(x') - s) / v)^2.
 
     Args:
         inputs: the text.
-        target: number of the class, where no state is watched.
+        target: number of the class, or id of the first token that the text's encoding has as its target, where no
+            state is watched.
         state: the state that is watched; without ``state_std``, v^2 is the mean of s^2.
 
     Examples::
@@ -163,7 +227,13 @@ class Answer(nn.Module):
         super().__init__()
         if (target is None) == (state is None):
             raise ValueError(f"target is {target!r} and state {state!r}: give one of them, the other is None")
-        if target is not None and inputs.model.task != "sequence classes":
+        tokens = inputs.encoding.target
+        if target is not None and inputs.model.task == "next token":
+            if tokens[:1] != (target,):
+                raise ValueError(
+                    f"target is {target!r}, and the text was encoded with the target {tokens}; give its first token"
+                )
+        elif target is not None and inputs.model.task != "sequence classes":
             raise ValueError(
                 f"target is {target!r}, and {inputs.model.name} has no classes of texts; give a state"
             )
@@ -204,7 +274,9 @@ class Answer(nn.Module):
     @torch.no_grad()
     def _with_deletions(self, kept: Tensor) -> Tensor:
         """Minus the distance of a state when tokens are deleted, (R, T) -> (R,), on the CPU."""
-        whole = self.origin.float()[0]
+        state = cast(State, self.state)
+        everywhere = Answer(self.inputs, state=replace(state, places=None))
+        whole = everywhere.origin.float()[0]
         if whole.ndim > 1 and len(whole) != self.inputs.length:
             raise ValueError(
                 f"the state has {len(whole)} positions for {self.inputs.length} tokens, and which of them belongs to a "
@@ -213,11 +285,19 @@ class Answer(nn.Module):
         distances: list[Tensor] = []
         for arguments in self.inputs.without(kept, "delete"):
             with no_fastpath():
-                values = self._passing(arguments, None).float()
+                values = everywhere._passing(arguments, None).float()
             for value in values:
                 stays = kept[len(distances)].to(whole.device)
-                there = whole[stays] if whole.ndim > 1 else whole  # a pooled state has no positions
-                moved = (value[: len(there)] - there) / self.scale  # padding is to the right
+                if whole.ndim > 1:  # a pooled state has no positions
+                    old = (
+                        stays.nonzero()[:, 0]
+                        if state.places is None
+                        else torch.tensor(state.places, device=stays.device)
+                    )
+                    value = value[stays.cumsum(0)[old] - 1]  # padding is to the right
+                    moved = (value - whole[old]) / self.scale
+                else:
+                    moved = (value - whole) / self.scale
                 distances.append(moved.square().mean().cpu())
         return -torch.stack(distances)
 
@@ -226,6 +306,23 @@ class Answer(nn.Module):
         """The answer from embeddings, (R, T, K) -> (R,), on the CPU and without a graph."""
         with no_fastpath():
             return torch.cat([self(some).cpu() for some in embeddings.split(MAX_ROWS)])
+
+    def log_probability(self, answers: Tensor) -> Tensor:
+        """The log-probability that answers about a class or next token stand for, float64."""
+        encoding = self.inputs.encoding
+        is_one_already = bool(encoding.target) and not encoding.foils
+        return answers.double() if is_one_already else logsigmoid(answers.double())
+
+    def scaled(self, answers: Tensor) -> Tensor:
+        """Answers on the scale of the metrics, float64: a probability (with a foil, of the two), or minus D of a state.
+
+        Examples::
+            >>> from interp_plugin import huggingface
+            >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
+            >>> Answer(Inputs(model, model.encode("a good film")), target=1).scaled(torch.tensor([0.0, 100.0]))
+            tensor([0.5000, 1.0000], dtype=torch.float64)
+        """
+        return answers.double() if self.state is not None else self.log_probability(answers).exp()
 
     @cached_property
     def origin(self) -> Tensor:
@@ -241,32 +338,29 @@ class Answer(nn.Module):
 
     def _read(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
         value = self._passing(arguments, embeddings).float()
+        if self.state is None and self.inputs.encoding.target:
+            return value.sum(1)
         if self.state is None:
             return log_odds(value, cast(int, self.target))
         return -((value - self.origin.float()) / self.scale).square().flatten(1).mean(1)
 
     def _passing(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
         """The model's output or the watched state, (R, ...), with gradients."""
-        site: Site | None = None if self.state is None else self.state.site
-        noisy = NoisyModel(
-            _Forward(self.inputs.model),
-            arguments,
-            None if embeddings is None else self.inputs.model.embedding,
-            site,
-            None if self.state is None else self.state.selector,
-        )
+        site, selector = (None, None) if self.state is None else (self.state.site, self.state.selector)
+        noise_layer = None if embeddings is None else self.inputs.model.embedding
+        noisy = self.inputs.noisy(noise_layer, site, selector, arguments)
         points = arguments if embeddings is None else (embeddings,)
         return noisy.perturb(points, torch.arange(len(arguments[0])))
 
 
 class _Forward:
-    """The model's forward as :class:`NoisyModel` calls it."""
+    """What a text's variants give out, as :class:`NoisyModel` calls it."""
 
-    def __init__(self, model: TextModel) -> None:
-        self.model, self.module = model, model.module
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, self.module = inputs, inputs.model.module
 
     def __call__(self, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        return self.model(*inputs)
+        return self.inputs.output(*inputs)
 
 
 @contextmanager
@@ -302,6 +396,7 @@ class Method:
         explains: what it explains: a class, a state, or both.
         source: the paper, or Captum's class.
         draws: whether the scores depend on the seed.
+        task: the only kind of model that it is about; None: any.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -318,6 +413,7 @@ class Method:
     explains: Explains = "both"
     source: str = ""
     draws: bool = False
+    task: Task | None = None
 
     def can_explain(self, state: State | None) -> bool:
         """Whether the method explains this state, or a class (None)."""
@@ -410,6 +506,7 @@ class Metric:
         source: paper and equation.
         judges: what it evaluates: scores for a class, for a state, or both.
         removal: how it removes tokens, which not every model supports; None: it removes none.
+        task: the only kind of model that it is about; None: any.
     """
 
     name: str
@@ -418,6 +515,7 @@ class Metric:
     source: str
     judges: Explains = "both"
     removal: Removal | None = None
+    task: Task | None = None
 
     def can_judge(self, state: State | None) -> bool:
         """Whether the metric evaluates scores for this state, or for a class (None)."""
@@ -425,3 +523,64 @@ class Metric:
 
     def __call__(self, trial: Trial) -> float | None:
         return self.measure(trial)
+
+
+Part = TypeVar("Part", Method, Metric)
+
+
+def chosen(known: Mapping[str, Part], parts: Iterable[str | Part] | str | Part | None) -> list[Part]:
+    """The methods (or metrics) of these names, each once, and given ones as they are; None: all that are known.
+
+    Args:
+        known: ``METHODS`` or ``METRICS``.
+        parts: names and objects; one of one's own is a function and a name.  In a name * stands for anything, and a
+            string may hold several names, separated by commas: a comma in brackets belongs to the name.
+
+    Raises:
+        TypeError: an element that is neither a name nor an object of that kind.
+        ValueError: an unknown name, a pattern that fits none, no method, or two things of one name.
+
+    Examples::
+        >>> from interp_plugin.comparison import METHODS
+        >>> def length(inputs, target, state):
+        ...     return torch.tensor([float(len(token)) for token in inputs.encoding.tokens])
+        >>> [method.name for method in chosen(METHODS, ["S*", Method("token length", length)])]
+        ['SmoothGrad (L2)', 'SmoothGrad squared (L2)', 'Shapley value sampling', 'token length']
+        >>> [method.name for method in chosen(METHODS, "LIME, integrated gradients (zero, L2)")]
+        ['LIME', 'integrated gradients (zero, L2)']
+    """
+    if parts is None:
+        return list(known.values())
+    kind = type(next(iter(known.values()))).__name__.lower()
+    found: dict[str, Part] = {}
+    alone: list[str] = []  # what was given by itself, which is given once
+    for given in [parts] if isinstance(parts, (str, Method, Metric)) else parts:
+        some = _named(kind, known, given) if isinstance(given, str) else [given]
+        for part in some:
+            if type(part).__name__.lower() != kind:
+                raise TypeError(
+                    f"{kind} {part!r} is a {type(part).__name__}; give a name, or {kind.title()}(name, function)"
+                )
+            if found.setdefault(part.name, part) is not part or (len(some) == 1 and part.name in alone):
+                raise ValueError(
+                    f"{kind} {part.name!r} is given 2 times; give every {kind} a name of its own, and once"
+                )
+        alone += [part.name for part in some if len(some) == 1]
+    if not found and kind == "method":
+        raise ValueError("methods names none; give at least one, or None for all")
+    return list(found.values())
+
+
+def _named(kind: str, known: Mapping[str, Part], names: str) -> list[Part]:
+    """What is meant by one or more names, or patterns, with commas between them; each once."""
+    found: dict[str, Part] = {}
+    for name in (part.strip() for part in re.split(r",(?![^()]*\))", names)):
+        if not name:
+            raise ValueError(f"{names!r} cannot be read: write names with single commas between them")
+        pattern = ".*".join(map(re.escape, name.split("*")))
+        fitting = {one: part for one, part in known.items() if re.fullmatch(pattern, one)}
+        if not fitting:
+            problem = "fits none" if "*" in name else "is not known"
+            raise ValueError(f"{kind} {name!r} {problem}; choose from {', '.join(map(repr, known))}")
+        found |= {one: part for one, part in fitting.items() if one not in found}
+    return list(found.values())

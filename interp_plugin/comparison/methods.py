@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from interp_plugin.comparison import attention, gradients, information, perturbations, propagation
+from interp_plugin.comparison import gradients, information, perturbations, propagation
 from interp_plugin.comparison.interface import Explains, Inputs, Method
 from interp_plugin.text.batch import State
 from interp_plugin.text.models import TextModel, shown
@@ -31,7 +32,8 @@ _ALL = (
         "information kept (rate 1)", information.at_large_rate, source=f"{_GUAN}, eq. 7, large noise", draws=True
     ),
     Method(
-        "information kept (target)", information.of_target, explains="class", source=f"{_GUAN}, eq. 7", draws=True
+        "information kept (target)", information.of_target, explains="class", source=f"{_GUAN}, eq. 7", draws=True,
+        task="sequence classes",
     ),
     Method(
         "information kept (last layer)", information.of_last_layer, explains="class", source=f"{_GUAN}, eq. 7",
@@ -47,11 +49,12 @@ _ALL = (
     Method(
         "gradient norm of the state", information.gradient_norm, source="the closed form, without ours", draws=True
     ),
-    Method("erased", information.erased(), signed=True, source=_ERASED, draws=True),
+    Method("erased", information.erased, signed=True, source=_ERASED, draws=True),
     Method(
-        "erased (and hidden)", information.erased(ways=("mask", "attention")), signed=True, source=_ERASED, draws=True
+        "erased (and hidden)", partial(information.erased, ways=("mask", "attention")), signed=True,
+        source=_ERASED, draws=True,
     ),
-    Method("erased (keep)", information.erased(side="keep"), signed=True, source=_ERASED, draws=True),
+    Method("erased (keep)", partial(information.erased, side="keep"), signed=True, source=_ERASED, draws=True),
     Method(
         "noise path", information.noise_path, signed=True, draws=True,
         source="integrated gradients from white noise; ours",
@@ -59,7 +62,7 @@ _ALL = (
     *(
         Method(
             f"integrated gradients ({baseline}, {reduction})",
-            gradients.integrated_gradients(baseline, reduction),
+            partial(gradients.integrated_gradients, baseline=baseline, reduction=reduction),
             signed=reduction == "signed",
             source=_IG,
         )
@@ -72,7 +75,7 @@ _ALL = (
     *(
         Method(
             f"input x gradient ({reduction})",
-            gradients.input_x_gradient(reduction),
+            partial(gradients.input_x_gradient, reduction=reduction),
             signed=reduction == "signed",
             explains="class",
             source="Shrikumar et al. 2016; captum InputXGradient",
@@ -88,11 +91,11 @@ _ALL = (
         source="Shrikumar et al. 2017; captum DeepLift",
     ),
     Method(
-        "SmoothGrad (L2)", gradients.smooth_grad("smoothgrad"), explains="class",
+        "SmoothGrad (L2)", partial(gradients.smooth_grad, kind="smoothgrad"), explains="class",
         source="Smilkov et al. 2017; captum NoiseTunnel over Saliency", draws=True,
     ),
     Method(
-        "SmoothGrad squared (L2)", gradients.smooth_grad("smoothgrad_sq"),
+        "SmoothGrad squared (L2)", partial(gradients.smooth_grad, kind="smoothgrad_sq"),
         source="Hooker et al. 2019; captum NoiseTunnel over Saliency", draws=True,
     ),
     Method(
@@ -100,7 +103,7 @@ _ALL = (
         source="Zeiler and Fergus 2014; captum FeatureAblation",
     ),
     Method(
-        "occlusion (3 tokens)", perturbations.occlusion(3), signed=True,
+        "occlusion (3 tokens)", partial(perturbations.occlusion, window=3), signed=True,
         source="Zeiler and Fergus 2014; captum Occlusion",
     ),
     Method(
@@ -115,10 +118,14 @@ _ALL = (
         source="Strumbelj and Kononenko 2010; captum ShapleyValueSampling", draws=True,
     ),
     Method(
-        "leave-one-out", perturbations.leave_one_out, signed=True, explains="class", source="Li et al. 2016"
+        "leave-one-out", partial(perturbations.leave_one_out, removal="delete"), signed=True, source="Li et al. 2016"
     ),
-    Method("attention rollout", attention.attention_rollout, source="Abnar and Zuidema 2020"),
-    Method("value zeroing", attention.value_zeroing, source="Mohebbi et al. 2023"),
+    Method(
+        "leave-one-out (attention)", partial(perturbations.leave_one_out, removal="attention"), signed=True,
+        source="Li et al. 2016",
+    ),
+    Method("attention rollout", gradients.attention_rollout, source="Abnar and Zuidema 2020"),
+    Method("value zeroing", gradients.value_zeroing, source="Mohebbi et al. 2023"),
     Method("GIM", propagation.gim, signed=True, source="Edin et al. 2025"),
     Method("AttnLRP", propagation.attn_lrp, signed=True, source="Achtibat et al. 2024"),
     Method("DecompX", propagation.decompx, signed=True, source="Modarressi et al. 2023"),
@@ -133,7 +140,8 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 
 Some methods explain only a class: gradients at the text itself, because the distance of a state from itself has none
 there (``gradient norm of the state`` is their counterpart; GIM, AttnLRP and DecompX explain the state's projection on
-itself instead of its distance), leave-one-out by deletion, and the methods that watch a certain output.
+itself instead of its distance), and the methods that watch a certain output.  The next token of a language model is
+explained as a class is.  Methods that mask tokens delete them from what a decoder reads: it knows no mask token.
 ``signed`` scores tell how much a token speaks for or against the class; for a state they tell how far it moves, and are
 hardly ever negative except for those three.
 """
@@ -142,51 +150,12 @@ hardly ever negative except for those three.
 def quick(model: TextModel) -> list[str]:
     """Four methods for a first look: two of this package, integrated gradients, and random scores.
 
-    The baseline of integrated gradients is [MASK], or zeros where the model has no mask token.
+    The baseline of integrated gradients is [MASK], zeros where the model has no mask token, and of a language model the
+    mean embedding.
     """
     baseline = "zero" if model.mask_id is None else "[MASK]"
+    baseline = "mean" if model.task == "next token" else baseline
     return ["information kept", "erased", f"integrated gradients ({baseline}, signed)", "random"]
-
-
-def chosen(methods: Iterable[str | Method] | str | Method | None = None) -> list[Method]:
-    """The methods of these names, and given methods as they are; None: all of :data:`METHODS`.
-
-    A method of one's own is a function and a name, as in the example.
-
-    Raises:
-        TypeError: an element that is neither a name nor a Method.
-        ValueError: an unknown name, an empty list, or two methods of one name.
-
-    Examples::
-        >>> def length(inputs, target, state):
-        ...     return torch.tensor([float(len(token)) for token in inputs.encoding.tokens])
-        >>> [method.name for method in chosen(["random", Method("token length", length)])]
-        ['random', 'token length']
-    """
-    if methods is None:
-        return list(METHODS.values())
-    found = [_one(method) for method in ([methods] if isinstance(methods, (str, Method)) else methods)]
-    names = [method.name for method in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"method {name!r} is given {names.count(name)} times; give every method a name of its own"
-            )
-    if not found:
-        raise ValueError("methods names none; give at least one, or None for all")
-    return found
-
-
-def _one(method: str | Method) -> Method:
-    if isinstance(method, Method):
-        return method
-    if not isinstance(method, str):
-        raise TypeError(
-            f"method {method!r} is a {type(method).__name__}; give a name, or Method(name, function)"
-        )
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is not known; choose from {', '.join(map(repr, METHODS))}")
-    return METHODS[method]
 
 
 def from_scores(

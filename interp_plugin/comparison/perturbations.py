@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import captum.attr
 import torch
 from torch import Tensor
 
-from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Score
+from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Removal
 from interp_plugin.text.batch import State
 
 SAMPLES = 200  # of LIME and KernelSHAP
@@ -23,10 +22,10 @@ RIDGE = 1.0
 
 
 class Game:
-    """The answer as a function of which of the P tokens are present, (R, P) of 0 or 1; the others become [MASK].
+    """The answer as a function of which of the P tokens are present, (R, P) of 0 or 1.
 
-    Captum's perturbation methods explain this function.  Special tokens are no features of it and always
-    present.
+    The others become [MASK], and are deleted from what a decoder reads.  Captum's perturbation methods explain this
+    function.  Special tokens are no features of it and always present.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -45,7 +44,7 @@ class Game:
         """(R, P) -> (R,)."""
         kept = torch.ones(len(present), self.length, dtype=torch.bool)
         kept[:, self.positions] = present.bool()
-        return self.answer.of_kept(kept, "mask")
+        return self.answer.of_kept(kept, self.answer.inputs.usual_removal)
 
     def attribute(self, method: Any, **options: Any) -> Tensor:
         """Scores by one of Captum's methods, (T,); 0 for tokens that are no features."""
@@ -61,20 +60,16 @@ class Game:
 
 
 def feature_ablation(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """The decrease of the answer when the token is masked, (T,)."""
+    """The decrease of the answer when the token is masked (of a decoder: deleted), (T,)."""
     game = Game(inputs, target, state)
     return game.attribute(captum.attr.FeatureAblation(game))
 
 
-def _occlusion(inputs: Inputs, target: int | None, state: State | None, *, window: int) -> Tensor:
+def occlusion(inputs: Inputs, target: int | None, state: State | None, *, window: int) -> Tensor:
+    """The mean decrease of the answer over the masked windows of ``window`` neighbouring tokens that hold the token."""
     game = Game(inputs, target, state)
     size = min(window, len(game.positions))
     return game.attribute(captum.attr.Occlusion(game), sliding_window_shapes=(size,))
-
-
-def occlusion(window: int) -> Score:
-    """The mean decrease of the answer over the masked windows of ``window`` neighbouring tokens that hold the token."""
-    return partial(_occlusion, window=window)
 
 
 def lime(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -109,19 +104,15 @@ def shapley_value_sampling(inputs: Inputs, target: int | None, state: State | No
     return game.attribute(captum.attr.ShapleyValueSampling(game), n_samples=PERMUTATIONS)
 
 
-def leave_one_out(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """The decrease of the answer when the token is deleted from the text, (T,)."""
+def leave_one_out(inputs: Inputs, target: int | None, state: State | None, *, removal: Removal) -> Tensor:
+    """The decrease of the answer when the token alone is removed from the text, (T,)."""
     positions = inputs.players.nonzero()[:, 0]
     kept = torch.ones(len(positions) + 1, inputs.length, dtype=torch.bool)
     kept[torch.arange(len(positions)), positions] = False  # the last row is the whole text
-    answers = Answer(inputs, target, state).of_kept(kept, "delete")
+    answers = Answer(inputs, target, state).of_kept(kept, removal)
     scores = torch.zeros(inputs.length, dtype=torch.float32)
     scores[positions] = answers[-1] - answers[:-1]
     return scores
-
-
-DRAWS = 10
-HALVINGS = 10  # of the interval from 0 to 1 that holds the largest noise
 
 
 def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -140,7 +131,7 @@ def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     noise = torch.randn(NOISER_DRAWS, 1, size, dtype=torch.float32).expand(-1, len(positions), -1) / bound(
         size
     )
-    whole = _probabilities(inputs, inputs.embeddings)  # (1, C)
+    whole = _probabilities(inputs, inputs.embeddings)  # (1, C), or the probabilities of all next tokens
     if whole.shape[1] < 2:
         raise ValueError(
             f"{inputs.model.name} has a single output, so no predicted class that noise could change; use another "
@@ -186,5 +177,7 @@ def _with_noise_on_each(inputs: Inputs, positions: Tensor, noise: Tensor) -> Ten
 def _probabilities(inputs: Inputs, points: Tensor) -> Tensor:
     """Class probabilities for embeddings, (R, T, K) -> (R, C), on the CPU."""
     rows = torch.zeros(len(points), dtype=torch.long)
-    scores = inputs.noisy(inputs.model.embedding, None).perturb((points,), rows)
-    return scores.float().softmax(-1).cpu()
+    noisy = inputs.noisy(inputs.model.embedding, None)
+    if inputs.encoding.target:
+        noisy.forward = lambda arguments, _: inputs.next_scores(*arguments)[:, 0]
+    return noisy.perturb((points,), rows).float().softmax(-1).cpu()

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 from torch.overrides import TorchFunctionMode
 
-from interp_plugin.comparison.attention import Attends, value_layer
-from interp_plugin.comparison.gradients import baseline_of, signed
+from interp_plugin.comparison.gradients import Attends, baseline_of, signed, value_layer
 from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.method.perturbation import LayerCall, at_site, first_tensor, in_this_thread
 from interp_plugin.text.batch import State
@@ -310,6 +309,10 @@ def decompx(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
         ValueError: the model is no encoder of linear layers, layer normalisation, fused attention and element-wise
             activations, so that the parts do not add up to what it computes.
     """
+    if state is None and inputs.encoding.target:
+        raise _not_decomposable(
+            "the logarithm of a next token's probability is asked about, and class scores can be"
+        )
     parts = decomposed(inputs, state)
     if state is None:
         return _of_log_odds(parts, 0 if target is None else target)

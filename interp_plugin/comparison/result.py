@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-CLASS = "class"  # the question that is about no state
+CLASS, NEXT = "class", "next token"  # the questions that are about no state
 Group = Literal["unsigned", "signed"]
 GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 OWN = "information kept"
@@ -66,7 +66,7 @@ class StudyText:
         text, pair: the text, and the second text of a pair.
         tokens: number of its tokens, special ones included.
         label: its true class; None: not known.
-        target: the class that was explained; None: no class was.
+        target: the class or next token that was explained, and what it was compared with; None: neither was.
         digest: equal for texts that were explained in the same way.
     """
 
@@ -192,8 +192,8 @@ class StudyResult:
         return Means(*(getattr(found, f.name).reshape(shape) for f in fields(found)))
 
     def group(self, question: int, method: int) -> Group:
-        """The group in which a method is compared: signed scores say more of a class; of states all are "unsigned"."""
-        about_class = self.questions[question] == CLASS
+        """The group in which a method is compared: signed scores say more of outputs; states have one, "unsigned"."""
+        about_class = self.questions[question] in (CLASS, NEXT)
         return "signed" if about_class and self.methods[method].signed else "unsigned"
 
     def groups(self) -> Iterator[tuple[int, int, Group, list[int]]]:

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.comparison.erasure import metric_scale
 from interp_plugin.comparison.interface import MAX_ROWS, Inputs, Metric, Trial, seeded
 from interp_plugin.method.perturbation import first_tensor, in_this_thread, module_of, no_fastpath
 from interp_plugin.text.models import Label, TextModel
@@ -129,14 +128,14 @@ class _Answers:
     """The function that Captum calls: the answer from embeddings; it also sums the squared changes of the answer."""
 
     def __init__(self, trial: Trial) -> None:
-        self.embeddings, self.answer, self.state = trial.inputs.embeddings, trial.answer, trial.state
-        self.whole = metric_scale(self.answer.of_embeddings(self.embeddings), self.state)
+        self.embeddings, self.answer = trial.inputs.embeddings, trial.answer
+        self.whole = self.answer.scaled(self.answer.of_embeddings(self.embeddings))
         self.squares = 0.0
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         if bool((embeddings == self.embeddings).all()):  # Captum evaluates the text itself once for each draw
             return self.whole.expand(len(embeddings)).to(embeddings.device)
-        values = metric_scale(self.answer.of_embeddings(embeddings), self.state)
+        values = self.answer.scaled(self.answer.of_embeddings(embeddings))
         self.squares += float((values - self.whole).square().sum())
         return values.to(embeddings.device)
 
@@ -320,7 +319,9 @@ def two_models(other: TextModel, name: str = "two models") -> Metric:
 
     def measure(trial: Trial) -> float | None:
         encoding = trial.inputs.encoding
-        theirs = other.encode(encoding.text, encoding.pair)
+        theirs = other.encode(encoding.text, None if encoding.target else encoding.pair)
+        if encoding.target and theirs.ids == encoding.ids[: len(theirs.ids)]:
+            theirs = encoding  # with its target
         if theirs.tokens != encoding.tokens:
             raise ValueError(
                 f"{other.name} splits the text into {list(theirs.tokens)} and {trial.inputs.model.name} into "

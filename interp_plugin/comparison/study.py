@@ -27,23 +27,23 @@ from interp_plugin.comparison.costs import (
     seconds_per_pass,
     typical_passes,
 )
-from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial
+from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial, chosen
 from interp_plugin.comparison.journal import Cell, Entry, Journal, StudyState
-from interp_plugin.comparison.plausibility import rationale_tokens
-from interp_plugin.comparison.result import CLASS, Failure, MethodInfo, StudyResult, StudyText
-from interp_plugin.data import in_memory
+from interp_plugin.comparison.result import CLASS, NEXT, Failure, MethodInfo, StudyResult, StudyText
+from interp_plugin.data import Texts, in_memory
 from interp_plugin.fingerprint import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.text.batch import State
 from interp_plugin.text.calibration import Calibration
-from interp_plugin.text.explainer import Layers, Text, TextExplainer
-from interp_plugin.text.models import Encoding, Label, TextModel, plain_values, shown
+from interp_plugin.text.explainer import Layers, Text, TextExplainer, class_number, for_each
+from interp_plugin.text.models import Encoding, Label, TextModel, is_cut_already, plain_values, shown
+from interp_plugin.text.scoring import target_name, with_next_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Target = Literal["predicted", "label"]
+PREDICTING = "where the next token is predicted"  # the states of a language model that a study is about
 QUICK: Literal["quick"] = "quick"
 # errors of Captum and torch on a model that does not suit a method
 _UNSUITED = (ValueError, TypeError, AssertionError, RuntimeError)
@@ -54,8 +54,8 @@ class Question:
     """What methods explain of each text.
 
     Attributes:
-        name: "class", or the layer.
-        state: the watched state; None: the class.
+        name: "class", "next token", or the layer.
+        state: the watched state; None: the class or next token.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Example:
     """A text of a study.
 
     Attributes:
-        encoding: the tokenised text.
+        encoding: the tokenised text, of a language model with its target; without one its own prediction is explained.
         label: number of its true class; None: not known.
         target: number of the class to explain; None: the predicted class.
         rationale: the tokens that annotators marked as the reason, (T,), bool; None: not known.
@@ -87,24 +87,27 @@ class Example:
             "rationale": None if self.rationale is None else self.rationale.tolist(),
             "target": self.target if about_class else None,
         }
+        if encoding.target:
+            facts["next"] = [encoding.target, encoding.target_positions, encoding.foils]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
 class Study:
     """Compares attribution methods on a model: every method explains every text, every metric evaluates the scores.
 
-    Methods explain why the model gives a text its class, and what the states of layers hold of it.
+    Methods explain why the model gives a text its class, and what the states of layers hold of it.  Of a language model
+    they explain its next token, and the states where that is predicted: a decoder's last token, which is never removed.
 
     Args:
-        model: a classifier of Hugging Face, or a :class:`TextModel`; any text model where only layers are
-            explained.
+        model: a classifier or language model of Hugging Face, or a :class:`TextModel`; any text model where only layers
+            are explained.
         tokenizer: the tokenizer of a Hugging Face model.
-        methods: names out of ``METHODS``, or :class:`Method` objects; None: all that suit the model; "quick": four
-            of them (``methods.quick``).
-        metrics: names out of ``METRICS``, or :class:`Metric` objects; None: all that suit the model; "quick": two
-            for the class and two for states (``metrics.QUICK``).
+        methods: names out of ``METHODS`` ("S*, LIME": * is anything), or :class:`Method` objects; None: all that suit
+            the model; "quick": four of them (``methods.quick``).
+        metrics: names out of ``METRICS``, or :class:`Metric` objects, in the same way; None: all that suit the model;
+            "quick": two for the class and two for states (``metrics.QUICK``).
         layers: the layers whose states are explained: "all", a label, or several, as in ``TextExplainer.explain``.
-        explain_class: whether the class is explained.
+        explain_class: whether the class, or next token, is explained.
         with_special: whether special tokens are ranked and removed like others.
         calibration: the unit of the states; None: the root mean square of each text's state.
         seed: seed of methods that draw random numbers.
@@ -120,6 +123,10 @@ class Study:
         >>> result = study.run(["a good film", "not a bad film"], show_progress=False)
         >>> result.table("class", "comprehensiveness (mask)")["n"].tolist()
         [2, 2]
+
+    A language model's next token, " Mary" rather than " John"::
+
+        study.run(["When Mary and John left, John thanked"], target=" Mary", instead_of=" John")
     """
 
     def __init__(
@@ -146,17 +153,22 @@ class Study:
         self._optional_methods, self._optional_metrics = methods in (None, QUICK), metrics in (None, QUICK)
         methods = known_methods.quick(self.model) if methods == QUICK else methods
         metrics = known_metrics.QUICK if metrics == QUICK else metrics
-        self.methods = tuple(self._suited("method", known_methods.chosen(methods), self._optional_methods))
-        self.metrics = tuple(self._suited("metric", known_metrics.chosen(metrics), self._optional_metrics))
+        self.methods = tuple(
+            self._suited("method", chosen(known_methods.METHODS, methods), self._optional_methods)
+        )
+        self.metrics = tuple(
+            self._suited("metric", chosen(known_metrics.METRICS, metrics), self._optional_metrics)
+        )
 
     def run(
         self,
-        texts: Text | Sequence[Text],
+        texts: Text | Sequence[Text] | Texts,
         labels: Iterable[Any] | None = None,
         rationales: Iterable[Any] | None = None,
-        target: Target = "predicted",
+        target: Any = "predicted",
         output: str | os.PathLike[str] | None = None,
         *,
+        instead_of: Any = None,
         truncation: bool = False,
         skip_invalid: bool = False,
         retry_failed: bool = False,
@@ -170,11 +182,15 @@ class Study:
         Two methods of the same name, sign and source are taken for the same one.
 
         Args:
-            texts: one or more texts, or pairs of texts.
+            texts: one or more texts, or pairs of texts; or what ``data.read_texts`` returned, with its labels,
+                rationales, and of a language model targets and what they are compared with.
             labels: the class of each text, by number or name; None where it is not known.
             rationales: for each text the tokens that annotators marked as the reason: spans of characters, or a mask
                 of words or tokens; None where they are not known.
-            target: the class to explain: the one that the model predicts, or the label.
+            target: the class to explain: "predicted", the one that the model predicts, or "label".  Of a language model
+                the next token or tokens, as in ``TextExplainer.explain``: one for all texts, or a list of one for each,
+                begun with a space where one belongs; "predicted" or None: its own.
+            instead_of: of a language model, what the target is compared with, given in the same way.
             output: folder of the journal (a checkpoint log), which need not exist; None keeps the results in
                 memory only.
             truncation: truncate texts that are too long for the model; otherwise such a text is an error.
@@ -191,11 +207,25 @@ class Study:
             OSError: the disk is full; earlier results are safe.
         """
         warn_of_training(self.model.module, stacklevel=3)
-        chosen, notes = examples(self._explainer, texts, labels, rationales, target, truncation, skip_invalid)
+        lost: tuple[str, ...] = ()
+        if isinstance(texts, Texts):
+            if texts.left_out:
+                first = "; ".join(texts.left_out[:3])
+                lost = (f"Records left out, as they have no text: {len(texts.left_out)} ({first}).",)
+            rationales = texts.rationales if rationales is None else rationales
+            if self.model.task != "next token":
+                labels = texts.labels if labels is None else labels
+            elif isinstance(target, str) and target == "predicted" and texts.targets is not None:
+                target = list(texts.targets)
+                instead_of = list(texts.foils or ()) or instead_of
+            texts = list(texts.texts)
+        some, notes = examples(
+            self._explainer, texts, labels, rationales, target, truncation, skip_invalid, instead_of
+        )
         settings = self.settings()
         columns = (*self.metrics, *COSTS)
         state = StudyState(
-            chosen,
+            some,
             [question.name for question in self.questions],
             [method.name for method in self.methods],
             [column.name for column in columns],
@@ -214,9 +244,18 @@ class Study:
                 else tqdm(total=total, desc="trials", disable=not show_progress)
             )
             with bar:
-                run = _Run(self, chosen, state, journal, bar.update)
+                run = _Run(self, some, state, journal, bar.update)
                 run.run_missing()
-        return replace(self._result(chosen, state, settings, target, run.left_out), notes=notes)
+        return replace(self._result(some, state, settings, target, run.left_out), notes=(*lost, *notes))
+
+    def price(self, texts: Text | Sequence[Text] | Texts) -> str:
+        """How much a run is, and about how long it takes, in words."""
+        whole: Any = list(texts.texts) if isinstance(texts, Texts) else in_memory(texts)
+        count = 1 if isinstance(whole, (str, tuple)) else len(whole)
+        return (
+            f"{count} texts, {len(self.methods)} methods, {len(self.metrics)} metrics: about "
+            f"{in_words(self.estimated_seconds(whole))}"
+        )
 
     def estimated_seconds(self, texts: Text | Sequence[Text]) -> float:
         """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
@@ -235,10 +274,10 @@ class Study:
         """
         texts = in_memory(texts)
         whole = [texts] if isinstance(texts, (str, tuple)) else list(texts)
-        some = whole[:: max(1, len(whole) // 100)]
-        chosen, _ = examples(self._explainer, some, truncation=True, skip_invalid=True)
-        middle = sorted(chosen, key=lambda example: len(example.encoding.ids))[len(chosen) // 2]
-        inputs = Inputs(self.model, middle.encoding, self.seed, self.with_special)
+        few = whole[:: max(1, len(whole) // 100)]
+        some, _ = examples(self._explainer, few, truncation=True, skip_invalid=True)
+        middle = sorted(some, key=lambda example: len(example.encoding.ids))[len(some) // 2]
+        inputs = self._inputs(middle)
         tokens = int(inputs.players.sum())
         passes = 0.0
         for question in self.questions:
@@ -258,8 +297,16 @@ class Study:
             "seed": self.seed,
             "special tokens": self.with_special,
             "calibration": None if self.calibration is None else self.calibration.digest,
+            **({"states": PREDICTING} if self.model.task == "next token" else {}),
             "versions": versions(),
         }
+
+    def _inputs(self, example: Example) -> Inputs:
+        """A text as model inputs; a language model's has a target, its own where none is given."""
+        encoding = example.encoding
+        if self.model.task == "next token" and not encoding.target:
+            [encoding], _ = with_next_tokens(self.model, [encoding])
+        return Inputs(self.model, encoding, self.seed, self.with_special)
 
     def _questions(self, layers: Layers, explain_class: bool) -> Iterator[Question]:
         labels: Any = layers
@@ -269,11 +316,11 @@ class Study:
                 "explain_class is false and layers is empty: there is nothing to explain; give one of them"
             )
         if explain_class:
-            if self.model.task != "sequence classes":
+            if self.model.task not in ("sequence classes", "next token"):
                 raise ValueError(
                     f"{self.model.name} has no classes of texts to explain; give layers, and explain_class=False"
                 )
-            yield Question(CLASS, None)
+            yield Question(CLASS if self.model.task == "sequence classes" else NEXT, None)
         for state in self._explainer.states(layers) if wanted else ():
             yield Question(question_name(state.label), state)
 
@@ -281,8 +328,14 @@ class Study:
         """The methods or metrics that apply to any of the questions."""
         for part in parts:
             applies = part.can_explain if kind == "method" else part.can_judge
-            if any(applies(question.state) for question in self.questions):
+            of_the_model = part.task in (None, self.model.task)
+            if of_the_model and any(applies(question.state) for question in self.questions):
                 yield part
+            elif not optional and not of_the_model:
+                raise ValueError(
+                    f"{kind} {part.name!r} is about models of the task {part.task!r}, and {self.model.name} has "
+                    f"{self.model.task!r}; leave it out"
+                )
             elif not optional:
                 about = "classes" if self.questions[0].state is None else "states"
                 raise ValueError(
@@ -316,12 +369,13 @@ class Study:
         chosen: Sequence[Example],
         state: StudyState,
         settings: Mapping[str, Any],
-        target: Target,
+        target: Any,
         left_out: Mapping[str, str],
     ) -> StudyResult:
         names = [question.name for question in self.questions]
         methods = [method.name for method in self.methods]
         metrics = (*(StudyColumn(m.name, m.higher_is_better, m.source) for m in self.metrics), *COSTS)
+        given = not isinstance(target, str) or target not in ("predicted", "label")
         failures = (
             Failure(text, names[question], methods[method], metric, reason)
             for (text, question, method), reasons in sorted(state.errors.items())
@@ -333,20 +387,21 @@ class Study:
             methods=tuple(MethodInfo(m.name, m.signed, m.source) for m in self.methods),
             metrics=metrics,
             cells=state.values,
-            settings={**settings, "target": target},
+            settings={**settings, "target": "given" if given else target},
             failures=tuple(failures),
             left_out=dict(left_out),
             scores={(i, names[q], methods[m]): scores for (i, q, m), scores in state.scores.items()},
         )
 
     def _text(self, example: Example, target: int) -> StudyText:
-        name = self.model.class_name
+        name, encoding = self.model.class_name, example.encoding
+        known = target_name(self.model, encoding) if encoding.target else None
         return StudyText(
-            text=example.encoding.text,
-            pair=example.encoding.pair,
-            tokens=len(example.encoding.ids),
+            text=encoding.text,
+            pair=encoding.pair,
+            tokens=len(encoding.ids),
             label=None if example.label is None else name(example.label),
-            target=None if target < 0 else name(target),
+            target=known if known or target < 0 else name(target),
             digest=example.digest(about_class=True),
         )
 
@@ -393,6 +448,7 @@ class _Run:
         text, question = cell[0], self.study.questions[cell[1]]
         method, inputs = self.study.methods[cell[2]], self._inputs_of(text)
         target = self._target(text) if question.state is None else None
+        state = None if question.state is None else inputs.at_target(question.state)
         entry = Entry(self.state.digests[text][cell[1]], question.name, method.name, target=target)
         values: dict[str, float | None] = {}
         errors: dict[str, str] = {}
@@ -400,7 +456,7 @@ class _Run:
         saved = scores is not None
         if scores is None:
             try:
-                scores, cost = self._measured_scores(method, inputs, target, question.state)
+                scores, cost = self._measured_scores(method, inputs, target, state)
             # a user's method may raise anything, and one text shall not end the run
             except Exception as error:
                 if not self._is_of_this_text(cell, error):
@@ -408,7 +464,7 @@ class _Run:
                 return replace(entry, errors={"": _reason(error)})
             costs = (cost.seconds, cost.forward, cost.backward, cost.peak_mib)
             values = {column.name: value for column, value in zip(COSTS, costs, strict=True)}
-        trial = Trial(inputs, target, question.state, method, scores, self.examples[text].rationale)
+        trial = Trial(inputs, target, state, method, scores, self.examples[text].rationale)
         for metric in metrics:
             try:
                 values[metric.name] = _value(metric, trial)
@@ -466,14 +522,15 @@ class _Run:
     def _inputs_of(self, text: int) -> Inputs:
         """The text as model inputs, which all its trials share."""
         if self._inputs is None or self._inputs[0] != text:
-            study = self.study
-            inputs = Inputs(study.model, self.examples[text].encoding, study.seed, study.with_special)
-            self._inputs = text, inputs
+            self._inputs = text, self.study._inputs(self.examples[text])
         return self._inputs[1]
 
     def _target(self, text: int) -> int:
-        """Number of the class to explain."""
-        if self.state.targets[text] < 0:
+        """Number of the class, or id of the first next token, to explain."""
+        own = self._inputs_of(text).encoding.target
+        if own:
+            self.state.targets[text] = own[0]
+        elif self.state.targets[text] < 0:
             with torch.no_grad(), no_fastpath():
                 scores = self.study.model(*self._inputs_of(text).arguments)
             self.state.targets[text] = int(scores[0].argmax())
@@ -485,9 +542,10 @@ def examples(
     texts: Text | Sequence[Text],
     labels: Iterable[Any] | None = None,
     rationales: Iterable[Any] | None = None,
-    target: Target = "predicted",
+    target: Any = "predicted",
     truncation: bool = False,
     skip_invalid: bool = False,
+    instead_of: Any = None,
 ) -> tuple[list[Example], tuple[str, ...]]:
     """The texts of a study, tokenised and checked, and notes on what was left out.
 
@@ -495,37 +553,37 @@ def examples(
         explainer: of the model.
         texts: one or more texts or pairs.
         labels: the true class of each, by number or name.
-        rationales: for each text, spans of characters or a mask (:func:`rationale_tokens`); None: not known.
-        target: whether the predicted class or the label is explained.
+        rationales: for each text, spans of characters or a mask (``metrics.rationale_tokens``); None: not known.
+        target, skip_invalid, instead_of: as in :meth:`Study.run`.
         truncation: truncate texts that are too long for the model.
-        skip_invalid: as in :meth:`Study.run`.
 
     Raises:
         ValueError: too few or too many labels or rationales; without ``skip_invalid`` a text that cannot be used;
             with it, if none can.
     """
-    if target not in ("predicted", "label"):
-        raise ValueError(f"target is {target!r}; choose 'predicted' or 'label'")
-    if target == "label" and labels is None:
-        raise ValueError("target is 'label', and there are no labels; give one for each text, or 'predicted'")
+    from interp_plugin.comparison.metrics import rationale_tokens
+
     texts = in_memory(texts)
-    whole: Any = plain_values([texts] if isinstance(texts, (str, tuple)) else texts)
-    encodings = [None] * len(whole) if skip_invalid else explainer.encode(whole, truncation)
+    one = isinstance(texts, (str, tuple)) or is_cut_already(texts)
+    whole: Any = plain_values([texts] if one else texts)
+    model, by_label = explainer.model, isinstance(target, str) and target == "label"
+    targets, foils = _next_tokens(model, target, instead_of, labels, len(whole))
+    encodings: Sequence[Encoding | None] = [None] * len(whole)
+    if not skip_invalid:
+        encodings = explainer.encode(whole, truncation, target=targets, instead_of=foils)
     classes = _for_each("labels", labels, len(whole))
     reasons = _for_each("rationales", rationales, len(whole))
-    found, invalid, no_classes = [], [], []
+    found: list[Example] = []
+    invalid: list[str] = []
+    no_classes: list[str] = []
     for index, (text, encoding, label, reason) in enumerate(zip(whole, encodings, classes, reasons)):
-        number = None
         try:
             if encoding is None:
-                [encoding] = explainer.encode([text], truncation)
-            try:
-                number = None if label is None else class_of(explainer.model, label)
-            except ValueError as error:
-                if not skip_invalid or target == "label":
-                    raise
-                no_classes.append(str(error))
-            if target == "label" and number is None:
+                [encoding] = explainer.encode(
+                    [text], truncation, target=[targets[index]], instead_of=[foils[index]]
+                )
+            number = _class_of(model, label, no_classes if skip_invalid and not by_label else None)
+            if by_label and number is None:
                 raise ValueError("target is 'label', and it has none; give it one, or leave the text out")
             rationale = None if reason is None else rationale_tokens(reason, encoding)
         except (ValueError, TypeError) as error:
@@ -534,7 +592,7 @@ def examples(
             reason = str(error).removeprefix("text 0 is ").rstrip(".")  # of the single text that was encoded
             invalid.append(f"text {index}, {shown(str(text))}: {reason}")
             continue
-        found.append(Example(encoding, number, number if target == "label" else None, rationale))
+        found.append(Example(encoding, number, number if by_label else None, rationale))
     if not found:
         raise ValueError(
             f"none of the {len(whole)} texts can be used: {invalid[0] if invalid else 'give one'}"
@@ -548,6 +606,39 @@ def examples(
             f"{_first(list(dict.fromkeys(no_classes)))}."
         )
     return found, tuple(notes)
+
+
+def _next_tokens(
+    model: TextModel, target: Any, instead_of: Any, labels: Any, count: int
+) -> tuple[list[Any], list[Any]]:
+    """What each text of a language model is asked about, and what that is compared with; None of other models."""
+    named = target if isinstance(target, str) else None
+    if model.task == "next token":
+        if named == "label" or labels is not None:
+            raise ValueError(
+                f"{model.name} predicts tokens and no classes, so that labels say nothing of it; give the next tokens "
+                "as targets, or nothing for its own"
+            )
+        targets = for_each(None if named == "predicted" else target, count)
+        return targets, for_each(instead_of, count)
+    if named not in ("predicted", "label"):
+        raise ValueError(f"target is {target!r}; choose 'predicted' or 'label'")
+    if named == "label" and labels is None:
+        raise ValueError("target is 'label', and there are no labels; give one for each text, or 'predicted'")
+    if instead_of is not None:
+        raise ValueError(f"instead_of is given, and {model.name} is no language model; leave it out")
+    return [None] * count, [None] * count
+
+
+def _class_of(model: TextModel, label: Any, unknown: list[str] | None) -> int | None:
+    """Number of a label; where there is no such class, that is added to ``unknown``, or an error without it."""
+    try:
+        return None if label is None else class_number(model, label)
+    except (ValueError, TypeError) as error:
+        if unknown is None:
+            raise
+        unknown.append(str(error))
+        return None
 
 
 def _first(reasons: Sequence[str], most: int = 3) -> str:
@@ -592,24 +683,6 @@ def in_words(seconds: float) -> str:
     if seconds < 120:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 7200 else f"{round(seconds / 3600)} h"
-
-
-def class_of(model: TextModel, label: Any) -> int:
-    """Number of a class; a string of digits, as in a table of text, is a number where no class has that name.
-
-    Raises:
-        ValueError: the model has no such class.
-    """
-    if isinstance(label, str):
-        try:
-            return model.class_index(label)
-        except ValueError:
-            if not label.strip().isdecimal():
-                raise
-            label = int(label)
-    if not hasattr(label, "__index__"):
-        raise ValueError(f"its label is {label!r}; give the number or the name of a class, or None")
-    return model.class_index(int(label))
 
 
 def _for_each(name: str, values: Iterable[Any] | None, count: int) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from interp_plugin.comparison.costs import COSTS, StudyColumn
-from interp_plugin.comparison.result import CLASS, GROUPS, StudyResult
+from interp_plugin.comparison.result import CLASS, GROUPS, NEXT, StudyResult
 from interp_plugin.report import numbers, shades
 from interp_plugin.report.model import Cell, Column, Point, Points, Report, Row, Section, Table
 from interp_plugin.statistics import RESAMPLES
@@ -211,10 +211,18 @@ def notes(findings: StudyResult, question: int) -> Iterator[str]:
 
 
 def _explained(findings: StudyResult, question: str) -> str:
+    if question == NEXT:
+        own = (
+            "the model's own"
+            if findings.settings["target"] == "predicted"
+            else "the one that was given, or its own"
+        )
+        return f"Explained: the next token, {own}."
     if question != CLASS:
         calibrated = findings.settings["calibration"] is not None
         unit = "its spread over the texts of a calibration" if calibrated else "its own size in each text"
-        return f"Explained: the state of {question}, in units of {unit}."
+        place = f", {findings.settings['states']}" if "states" in findings.settings else ""
+        return f"Explained: the state of {question}{place}, in units of {unit}."
     if findings.settings["target"] == "label":
         return "Explained: the true class."
     known = [text for text in findings.texts if text.label is not None and text.target is not None]
@@ -312,3 +320,34 @@ def _cells(findings: StudyResult) -> dict[tuple[int, int, int], StudyCell]:
 def _short(reason: str) -> str:
     line = " ".join(reason.split()).rstrip(".")
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+
+
+def known(kind: str) -> list[dict[str, Any]]:
+    """Every method ("methods"), or metric ("metrics"), and what it is about, as plain values.
+
+    Examples::
+        >>> known("metrics")[0]["name"]
+        'comprehensiveness (mask)'
+    """
+    from interp_plugin.comparison import METHODS, METRICS
+
+    names = ("name", "explains", "signed", "source")
+    if kind == "metrics":
+        names = ("name", "judges", "higher_is_better", "source")
+    parts: Any = (METHODS if kind == "methods" else METRICS).values()
+    return [{name: getattr(part, name) for name in names} for part in parts]
+
+
+def catalogue() -> Report:
+    """All methods and metrics: what they explain or judge, and their sources."""
+    words = {"signed": ("unsigned", "signed"), "higher_is_better": "↓↑"}
+    heads = {"methods": ("explains", "scores", "source"), "metrics": ("judges", "better", "source")}
+    sections = []
+    for kind, names in heads.items():
+        rows = []
+        for part in known(kind):
+            name, *values = (words[key][value] if key in words else value for key, value in part.items())
+            rows.append(Row(name, tuple(map(Cell, values))))
+        columns = tuple(Column(name, words=True) for name in names)
+        sections.append(Section(tables=(Table("", kind[:-1], columns, {"": tuple(rows)}),)))
+    return Report("", tuple(sections))

@@ -36,6 +36,7 @@ class State:
         state_std: v of the whole last dimension; None: each text is its own yardstick.
         function: of the class that ``neurons`` is, in place of its score.
         foil: a class that it is compared with.
+        places: indices into dimension 1, as those where a language model's target is predicted; None: all of it.
     """
 
     label: Label
@@ -44,6 +45,7 @@ class State:
     state_std: Tensor | None = None
     function: Function | None = None
     foil: int | None = None
+    places: tuple[int, ...] | None = None
 
     @property
     def layer(self) -> Label:
@@ -52,10 +54,14 @@ class State:
 
     @property
     def selector(self) -> Selector | None:
-        """Picks the neurons."""
-        return None if self.neurons is None else self._pick
+        """Picks the places and the neurons."""
+        return None if self.neurons is None and self.places is None else self._pick
 
     def _pick(self, state: Tensor) -> Tensor:
+        if self.places is not None:
+            state = state[:, list(self.places)]
+        if self.neurons is None:
+            return state
         if isinstance(self.neurons, int) and (self.function is not None or self.foil is not None):
             ids = torch.full(state.shape[:-1], self.neurons, device=state.device)
             foils = None if self.foil is None else torch.full_like(ids, self.foil)

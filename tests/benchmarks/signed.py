@@ -76,7 +76,7 @@ def kept(
 
 def product(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Information kept times integrated gradients: the magnitude that a sign leaves out."""
-    push = integrated_gradients("[MASK]", "signed")(inputs, target, state)
+    push = integrated_gradients(inputs, target, state, baseline="[MASK]", reduction="signed")
     return kept(inputs, target, state, watched="log-odds", rate=0.1) * push
 
 

@@ -24,8 +24,8 @@ from known_truths.evaluation import Mean
 from known_truths.planting import Kind
 
 from interp_plugin import huggingface
-from interp_plugin.comparison.interface import Method
-from interp_plugin.comparison.methods import METHODS, chosen
+from interp_plugin.comparison.interface import Method, chosen
+from interp_plugin.comparison.methods import METHODS
 from interp_plugin.method.solver import Solver
 
 NEEDS_MORE = (
@@ -122,9 +122,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.methods == "fast":
-        methods = chosen([name for name in METHODS if name not in SLOW])
+        methods = chosen(METHODS, [name for name in METHODS if name not in SLOW])
     else:
-        methods = chosen(arguments.methods.split(";") if arguments.methods else None)
+        methods = chosen(METHODS, arguments.methods.split(";") if arguments.methods else None)
     plain = [
         m for m in methods if m.name == "gradient SHAP" or not any(word in m.name for word in NEEDS_MORE)
     ]

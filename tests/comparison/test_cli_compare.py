@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 from tiny_bert import save_classifier
+from tiny_models import tiny
 from typer.testing import CliRunner
 
 from interp_plugin.cli import app
-from interp_plugin.cli.compare import QUICK_TEXTS, expanded, sampled, split_names
+from interp_plugin.cli.compare import QUICK_TEXTS
 from interp_plugin.data import Texts
 
 SENTENCES = ("a good film", "not a bad film", "the bold film", "a bad bad film")
@@ -194,13 +195,14 @@ def test_help_shows_every_option_and_whole_examples() -> None:
     result = run("--help")
     assert result.exit_code == 0
     for option in (
-        "split", "text-column", "pair-column", "label-column", "rationale-column", "limit", "sample", "model",
+        "split", "text-column", "pair-column", "label-column", "rationale-column", "target-column",
+        "instead-of-column", "limit", "sample", "model",
         "tokenizer", "methods", "metrics", "full", "layers", "no-class", "special-tokens", "target", "calibrate",
         "truncation", "output", "retry-failed", "html", "markdown", "json", "device", "dtype", "seed", "list",
     ):  # fmt: skip
         assert f"--{option} " in result.stdout
     examples = [line.strip() for line in result.stdout.splitlines() if "    interp-plugin compare" in line]
-    assert len(examples) == 5
+    assert len(examples) == 6
     assert all(line.count('"') % 2 == 0 and len(line) > 20 for line in examples)
 
 
@@ -224,15 +226,15 @@ def test_limit_takes_the_first(folder: str, films: str, tmp_path: Path) -> None:
 
 def test_a_sample_keeps_order_labels_and_seed() -> None:
     texts = Texts(tuple("abcdefgh"), tuple("ABCDEFGH"))
-    drawn = [sampled(texts, 3, seed) for seed in range(5)]
+    drawn = [texts.sample(3, seed) for seed in range(5)]
     for some in drawn:
         assert len(some.texts) == 3
         assert sorted(some.texts) == list(some.texts)
         assert some.labels == tuple(text.upper() for text in some.texts)
         assert some.rationales is None
     assert len({some.texts for some in drawn}) > 1
-    assert sampled(texts, 3, 0) == drawn[0]
-    assert sampled(texts, 9, 0) is texts
+    assert texts.sample(3, 0) == drawn[0]
+    assert texts.sample(9, 0) is texts
 
 
 def test_columns_are_numbers_where_a_file_has_no_header(folder: str, tmp_path: Path) -> None:
@@ -256,6 +258,29 @@ def test_rationales_bring_plausibility(folder: str, tmp_path: Path) -> None:
     assert 0 < table["groups"]["unsigned"]["random"][0]["mean"] <= 1
     [table] = compared(str(path), "--model", folder, *arguments)["tables"]
     assert "AUPRC" not in columns_of(table)
+
+
+def test_a_language_model_is_asked_for_the_columns_of_next_tokens(tmp_path: Path) -> None:
+    lm, path = tiny("gpt2", "GPT2LMHeadModel"), tmp_path / "prompts.jsonl"
+    lm.model.save_pretrained(tmp_path / "llm")
+    lm.tokenizer.save_pretrained(tmp_path / "llm")
+    rows = [
+        {"text": "The film was not good and", "target": " bold", "instead_of": " bad", "next": " dull"},
+        {"text": "The actors were", "next": " good", "target": None},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = (str(path), "--model", str(tmp_path / "llm"), "--methods", "leave-one-out*")
+    metrics = "contrastive compre* (delete),comprehensiveness (attention),state erasure (delete)"
+    tables = compared(*arguments, "--metrics", metrics, "--layers", "1")["tables"]
+    assert [table["title"] for table in tables] == ["next token", "layer 1"]
+    signed = tables[0]["groups"]["signed"]
+    assert list(signed) == ["leave-one-out", "leave-one-out (attention)"]
+    found = dict(zip(columns_of(tables[0]), signed["leave-one-out"], strict=True))
+    assert found["contrastive comprehensiveness (delete)"]["n"] == 1  # the other has no foil
+    assert found["comprehensiveness (attention)"]["n"] == 2
+    assert "predicts tokens and no classes" in refused(*arguments, "--target", "label")
+    [other] = compared(*arguments, "--metrics", "suff* (delete)", "--target-column", "next")["tables"]
+    assert other["groups"]["signed"]["leave-one-out"][0]["n"] == 2
 
 
 @pytest.mark.parametrize(
@@ -384,31 +409,3 @@ def test_a_run_that_is_killed_goes_on_and_repeats_nothing(folder: str, tmp_path:
         return {method: cells[:2] for rows in table["groups"].values() for method, cells in rows.items()}
 
     assert judged(continued) == judged(undisturbed)
-
-
-# -- names on the command line
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("LIME", ["LIME"]),
-        ("a (b, c), d", ["a (b, c)", "d"]),
-        ("integrated gradients ([PAD], L2),random", ["integrated gradients ([PAD], L2)", "random"]),
-    ],
-)
-def test_names_are_split_at_commas_outside_of_brackets(text: str, expected: list[str]) -> None:
-    assert split_names(text) == expected
-
-
-def test_every_known_name_survives_being_listed() -> None:
-    from interp_plugin.comparison import METHODS, METRICS
-
-    for known in (METHODS, METRICS):
-        assert split_names(",".join(known)) == list(known)
-
-
-def test_a_star_stands_for_anything_and_brackets_for_themselves() -> None:
-    known = ["occlusion ([MASK])", "occlusion (M)", "LIME"]
-    assert expanded("method", ["occlusion ([*"], known) == ["occlusion ([MASK])"]
-    assert expanded("method", ["LIME", "*"], known) == ["LIME", *known[:2]]

@@ -14,10 +14,10 @@ from tiny_models import tiny
 from tiny_plain import WORDS, lstm, tokenizer
 from torch import Tensor, nn
 
-from interp_plugin.comparison.attention import rollout
-from interp_plugin.comparison.gradients import BASELINES, baseline_of
-from interp_plugin.comparison.interface import Answer, Inputs, Method
-from interp_plugin.comparison.methods import METHODS, chosen, from_scores
+from interp_plugin.comparison.gradients import BASELINES, baseline_of, rollout
+from interp_plugin.comparison.interface import Answer, Inputs, Method, chosen
+from interp_plugin.comparison.methods import METHODS, from_scores
+from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.comparison.perturbations import Game
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.batch import State
@@ -391,6 +391,7 @@ TRANSFORMERS_ONLY = {
     "AttnLRP": "the rules found no attention",
     "DecompX": "is not a transformer with a single stack",
     "erased (and hidden)": "no argument of the model is an attention mask",
+    "leave-one-out (attention)": "takes no attention mask",
 }
 
 
@@ -457,17 +458,42 @@ def test_the_closed_form_ranks_as_the_gradient_norm_of_few_elements() -> None:
 
 def test_a_method_is_chosen_by_name_or_given() -> None:
     mine = Method("mine", lambda inputs, target, state: torch.zeros(inputs.length))
-    assert [m.name for m in chosen(["LIME", mine])] == ["LIME", "mine"]
-    assert chosen() == list(METHODS.values())
-    assert chosen("LIME") == [METHODS["LIME"]]
+    assert [m.name for m in chosen(METHODS, ["LIME", mine])] == ["LIME", "mine"]
+    assert chosen(METHODS, None) == list(METHODS.values())
+    assert chosen(METHODS, "LIME") == [METHODS["LIME"]]
     with pytest.raises(ValueError, match="method 'lime' is not known; choose from 'information kept'"):
-        chosen(["lime"])
+        chosen(METHODS, ["lime"])
     with pytest.raises(ValueError, match="'mine' is given 2 times"):
-        chosen([mine, mine])
+        chosen(METHODS, [mine, mine])
     with pytest.raises(ValueError, match="names none"):
-        chosen([])
+        chosen(METHODS, [])
     with pytest.raises(TypeError, match="method 3 is a int"):
-        chosen([3])  # type: ignore[list-item]
+        chosen(METHODS, [3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("LIME", ["LIME"]),
+        ("GIM,LIME, GIM", ["GIM", "LIME"]),
+        ("integrated gradients ([PAD], L2),random", ["integrated gradients ([PAD], L2)", "random"]),
+        ("input x*([", None),
+        ("LIME, Smooth*", ["LIME", "SmoothGrad (L2)", "SmoothGrad squared (L2)"]),
+    ],
+)
+def test_a_string_may_name_several_with_stars_and_brackets_for_themselves(
+    text: str, expected: list[str] | None
+) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match="fits none"):
+            chosen(METHODS, text)
+    else:
+        assert [method.name for method in chosen(METHODS, text)] == expected
+
+
+def test_every_known_name_survives_being_listed() -> None:
+    for known in (METHODS, METRICS):
+        assert chosen(known, ",".join(known)) == list(known.values())  # type: ignore[type-var]
 
 
 def test_external_scores_are_looked_up_by_text() -> None:

@@ -12,8 +12,7 @@ from sklearn.metrics import auc, f1_score, precision_recall_curve
 from tiny_bag import inputs_of, trial_of
 
 from interp_plugin.comparison.interface import Trial
-from interp_plugin.comparison.metrics import METRICS
-from interp_plugin.comparison.plausibility import auprc, iou_f1, spans, token_f1
+from interp_plugin.comparison.metrics import METRICS, auprc, iou_f1, spans, token_f1
 
 
 def bits(text: str) -> torch.Tensor:

@@ -27,7 +27,7 @@ from interp_plugin.comparison import Method, Metric, Study, StudyResult
 from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.interface import Inputs, Trial
 from interp_plugin.comparison.journal import Entry, Journal
-from interp_plugin.comparison.plausibility import rationale_tokens
+from interp_plugin.comparison.metrics import rationale_tokens
 from interp_plugin.comparison.result import MethodInfo, StudyText, example
 from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.text.calibration import Calibration
@@ -231,7 +231,7 @@ def test_a_rationale_that_does_not_fit_says_what_would(rationale: Any, message: 
     [
         ({"labels": ["bad"]}, "labels has 1 for 4 texts"),
         ({"labels": ["bad", "ugly", None, None]}, "text 1, 'it was good': target 'ugly' is not a class"),
-        ({"labels": [0.5, 0, 0, 0]}, "text 0, .*: its label is 0.5; give the number"),
+        ({"labels": [0.5, 0, 0, 0]}, "text 0, .*: target 0.5 is not a class of the model"),
         ({"target": "label"}, "there are no labels"),
         ({"target": "label", "labels": [0, 1, None, 2]}, "text 2, .* it has none"),
         ({"target": "true"}, "target is 'true'; choose 'predicted' or 'label'"),
