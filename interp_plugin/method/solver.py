@@ -578,8 +578,10 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
     # at the cap only a push inwards counts (Karush, Kuhn and Tucker)
     free = active & ((log_sigma < cap - 1e-6) | (mean > 0))
     distortion = seen.distortion.mean(0)
-    power = (seen.stationarity.mean(0) * active).sum(1) / distortion.clamp(min=1e-30)
-    elasticity = torch.where(power < 2, 2 * power - 2, power)
+    power = (seen.stationarity.mean(0) * free).sum(1) / distortion.clamp(min=1e-30)
+    # tokens at the cap add to D what has no part in this: then it is taken as quadratic
+    saturates = (free == active).all(1) & (power < 2)
+    elasticity = torch.where(saturates, 2 * power - 2, power.clamp(min=2.0))
     bounded = elasticity.clamp(LEAST_ELASTICITY, LARGEST_ELASTICITY)
 
     shared = token_mean(each, free)  # (S, b)
