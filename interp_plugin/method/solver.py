@@ -151,8 +151,8 @@ class NoiseFit:
             share rate / n; 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at
             the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
-        converged: (B,), whether the standard error met the tolerance.  Never where E is below 0.575: there D saturates,
-            its slope is at its largest, and whether it reaches lambda at all is not certain.
+        converged: (B,), whether the standard error met the tolerance.  Never where E is below 0.65: there D saturates,
+            so that its slope may never reach lambda, or reach it at several places.
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda, (B,): the one asked for, or a smaller one where a state of few elements, such as a class
             output, has no answer there that samples can tell (``Solver.lower_rate``).
@@ -292,7 +292,7 @@ class SolverState:
         common_variance: of its mean over the tokens below the cap, (b,).
         excess: what the last batch adds to the variance where it disagrees with the average before it, (b, T).
         distortion: D at ``place`` on average, (b,).
-        elasticity: of the slope there, (b,); small where D saturates.
+        power: sum_i g_i / D there, (b,): 2 where D is quadratic, less where it saturates.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1 of the last batch, (b, T).
         free: which tokens are below the cap, (b, T).
         move: the last batch's Newton step, (b, T).
@@ -314,7 +314,7 @@ class SolverState:
     common_variance: Tensor
     excess: Tensor
     distortion: Tensor
-    elasticity: Tensor
+    power: Tensor
     residual: Tensor
     free: Tensor
     move: Tensor
@@ -375,7 +375,7 @@ class SolverState:
         self.place = self.place.lerp(self.log_sigma, each)
         self.log_sigma = self.log_sigma.lerp(estimate, each)
         self.distortion = self.distortion.lerp(step.distortion, share)
-        self.elasticity = self.elasticity.lerp(step.elasticity, share)
+        self.power = self.power.lerp(step.power, share)
         self.variance = (1 - each).square() * self.variance + each.square() * variance
         self.common_variance = (1 - share).square() * self.common_variance + share.square() * common
         self.residual, self.free, self.move = step.residual, free, step.move
@@ -420,7 +420,7 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
         common_variance=token_mean(logs, free).var(0) / len(logs),
         excess=torch.zeros_like(c),
         distortion=(log_sigma.exp().square() * c * active).sum(1),
-        elasticity=torch.full_like(zeros, 2.0),
+        power=torch.full_like(zeros, 2.0),
         residual=torch.full_like(c, torch.nan),
         free=free,
         move=torch.zeros_like(c),
@@ -471,7 +471,7 @@ def _iterate(
         size = token_mean(error, state.free).sqrt()
         # a second batch has to agree, but where nothing scatters: the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
-        determined = state.sound & (state.elasticity >= LEAST_ELASTICITY)
+        determined = state.sound & (state.power >= 2 * SATURATED)
         state.converged = (size <= solver.tolerance) & agrees & determined
         finished = state.converged
         if finished.any() and index + 1 < solver.order_batches:
@@ -553,7 +553,7 @@ class Step:
     common_variance: Tensor  # of the part that all tokens share, (b,)
     residual: Tensor  # (b, T)
     distortion: Tensor  # (b,)
-    elasticity: Tensor  # of the slope sum_i g_i in a scale that all tokens share, (b,)
+    power: Tensor  # p = sum_i g_i / D, (b,)
     free: Tensor  # (b, T)
 
 
@@ -578,10 +578,11 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
     # at the cap only a push inwards counts (Karush, Kuhn and Tucker)
     free = active & ((log_sigma < cap - 1e-6) | (mean > 0))
     distortion = seen.distortion.mean(0)
-    power = (seen.stationarity.mean(0) * free).sum(1) / distortion.clamp(min=1e-30)
-    # tokens at the cap add to D what has no part in this: then it is taken as quadratic
+    slope = seen.stationarity.mean(0)
+    power, own = ((slope * of).sum(1) / distortion.clamp(min=1e-30) for of in (active, free))
+    # tokens at the cap add to D what has no part in a step: then D is taken as quadratic, where it saturates
     saturates = (free == active).all(1) & (power < 2)
-    elasticity = torch.where(saturates, 2 * power - 2, power.clamp(min=2.0))
+    elasticity = torch.where(saturates, 2 * power - 2, own.clamp(min=2.0))
     bounded = elasticity.clamp(LEAST_ELASTICITY, LARGEST_ELASTICITY)
 
     shared = token_mean(each, free)  # (S, b)
@@ -597,7 +598,7 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
         common_variance=(shared / bounded).var(0),
         residual=mean,
         distortion=distortion,
-        elasticity=elasticity,
+        power=power,
         free=free,
     )
 
@@ -769,9 +770,9 @@ def _fit(
     # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
     slope = (torch.where(free, 1.0, (1 + residuals).clamp(0, 1)) * groups.active * share).sum(1)
     slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
-    elasticity = whole(lambda s: s.elasticity)
-    # where D saturates there is no optimum, and the slope is what was measured: p D, with p = elasticity / 2 + 1
-    slope = torch.where(elasticity < LEAST_ELASTICITY, (elasticity / 2 + 1).clamp(min=0) * at_sigma, slope)
+    power = whole(lambda s: s.power)
+    # where D saturates there may be no optimum, and the slope is what was measured
+    slope = torch.where(power < 2 * SATURATED, power.clamp(min=0) * at_sigma, slope)
     error, common_error = whole(SolverState.error), whole(SolverState.common_error)
     return NoiseFit(
         sigma=torch.where(free, log_sigma, cap).exp().minimum(cap.exp()).float(),

@@ -15,7 +15,7 @@ Choice = int | str | tuple[int | str, int | None]  # a layer, or a layer and a p
 Values = Mapping[str, Any]
 
 TIED = "≈"  # not told apart from the next in rank
-SATURATED = 0.575  # regime index below which no minimum is certain (see method/objective.py)
+SATURATED = 0.65  # regime index below which no minimum is certain (see method/objective.py)
 _NAMED = 3  # words that an answer names
 _LONGEST = 120  # characters of a text in a heading
 
@@ -426,8 +426,8 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
     names += f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
     rate = settings.get("rate")
     if rate and all((row.get("regime_index") or 1.0) < SATURATED for row in unfinished):
-        way = f"the state saturates before it notices such noise. This mends it: --rate {rate / 2:g} (in Python rate"
-        return f"Not converged: {names}; {way}={rate / 2:g}).", True
+        way = f"the state saturates before it notices such noise. This mends it: --rate {rate / 10:g} (in Python rate"
+        return f"Not converged: {names}; {way}={rate / 10:g}).", True
     wanted = max(_passes_needed(row, settings) for row in unfinished)
     return (
         f"Not converged: {names}; {errors}. This mends it: --max-passes {wanted} (in Python "

@@ -720,7 +720,7 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.layer_norm(x.sum(1), x.shape[2:])
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
 def test_a_state_that_saturates_is_solved_as_by_hand(rate: float) -> None:
     """Steps that took such a D for quadratic lagged behind: sigma was 17 % too small, converged.
 
