@@ -24,6 +24,7 @@ from interp_plugin.comparison.gradients import Attends, baseline_of, signed, val
 from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.method.perturbation import LayerCall, at_site, first_tensor, in_this_thread
 from interp_plugin.text.batch import State
+from interp_plugin.text.models import are_exclusive
 
 Rule = Callable[..., Any]
 """(the operation, its arguments) -> the result that replaces the operation's."""
@@ -315,14 +316,14 @@ def decompx(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
         )
     parts = decomposed(inputs, state)
     if state is None:
-        return _of_log_odds(parts, 0 if target is None else target)
+        return _of_log_odds(parts, 0 if target is None else target, are_exclusive(inputs.model))
     weight = parts.sum(0) / Answer(inputs, state=state).scale.square()
     return (parts * weight).flatten(1).mean(1)
 
 
-def _of_log_odds(parts: Tensor, target: int) -> Tensor:
+def _of_log_odds(parts: Tensor, target: int, exclusive: bool) -> Tensor:
     """Parts of the scores, (T, C) -> parts of log p / (1 - p), (T,)."""
-    others = [index for index in range(parts.shape[1]) if index != target]
+    others = [index for index in range(parts.shape[1]) if index != target and exclusive]
     if not others:
         return parts[:, target]
     shares = parts.sum(0)[others].softmax(0)

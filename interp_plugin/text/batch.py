@@ -36,6 +36,7 @@ class State:
         state_std: v of the whole last dimension; None: each text is its own yardstick.
         function: of the class that ``neurons`` is, in place of its score.
         foil: a class that it is compared with.
+        exclusive: whether a text has one of the classes; otherwise each has a probability of its own.
         places: indices into dimension 1, as those where a language model's target is predicted; None: all of it.
     """
 
@@ -46,6 +47,7 @@ class State:
     function: Function | None = None
     foil: int | None = None
     places: tuple[int, ...] | None = None
+    exclusive: bool = True
 
     @property
     def layer(self) -> Label:
@@ -65,7 +67,7 @@ class State:
         if isinstance(self.neurons, int) and (self.function is not None or self.foil is not None):
             ids = torch.full(state.shape[:-1], self.neurons, device=state.device)
             foils = None if self.foil is None else torch.full_like(ids, self.foil)
-            return watched(state, ids, self.function or "logit", foils)
+            return watched(state, ids, self.function or "logit", foils, self.exclusive)
         try:
             return state[..., self.neurons]
         except IndexError as error:

@@ -35,6 +35,7 @@ from interp_plugin.text.models import (
     Source,
     TextModel,
     Words,
+    are_exclusive,
     as_int,
     check_function,
     contrasted,
@@ -391,7 +392,13 @@ class TextExplainer:
         is_another = function is not None or asked.is_contrast
         states = [
             # a calibration's unit is that of the usual function
-            replace(state, function=function, foil=asked.foil, state_std=None)
+            replace(
+                state,
+                function=function,
+                foil=asked.foil,
+                state_std=None,
+                exclusive=are_exclusive(self.model),
+            )
             if state.site is None and (is_another or asked.choices)
             else state
             for state in self._states(labels, asked.wanted, neurons, heads, asked.choices)

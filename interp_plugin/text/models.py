@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from interp_plugin.method.perturbation import LayerCall, device_of, first_tensor
 
@@ -353,12 +354,20 @@ class PlainModel:
         raise ValueError(f"{self.name} is a classifier and has no target tokens")
 
 
-def watched(scores: Tensor, ids: Tensor, function: Function, foils: Tensor | None = None) -> Tensor:
+def are_exclusive(model: TextModel) -> bool:
+    """Whether a text has one of the model's classes; otherwise each class has a probability of its own (a sigmoid)."""
+    return getattr(model, "exclusive", True)
+
+
+def watched(
+    scores: Tensor, ids: Tensor, function: Function, foils: Tensor | None = None, exclusive: bool = True
+) -> Tensor:
     """A function of the scores of classes or tokens, (..., C), for the classes ids, (...); shape (...).
 
     "logit": the score itself.  "log_probability" and "probability": after a softmax.  "log_odds": log p / (1 - p), the
     score less the logarithm of the others' sum.  "margin": the score less the largest other one.  With foils:
     what is watched of ids less what is watched of foils, where logarithms of probabilities differ as scores do.
+    Classes that are not exclusive have a sigmoid in place of the softmax, whose log-odds are the score.
 
     Examples::
         >>> scores, ids = torch.tensor([0.2, 0.6, 0.2]).log(), torch.tensor(1)
@@ -369,6 +378,11 @@ def watched(scores: Tensor, ids: Tensor, function: Function, foils: Tensor | Non
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    if not exclusive and function != "margin":
+        squashed = {"log_probability": logsigmoid, "probability": torch.sigmoid}.get(function)
+        scores = scores if squashed is None else squashed(scores)
+        own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        return own if foils is None else own - scores.gather(-1, foils.unsqueeze(-1)).squeeze(-1)
     if foils is not None:
         if function == "probability":
             scores = scores.softmax(-1)

@@ -28,6 +28,7 @@ from interp_plugin.text.models import (
     Function,
     Label,
     TextModel,
+    are_exclusive,
     as_int,
     plain_values,
     shown,
@@ -561,7 +562,7 @@ class ErasureFinder:
             for row, example in enumerate(part.examples):
                 target = state.neurons if isinstance(state.neurons, int) else int(whole[example].argmax())
                 kinds.setdefault(target, []).append(row)
-            odds = log_odds if getattr(self.model, "exclusive", True) else _own_odds
+            odds = log_odds if are_exclusive(self.model) else _own_odds
             for target, rows in kinds.items():
                 yield rows, partial(odds, target=target)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import transformers
 from tiny_models import bert_tokenizer, tiny, xlmr_tokenizer
 from torch import Tensor
 
-from interp_plugin.attribution import InformationLoss
+from interp_plugin.attribution import InformationLoss, LayerInformationLoss
 from interp_plugin.method.solver import Solver
 from interp_plugin.report.explanations import report
 from interp_plugin.text.explainer import TextExplainer
@@ -347,6 +348,28 @@ def test_erased_log_odds_of_labels_that_do_not_exclude_each_other_are_their_own(
     [item] = explainer.explain("film", "output", "each", score="erased")
     found = [float(row.erased[1]) for row in item.rows]  # type: ignore[attr-defined]
     assert found == pytest.approx((before - after).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "function, by_hand",
+    [
+        ("log_probability", lambda scores: torch.nn.functional.logsigmoid(scores[:, 1])),
+        ("probability", lambda scores: scores[:, 1].sigmoid()),
+        ("log_odds", lambda scores: scores[:, 1]),
+        ("margin", lambda scores: scores[:, 1] - scores[:, [0, 2]].amax(1)),
+    ],
+)
+def test_functions_of_labels_that_do_not_exclude_each_other_are_their_own(
+    function: str, by_hand: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Used to be after a softmax over the labels."""
+    settings = {**LABELS, "problem_type": "multi_label_classification"}
+    explainer = wide("bert", "BertForSequenceClassification", **settings)
+    model = explainer.model.module
+    [item] = explainer.explain(CONTEXT, "output", 1, function=function, solver=FAST)  # type: ignore[arg-type]
+    ids = torch.tensor([explainer.encode(CONTEXT)[0].ids])
+    method = LayerInformationLoss(lambda ids: by_hand(model(ids).logits), model.get_input_embeddings())
+    assert torch.allclose(item.rows[0].sigma, method.fit(ids, solver=FAST).sigma[0], rtol=1e-3)
 
 
 def test_each_token_label_at_one_position() -> None:
