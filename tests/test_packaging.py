@@ -245,7 +245,7 @@ MAY_IMPORT = {
     "": {"amortised", "attribution", "corpus", "huggingface", "interpreter", "method", "text", "text.models"},
     "__main__": {"cli", "optional"},
     "optional": set(),
-    "amortised": {"corpus", "fingerprint", "method", "text", "text.models", "text.storage"},
+    "amortised": {"corpus", "method", "text", "text.models", "text.storage"},
     "attribution": {"method"},
     "cli": {
         "",
@@ -263,7 +263,6 @@ MAY_IMPORT = {
     "comparison": {
         "attribution",
         "data",
-        "fingerprint",
         "memory",
         "method",
         "optional",
@@ -275,7 +274,6 @@ MAY_IMPORT = {
     },
     "corpus": {
         "data",
-        "fingerprint",
         "memory",
         "method",
         "report",
@@ -285,7 +283,6 @@ MAY_IMPORT = {
         "text.storage",
     },
     "data": {"text.models", "text.storage"},
-    "fingerprint": set(),
     "huggingface": {"method", "optional", "text.models"},
     "interop": {"attribution", "huggingface", "method", "text"},
     "interpreter": {"attribution", "method", "report"},
@@ -295,7 +292,6 @@ MAY_IMPORT = {
     "statistics": {"optional"},
     "text": {
         "data",
-        "fingerprint",
         "huggingface",
         "method",
         "optional",

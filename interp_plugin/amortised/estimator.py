@@ -19,7 +19,6 @@ from interp_plugin.amortised.features import Recorder, numbers, vectors, watch
 from interp_plugin.amortised.head import Head, examples, solved_texts, train
 from interp_plugin.corpus.agreement import HeldOut
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.fingerprint import differences, weights_digest
 from interp_plugin.method.solver import Solver
 from interp_plugin.text import storage
 from interp_plugin.text.batch import Batch, batches
@@ -28,7 +27,7 @@ from interp_plugin.text.explainer import Text, TextExplainer
 from interp_plugin.text.explanation import Explanation, Row, TextExplanation
 from interp_plugin.text.models import OUTPUT, Encoding, TextModel, shown
 from interp_plugin.text.scoring import Plan, score
-from interp_plugin.text.storage import Kinds, check_fields
+from interp_plugin.text.storage import Kinds, check_fields, differences, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from interp_plugin import fingerprint
+from interp_plugin.text import storage
 from interp_plugin.text.storage import check_local, replace_file
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         ["versions.torch is '2.12' there and '2.13' here"]
     """
     return [
-        f"{name} is {old!r} there and {new!r} here" for name, old, new in fingerprint.differences(there, here)
+        f"{name} is {old!r} there and {new!r} here" for name, old, new in storage.differences(there, here)
     ]
 
 

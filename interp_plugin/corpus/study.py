@@ -17,7 +17,6 @@ from interp_plugin.corpus.reading import Reader, Source, windows
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scoring import Scorer
 from interp_plugin.data import Column
-from interp_plugin.fingerprint import weights_digest
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import Site
 from interp_plugin.method.problem import warn_of_training
@@ -26,6 +25,7 @@ from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import Layers, TextExplainer
 from interp_plugin.text.models import OUTPUT, Label, TextModel
 from interp_plugin.text.scoring import ErasureFinder, Finder
+from interp_plugin.text.storage import weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

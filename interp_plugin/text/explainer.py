@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from tqdm.auto import tqdm
 
 from interp_plugin import data, huggingface
-from interp_plugin.fingerprint import versions
 from interp_plugin.huggingface.tokenization import Labels
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
@@ -47,6 +46,7 @@ from interp_plugin.text.models import (
 )
 from interp_plugin.text.parts import with_parts
 from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, Progress, warn_of_deaf_states
+from interp_plugin.text.storage import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,4 +1,7 @@
-"""Files: written whole or not at all, with a digest of their bytes; explanations as Parquet, tensors as safetensors."""
+"""Files: written whole or not at all, with a digest of their bytes, and what stored numbers depend on.
+
+Explanations are Parquet, tensors safetensors.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from interp_plugin.optional import load
 
@@ -491,3 +497,52 @@ def fit_columns(arrow: ModuleType) -> dict[str, Any]:
 def load_pyarrow(purpose: str, extra: str = "table") -> tuple[ModuleType, ModuleType]:
     """pyarrow and its Parquet; arguments and error as of :func:`load`."""
     return load("pyarrow", purpose, extra), load("pyarrow.parquet", purpose, extra)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on."""
+    packages = ("interp-plugin", "captum", "torch", "transformers")
+    return {name.replace("-", "_"): version(name) for name in packages}
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A name for the very weights of a model: equal for equal parameters and buffers of equal types.
+
+    Examples::
+        >>> layer = nn.Linear(2, 1)
+        >>> before = weights_digest(layer)
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> before == weights_digest(layer)
+        False
+    """
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """A name for the ids of a text: another tokenizer gives others, though the tokens may have the same names."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
+
+
+def differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], before: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """Names and values of the settings that differ.
+
+    Examples::
+        >>> differences({"rate": 0.1, "versions": {"torch": "2"}}, {"rate": 0.1, "versions": {"torch": "3"}})
+        [('versions.torch', '2', '3')]
+    """
+    found: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys([*ours, *theirs]):
+        here, there = ours.get(name), theirs.get(name)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found += differences(here, there, before=f"{before}{name}.")
+        elif here != there:
+            found.append((before + name, here, there))
+    return found

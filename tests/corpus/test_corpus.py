@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from interp_plugin import CorpusResult, CorpusStudy, PlainModel, TextExplainer, data
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.reading import Failure, Item, Reader, windows
-from interp_plugin.fingerprint import weights_digest
+from interp_plugin.text.storage import weights_digest
 
 SCRIPT = Path(tiny_corpus.__file__)
 
