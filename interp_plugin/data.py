@@ -415,8 +415,8 @@ def parted(texts: Sequence[Any], choices: bool = False) -> list[Any]:
         elif not choices and len(others) == 1:
             found.append((first, others[0]))
         else:
-            rule = "--choices, one before each" if choices else "--pairs, one separates the two sentences"
-            raise ValueError(f"text {text!r} has {len(others)} tabs: with {rule}")
+            rule = "before each choice" if choices else "between its two sentences"
+            raise ValueError(f"text {text!r} has {len(others)} tabs; write one {rule}")
     return found
 
 

@@ -597,7 +597,7 @@ def test_choices_follow_their_text(tmp_path: Path) -> None:
     data = explained(*arguments, given="a film\tgood\tbad\n")
     assert rows_of(data) == [("output.good", None), ("output.bad", None)]
     assert data["texts"][0]["predicted"] in ("good", "bad")
-    assert "has 0 tabs: with --choices" in refused("a film", *arguments)
+    assert "has 0 tabs; write one before each choice" in refused("a film", *arguments)
     assert "give one of them" in refused("a film", "--pairs", *arguments)
 
 

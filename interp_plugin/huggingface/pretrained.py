@@ -134,6 +134,7 @@ def _check_head(name: str, missing: list[str], weights: dict[str, Any]) -> None:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LoadIn = Literal["8bit", "4bit"]
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # of accelerate, over all devices that there are
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -248,6 +249,8 @@ def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> 
         raise ValueError(
             f"device is {str(device)!r} and device_map {device_map!r}: both say where the model goes; give one"
         )
+    if isinstance(device_map, str) and device_map not in PLACEMENTS:
+        _check_device(device_map)
     purpose = "device_map" if load_in is None else f"--load-in {load_in} (in Python load_in={load_in!r})"
     optional.load("accelerate", purpose, "large")
     if device_map is None:
