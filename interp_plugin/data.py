@@ -389,7 +389,9 @@ def chats(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
         try:
             chat = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"chat {number} is no JSON ({error}); give a list of messages a line") from error
+            raise ValueError(
+                f"chat {number} is not valid JSON ({error}); give a list of messages a line"
+            ) from error
         chat = chat["messages"] if isinstance(chat, dict) and "messages" in chat else chat
         if not isinstance(chat, list) or not chat or not all(isinstance(message, dict) for message in chat):
             raise ValueError(f"chat {number} is no list of messages with role and content; write one a line")

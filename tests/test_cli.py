@@ -613,7 +613,7 @@ def test_a_model_in_fewer_bits_needs_bitsandbytes(folder: str, monkeypatch: pyte
     sentence = refused("a film", "--model", folder, "--load-in", "8bit")
     assert "--load-in 8bit" in sentence and 'pip install "interp-plugin[large]"' in sentence
     assert "give one" in refused("a film", "--device", "cuda", "--device-map", "auto")
-    assert "is no JSON" in refused("a film", "--model", folder, "--device-map", "{cpu")
+    assert "is not valid JSON" in refused("a film", "--model", folder, "--device-map", "{cpu")
 
 
 def test_words_stay_whole_and_arguments_reach_the_forward(folder: str) -> None:

@@ -954,7 +954,9 @@ def asked_answer(encoding: Encoding, target: Any) -> Encoding:
     segment = 0 if encoding.pair is None else 1
     context = encoding.text if encoding.pair is None else encoding.pair
     if not isinstance(answer, str) and not _is_span(answer):
-        raise ValueError(f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text")
+        raise ValueError(
+            f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text"
+        )
     start, stop = (context.find(answer), 0) if isinstance(answer, str) else answer
     stop = start + len(answer) if isinstance(answer, str) else stop
     pieces = Pieces(encoding.ids, tuple(s if s and s[0] == segment else None for s in encoding.offsets))

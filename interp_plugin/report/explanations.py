@@ -225,7 +225,8 @@ def answer(explanation: Values, text: Values, layer: Choice | None = None) -> st
     name = f"The output{which}" if which or name == "output" else name[:1].upper() + name[1:]
     said = _prediction(text)
     if "erased" in row:
-        needs, against = _named(text, row, 1), _named(text, row, -1)
+        needs = _named(text, row, 1)
+        against = [name for name in _named(text, row, -1) if name not in needs]  # a word that occurs twice
         said.append(f"{name} needs most: {', '.join(needs)}." if needs else f"{name} needs no token.")
         if against:
             said.append(f"Against it speak: {', '.join(against)}.")

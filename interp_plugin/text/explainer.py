@@ -258,7 +258,7 @@ class TextExplainer:
             instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
                 continuations, the first tokens in which they differ are compared, after what they have in common.
             continuation: what follows the one text, a string or token ids: every token of it is a target in turn, seen
-                from the text and what stands before it .  The rows of
+                from the text and what stands before it.  The rows of
                 "output" have the position of the token that is predicted, those of layers the one before it.
             fixed: tokens that bear no noise, whose information kept is then 0: "special" (marks and a chat's template),
                 a role ("system"), a span of characters (start, stop), a compiled regular expression, or a list of

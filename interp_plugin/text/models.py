@@ -416,8 +416,8 @@ def contrasted(target: Encoding, foil: Encoding) -> Encoding:
     first = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
     if first is None:
         raise ValueError(
-            "target and instead_of are the same tokens as far as the shorter one goes: they must differ in one that "
-            "both have; give two continuations of which neither begins with the other"
+            "target and instead_of must differ in a token, and one is, or begins with, the other; give two "
+            "continuations of which neither begins with the other"
         )
     place = target.target_positions[first]
     decoder, other = (e.extra.get("decoder_input_ids", e.ids) for e in (target, foil))

@@ -461,9 +461,11 @@ def test_a_method_is_chosen_by_name_or_given() -> None:
     assert [m.name for m in chosen(METHODS, ["LIME", mine])] == ["LIME", "mine"]
     assert chosen(METHODS, None) == list(METHODS.values())
     assert chosen(METHODS, "LIME") == [METHODS["LIME"]]
-    with pytest.raises(ValueError, match="method 'lime' is not known; choose from 'LIME'$"):
+    with pytest.raises(ValueError, match=r"method 'lime' is not known; choose from 'LIME'$"):
         chosen(METHODS, ["lime"])  # all 44 names were listed, whatever was like it
-    with pytest.raises(ValueError, match="method 'gradients' is not known; choose from 'integrated gradients"):
+    with pytest.raises(
+        ValueError, match="method 'gradients' is not known; choose from 'integrated gradients"
+    ):
         chosen(METHODS, ["gradients"])
     with pytest.raises(ValueError, match="'mine' is given 2 times"):
         chosen(METHODS, [mine, mine])

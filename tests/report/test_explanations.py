@@ -180,6 +180,14 @@ def test_a_text_that_is_read_again_begins_a_line_with_its_special_tokens() -> No
     assert shown == ["[CLS]a[SEP]", "b", "[CLS]a[SEP]", "c[SEP]"]
 
 
+def test_a_word_that_occurs_for_and_against_is_named_once() -> None:
+    """A text that is read with three choices has each word three times: "needs most: not. Against it speak: not"."""
+    one = text(["not", "a", "not"], [row([5.0, 1.0, 4.0])])
+    one["rows"][0]["erased"] = [5.0, 0.0, -4.0]
+    said = filled.answer(explanation(one), one)
+    assert "needs most: not." in said and "Against" not in said
+
+
 def test_answers_and_choices_of_several_words_are_in_quotes() -> None:
     """They ran into the sentence: "Predicted the film was not, 0.02. Target:  Paris instead of  London."."""
     one = text(["a"], predicted="the film was not", target=" Paris instead of  London")

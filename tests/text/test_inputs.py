@@ -205,7 +205,10 @@ def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
     [
         ({"colour": 1}, "'colour' is no argument that BertModel takes with a text; it takes"),
         ({"input_ids": [1]}, "'input_ids' is no argument"),
-        ({"token_type_ids": [0, 1, 0]}, r"is \[0, 1, 0\]: it must have a value for each text \(2\), or be one"),
+        (
+            {"token_type_ids": [0, 1, 0]},
+            r"is \[0, 1, 0\]: it must have a value for each text \(2\), or be one",
+        ),
         ({"token_type_ids": "ab"}, r"is 'ab': it must have a value for each text \(2\)"),
         ({"token_type_ids": ["a", "b"]}, "token_type_ids is 'a'; give a number"),
         ({"token_type_ids": [[0], [0]]}, "token_type_ids has 1 values for 4 tokens; give one for each"),
