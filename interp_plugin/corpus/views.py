@@ -226,8 +226,8 @@ def _status(result: CorpusResult, of: Mapping[Any, Mapping[str, Any]], layers: S
     way = (
         "States saturate there: a lower --rate (in Python rate=) mends it."
         if saturate
-        else "More passes (in Python solver=Solver(max_passes=...)) make single texts surer; a larger --tolerance asks for "
-        "less."
+        else "More passes (in Python solver=Solver(max_passes=...)) make single texts surer; a larger --tolerance asks "
+        "for less."
     )
     return f"Not everywhere converged: {names}. {way}"
 

@@ -254,8 +254,13 @@ def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> 
         raise ValueError(
             f"device is {str(device)!r} and device_map {device_map!r}: both say where the model goes; give one"
         )
-    if isinstance(device_map, str) and device_map not in PLACEMENTS:
-        _check_device(device_map)
+    for place in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
+        if place is not None and place not in (*PLACEMENTS, "disk"):
+            _check_device(place)
+    if device_map == {}:
+        raise ValueError(
+            "device_map is {}; give 'auto', or the device of each module by its name ('' is all of it)"
+        )
     purpose = "device_map" if load_in is None else f"--load-in {load_in} (in Python load_in={load_in!r})"
     optional.load("accelerate", purpose, "large")
     if device_map is None:

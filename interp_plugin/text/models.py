@@ -452,6 +452,8 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
     count, extra = len(encoding.ids), dict(encoding.extra)
     for name, value in given.items():
         value = plain_values(value)
+        if name in PER_TOKEN and isinstance(value, float):
+            raise ValueError(f"{name} is {value!r}; it counts from 0: give whole numbers")
         if isinstance(value, (int, float)):
             extra[name] = (value,) * count
         elif not isinstance(value, Sequence) or isinstance(value, str):

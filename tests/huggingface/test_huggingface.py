@@ -276,6 +276,10 @@ def test_two_places_for_one_model_are_refused(folder: Path) -> None:
         ValueError, match="device 'gpu' cannot be used"
     ):  # was: must hold a model and its tokenizer
         huggingface.load(folder, device_map="gpu")
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used"):  # was: RuntimeError of torch
+        huggingface.load(folder, device_map={"": "gpu"})
+    with pytest.raises(ValueError, match=r"device_map is \{\}; give 'auto'"):  # was: KeyError ''
+        huggingface.load(folder, device_map={})
     with pytest.raises(ValueError, match="load_in is '3bit'; choose '8bit' or '4bit'"):
         huggingface.load(folder, load_in="3bit")  # type: ignore[arg-type]
 

@@ -211,6 +211,7 @@ def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
         ),
         ({"token_type_ids": "ab"}, r"is 'ab': it must have a value for each text \(2\)"),
         ({"token_type_ids": ["a", "b"]}, "token_type_ids is 'a'; give a number"),
+        ({"token_type_ids": 0.5}, "token_type_ids is 0.5; it counts from 0: give whole numbers"),
         ({"token_type_ids": [[0], [0]]}, "token_type_ids has 1 values for 4 tokens; give one for each"),
         (["token_type_ids"], "give a dictionary of arguments by name"),
     ],
