@@ -551,7 +551,8 @@ def _title(explanation: Values) -> str:
 
 
 def _words(text: Values) -> str:
-    return shortened(text["text"] if text["pair"] is None else f"{text['text']} | {text['pair']}", _LONGEST)
+    parts = [text["text"], *(text["pair"] or "").split("\n")]  # choices stand in the pair, a line each
+    return shortened(" | ".join(filter(None, parts)), _LONGEST)
 
 
 def _is_lowered(row: Values, explanation: Values) -> bool:

@@ -180,6 +180,12 @@ def test_a_text_that_is_read_again_begins_a_line_with_its_special_tokens() -> No
     assert shown == ["[CLS]a[SEP]", "b", "[CLS]a[SEP]", "c[SEP]"]
 
 
+def test_choices_stand_in_a_heading_with_bars_between() -> None:
+    """It said "it was good\\nit was dull"."""
+    values = explanation(text(["a"], text="the film", pair="it was good\nit was dull"))
+    assert filled.report(values).title == "Information kept: the film | it was good | it was dull"
+
+
 def test_a_word_that_occurs_for_and_against_is_named_once() -> None:
     """A text that is read with three choices has each word three times: "needs most: not. Against it speak: not"."""
     one = text(["not", "a", "not"], [row([5.0, 1.0, 4.0])])
