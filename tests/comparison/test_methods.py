@@ -362,7 +362,9 @@ def test_every_method_gives_a_finite_score_for_each_token_and_touches_nothing(me
         assert found[0].shape == (7,)
         assert found[0].isfinite().all()
         assert torch.equal(found[0], found[1])
-        assert found[0][1:-1].unique().numel() > 1
+        # at rate 1 a class score's tokens are at the cap, or by rounding one is not: [CLS] never is
+        inner = found[0] if method.name.endswith("(rate 1)") else found[0][1:-1]
+        assert inner.unique().numel() > 1
         exact = (
             "gradient norm of the state",
             "information kept (closed form)",
