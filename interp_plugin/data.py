@@ -389,7 +389,9 @@ def chats(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
         try:
             chat = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"chat {number} is no JSON ({error}); give a list of messages a line") from error
+            raise ValueError(
+                f"chat {number} is not valid JSON ({error}); give a list of messages a line"
+            ) from error
         chat = chat["messages"] if isinstance(chat, dict) and "messages" in chat else chat
         if not isinstance(chat, list) or not chat or not all(isinstance(message, dict) for message in chat):
             raise ValueError(f"chat {number} is no list of messages with role and content; write one a line")
@@ -415,8 +417,8 @@ def parted(texts: Sequence[Any], choices: bool = False) -> list[Any]:
         elif not choices and len(others) == 1:
             found.append((first, others[0]))
         else:
-            rule = "--choices, one before each" if choices else "--pairs, one separates the two sentences"
-            raise ValueError(f"text {text!r} has {len(others)} tabs: with {rule}")
+            rule = "before each choice" if choices else "between its two sentences"
+            raise ValueError(f"text {text!r} has {len(others)} tabs; write one {rule}")
     return found
 
 

@@ -597,7 +597,7 @@ def test_choices_follow_their_text(tmp_path: Path) -> None:
     data = explained(*arguments, given="a film\tgood\tbad\n")
     assert rows_of(data) == [("output.good", None), ("output.bad", None)]
     assert data["texts"][0]["predicted"] in ("good", "bad")
-    assert "has 0 tabs: with --choices" in refused("a film", *arguments)
+    assert "has 0 tabs; write one before each choice" in refused("a film", *arguments)
     assert "give one of them" in refused("a film", "--pairs", *arguments)
 
 
@@ -613,7 +613,7 @@ def test_a_model_in_fewer_bits_needs_bitsandbytes(folder: str, monkeypatch: pyte
     sentence = refused("a film", "--model", folder, "--load-in", "8bit")
     assert "--load-in 8bit" in sentence and 'pip install "interp-plugin[large]"' in sentence
     assert "give one" in refused("a film", "--device", "cuda", "--device-map", "auto")
-    assert "is no JSON" in refused("a film", "--model", folder, "--device-map", "{cpu")
+    assert "is not valid JSON" in refused("a film", "--model", folder, "--device-map", "{cpu")
 
 
 def test_words_stay_whole_and_arguments_reach_the_forward(folder: str) -> None:

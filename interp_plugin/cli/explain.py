@@ -99,7 +99,7 @@ Function = option(
     "What is watched of the target.", "log_probability of a language model or answer, logit of a class"
 )
 Removal = option(
-    "With --score erased: how tokens go, some of mask,attention,delete.",
+    "With --score erased: how tokens are removed: mask, attention, delete, or several.",
     "mask; delete for the target of a decoder",
 )
 Positions = option(
@@ -135,7 +135,7 @@ def explain(
     pairs: Annotated[bool, option("Every text is two sentences with a tab between.")] = False,
     choices: Annotated[bool, option("Every text is followed by its choices, with tabs between.")] = False,
     chats: Annotated[bool, Chats] = False,
-    words: Annotated[bool, option("Every text is words with blanks between, which stay whole.")] = False,
+    words: Annotated[bool, option("Every text is split into words already, with blanks between.")] = False,
     forward_args: ForwardArgs = None,
     model: ModelName = None,
     tokenizer: TokenizerName = None,
@@ -157,7 +157,7 @@ def explain(
     ways: Annotated[str | None, Removal] = None,
     granularity: Annotated[Granularity, option("What a score is of.", True)] = "token",
     aggregate: Annotated[
-        Aggregate, option("How the nats of a word or sentence come of its tokens'.", True)
+        Aggregate, option("How a word's or sentence's nats are computed from its tokens'.", True)
     ] = "mean",
     positions: Annotated[str | None, Positions] = None,
     html: Page = None,

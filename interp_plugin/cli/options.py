@@ -39,7 +39,10 @@ Side = Annotated[
     Literal["damage", "keep"],
     typer.Option(help="With --score erased: what to look for in erasures, damage or harmlessness."),
 ]
-Ways = Annotated[str, typer.Option(help="With --score erased: how tokens go, some of mask,attention,delete.")]
+Ways = Annotated[
+    str,
+    typer.Option(help="With --score erased: how tokens are removed: mask, attention, delete, or several."),
+]
 
 SHOWN_FAILURES = 3
 
@@ -290,7 +293,7 @@ def parse_json(written: str | None) -> Any:
     try:
         return None if written is None else json.loads(written)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{written!r} is no JSON: {error}") from error
+        raise ValueError(f"{written!r} is not valid JSON: {error}") from error
 
 
 def column(source: str, name: str | None) -> str | int | None:

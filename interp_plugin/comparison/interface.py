@@ -582,6 +582,8 @@ def _named(kind: str, known: Mapping[str, Part], names: str) -> list[Part]:
         fitting = {one: part for one, part in known.items() if re.fullmatch(pattern, one)}
         if not fitting:
             problem = "fits none" if "*" in name else "is not known"
-            raise ValueError(f"{kind} {name!r} {problem}; choose from {', '.join(map(repr, known))}")
+            part = name.strip("*").lower()
+            near = [one for one in known if len(part) > 2 and part in one.lower()] or known
+            raise ValueError(f"{kind} {name!r} {problem}; choose from {', '.join(map(repr, near))}")
         found |= {one: part for one, part in fitting.items() if one not in found}
     return list(found.values())

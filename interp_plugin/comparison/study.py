@@ -215,8 +215,12 @@ class Study:
             rationales = texts.rationales if rationales is None else rationales
             if self.model.task != "next token":
                 labels = texts.labels if labels is None else labels
-            elif isinstance(target, str) and target == "predicted" and texts.targets is not None:
-                target = list(texts.targets)
+                if texts.targets or texts.foils:
+                    lost += (
+                        f"Targets of the data are not used: {self.model.name} predicts classes and no next token.",
+                    )
+            elif isinstance(target, str) and target == "predicted" and (texts.targets or texts.foils):
+                target = list(texts.targets or [None] * len(texts.texts))
                 instead_of = list(texts.foils or ()) or instead_of
             texts = list(texts.texts)
         some, notes = examples(

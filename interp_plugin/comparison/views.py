@@ -215,7 +215,7 @@ def _explained(findings: StudyResult, question: str) -> str:
         own = (
             "the model's own"
             if findings.settings["target"] == "predicted"
-            else "the one that was given, or its own"
+            else "the one that was given (against another where there is one), or the model's own"
         )
         return f"Explained: the next token, {own}."
     if question != CLASS:

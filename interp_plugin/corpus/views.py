@@ -10,6 +10,7 @@ import numpy as np
 
 from interp_plugin.corpus.words import WORD
 from interp_plugin.report import numbers, shades
+from interp_plugin.report.explanations import SATURATED
 from interp_plugin.report.model import Boxes, Cell, Column, Curve, Curves, Report, Row, Section, Table
 from interp_plugin.report.numbers import number, rounded, significant
 
@@ -221,7 +222,14 @@ def _status(result: CorpusResult, of: Mapping[Any, Mapping[str, Any]], layers: S
     if not few:
         return "Sure: at least 90 % of the texts converged at each layer."
     names = ", ".join(f"{_named(layer)} ({100 * share:.0f} % of the texts)" for layer, share in few.items())
-    return f"Not everywhere converged: {names}. The intervals hold; more passes (--max-passes) make single texts surer."
+    saturate = any(of["regime_index", "median sentence", layer]["mean"] < SATURATED for layer in few)
+    way = (
+        "States saturate there: a lower --rate (in Python rate=) mends it."
+        if saturate
+        else "More passes (in Python solver=Solver(max_passes=...)) make single texts surer; a larger --tolerance asks "
+        "for less."
+    )
+    return f"Not everywhere converged: {names}. {way}"
 
 
 def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:

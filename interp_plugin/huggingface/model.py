@@ -241,10 +241,13 @@ class HuggingFaceModel:
         )
         if self._head.reads == "choices" and not has_choices:
             raise ValueError(
-                f"{self.name} chooses among several second texts; give (text, [choice, choice, ...])"
+                f"{self.name} chooses among several second texts; give (text, [choice, choice, ...]), on the command "
+                "line --choices"
             )
         if self._head.reads == "pair" and pair is None:
-            raise ValueError(f"{self.name} compares two sentences; give a pair (first, second)")
+            raise ValueError(
+                f"{self.name} compares two sentences; give a pair (first, second), on the command line --pairs"
+            )
         read = self._encoder()
         if has_choices:
             choices = self._checked_choices(cast(Sequence[str], pair))

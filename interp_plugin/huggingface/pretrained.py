@@ -134,6 +134,12 @@ def _check_head(name: str, missing: list[str], weights: dict[str, Any]) -> None:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LoadIn = Literal["8bit", "4bit"]
+PLACEMENTS = (
+    "auto",
+    "balanced",
+    "balanced_low_0",
+    "sequential",
+)  # of accelerate, over all devices that there are
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -215,7 +221,7 @@ def load(
 
 
 def _keep_gradients(model: torch.nn.Module) -> None:
-    """Let no 4-bit layer pack its weights for a kernel of the CPU that has no gradients, as its first forward would."""
+    """Keep 4-bit layers from packing their weights, in the first forward, for a CPU kernel without gradients."""
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -232,7 +238,7 @@ def _check_device(device: str | torch.device) -> None:
 
 
 def _is_on_cpu(device: Any, device_map: Any) -> bool:
-    if device_map is not None and device_map != "auto":
+    if device_map is not None and device_map not in PLACEMENTS:
         places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
         return all(str(place) in ("cpu", "disk") for place in places)
     return not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
@@ -247,6 +253,13 @@ def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> 
     if device_map is not None and device is not None:
         raise ValueError(
             f"device is {str(device)!r} and device_map {device_map!r}: both say where the model goes; give one"
+        )
+    for place in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
+        if place is not None and place not in (*PLACEMENTS, "disk"):
+            _check_device(place)
+    if device_map == {}:
+        raise ValueError(
+            "device_map is {}; give 'auto', or the device of each module by its name ('' is all of it)"
         )
     purpose = "device_map" if load_in is None else f"--load-in {load_in} (in Python load_in={load_in!r})"
     optional.load("accelerate", purpose, "large")
@@ -275,9 +288,7 @@ def _why_not(name: str, tokenizer: str | PathLike[str] | None, error: Exception)
         kinds.add(type(found).__name__)
         found = found.__cause__ or found.__context__
     if "GatedRepoError" in kinds:
-        return (
-            "its owner asks who uses it; agree on its page of the hub, and give your token with hf auth login"
-        )
+        return "access to it is restricted; accept its terms on its page of the hub, then log in with hf auth login"
     if "RepositoryNotFoundError" in kinds:
         return (
             "the hub has no such id, or it is private; check its name, or give your token with hf auth login"
@@ -285,7 +296,9 @@ def _why_not(name: str, tokenizer: str | PathLike[str] | None, error: Exception)
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
         from huggingface_hub.constants import HF_HUB_OFFLINE
 
-        reason = "HF_HUB_OFFLINE forbids to ask the hub" if HF_HUB_OFFLINE else "the hub cannot be reached"
+        reason = (
+            "HF_HUB_OFFLINE does not allow asking the hub" if HF_HUB_OFFLINE else "the hub cannot be reached"
+        )
         return (
             f"it is not in the cache, and {reason}; give a folder, or load it once where there is a network"
         )

@@ -943,7 +943,7 @@ def asked_answer(encoding: Encoding, target: Any) -> Encoding:
         ((2,), (0,))
     """
     which, answer = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
-    if which is not None and which not in ENDS:
+    if which is not None and not (isinstance(which, str) and which in ENDS):
         raise ValueError(
             f"target {target!r} is no end of an answer: choose 'start', 'end' or 'both', or give a pair of one of them "
             "and the answer"
@@ -953,14 +953,22 @@ def asked_answer(encoding: Encoding, target: Any) -> Encoding:
         return replace(encoding, target_positions=places)
     segment = 0 if encoding.pair is None else 1
     context = encoding.text if encoding.pair is None else encoding.pair
+    if not isinstance(answer, str) and not _is_span(answer):
+        raise ValueError(
+            f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text"
+        )
     start, stop = (context.find(answer), 0) if isinstance(answer, str) else answer
     stop = start + len(answer) if isinstance(answer, str) else stop
     pieces = Pieces(encoding.ids, tuple(s if s and s[0] == segment else None for s in encoding.offsets))
-    tokens = overlapping(pieces, start, stop) if 0 <= start < stop else []
+    tokens = overlapping(pieces, start, stop) if 0 <= start < stop <= len(context) else []
     if not tokens:
         raise ValueError(f"the answer {answer!r} is not in the text {shown(context)}; give one that is")
     span = (tokens[0], tokens[-1])
     return replace(encoding, target=tuple(span[place] for place in places), target_positions=places)
+
+
+def _is_span(answer: Any) -> bool:
+    return isinstance(answer, (tuple, list)) and len(answer) == 2 and all(isinstance(n, int) for n in answer)
 
 
 def name_of_answer(encoding: Encoding) -> str:

@@ -16,6 +16,7 @@ Values = Mapping[str, Any]
 
 TIED = "≈"  # not told apart from the next in rank
 SATURATED = 0.65  # regime index below which no minimum is certain (see method/objective.py)
+INSTEAD_OF = " instead of "  # between the names of a target and of what it is compared with
 _NAMED = 3  # words that an answer names
 _LONGEST = 120  # characters of a text in a heading
 
@@ -224,7 +225,8 @@ def answer(explanation: Values, text: Values, layer: Choice | None = None) -> st
     name = f"The output{which}" if which or name == "output" else name[:1].upper() + name[1:]
     said = _prediction(text)
     if "erased" in row:
-        needs, against = _named(text, row, 1), _named(text, row, -1)
+        needs = _named(text, row, 1)
+        against = [name for name in _named(text, row, -1) if name not in needs]  # a word that occurs twice
         said.append(f"{name} needs most: {', '.join(needs)}." if needs else f"{name} needs no token.")
         if against:
             said.append(f"Against it speak: {', '.join(against)}.")
@@ -251,15 +253,19 @@ def lines(text: Values) -> tuple[tuple[Piece, ...], ...]:
     found: list[list[Piece]] = [[]]
     here, taken = 0, 0  # segment and characters of it that are written
     seen = {0}  # segments that were begun; a text is read again before each further choice
+    before = next((u for u, offset in enumerate(offsets) if offset is not None), 0)  # special tokens
     for u, (name, offset) in enumerate(zip(text["units"], offsets, strict=True)):
         if offset is None:
             found[-1].append(Piece(name, columns[u], special=True))
             continue
         segment, start, end = offset
         if segment != here:
+            is_again = segment < here and before > 0  # what stands before a text does once more
+            found.append(found[-1][-before:] if is_again else [])
+            if is_again:
+                del found[-2][-before:]
             here, taken = segment, start if segment in seen else 0
             seen.add(segment)
-            found.append([])
         if start > taken:
             found[-1].append(Piece(segments[segment][taken:start]))
         own = segments[segment][max(start, taken) : end]
@@ -288,7 +294,7 @@ def guide(explanation: Values) -> tuple[str, ...]:
         said = [
             f"Lost when the {unit} is erased ({how}), ± standard error, on average over "
             "erasures of the others: of the output, nats of the log-odds of the class, or of the log probability of a "
-            "language model's target; of a layer, D, the distance that its state moves.",
+            "language model's target or of an answer; of a layer, D, the distance that its state moves.",
             f"Blue: the answer needs the {unit}; red: it speaks against it. Shades go up to each row's largest value.",
         ]
     else:
@@ -424,16 +430,30 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
         return f"Sure: {count} converged; {errors}.", False
     names = ", ".join(row_label(row) for row in unfinished[:5])
     names += f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
-    rate = settings.get("rate")
-    if rate and all((row.get("regime_index") or 1.0) < SATURATED for row in unfinished):
-        way = f"the state saturates before it notices such noise. This mends it: --rate {rate / 10:g} (in Python rate"
-        return f"Not converged: {names}; {way}={rate / 10:g}).", True
-    wanted = max(_passes_needed(row, settings) for row in unfinished)
-    return (
-        f"Not converged: {names}; {errors}. This mends it: --max-passes {wanted} (in Python "
-        f"solver=Solver(max_passes={wanted})).",
-        True,
-    )
+    saturated = [row for row in unfinished if _is_saturated(row)]
+    noisy = [row for row in unfinished if not _is_saturated(row)]
+    said = []
+    if saturated:
+        of_some = f" of {len(saturated)} of these rows" if noisy else ""
+        rate = min(row.get("rate") or settings.get("rate") or math.nan for row in saturated)
+        lower = f"{float(f'{rate / 10:.0e}'):g}"
+        said.append(
+            f"the state{of_some} saturates: more noise hardly moves it further. A lower rate mends it, such as --rate "
+            f"{lower} (in Python rate={lower})"
+        )
+    if noisy:
+        wanted = max(_passes_needed(row, settings) for row in noisy)
+        said.append(
+            f"{'for the others' if saturated else f'{errors}. This mends it'}: --max-passes {wanted} (in Python "
+            f"solver=Solver(max_passes={wanted}))"
+        )
+    return f"Not converged: {names}; {'; '.join(said)}.", True
+
+
+def _is_saturated(row: Values) -> bool:
+    """Whether no minimum is certain there, however many passes are made."""
+    index = row.get("regime_index")
+    return index is not None and index < SATURATED
 
 
 def _passes_needed(row: Values, settings: Values) -> int:
@@ -471,10 +491,16 @@ def _prediction(text: Values) -> list[str]:
     said = []
     if text["predicted"] is not None:
         sure = "" if text["probability"] is None else f", {_probability(text['probability'])}"
-        said.append(f"Predicted {text['predicted']}{sure}.")
+        said.append(f"Predicted {_quoted(text['predicted'])}{sure}.")
     if text["target"] is not None and text["target"] != text["predicted"]:
-        said.append(f"Target: {text['target']}.")
+        names = text["target"].split(INSTEAD_OF)
+        said.append(f"Target: {INSTEAD_OF.join(map(_quoted, names))}.")
     return said
+
+
+def _quoted(name: str) -> str:
+    """A class as it is; a token with a blank, a choice or an answer in quotes."""
+    return repr(name) if " " in name else name
 
 
 def _probability(share: float) -> str:
@@ -525,7 +551,8 @@ def _title(explanation: Values) -> str:
 
 
 def _words(text: Values) -> str:
-    return shortened(text["text"] if text["pair"] is None else f"{text['text']} | {text['pair']}", _LONGEST)
+    parts = [text["text"], *(text["pair"] or "").split("\n")]  # choices stand in the pair, a line each
+    return shortened(" | ".join(filter(None, parts)), _LONGEST)
 
 
 def _is_lowered(row: Values, explanation: Values) -> bool:

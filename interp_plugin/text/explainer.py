@@ -258,7 +258,7 @@ class TextExplainer:
             instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
                 continuations, the first tokens in which they differ are compared, after what they have in common.
             continuation: what follows the one text, a string or token ids: every token of it is a target in turn, seen
-                from the text and what stands before it .  The rows of
+                from the text and what stands before it.  The rows of
                 "output" have the position of the token that is predicted, those of layers the one before it.
             fixed: tokens that bear no noise, whose information kept is then 0: "special" (marks and a chat's template),
                 a role ("system"), a span of characters (start, stop), a compiled regular expression, or a list of
@@ -490,7 +490,8 @@ class TextExplainer:
         ways = self._usual_ways(labels) if ways is None else ways
         if "delete" in ways and self.model.task == "answer span":
             raise ValueError(
-                "an answer's place would move where tokens are deleted; use 'mask' or 'attention'"
+                f"ways is {list(ways)}: an answer's place would move where tokens are deleted; use 'mask' or "
+                "'attention'"
             )
         return ErasureFinder(self.model, Erasure(side, passes, seed), check_ways(ways))
 
@@ -766,7 +767,9 @@ class TextExplainer:
                 foil = None if foils is None or self.model.task != "next token" else foils[index]
                 if foil is not None:
                     if target is None:
-                        raise ValueError("instead_of is given and no target; give what it is compared with")
+                        raise ValueError(
+                            f"instead_of is {foil!r} and there is no target; give the target that it is compared with"
+                        )
                     other = self.model.encode(text, pair, target=foil, truncation=truncation)
                     encoding = contrasted(encoding, other)
                 encodings.append(with_arguments(encoding, arguments[index]) if arguments else encoding)
@@ -905,8 +908,10 @@ def _arguments_of(given: Mapping[str, Any], count: int, is_one: bool) -> list[Ma
         if isinstance(values, (int, float)):
             values = [values] * count
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+            one = f", [{value}] for one text" if count == 1 else ""
             raise ValueError(
-                f"forward_args[{name!r}] must have a value for each of {count} texts, or be one number for all of them"
+                f"forward_args[{name!r}] is {value!r}: it must have a value for each text ({count}){one}, or be one "
+                "number for all of them"
             )
         for own, each in zip(found, values):
             own[name] = each

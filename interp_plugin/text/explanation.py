@@ -162,6 +162,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         Versions of packages that differ are listed together.
 
         Raises:
+            TypeError: something else is given, such as a list of them.
             ValueError: none given, or one with another setting, so that its numbers do not compare.
 
         Example::
@@ -172,6 +173,9 @@ class Explanation(Record, Sequence[TextExplanation]):
         """
         if not explanations:
             raise ValueError("there is nothing to merge: give at least one Explanation")
+        for each in explanations:
+            if not isinstance(each, Explanation):
+                raise TypeError(f"merge is given a {type(each).__name__}; give explanations, merge(*several)")
         return Explanation(
             items=tuple(item for explanation in explanations for item in explanation),
             settings=_merged([explanation.settings for explanation in explanations]),

@@ -416,8 +416,8 @@ def contrasted(target: Encoding, foil: Encoding) -> Encoding:
     first = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
     if first is None:
         raise ValueError(
-            "target and instead_of are the same tokens as far as the shorter one goes: they must differ in one that "
-            "both have; give two continuations of which neither begins with the other"
+            "target and instead_of must differ in a token, and one is, or begins with, the other; give two "
+            "continuations of which neither begins with the other"
         )
     place = target.target_positions[first]
     decoder, other = (e.extra.get("decoder_input_ids", e.ids) for e in (target, foil))
@@ -452,6 +452,8 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
     count, extra = len(encoding.ids), dict(encoding.extra)
     for name, value in given.items():
         value = plain_values(value)
+        if name in PER_TOKEN and isinstance(value, float):
+            raise ValueError(f"{name} is {value!r}; it counts from 0: give whole numbers")
         if isinstance(value, (int, float)):
             extra[name] = (value,) * count
         elif not isinstance(value, Sequence) or isinstance(value, str):

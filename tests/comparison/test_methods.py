@@ -362,7 +362,9 @@ def test_every_method_gives_a_finite_score_for_each_token_and_touches_nothing(me
         assert found[0].shape == (7,)
         assert found[0].isfinite().all()
         assert torch.equal(found[0], found[1])
-        assert found[0][1:-1].unique().numel() > 1
+        # at rate 1 a class score's tokens are at the cap, or by rounding one is not: [CLS] never is
+        inner = found[0] if method.name.endswith("(rate 1)") else found[0][1:-1]
+        assert inner.unique().numel() > 1
         exact = (
             "gradient norm of the state",
             "information kept (closed form)",
@@ -461,8 +463,12 @@ def test_a_method_is_chosen_by_name_or_given() -> None:
     assert [m.name for m in chosen(METHODS, ["LIME", mine])] == ["LIME", "mine"]
     assert chosen(METHODS, None) == list(METHODS.values())
     assert chosen(METHODS, "LIME") == [METHODS["LIME"]]
-    with pytest.raises(ValueError, match="method 'lime' is not known; choose from 'information kept'"):
-        chosen(METHODS, ["lime"])
+    with pytest.raises(ValueError, match=r"method 'lime' is not known; choose from 'LIME'$"):
+        chosen(METHODS, ["lime"])  # all 44 names were listed, whatever was like it
+    with pytest.raises(
+        ValueError, match="method 'gradients' is not known; choose from 'integrated gradients"
+    ):
+        chosen(METHODS, ["gradients"])
     with pytest.raises(ValueError, match="'mine' is given 2 times"):
         chosen(METHODS, [mine, mine])
     with pytest.raises(ValueError, match="names none"):

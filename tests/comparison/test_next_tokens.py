@@ -269,7 +269,7 @@ def test_records_with_targets_are_read_and_empty_ones_are_the_models_own(tmp_pat
         ({"target": [" bold"]}, "target lists 1 for 2 texts"),
         ({"target": "label"}, "predicts tokens and no classes"),
         ({"labels": [0, 1]}, "predicts tokens and no classes"),
-        ({"instead_of": " dull"}, "instead_of is given and no target"),
+        ({"instead_of": " dull"}, "instead_of is . dull. and there is no target"),
         ({"target": " bold", "instead_of": " bold"}, "must differ"),
     ],
 )
@@ -285,3 +285,20 @@ def test_a_classifier_has_no_foils_and_no_contrastive_metrics() -> None:
     with pytest.raises(ValueError, match="is about models of the task 'next token'"):
         Study(classifier, methods="random", metrics="contrastive sufficiency (delete)")
     assert not [m for m in Study(classifier, methods="random").metrics if m.name.startswith("contrastive")]
+
+
+def test_foils_of_data_without_targets_are_not_dropped(tmp_path: Path) -> None:
+    """A file with the column instead_of alone was explained as if it had none."""
+    path = tmp_path / "prompts.csv"
+    path.write_text(f"text,instead_of\n{TEXT},{FOIL}\n")
+    with pytest.raises(ValueError, match="instead_of is ' dull' and there is no target"):
+        Study(model(), methods="random", metrics="quick").run(data.read_texts(path))
+
+
+def test_targets_of_data_that_a_classifier_cannot_use_are_named(tmp_path: Path) -> None:
+    """Its report said nothing of the columns target and instead_of, which it did not use."""
+    path = tmp_path / "prompts.csv"
+    path.write_text(f"text,target\n{TEXT},{TARGET}\n")
+    classifier = tiny("bert", "BertForSequenceClassification")
+    result = Study(classifier, methods="random", metrics="quick").run(data.read_texts(path))
+    assert any("Targets of the data are not used" in note for note in result.notes)

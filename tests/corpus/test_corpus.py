@@ -28,6 +28,7 @@ from tiny_plain import WORDS, cnn
 from torch import Tensor, nn
 
 from interp_plugin import CorpusResult, CorpusStudy, PlainModel, TextExplainer, data
+from interp_plugin.corpus import views
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.reading import Failure, Item, Reader, windows
 from interp_plugin.text.storage import weights_digest
@@ -436,6 +437,17 @@ def test_the_share_of_rows_that_converged_stands_beside_the_means(tmp_path: Path
     for table in (result.layers(), result.word_classes(), result.knowledge(), result.monotonicity()):
         assert (table["converged"] == 0).all()
     assert (result.compare(result)["converged"] == 0).all()
+
+
+@pytest.mark.parametrize("regime_index, way", [(0.4, "a lower --rate"), (0.9, "a larger --tolerance")])
+def test_a_corpus_that_did_not_converge_names_options_that_the_command_has(
+    tmp_path: Path, regime_index: float, way: str
+) -> None:
+    """It named --max-passes, which the command corpus does not have."""
+    facts = {"converged": False, "regime_index": regime_index}
+    result = made_up(tmp_path, [[("film", None)]] * 4, [[[0.5], [0.6]]] * 4, facts=facts)
+    status = views.report(result).sections[0].status
+    assert way in status and "--max-passes" not in status and "0 % of the texts" in status
 
 
 def test_the_middle_of_the_regime_index_does_not_hang_on_one_sentence(tmp_path: Path) -> None:

@@ -167,6 +167,9 @@ def test_a_head_that_searches_for_its_answer_is_refused_with_the_one_to_use() ->
     [
         ("middle", {}, "target 'middle' is no end of an answer"),
         (("start", "nowhere"), {}, "the answer 'nowhere' is not in the text"),
+        (("start", 5), {}, "the answer is 5; give a string, or the characters"),  # was: cannot unpack
+        (("start", (3, 900)), {}, r"the answer \(3, 900\) is not in the text"),  # was taken to its end
+        ((["start"], "film"), {}, "is no end of an answer"),  # was: unhashable type
         ("start", {"instead_of": "end"}, "leave it out"),
         (None, {"instead_of": "end"}, "leave it out"),
         ("start", {"score": "erased", "ways": ["delete"]}, "an answer's place would move"),

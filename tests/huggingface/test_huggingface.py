@@ -52,7 +52,7 @@ def test_an_unknown_model_is_named_in_one_sentence(name: str, monkeypatch: pytes
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("no/such-model", "not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"),
+        ("no/such-model", "not in the cache, and HF_HUB_OFFLINE does not allow asking the hub"),
         ("/no/such/folder", "there is no folder '/no/such/folder'"),
         ("./here", "there is no folder './here'"),
         (__file__, "is a file; give the folder that holds it"),
@@ -272,6 +272,14 @@ def test_what_spreads_or_quantises_a_model_is_named_where_it_is_missing(
 def test_two_places_for_one_model_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="both say where the model goes; give one"):
         huggingface.load(folder, device="cpu", device_map="auto")
+    with pytest.raises(
+        ValueError, match="device 'gpu' cannot be used"
+    ):  # was: must hold a model and its tokenizer
+        huggingface.load(folder, device_map="gpu")
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used"):  # was: RuntimeError of torch
+        huggingface.load(folder, device_map={"": "gpu"})
+    with pytest.raises(ValueError, match=r"device_map is \{\}; give 'auto'"):  # was: KeyError ''
+        huggingface.load(folder, device_map={})
     with pytest.raises(ValueError, match="load_in is '3bit'; choose '8bit' or '4bit'"):
         huggingface.load(folder, load_in="3bit")  # type: ignore[arg-type]
 

@@ -437,6 +437,12 @@ def test_merging_lists_all_versions() -> None:
     }
 
 
+def test_merging_a_list_of_explanations_says_how_it_is_done() -> None:
+    """AttributeError: 'list' object has no attribute 'settings'."""
+    with pytest.raises(TypeError, match=r"merge is given a list; give explanations, merge\(\*several\)"):
+        Explanation.merge([])  # type: ignore[arg-type]
+
+
 def test_merging_other_settings_or_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rate is 0.1 in one explanation and 0.2 in another"):
         Explanation.merge(an_explanation(*example()), an_explanation(*example(), rate=0.2))

@@ -205,9 +205,13 @@ def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
     [
         ({"colour": 1}, "'colour' is no argument that BertModel takes with a text; it takes"),
         ({"input_ids": [1]}, "'input_ids' is no argument"),
-        ({"token_type_ids": [0, 1, 0]}, r"must have a value for each of 2 texts"),
-        ({"token_type_ids": "ab"}, "must have a value for each of 2 texts"),
+        (
+            {"token_type_ids": [0, 1, 0]},
+            r"is \[0, 1, 0\]: it must have a value for each text \(2\), or be one",
+        ),
+        ({"token_type_ids": "ab"}, r"is 'ab': it must have a value for each text \(2\)"),
         ({"token_type_ids": ["a", "b"]}, "token_type_ids is 'a'; give a number"),
+        ({"token_type_ids": 0.5}, "token_type_ids is 0.5; it counts from 0: give whole numbers"),
         ({"token_type_ids": [[0], [0]]}, "token_type_ids has 1 values for 4 tokens; give one for each"),
         (["token_type_ids"], "give a dictionary of arguments by name"),
     ],
@@ -215,6 +219,12 @@ def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
 def test_arguments_that_cannot_be_taken(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         explainer("Bert").explain(["a film", "not bad"], 1, forward_args=given)
+
+
+def test_values_of_one_text_in_a_list_are_told_where_they_go() -> None:
+    """The command line has a list of texts, also of one: "must have a value for each of 1 texts" helped nobody."""
+    with pytest.raises(ValueError, match=r"each text \(1\), \[\[0, 0\]\] for one text"):
+        explainer("Bert").explain(["a film"], 1, forward_args={"token_type_ids": [0, 0]})
 
 
 def test_a_plain_model_takes_no_further_arguments() -> None:
