@@ -471,17 +471,16 @@ def _iterate(
         size = token_mean(error, state.free).sqrt()
         # a second batch has to agree, but where nothing scatters: the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
-        precise = (size <= solver.tolerance) & agrees & state.sound
         saturated = state.power < 2 * SATURATED
-        state.converged = precise & ~saturated
-        finished = precise
-        if index + 1 >= solver.order_batches:
-            finished = precise | saturated  # more samples do not help there
-        elif precise.any():
+        state.converged = (size <= solver.tolerance) & agrees & state.sound & ~saturated
+        finished = state.converged
+        if finished.any() and index + 1 < solver.order_batches:
             jitter = Draws([(objective.groups.n_tokens,)], solver.seed).batch(ORDER_STREAM, REPEATS).to(noise)
-            finished = precise & keep_their_order(
+            finished = finished & keep_their_order(
                 state.log_sigma, error.sqrt(), state.free, solver.tolerance, jitter
             )
+        if index + 1 >= solver.max_batches // 2:
+            finished = finished | saturated  # more samples do not help there
         done.append(state.at(finished).without_gradients())
         state = state.at(~finished)
         bar.update()
