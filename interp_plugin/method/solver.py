@@ -479,7 +479,7 @@ def _iterate(
             finished = finished & keep_their_order(
                 state.log_sigma, error.sqrt(), state.free, solver.tolerance, jitter
             )
-        if index + 1 >= solver.max_batches // 2:
+        if index + 1 >= max(MIN_BATCHES, solver.max_batches // 2):
             finished = finished | saturated  # more samples do not help there
         done.append(state.at(finished).without_gradients())
         state = state.at(~finished)
