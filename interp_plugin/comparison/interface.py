@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from interp_plugin.method.erasure import log_odds
 from interp_plugin.method.perturbation import NoisyModel, Selector, Site, no_fastpath
 from interp_plugin.text.batch import State, scores_at
-from interp_plugin.text.models import OUTPUT, Encoding, Task, TextModel, are_exclusive, state_sites, watched
+from interp_plugin.text.models import OUTPUT, Encoding, Task, TextModel, class_log_odds, state_sites, watched
 
 Removal = Literal["mask", "delete", "attention"]
 """How a token is removed: replaced by [MASK] (or the unknown token), deleted, or hidden by the attention mask."""
@@ -341,8 +340,7 @@ class Answer(nn.Module):
         if self.state is None and self.inputs.encoding.target:
             return value.sum(1)
         if self.state is None:
-            target = cast(int, self.target)
-            return log_odds(value, target) if are_exclusive(self.inputs.model) else value[:, target]
+            return class_log_odds(self.inputs.model, value, cast(int, self.target))
         return -((value - self.origin.float()) / self.scale).square().flatten(1).mean(1)
 
     def _passing(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from interp_plugin.method.perturbation import ExampleError, NoisyModel, alike, no_fastpath
 
-MAX_ROWS = 64  # rows in one forward and backward
 SATURATED = 0.65  # E below which D is near its largest slope, and a minimum is not certain
+MAX_ROWS = 64  # rows in one forward and backward
 MAX_ELEMENTS = 2**21  # input elements in one forward and backward, which bounds its memory
 
 

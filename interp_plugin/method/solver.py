@@ -46,10 +46,10 @@ KEPT_ELEMENTS = 2**25  # of these gradients in memory at a time
 
 FIRST_BATCH = 0.5  # of a batch: the first mostly finds the place
 LARGEST_STEP = 1.0  # of log sigma
-LEAST_ELASTICITY, LARGEST_ELASTICITY = (
-    4 * SATURATED - 2,
-    30.0,
-)  # of D's slope in a scale that all tokens share
+LEAST_ELASTICITY = (
+    4 * SATURATED - 2
+)  # of the slope of D in a scale that all tokens share: 2 p - 2 with p = 2 E
+LARGEST_ELASTICITY = 30.0
 LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3

@@ -36,8 +36,8 @@ class State:
         state_std: v of the whole last dimension; None: each text is its own yardstick.
         function: of the class that ``neurons`` is, in place of its score.
         foil: a class that it is compared with.
-        exclusive: whether a text has one of the classes; otherwise each has a probability of its own.
         places: indices into dimension 1, as those where a language model's target is predicted; None: all of it.
+        exclusive: whether a text has one of the classes; otherwise each has a probability of its own.
     """
 
     label: Label

@@ -19,6 +19,7 @@ from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
 from interp_plugin.method.problem import default_cap, std_of_table, warn_of_training
 from interp_plugin.method.solver import Solver
+from interp_plugin.report.explanations import INSTEAD_OF
 from interp_plugin.text import scoring
 from interp_plugin.text.batch import Batch, State, batches
 from interp_plugin.text.calibration import Calibration
@@ -947,7 +948,7 @@ def for_each(target: Any, count: int) -> list[Any]:
 
 def _compared(name: Callable[[int], str], target: int, foil: int | None) -> str:
     """The name of a class, and of the one it is compared with."""
-    return name(target) if foil is None else f"{name(target)} instead of {name(foil)}"
+    return name(target) if foil is None else f"{name(target)}{INSTEAD_OF}{name(foil)}"
 
 
 def _check_sizes(*sizes: int | str) -> None:

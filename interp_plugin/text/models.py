@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from interp_plugin.method.erasure import log_odds
 from interp_plugin.method.perturbation import LayerCall, device_of, first_tensor
 
 CHARACTERS = 2**22
@@ -377,24 +378,31 @@ def watched(
         3.0
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    if not exclusive and function != "margin":
-        squashed = {"log_probability": logsigmoid, "probability": torch.sigmoid}.get(function)
-        scores = scores if squashed is None else squashed(scores)
-        own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-        return own if foils is None else own - scores.gather(-1, foils.unsqueeze(-1)).squeeze(-1)
+    if not exclusive and function == "log_probability":
+        scores = logsigmoid(scores)
+    elif not exclusive and function == "probability":
+        scores = scores.sigmoid()
+    elif foils is not None and function == "probability":
+        scores = scores.softmax(-1)
+    own = _of(scores, ids)
     if foils is not None:
-        if function == "probability":
-            scores = scores.softmax(-1)
-            own = scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-        return own - scores.gather(-1, foils.unsqueeze(-1)).squeeze(-1)
-    if function == "logit":
+        return own - _of(scores, foils)
+    if function == "logit" or (not exclusive and function != "margin"):
         return own
     if function in ("log_probability", "probability"):
-        logs = scores.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        logs = _of(scores.log_softmax(-1), ids)
         return logs.exp() if function == "probability" else logs
     others = scores.scatter(-1, ids.unsqueeze(-1), -torch.inf)
     return own - (others.amax(-1) if function == "margin" else others.logsumexp(-1))
+
+
+def _of(scores: Tensor, ids: Tensor) -> Tensor:
+    return scores.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def class_log_odds(model: TextModel, scores: Tensor, target: int) -> Tensor:
+    """The log-odds of a class by the scores of all, (R, C) -> (R,): its score where they are not exclusive."""
+    return log_odds(scores, target) if are_exclusive(model) else scores[:, target]
 
 
 def check_function(function: str | None) -> None:

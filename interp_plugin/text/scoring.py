@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure, log_odds
+from interp_plugin.huggingface.tokenization import likeliest
+from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import PROBES, NoiseFit, Solver
+from interp_plugin.report.explanations import INSTEAD_OF
 from interp_plugin.text.batch import MAX_SCORES, Batch, State, naming_texts, scores_at, without_padding
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import (
@@ -28,8 +30,8 @@ from interp_plugin.text.models import (
     Function,
     Label,
     TextModel,
-    are_exclusive,
     as_int,
+    class_log_odds,
     plain_values,
     shown,
 )
@@ -253,7 +255,7 @@ def target_name(model: TextModel, encoding: Encoding) -> str:
     name = model.target_name(encoding)
     if not encoding.foils:
         return name
-    return f"{name} instead of {model.target_name(replace(encoding, target=encoding.foils))}"
+    return f"{name}{INSTEAD_OF}{model.target_name(replace(encoding, target=encoding.foils))}"
 
 
 def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
@@ -372,8 +374,8 @@ def with_next_tokens(
 
 def _chosen(choices: Sequence[str], scores: Tensor) -> tuple[str, float]:
     """The likeliest choice with its probability, by the score of each, (C,)."""
-    probability, index = scores.float().softmax(-1).max(-1)
-    return choices[int(index)], float(probability)
+    index, probability = likeliest(scores)
+    return choices[index], probability
 
 
 def _with_answers(
@@ -562,9 +564,8 @@ class ErasureFinder:
             for row, example in enumerate(part.examples):
                 target = state.neurons if isinstance(state.neurons, int) else int(whole[example].argmax())
                 kinds.setdefault(target, []).append(row)
-            odds = log_odds if are_exclusive(self.model) else _own_odds
             for target, rows in kinds.items():
-                yield rows, partial(odds, target=target)
+                yield rows, partial(class_log_odds, self.model, target=target)
             return
         if isinstance(state.neurons, slice):  # one end of an answer
             yield everyone, partial(_end, which=state.neurons)
@@ -597,11 +598,6 @@ class ErasureFinder:
         )
         with gradients(), naming_texts(batch.encodings):
             return learn_erasure(erasing.players, erasing.damage, erasing.prior, self.erasure, len(self.ways))
-
-
-def _own_odds(scores: Tensor, target: int) -> Tensor:
-    """The log-odds of a class that does not exclude others, (R, C) -> (R,)."""
-    return scores[:, target]
 
 
 def _end(state: Tensor, which: slice) -> Tensor:

@@ -21,6 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from interp_plugin import report
+from interp_plugin.method import objective
 from interp_plugin.report import explanations as filled
 from interp_plugin.report import figures, records, shades, terminal
 
@@ -604,3 +605,8 @@ def test_drawing_imports_nothing_of_ours_and_nothing_heavy() -> None:
     loaded = {n.module.split(".")[0] for n in top if isinstance(n, ast.ImportFrom) and n.module}
     loaded |= {alias.name.split(".")[0] for n in top if isinstance(n, ast.Import) for alias in n.names}
     assert loaded <= {*sys.stdlib_module_names, "interp_plugin"}
+
+
+def test_a_row_is_called_saturated_where_the_solver_says_so() -> None:
+    """The report imports nothing of the method, and has the bound a second time."""
+    assert filled.SATURATED == objective.SATURATED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -109,22 +110,26 @@ def test_words_that_cannot_be_read(texts: Any, tokenizer: Any, message: str) -> 
 # -- further arguments
 
 
+def sigma_by_hand(module: Any, ids: Sequence[int], **given: Any) -> torch.Tensor:
+    """Of the first block, with one further argument of the forward, (T,)."""
+    [(name, value)] = given.items()
+    loss = LayerInformationLoss(
+        lambda ids, value: module(ids, **{name: value}),
+        module.embeddings.word_embeddings,
+        module.encoder.layer[0],
+    )
+    extra = (torch.tensor([value]),)
+    return loss.fit(torch.tensor([list(ids)]), additional_forward_args=extra, solver=FAST).sigma[0]
+
+
 def test_token_types_of_ones_own_reach_the_model() -> None:
     model = explainer("Bert", type_vocab_size=2)
     types = [0, 0, 1, 1, 0]
     [encoding] = model.encode("a good film")
     assert len(encoding.ids) == len(types)
     [item] = model.explain("a good film", 1, solver=FAST, forward_args={"token_type_ids": types})
-    bert: Any = model.model.module
-    loss = LayerInformationLoss(
-        lambda ids, given: bert(ids, token_type_ids=given),
-        bert.embeddings.word_embeddings,
-        bert.encoder.layer[0],
-    )
-    fit = loss.fit(
-        torch.tensor([encoding.ids]), additional_forward_args=(torch.tensor([types]),), solver=FAST
-    )
-    assert torch.allclose(item.rows[0].sigma, fit.sigma[0], rtol=1e-3)
+    sigma = sigma_by_hand(model.model.module, encoding.ids, token_type_ids=types)
+    assert torch.allclose(item.rows[0].sigma, sigma, rtol=1e-3)
     [plain] = model.explain("a good film", 1, solver=FAST)
     assert not torch.allclose(item.rows[0].sigma, plain.rows[0].sigma, rtol=1e-2)
 
@@ -170,16 +175,8 @@ def test_boxes_of_words_are_those_of_their_tokens() -> None:
     [single] = model.explain(
         words, 1, solver=FAST, is_split_into_words=True, forward_args={"bbox": torch.tensor(spread)}
     )
-    layoutlm: Any = model.model.module
-    loss = LayerInformationLoss(
-        lambda ids, given: layoutlm(ids, bbox=given),
-        layoutlm.embeddings.word_embeddings,
-        layoutlm.encoder.layer[0],
-    )
-    fit = loss.fit(
-        torch.tensor([encoding.ids]), additional_forward_args=(torch.tensor([spread]),), solver=FAST
-    )
-    assert torch.allclose(single.rows[0].sigma, fit.sigma[0], rtol=1e-3)
+    sigma = sigma_by_hand(model.model.module, encoding.ids, bbox=spread)
+    assert torch.allclose(single.rows[0].sigma, sigma, rtol=1e-3)
     assert torch.allclose(both[0].rows[0].sigma, single.rows[0].sigma, rtol=1e-3)
 
 
