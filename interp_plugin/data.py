@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, BinaryIO, cast
 
+from interp_plugin.files import load_pyarrow
 from interp_plugin.text.models import shown
-from interp_plugin.text.storage import load_pyarrow
 
 Text = str | tuple[str, str]
 Column = str | int

@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp_plugin import files
 from interp_plugin.amortised.features import Recorder, numbers, vectors, watch
 from interp_plugin.amortised.head import Head, examples, solved_texts, train
 from interp_plugin.corpus.agreement import HeldOut
 from interp_plugin.corpus.result import CorpusResult
+from interp_plugin.files import Kinds, check_fields, differences, weights_digest
 from interp_plugin.method.solver import Solver
-from interp_plugin.text import storage
 from interp_plugin.text.batch import Batch, batches
 from interp_plugin.text.calibration import Calibration
-from interp_plugin.text.explainer import Text, TextExplainer
+from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import Explanation, Row, TextExplanation
+from interp_plugin.text.inputs import Text
 from interp_plugin.text.models import OUTPUT, Encoding, TextModel, shown
 from interp_plugin.text.scoring import Plan, score
-from interp_plugin.text.storage import Kinds, check_fields, differences, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -201,7 +202,7 @@ class AmortisedEstimator:
         if self.calibration is not None:
             about["calibration"] = self.calibration.about
             tensors |= {f"calibration.{key}": v for key, v in self.calibration.state_std.items()}
-        storage.write_tensors(path, FORMAT, about, tensors)
+        files.write_tensors(path, FORMAT, about, tensors)
 
     @classmethod
     def load(
@@ -221,9 +222,7 @@ class AmortisedEstimator:
             ValueError: the file is no head, is damaged, or comes from another version; it was trained for another
                 model or tokenizer.
         """
-        about, tensors = storage.read_tensors(
-            path, FORMAT, "give what a head was saved to, or train one again"
-        )
+        about, tensors = files.read_tensors(path, FORMAT, "give what a head was saved to, or train one again")
         try:
             unit = about.pop("calibration", None)
             if unit is not None:

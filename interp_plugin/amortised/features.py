@@ -15,8 +15,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from interp_plugin.method.perturbation import in_this_thread
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import Batch
 from interp_plugin.text.models import Encoding, TextModel
+from interp_plugin.text.states import State
 
 ROUNDING = 1e-3  # of a vector, below which a difference is noise: its logarithm would depend on the batch
 TINY = 1e-6

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 from interp_plugin.amortised.features import numbers, vectors, watch
 from interp_plugin.corpus.agreement import Agreement, HeldOut
 from interp_plugin.corpus.result import CorpusResult
+from interp_plugin.files import ids_digest
 from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.text.batch import Batch, batches
 from interp_plugin.text.explanation import TextExplanation
 from interp_plugin.text.models import Encoding, TextModel, shown
 from interp_plugin.text.scoring import Plan
-from interp_plugin.text.storage import ids_digest
 
 if TYPE_CHECKING:
     from interp_plugin.corpus.agreement import Compared

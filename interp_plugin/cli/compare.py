@@ -141,7 +141,7 @@ def compare(
 
         from interp_plugin import data
         from interp_plugin.comparison.study import QUICK, Study
-        from interp_plugin.text.storage import replace_file
+        from interp_plugin.files import replace_file
 
         columns = {
             "text": text_column, "label": label_column, "rationale": rationale_column, "pair": pair_column,

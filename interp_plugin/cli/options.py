@@ -195,7 +195,7 @@ def check_outputs(*paths: Path | None) -> None:
     Raises:
         ValueError: a path where no file can be written.
     """
-    from interp_plugin.text.storage import check_output
+    from interp_plugin.files import check_output
 
     for path in filter(None, paths):
         try:
@@ -213,7 +213,7 @@ def check_folder(path: Path | None) -> None:
     Raises:
         ValueError: it is a file, or the URI of an object store.
     """
-    from interp_plugin.text.storage import check_local
+    from interp_plugin.files import check_local
 
     if path is None:
         return

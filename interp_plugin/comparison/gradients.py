@@ -15,8 +15,8 @@ from torch.nn.functional import cosine_similarity
 
 from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs
 from interp_plugin.method.perturbation import LayerCall, at_site, no_fastpath
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import OUTPUT, Label
+from interp_plugin.text.states import State
 
 Baseline = Literal["zero", "[PAD]", "[MASK]", "mean"]
 BASELINES: tuple[Baseline, ...] = ("zero", "[PAD]", "[MASK]", "mean")

@@ -14,11 +14,12 @@ from interp_plugin.comparison.gradients import baseline_of
 from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs
 from interp_plugin.method.erasure import Erasure, Side, Way
 from interp_plugin.method.solver import EXACT, PROBES, Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import Batch
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.models import OUTPUT, state_sites
 from interp_plugin.text.rows import ErasedRow
 from interp_plugin.text.scoring import ErasureFinder
+from interp_plugin.text.states import State
 
 RATE = 0.1
 LARGE_RATE = 1.0  # at which noise moves a state about as far as the removal of tokens does

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from interp_plugin.method.perturbation import NoisyModel, Selector, Site, no_fastpath
-from interp_plugin.text.batch import State, scores_at
+from interp_plugin.text.batch import scores_at
 from interp_plugin.text.models import OUTPUT, Encoding, Task, TextModel, class_log_odds, state_sites, watched
+from interp_plugin.text.states import State
 
 Removal = Literal["mask", "delete", "attention"]
 """How a token is removed: replaced by [MASK] (or the unknown token), deleted, or hidden by the attention mask."""

@@ -16,8 +16,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from interp_plugin.text import storage
-from interp_plugin.text.storage import check_local, replace_file
+from interp_plugin import files
+from interp_plugin.files import check_local, replace_file
 
 if TYPE_CHECKING:
     from interp_plugin.comparison.study import Example
@@ -226,9 +226,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         >>> differences({"seed": 0, "versions": {"torch": "2.12"}}, {"seed": 0, "versions": {"torch": "2.13"}})
         ["versions.torch is '2.12' there and '2.13' here"]
     """
-    return [
-        f"{name} is {old!r} there and {new!r} here" for name, old, new in storage.differences(there, here)
-    ]
+    return [f"{name} is {old!r} there and {new!r} here" for name, old, new in files.differences(there, here)]
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:

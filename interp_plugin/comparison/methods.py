@@ -10,8 +10,8 @@ from torch import Tensor
 
 from interp_plugin.comparison import gradients, information, perturbations, propagation
 from interp_plugin.comparison.interface import Explains, Inputs, Method
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import TextModel, shown
+from interp_plugin.text.states import State
 
 Text = str | tuple[str, str]
 TokenScores = Sequence[float] | Tensor

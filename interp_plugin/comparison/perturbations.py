@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Removal
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 SAMPLES = 200  # of LIME and KernelSHAP
 PERMUTATIONS = 25  # of Shapley value sampling, Captum's default

@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from interp_plugin.comparison.gradients import Attends, baseline_of, signed, value_layer
 from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.method.perturbation import LayerCall, at_site, first_tensor, in_this_thread
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import are_exclusive
+from interp_plugin.text.states import State
 
 Rule = Callable[..., Any]
 """(the operation, its arguments) -> the result that replaces the operation's."""

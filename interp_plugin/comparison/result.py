@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.journal import differences
+from interp_plugin.files import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 from interp_plugin.optional import load
 from interp_plugin.report.model import Point, Table
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
-from interp_plugin.text.forms import plain
-from interp_plugin.text.storage import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
+from interp_plugin.text.rows import plain
 
 if TYPE_CHECKING:
     import pandas as pd

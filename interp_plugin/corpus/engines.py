@@ -23,9 +23,9 @@ from interp_plugin.corpus.parts import About, Folder, PartFiles, Scored, part_fi
 from interp_plugin.corpus.reading import Failure, Reader, Source, Window, windows
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scoring import Scorer
+from interp_plugin.files import check_local, differences, ids_digest, load_pyarrow
 from interp_plugin.text.models import shown
 from interp_plugin.text.scoring import warn_of_deaf_states
-from interp_plugin.text.storage import check_local, differences, ids_digest, load_pyarrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -25,19 +25,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from interp_plugin.corpus.reading import Failure, Item
+from interp_plugin.files import check_local, load_pyarrow, replace_file
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import Label
 from interp_plugin.text.scores import Unit, group
-from interp_plugin.text.storage import (
-    ERASED_FLOATS,
-    FLOATS,
-    check_local,
-    fit_columns,
-    load_pyarrow,
-    parquet_bytes,
-    replace_file,
-    text_columns,
-)
+from interp_plugin.text.storage import ERASED_FLOATS, FLOATS, fit_columns, parquet_bytes, text_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa

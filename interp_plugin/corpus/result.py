@@ -17,11 +17,11 @@ from interp_plugin.corpus.quantities import RESAMPLES, Sentences
 from interp_plugin.corpus.reading import Failure
 from interp_plugin.corpus.views import Per, Quantity
 from interp_plugin.corpus.words import WORD, By
+from interp_plugin.files import differences, replace_file
 from interp_plugin.report.model import Curve
 from interp_plugin.text.explanation import Explanation, Settings
-from interp_plugin.text.forms import plain
 from interp_plugin.text.models import OUTPUT, Label
-from interp_plugin.text.storage import differences, replace_file
+from interp_plugin.text.rows import plain
 
 if TYPE_CHECKING:
     import pandas as pd

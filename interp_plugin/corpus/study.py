@@ -17,15 +17,16 @@ from interp_plugin.corpus.reading import Reader, Source, windows
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scoring import Scorer
 from interp_plugin.data import Column
+from interp_plugin.files import weights_digest
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import Site
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import Solver
 from interp_plugin.text.calibration import Calibration
-from interp_plugin.text.explainer import Layers, TextExplainer
+from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.inputs import Layers
 from interp_plugin.text.models import OUTPUT, Label, TextModel
 from interp_plugin.text.scoring import ErasureFinder, Finder
-from interp_plugin.text.storage import weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

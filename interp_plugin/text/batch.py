@@ -15,7 +15,8 @@ from interp_plugin.method.objective import default_rows
 from interp_plugin.method.perturbation import FULL, ExampleError, NoisyModel, Selector, Site, alike
 from interp_plugin.method.problem import Problem, Terms, fit_together, pose
 from interp_plugin.method.solver import NoiseFit, Solver
-from interp_plugin.text.models import OUTPUT, Encoding, Function, Label, TextModel, shown, watched
+from interp_plugin.text.models import OUTPUT, Encoding, Function, TextModel, shown, watched
+from interp_plugin.text.states import State
 
 MAX_TOKENS = 2048  # of a batch, padding included
 MAX_GRADIENTS = 2**31  # bytes, of what a forward of a language model keeps for its backward
@@ -23,65 +24,6 @@ KEPT_WIDTHS = (
     24  # of a token's width, kept so by each layer: attention's and the wide layer's inputs and outputs
 )
 MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
-
-
-@dataclass(frozen=True)
-class State:
-    """What a row of an explanation watches.
-
-    Attributes:
-        label: the layer, "output", or "output." with the class or end of an answer that is watched.
-        site: where it is read; None: the model's output.
-        neurons: an index into the last dimension; None: all of it.
-        state_std: v of the whole last dimension; None: each text is its own yardstick.
-        function: of the class that ``neurons`` is, in place of its score.
-        foil: a class that it is compared with.
-        places: indices into dimension 1, as those where a language model's target is predicted; None: all of it.
-        exclusive: whether a text has one of the classes; otherwise each has a probability of its own.
-    """
-
-    label: Label
-    site: Site | None
-    neurons: int | slice | list[int] | None = None
-    state_std: Tensor | None = None
-    function: Function | None = None
-    foil: int | None = None
-    places: tuple[int, ...] | None = None
-    exclusive: bool = True
-
-    @property
-    def layer(self) -> Label:
-        """The layer, or "output", without the class that is watched of it."""
-        return OUTPUT if self.site is None else self.label
-
-    @property
-    def selector(self) -> Selector | None:
-        """Picks the places and the neurons."""
-        return None if self.neurons is None and self.places is None else self._pick
-
-    def _pick(self, state: Tensor) -> Tensor:
-        if self.places is not None:
-            state = state[:, list(self.places)]
-        if self.neurons is None:
-            return state
-        if isinstance(self.neurons, int) and (self.function is not None or self.foil is not None):
-            ids = torch.full(state.shape[:-1], self.neurons, device=state.device)
-            foils = None if self.foil is None else torch.full_like(ids, self.foil)
-            return watched(state, ids, self.function or "logit", foils, self.exclusive)
-        try:
-            return state[..., self.neurons]
-        except IndexError as error:
-            raise ValueError(
-                f"neurons={self.neurons!r} does not exist in layer {self.label!r}, whose last dimension has "
-                f"{state.shape[-1]}; count from 0"
-            ) from error
-
-    @property
-    def selected_std(self) -> Tensor | None:
-        """v of the neurons."""
-        if self.state_std is None or self.neurons is None or not self.state_std.ndim:
-            return self.state_std
-        return self.state_std[..., self.neurons]
 
 
 def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> list[list[int]]:

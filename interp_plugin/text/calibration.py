@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from interp_plugin.text import storage
-from interp_plugin.text.storage import Kinds, check_fields
+from interp_plugin import files
+from interp_plugin.files import Kinds, check_fields
 
 FORMAT = "interp_plugin calibration 3"
 
@@ -77,7 +77,7 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, whole or not at all."""
-        storage.write_tensors(path, FORMAT, self.about, self.state_std)
+        files.write_tensors(path, FORMAT, self.about, self.state_std)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -87,7 +87,7 @@ class Calibration:
             OSError: there is no such file.
             ValueError: the file is no calibration, is damaged, or comes from another version.
         """
-        about, tensors = storage.read_tensors(path, FORMAT, "calibrate again, or give what calibrate() saved")
+        about, tensors = files.read_tensors(path, FORMAT, "calibrate again, or give what calibrate() saved")
         try:
             return cls.of_file(about, tensors)
         except ValueError as error:

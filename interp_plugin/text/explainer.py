@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tqdm.auto import tqdm
 
-from interp_plugin import data, huggingface
-from interp_plugin.huggingface.tokenization import Labels
+from interp_plugin import huggingface
+from interp_plugin.files import versions
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
-from interp_plugin.method.perturbation import LayerCall, RunningStd, Site, module_of
+from interp_plugin.method.perturbation import RunningStd, Site, module_of
 from interp_plugin.method.problem import default_cap, std_of_table, warn_of_training
 from interp_plugin.method.solver import Solver
-from interp_plugin.report.explanations import INSTEAD_OF
 from interp_plugin.text import scoring
-from interp_plugin.text.batch import Batch, State, batches
+from interp_plugin.text.batch import Batch, batches
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explanation import Explanation, Settings, TextExplanation
+from interp_plugin.text.inputs import (
+    Given,
+    Layers,
+    arguments_of_each,
+    for_each,
+    is_one,
+    read_texts,
+    the_only,
+    with_arguments,
+    with_parts,
+)
 from interp_plugin.text.models import (
-    EACH,
-    HIDDEN,
     OUTPUT,
     Encoding,
     Function,
@@ -34,47 +41,18 @@ from interp_plugin.text.models import (
     Second,
     Source,
     TextModel,
-    Words,
-    are_exclusive,
-    as_int,
     check_function,
     contrasted,
-    is_cut_already,
-    plain_values,
     shown,
     state_sites,
-    with_arguments,
 )
-from interp_plugin.text.parts import with_parts
 from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, Progress, warn_of_deaf_states
-from interp_plugin.text.storage import versions
+from interp_plugin.text.states import State, StateFinder, listing, requests_by_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Text = str | tuple[str, str]
 READ = "what the next block reads"  # of a pre-norm model: see HuggingFaceModel.states
-Given = Source | Text | tuple[str, Sequence[str]] | Sequence[str]
-"""A text, a pair, a text with choices, token ids, the messages of a chat, or words."""
-Layers = Label | Sequence[Label]
-_OWN = ("next token", "answer span")  # tasks whose targets are in the encodings; without one, the model's own
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of the output for some of the texts.
-
-    Attributes:
-        wanted: a class, EACH of them, or None: all together, or what the encodings say.
-        foil: the class that it is compared with.
-        choices: that are the classes of these texts.
-        is_contrast: whether there is something that a target is compared with.
-    """
-
-    wanted: int | str | None
-    foil: int | None
-    choices: tuple[str, ...]
-    is_contrast: bool
 
 
 class TextExplainer:
@@ -160,7 +138,8 @@ class TextExplainer:
         Raises:
             ValueError: a layer that is not there, or that the calibration does not have.
         """
-        return list(self._states(self._labels(layers), None, None, None))
+        finder = self._state_finder
+        return list(finder.states(finder.labels(layers)))
 
     def encode(
         self,
@@ -176,7 +155,7 @@ class TextExplainer:
             ValueError: an empty or too long text, a target that is not there; the message names it.
             TypeError: texts that are not strings.
         """
-        pairs = _pairs(texts, is_split_into_words)
+        pairs = read_texts(texts, is_split_into_words)
         targets, foils = for_each(target, len(pairs)), for_each(instead_of, len(pairs))
         return self._encode(pairs, targets, truncation, foils)
 
@@ -305,11 +284,12 @@ class TextExplainer:
         check_function(function)
         if continuation is not None and (target is not None or instead_of is not None):
             raise ValueError("continuation and target are both what follows the text; give one of them")
-        given = _pairs(texts, is_split_into_words)
-        this, arguments = self._taking(forward_args, len(given), _is_one(texts, is_split_into_words))
+        given = read_texts(texts, is_split_into_words)
+        this, arguments = self._taking(forward_args, len(given), is_one(texts, is_split_into_words))
         if layers is None:
             layers = this._usual_layers(target, score, continuation)
-        labels = this._labels(layers)
+        states = this._state_finder
+        labels = states.labels(layers)
         finder = this._finder(score, side, ways, passes, 0 if solver is None else solver.seed, labels)
         base = replace(
             this._terms(rate, max_sigma, input_std, solver),
@@ -323,14 +303,15 @@ class TextExplainer:
             encodings = this._encode(given, targets, truncation, foils, arguments)
             encodings = [with_parts(encoding, fixed, units) for encoding in encodings]
         else:
-            [(text, _)] = _single(given)
+            [(text, _)] = the_only(given)
             whole, encodings = this._steps(text, continuation, fixed, units, arguments)
             targets, foils = [None] * len(encodings), [None] * len(encodings)
-        groups = this._by_class(encodings, targets, foils, labels, function)
-        plans = [
-            (this._plan_of(base, asked, labels, function, neurons, heads), indices)
-            for asked, indices in groups.items()
-        ]
+        plans = []
+        for request, indices in requests_by_text(
+            this.model, encodings, targets, foils, labels, function
+        ).items():
+            watched = tuple(states.states(labels, request, function, neurons, heads))
+            plans.append((replace(base, states=watched, target=states.target_name(request)), indices))
         items = this._scored(encodings, plans, batch_size, finder, show_progress, whole is None)
         warn_of_deaf_states(items)
         if whole is not None:
@@ -356,7 +337,7 @@ class TextExplainer:
             )
         other = copy(self)
         other.model = self.model.taking(forward_args)
-        return other, _arguments_of(forward_args, count, is_one)
+        return other, arguments_of_each(forward_args, count, is_one)
 
     def _scored(
         self,
@@ -380,36 +361,6 @@ class TextExplainer:
                     found.update(zip(chosen, scored))
         return tuple(found[index] for index in range(len(encodings)))
 
-    def _plan_of(
-        self,
-        base: Plan,
-        asked: Asked,
-        labels: Sequence[Label],
-        function: Function | None,
-        neurons: Any,
-        heads: Any,
-    ) -> Plan:
-        """What is asked of the texts with these classes as their targets."""
-        is_another = function is not None or asked.is_contrast
-        states = [
-            # a calibration's unit is that of the usual function
-            replace(
-                state,
-                function=function,
-                foil=asked.foil,
-                state_std=None,
-                exclusive=are_exclusive(self.model),
-            )
-            if state.site is None and (is_another or asked.choices)
-            else state
-            for state in self._states(labels, asked.wanted, neurons, heads, asked.choices)
-        ]
-        name = None
-        if isinstance(asked.wanted, int):
-            names = asked.choices.__getitem__ if asked.choices else self.model.class_name
-            name = _compared(names, asked.wanted, asked.foil)
-        return replace(base, states=tuple(states), target=name)
-
     def generate(
         self,
         text: Given,
@@ -432,7 +383,7 @@ class TextExplainer:
         model = self.model
         if not isinstance(model, huggingface.HuggingFaceModel) or model.task != "next token":
             raise ValueError(f"{model.name} is no language model: it generates no text; give one")
-        [(prompt, pair)] = _single(_pairs(text))
+        [(prompt, pair)] = the_only(read_texts(text))
         if pair is not None:
             raise ValueError("text is a pair of sentences; give one prompt")
         ids = model.generate(prompt, max_new_tokens, **(generation or {}))
@@ -513,8 +464,11 @@ class TextExplainer:
         Raises:
             ValueError: a layer that is not there, or that the calibration does not have.
         """
-        states = self._states(self._labels(layers), None, None, None)
-        return replace(self._terms(rate, max_sigma, input_std, solver), states=tuple(states), positions="all")
+        return replace(
+            self._terms(rate, max_sigma, input_std, solver),
+            states=tuple(self.states(layers)),
+            positions="all",
+        )
 
     def calibrate(
         self,
@@ -545,18 +499,15 @@ class TextExplainer:
         """
         _check_sizes(batch_size)
         texts = texts if isinstance(texts, (str, Sequence)) else list(texts)
-        pairs = _pairs(texts, is_split_into_words)
-        this, arguments = self._taking(forward_args, len(pairs), _is_one(texts, is_split_into_words))
+        pairs = read_texts(texts, is_split_into_words)
+        this, arguments = self._taking(forward_args, len(pairs), is_one(texts, is_split_into_words))
         asked = this._encode(pairs, for_each(target, len(pairs)), truncation, None, arguments)
         encodings = [e.unasked for e in asked]  # every token is a sample
-        labels = [*self.model.layers, OUTPUT] if layers == "all" else self._labels(layers)
+        finder = self._state_finder
+        labels = [*self.model.layers, OUTPUT] if layers == "all" else finder.labels(layers)
         if self.model.task == "answer span" or any(e.choices for e in encodings):
             labels = [label for label in labels if label != OUTPUT]  # of each text another number of scores
-        states = {self._key(label): State(label, self._site(label)) for label in labels}
-        for label in labels:
-            heads = self.model.head_site(label) if label in self.model.layers else None
-            if heads is not None:
-                states[self._key(label, heads=True)] = State(label, heads[0])
+        states = finder.to_calibrate(labels)
         running, inputs = {key: RunningStd() for key in states}, RunningStd()
         with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
             for some in batches(encodings, batch_size, self.model.pads):
@@ -578,6 +529,10 @@ class TextExplainer:
             self.model.name, len(pairs), spreads, inputs.of_all_elements(), self._noise_layer_name
         )
         return self.calibration
+
+    @property
+    def _state_finder(self) -> StateFinder:
+        return StateFinder(self.model, self.calibration)
 
     def _terms(
         self, rate: float, max_sigma: float | None, input_std: float | None, solver: Solver | None
@@ -614,144 +569,6 @@ class TextExplainer:
         module = module_of(self.noise_layer)
         names = {id(each): name for name, each in self.model.module.named_modules()}
         return str(names.get(id(module), type(module).__name__))
-
-    def _labels(self, layers: Layers) -> list[Label]:
-        """The chosen layers, without repeats, each checked to be there."""
-        known = list(self.model.layers)
-        hidden = [label for label in state_sites(self.model) if label not in known]
-        given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
-        spelt = [label for part in given for label in (known if part == "all" else [part])]
-        wanted = list(dict.fromkeys(spelt))
-        if not wanted:
-            raise ValueError(f"layers {layers!r} names no layer: choose from {_listing(known)}, or 'all'")
-        for label in wanted:
-            if isinstance(label, bool) or (label != OUTPUT and label not in known + hidden):
-                raise ValueError(
-                    f"layer {label!r} does not exist: the model has {_listing(known)}; choose from them or 'output'"
-                )
-        return wanted
-
-    def _site(self, label: Label) -> Site | None:
-        return None if label == OUTPUT else state_sites(self.model)[label]
-
-    def _key(self, label: Label, heads: bool = False) -> str:
-        """The name of a state in a calibration; a block's own output has another unit than what the next one reads."""
-        if heads:
-            return f"{label}.heads"
-        is_normed = label in self.model.layers and self._site(label) != self.model.layers[label]
-        return f"{label}.normed" if is_normed else str(label).removeprefix(HIDDEN)
-
-    def _states(
-        self,
-        labels: Sequence[Label],
-        wanted: int | str | None,
-        neurons: int | slice | Sequence[int] | None,
-        heads: int | Sequence[int] | None,
-        choices: Sequence[str] = (),
-    ) -> Iterator[State]:
-        """What each label means, with its unit."""
-        if neurons is not None and heads is not None:
-            raise ValueError("neurons and heads both pick a part of a state; give one of them")
-        for name, part in (("neurons", neurons), ("heads", heads)):
-            if isinstance(part, Sequence) and not part:
-                raise ValueError(
-                    f"{name} {part!r} names none; give at least one, or None for the whole state"
-                )
-        for label in labels:
-            if label == OUTPUT:
-                yield from self._outputs(wanted, choices)
-                continue
-            site, part, key = self._site(label), neurons, self._key(label)
-            if heads is not None:
-                site, part = self._heads(label, heads)
-                key = self._key(label, heads=True)
-            std = None if self.calibration is None else self.calibration.of(key)
-            index = part if part is None or isinstance(part, (int, slice)) else list(part)
-            yield State(label, site, index, std)
-
-    def _outputs(self, wanted: int | str | None, choices: Sequence[str]) -> Iterator[State]:
-        """The output, of a class, or each class in a state of its own."""
-        is_span = self.model.task == "answer span"
-        std = None if self.calibration is None or is_span or choices else self.calibration.of(OUTPUT)
-        if not isinstance(wanted, str):
-            yield State(OUTPUT, None, wanted, std)
-            return
-        names = tuple(choices or getattr(self.model, "classes", None) or ())
-        if not names:
-            raise ValueError(
-                f"target is {EACH!r}, and the classes of {self.model.name} have no names or are tokens; give one class"
-            )
-        for index, name in enumerate(names):
-            name = f"{name} ({index})" if names.count(name) > 1 else name
-            yield State(f"{OUTPUT}.{name}", None, slice(index, index + 1) if is_span else index, std)
-
-    def _heads(self, label: Label, heads: int | Sequence[int]) -> tuple[LayerCall, list[int]]:
-        """Where a layer's heads are read, and the places of the chosen ones in the last dimension."""
-        found = self.model.head_site(label)
-        if found is None:
-            raise ValueError(
-                f"layer {label!r} has no attention heads that can be told apart; leave heads out"
-            )
-        site, count, width = found
-        heads = plain_values(heads)
-        chosen = [heads] if isinstance(heads, int) else list(heads)
-        for head in chosen:
-            if head not in range(count):
-                raise ValueError(f"head {head!r} does not exist: layer {label!r} has heads 0 to {count - 1}")
-        return site, [head * width + i for head in chosen for i in range(width)]
-
-    def _by_class(
-        self,
-        encodings: Sequence[Encoding],
-        targets: Sequence[Any],
-        foils: Sequence[Any],
-        labels: Sequence[Label],
-        function: Function | None,
-    ) -> dict[Asked, list[int]]:
-        """Texts of which the same is asked; of language models and answers, what else is asked is in the encodings."""
-        groups: dict[Asked, list[int]] = {}
-        for index, (encoding, target, foil) in enumerate(zip(encodings, targets, foils)):
-            if target is None and self.model.task not in _OWN and (foil is not None or function is not None):
-                name = "function" if foil is None else "instead_of"
-                raise ValueError(f"{name} is given and no target for text {index}; give a class as target")
-            wanted: int | str | None = None
-            number = None
-            if self.model.task != "next token" and (target is not None or foil is not None):
-                self._check_target(target, foil, labels)
-                wanted = EACH if _is_each(target) else None
-            if self.model.task not in _OWN and target is not None and wanted is None:
-                try:
-                    wanted = class_number(self.model, target, encoding.choices)
-                except ValueError as error:
-                    if len({*map(str, targets)}) == 1:
-                        raise
-                    raise ValueError(f"text {index}: {error}") from error
-            if self.model.task not in _OWN and foil is not None:
-                number = class_number(self.model, foil, encoding.choices)
-            if number is not None and wanted == number:
-                name = encoding.choices[number] if encoding.choices else self.model.class_name(number)
-                raise ValueError(f"target and instead_of are both class {name!r}; give two")
-            is_contrast = number is not None or bool(encoding.foils)
-            groups.setdefault(Asked(wanted, number, encoding.choices, is_contrast), []).append(index)
-        return groups
-
-    def _check_target(self, target: Any, foil: Any, labels: Sequence[Label]) -> None:
-        """See that there is an output that a target is a part of."""
-        if foil is not None and (_is_each(target) or self.model.task == "answer span"):
-            raise ValueError(
-                f"instead_of is {foil!r}, which one class or continuation is compared with, and target is {target!r}; "
-                "leave it out"
-            )
-        if self.model.task == "none":
-            raise ValueError(
-                f"target {target!r} picks a class, and {self.model.name} has no head that gives any; leave target out "
-                "or give the model with its head"
-            )
-        if OUTPUT not in labels:
-            raise ValueError(
-                f"target {target!r} picks a part of the output, and layers {labels} do not have it; give "
-                "layers='output', or use neurons for a part of a layer"
-            )
 
     def _encode(
         self,
@@ -837,128 +654,13 @@ def _site_of(model: TextModel, layer: Site | str | None) -> Site:
     try:
         return model.module.get_submodule(layer)
     except AttributeError as error:
-        parts = _listing([name for name, _ in model.module.named_children()])
+        parts = listing([name for name, _ in model.module.named_children()])
         raise ValueError(
             f"noise_layer {layer!r} is not a module of {model.name}, whose parts are {parts}; dotted names go deeper"
         ) from error
-
-
-def _pairs(texts: Any, is_split_into_words: bool = False) -> list[tuple[Source, Second]]:
-    """One text or pair, or a list of them, as (text, second or None); a text may be token ids or a chat."""
-    texts = data.in_memory(texts)
-    texts = plain_values(texts)
-    if _is_one(texts, is_split_into_words):
-        texts = [texts]
-    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
-        raise TypeError(
-            f"texts is a {type(texts).__name__}: it must be a str, a pair of str or a list of them"
-        )
-    if not texts:
-        raise ValueError("texts is empty; give at least one text")
-    read = _of_words if is_split_into_words else _pair
-    return [read(index, plain_values(text)) for index, text in enumerate(texts)]
-
-
-def _is_one(texts: Any, is_split_into_words: bool) -> bool:
-    """Whether this is a text or a pair, and no list of them."""
-    if is_split_into_words and isinstance(texts, list) and _are_words(texts):
-        return True
-    return isinstance(texts, (str, tuple)) or is_cut_already(texts)
-
-
-def _pair(index: int, text: Any) -> tuple[Source, Second]:
-    """A text, and what is read together with it."""
-    if is_cut_already(text):
-        return text, None
-    first, second = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
-    second = plain_values(second)
-    if isinstance(first, str) and isinstance(second, (list, tuple)) and _are_words(second):
-        return first, list(second)
-    if not isinstance(first, str) or not isinstance(second, (str, type(None))):
-        raise TypeError(
-            f"text {index} is {text!r}: it must be a str, a tuple or list of two for a pair of sentences, a text with "
-            "a list of choices, token ids, or the messages of a chat; for words give is_split_into_words=True"
-        )
-    return first, second
-
-
-def _of_words(index: int, text: Any) -> tuple[Source, Second]:
-    """A text, or a pair of texts, that is split into words."""
-    parts = [text] if _are_words(text) else list(text) if isinstance(text, (tuple, list)) else []
-    if not 0 < len(parts) < 3 or not all(map(_are_words, parts)):
-        raise TypeError(
-            f"text {index} is {text!r}: with is_split_into_words=True it must be a list of words, or a pair of such "
-            "lists"
-        )
-    return Words(parts[0]), Words(parts[1]) if len(parts) > 1 else None
-
-
-def _are_words(given: Any) -> bool:
-    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(word, str) for word in given)
-
-
-def _is_each(target: Any) -> bool:
-    return isinstance(target, str) and target == EACH
-
-
-def _arguments_of(given: Mapping[str, Any], count: int, is_one: bool) -> list[Mapping[str, Any]]:
-    """The arguments of each of so many texts; a list of texts has lists of values, or one number for all."""
-    found: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in given.items():
-        values = [value] if is_one else plain_values(value)
-        if isinstance(values, (int, float)):
-            values = [values] * count
-        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
-            one = f", [{value}] for one text" if count == 1 else ""
-            raise ValueError(
-                f"forward_args[{name!r}] is {value!r}: it must have a value for each text ({count}){one}, or be one "
-                "number for all of them"
-            )
-        for own, each in zip(found, values):
-            own[name] = each
-    return list(found)
-
-
-def _single(pairs: Sequence[tuple[Source, Second]]) -> Sequence[tuple[Source, Second]]:
-    """The one text that a continuation follows."""
-    if len(pairs) != 1:
-        raise ValueError(f"{len(pairs)} texts are given, and a continuation follows one; call again for each")
-    return pairs
-
-
-def class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> int:
-    """Of a class or choice by name or number; digits that name none are a number, as labels of files are written."""
-    find = Labels(tuple(choices)).index if choices else model.class_index
-    try:
-        return find(target)
-    except ValueError:
-        if isinstance(target, str) and re.fullmatch(r"\s*\d{1,9}\s*", target):
-            return find(int(target))
-        raise
-
-
-def for_each(target: Any, count: int) -> list[Any]:
-    """One target for each text."""
-    target = plain_values(target)
-    targets = [as_int(each) for each in target] if isinstance(target, list) else [target] * count
-    if len(targets) != count:
-        raise ValueError(f"target lists {len(targets)} for {count} texts; give one for each")
-    return targets
-
-
-def _compared(name: Callable[[int], str], target: int, foil: int | None) -> str:
-    """The name of a class, and of the one it is compared with."""
-    return name(target) if foil is None else f"{name(target)}{INSTEAD_OF}{name(foil)}"
 
 
 def _check_sizes(*sizes: int | str) -> None:
     for size in sizes:
         if size != "auto" and not (isinstance(size, int) and size > 0):
             raise ValueError(f"a batch size is {size!r}; give a positive number")
-
-
-def _listing(labels: Sequence[Label]) -> str:
-    """Labels in a message: the ends of a long row of numbers, otherwise all."""
-    if len(labels) > 2 and all(isinstance(label, int) for label in labels):
-        return f"layers {labels[0]} to {labels[-1]}"
-    return ", ".join(map(repr, labels))

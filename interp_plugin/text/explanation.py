@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
+from interp_plugin import files
+from interp_plugin.files import replace_file
 from interp_plugin.optional import load
 from interp_plugin.report import explanations
-from interp_plugin.text import forms, storage
-from interp_plugin.text.rows import ErasedRow, Layer, Record, Row, TextExplanation
+from interp_plugin.text import storage
+from interp_plugin.text.rows import (
+    COLUMNS,
+    ERASED_COLUMNS,
+    ErasedRow,
+    Layer,
+    Record,
+    Row,
+    TextExplanation,
+    plain,
+    table_lines,
+    text_dict,
+)
 from interp_plugin.text.scores import Aggregate, Granularity, Kind, Scores, listed
-from interp_plugin.text.storage import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,11 +210,11 @@ class Explanation(Record, Sequence[TextExplanation]):
             (['[CLS]', 'a', 'film', '[SEP]'], [True, False, False, False])
         """
         return {
-            "settings": forms.plain(_settings_dict(self.settings)),
-            "seconds": forms.plain(self.seconds),
+            "settings": plain(_settings_dict(self.settings)),
+            "seconds": plain(self.seconds),
             "granularity": granularity,
             "aggregate": aggregate,
-            "texts": [forms.text_dict(item, granularity, aggregate) for item in self.items],
+            "texts": [text_dict(item, granularity, aggregate) for item in self.items],
         }
 
     def to_pandas(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> pd.DataFrame:
@@ -225,9 +237,9 @@ class Explanation(Record, Sequence[TextExplanation]):
         lines = [
             line
             for number, item in enumerate(self.items)
-            for line in forms.lines(number, item, granularity, aggregate)
+            for line in table_lines(number, item, granularity, aggregate)
         ]
-        columns = forms.COLUMNS if self.settings.erased is None else forms.ERASED_COLUMNS
+        columns = COLUMNS if self.settings.erased is None else ERASED_COLUMNS
         table = pd.DataFrame.from_records(lines, columns=columns)
         return table.astype(dict.fromkeys(("segment", "start", "end", "position"), "Int64"))
 
@@ -256,11 +268,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         if Path(path).suffix == ".csv":
             replace_file(path, self.to_pandas(granularity, aggregate).to_csv(index=False).encode())
             return
-        texts, rows = forms.records(self.items)
-        header: dict[str, Any] = {"settings": _settings_dict(self.settings), "seconds": self.seconds}
-        if any(item.words for item in self.items):
-            header["words"] = [item.words for item in self.items]
-        storage.write(path, texts, rows, header)
+        storage.write(path, self.items, {"settings": _settings_dict(self.settings), "seconds": self.seconds})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
@@ -273,15 +281,11 @@ class Explanation(Record, Sequence[TextExplanation]):
 
         Example: see `save`.
         """
-        texts, rows, header = storage.read(path)
+        items, header = storage.read(path)
         try:
-            items = forms.restored(texts, rows)
-            if "words" in header:
-                pairs = zip(items, header["words"], strict=True)
-                items = tuple(replace(item, words=tuple(map(tuple, words))) for item, words in pairs)
             return cls(items, Settings(**header["settings"]), header["seconds"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(storage.foreign(os.fspath(path), "Explanation")) from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(files.foreign(os.fspath(path), "Explanation")) from error
 
     def show(
         self,

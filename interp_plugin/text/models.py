@@ -442,57 +442,6 @@ def contrasted(target: Encoding, foil: Encoding) -> Encoding:
     return asked.only([index <= place for index in range(len(target.ids))])
 
 
-def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
-    """A text with further arguments of the model's forward.
-
-    Args:
-        given: by name, a number for every token, a value for each of the tokens (special ones included) or, of a text
-            that was given as words, for each word; anything else is an argument of the text as a whole.
-
-    Raises:
-        ValueError: something else, or too few or too many values of what has one for each token (PER_TOKEN).
-
-    Examples::
-        >>> text = Encoding("a b", None, ("<s>", "a", "b"), (None, (0, 0, 1), (0, 2, 3)), (0, 1, 2))
-        >>> with_arguments(text, {"langs": 3, "token_type_ids": torch.tensor([0, 0, 1])}).extra
-        {'langs': (3, 3, 3), 'token_type_ids': (0, 0, 1)}
-    """
-    count, extra = len(encoding.ids), dict(encoding.extra)
-    for name, value in given.items():
-        value = plain_values(value)
-        if name in PER_TOKEN and isinstance(value, float):
-            raise ValueError(f"{name} is {value!r}; it counts from 0: give whole numbers")
-        if isinstance(value, (int, float)):
-            extra[name] = (value,) * count
-        elif not isinstance(value, Sequence) or isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}; give a number, a list, an array or a tensor")
-        elif len(value) == len(encoding.words) != count:
-            extra[name] = _of_tokens(encoding, value)
-        elif name in PER_TOKEN and len(value) != count:
-            words = f" or {len(encoding.words)} words" if encoding.words else ""
-            raise ValueError(
-                f"{name} has {len(value)} values for {count} tokens{words}; give one for each, special tokens too"
-            )
-        else:
-            extra[name] = tuple(value)
-    return replace(encoding, extra=extra)
-
-
-def _of_tokens(encoding: Encoding, values: Sequence[Any]) -> tuple[Any, ...]:
-    """The value of each token's word, of special tokens zeros."""
-    empty = torch.zeros_like(torch.as_tensor(values[0])).tolist()
-    found = []
-    for offset in encoding.offsets:
-        inside = (
-            number
-            for number, (segment, start, stop) in enumerate(encoding.words)
-            if offset is not None and offset[0] == segment and start <= offset[1] < stop
-        )
-        number = next(inside, None)
-        found.append(empty if number is None else values[number])
-    return tuple(found)
-
-
 def state_sites(model: TextModel) -> Mapping[Label, LayerCall]:
     """Where the state of each layer is read, by label: the layers' outputs, where the model does not say otherwise."""
     sites: Mapping[Label, LayerCall] = getattr(model, "states", model.layers)

@@ -1,8 +1,9 @@
-"""Rows: states of a model and the noise that the tokens of one text bear before each of them notices."""
+"""What is known of one text: rows of states with the noise that its tokens bear, and the same as plain values."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -26,6 +27,22 @@ from interp_plugin.text.scores import (
 )
 
 Layer = int | str
+
+LABELS = ("layer", "position")
+FACTS = (
+    *("max_sigma", "input_std", "regime_index", "distortion", "converged", "n_forward", "n_backward"),
+    "rate",
+)
+ABOUT = ("predicted", "target")  # of the text
+_PLACE = ("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS)
+COLUMNS = (
+    *_PLACE,
+    *("kept", "loss", "sigma", "standard_error", "loss_standard_error", "tied", *FACTS, *ABOUT),
+)
+"""Of the table of texts where noise was learned."""
+ERASED_FACTS = ("damage", "n_forward", "n_backward")
+ERASED_COLUMNS = (*_PLACE, "erased", "standard_error", "tied", *ERASED_FACTS, *ABOUT)
+"""Of the table of texts where tokens were erased."""
 
 
 class Record:
@@ -344,6 +361,85 @@ class TextExplanation(Record):
             standard_error=torch.stack([row.standard_error for row in self.rows]),
             common_error=self._each("common_error"),
         )
+
+
+def text_dict(
+    item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
+) -> dict[str, Any]:
+    """A text as lists, strings and numbers, ready for strict JSON."""
+    units, columns = _columns(item, granularity, aggregate)
+    rows: list[dict[str, Any]] = []
+    for index, row in enumerate(item.rows):
+        names = ("converged", *ERASED_FACTS) if item.is_erased else FACTS
+        values = {name: column[index] for name, column in columns.items()}
+        rows.append({**_facts(row, LABELS), **values, **_facts(row, names)})
+    if not item.is_erased:
+        for row_dict, total, error in zip(rows, *item.total(), strict=True):
+            row_dict |= {"total": total, "total_standard_error": error}
+    about = _facts(item, ("text", "pair", "predicted", "probability", "target"))
+    found: dict[str, Any] = plain({**about, "units": units.units, "offsets": units.offsets, "rows": rows})
+    return found
+
+
+def table_lines(
+    number: int, item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
+) -> Iterator[dict[str, Any]]:
+    """The lines of the table of one text, by COLUMNS or ERASED_COLUMNS."""
+    units, columns = _columns(item, granularity, aggregate)
+    for index, row in enumerate(item.rows):
+        values = [column[index].tolist() for column in columns.values()]
+        of_row = {
+            "text_index": number,
+            **_facts(item, ("text", "pair", *ABOUT)),
+            **_facts(row, (*LABELS, *(ERASED_FACTS if item.is_erased else FACTS))),
+        }
+        for place, (unit, offset, *scores) in enumerate(
+            zip(units.units, units.offsets, *values, strict=True)
+        ):
+            span = zip(("segment", "start", "end"), offset or (None, None, None))
+            yield {**of_row, "unit_index": place, "unit": unit, **dict(span), **dict(zip(columns, scores))}
+
+
+def _columns(
+    item: TextExplanation, granularity: Granularity, aggregate: Aggregate
+) -> tuple[Scores, dict[str, Tensor]]:
+    """The units, and what is known of each of them in each row, (R, U), by name."""
+    if item.is_erased:
+        erased = item.scores("erased", granularity, aggregate)
+        return erased, {
+            "erased": erased.values,
+            "standard_error": erased.standard_error,
+            "tied": erased.tied,
+        }
+    kept = item.scores("kept", granularity, aggregate)
+    loss = item.scores("loss", granularity, aggregate)
+    sigma = item.scores("sigma", granularity, aggregate)
+    return kept, {
+        "kept": kept.values,
+        "loss": loss.values,
+        "sigma": sigma.values,
+        "standard_error": kept.standard_error,
+        "loss_standard_error": loss.standard_error,
+        "sigma_standard_error": sigma.values * sigma.standard_error,
+        "tied": kept.tied,
+    }
+
+
+def _facts(item: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names}
+
+
+def plain(value: Any) -> Any:
+    """What JSON has: tensors and tuples become lists, and what is not finite becomes None."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 def _check_offsets(item: TextExplanation) -> None:

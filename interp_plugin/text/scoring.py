@@ -20,7 +20,7 @@ from interp_plugin.method.perturbation import Selector, Site, gradients, module_
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import PROBES, NoiseFit, Solver
 from interp_plugin.report.explanations import INSTEAD_OF
-from interp_plugin.text.batch import MAX_SCORES, Batch, State, naming_texts, scores_at, without_padding
+from interp_plugin.text.batch import MAX_SCORES, Batch, naming_texts, scores_at, without_padding
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import (
     HIDDEN,
@@ -35,6 +35,7 @@ from interp_plugin.text.models import (
     plain_values,
     shown,
 )
+from interp_plugin.text.states import State
 
 HALF = 0.5  # of the sum of squares: one element or token with more is what the state is measured by
 MOST_OF_ANSWER = 15  # tokens

@@ -31,7 +31,7 @@ from interp_plugin import ErasureFit, LayerInformationErased, TextExplainer, hug
 from interp_plugin.comparison import METHODS
 from interp_plugin.comparison.erasure import erasure
 from interp_plugin.comparison.interface import REMOVALS, Answer, Inputs, Method, Trial
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 RIVALS = (
     "integrated gradients ([MASK], signed)",

@@ -28,7 +28,7 @@ from interp_plugin.comparison.interface import Answer, Inputs, Method
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.result import StudyResult
 from interp_plugin.statistics import paired as differences
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 METRICS = ("comprehensiveness (mask)", "comprehensiveness (delete)")
 OURS = "information kept"

@@ -21,7 +21,7 @@ from torch import Tensor
 from interp_plugin import huggingface
 from interp_plugin.comparison import Method, Metric, Study
 from interp_plugin.comparison.interface import Inputs, Trial
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 WORDS = "a the film movie plot story cast is was not never very quite good bad dull bold funny sad with without and but"
 

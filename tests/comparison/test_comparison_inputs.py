@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from interp_plugin import huggingface
 from interp_plugin.comparison.interface import Answer, Inputs, Method, Metric, Trial, seeded
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import OUTPUT, PlainModel
+from interp_plugin.text.states import State
 
 MODEL = HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
 TEXT = "a good film , not a bad one"

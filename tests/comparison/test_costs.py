@@ -16,8 +16,9 @@ from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.method.problem import Terms
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import Batch
 from interp_plugin.text.models import OUTPUT, TextModel
+from interp_plugin.text.states import State
 
 BERT = tiny("bert", "BertForSequenceClassification", num_labels=2)
 TEXT = "a film was good the"

@@ -17,7 +17,7 @@ from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.propagation import decomposed
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 DECOMPX = METHODS["DecompX"]
 # The code that the authors published (github.com/mohsenfayyaz/DecompX, aggregation "vector"), with transformers 4.52.4.

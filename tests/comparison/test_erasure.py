@@ -27,7 +27,7 @@ from interp_plugin.comparison.erasure import (
 from interp_plugin.comparison.interface import Inputs, Removal
 from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 TEXT = "a funny film with more than enough charm and a dull ending"
 WORDS = TEXT.split()

@@ -20,8 +20,8 @@ from interp_plugin.comparison.methods import METHODS, from_scores
 from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.comparison.perturbations import Game
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
+from interp_plugin.text.states import State
 
 SENTENCE = "the cat sat on a mat"
 BERT = tiny("bert", "BertForSequenceClassification", num_labels=2, initializer_range=0.5)

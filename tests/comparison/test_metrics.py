@@ -16,8 +16,8 @@ from interp_plugin import huggingface
 from interp_plugin.comparison.interface import REMOVALS, Answer, Inputs, Method, Metric, Trial, chosen
 from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import TextModel
+from interp_plugin.text.states import State
 
 
 def leave_one_out(inputs: Inputs, target: int | None, state: State | None) -> Tensor:

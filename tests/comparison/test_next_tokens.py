@@ -18,8 +18,8 @@ from interp_plugin.comparison import METHODS, METRICS, Method, Study
 from interp_plugin.comparison.erasure import BINS, bin_counts
 from interp_plugin.comparison.interface import Answer, Inputs, Trial
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import state_sites
+from interp_plugin.text.states import State
 
 TEXT, TARGET, FOIL = "The film was not good and", " bold", " dull"
 FAMILIES = {

@@ -16,7 +16,7 @@ from interp_plugin.comparison.gradients import baseline_of
 from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.propagation import _PRODUCTS, _gradient, _plain, _rules, following, slope
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 GIM, LRP = METHODS["GIM"], METHODS["AttnLRP"]
 # lxt 2.1 with transformers 4.52.4, efficient AttnLRP of the difference of the two logits: gradient x embedding

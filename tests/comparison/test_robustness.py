@@ -34,8 +34,8 @@ from interp_plugin.comparison.robustness import (
     weight_randomisation,
 )
 from interp_plugin.huggingface import HuggingFaceModel
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import TextModel
+from interp_plugin.text.states import State
 
 TEXT = "a funny film with a dull ending"
 

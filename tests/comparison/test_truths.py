@@ -20,8 +20,8 @@ from interp_plugin import huggingface
 from interp_plugin.comparison.interface import Answer, Inputs, Method
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
+from interp_plugin.text.states import State
 
 
 @cache

@@ -31,7 +31,7 @@ from interp_plugin import CorpusResult, CorpusStudy, PlainModel, TextExplainer, 
 from interp_plugin.corpus import views
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.reading import Failure, Item, Reader, windows
-from interp_plugin.text.storage import weights_digest
+from interp_plugin.files import weights_digest
 
 SCRIPT = Path(tiny_corpus.__file__)
 

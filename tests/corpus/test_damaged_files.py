@@ -16,14 +16,14 @@ from test_amortised import UNIT, gains, of_gains, sentences
 from tiny_corpus import made_up
 from torch import Tensor
 
-from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, Explanation
+from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, Explanation, files
 from interp_plugin.amortised import estimator
 from interp_plugin.comparison import StudyResult
 from interp_plugin.comparison.result import example as study
+from interp_plugin.files import blank_seal, sealed
 from interp_plugin.text import storage
 from interp_plugin.text.calibration import FORMAT
 from interp_plugin.text.explanation import example as explanation
-from interp_plugin.text.storage import blank_seal, sealed
 
 FLIPS = 500
 
@@ -97,7 +97,7 @@ def test_a_text_that_looks_like_a_seal_is_a_text(tmp_path: Path) -> None:
 
 def about_of(head: AmortisedEstimator, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     head.save(path)
-    return storage.read_tensors(path, estimator.FORMAT, "")
+    return files.read_tensors(path, estimator.FORMAT, "")
 
 
 ABOUT = {"model": "m", "texts": 2, "input_std": 0.5, "noise_layer": "x"}
@@ -123,7 +123,7 @@ ABOUT = {"model": "m", "texts": 2, "input_std": 0.5, "noise_layer": "x"}
 def test_a_calibration_that_is_malformed_is_refused_by_its_name(
     about: Any, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    storage.write_tensors(tmp_path / "saved", FORMAT, about, tensors)
+    files.write_tensors(tmp_path / "saved", FORMAT, about, tensors)
     with pytest.raises(ValueError, match=r"saved' .*calibrate again"):
         Calibration.load(tmp_path / "saved")
 
@@ -161,7 +161,7 @@ def test_a_head_that_is_malformed_is_refused_by_its_name(head: AmortisedEstimato
         (about, {}),
     ]
     for number, (some, values) in enumerate(wrong):
-        storage.write_tensors(tmp_path / "saved", estimator.FORMAT, some, values)
+        files.write_tensors(tmp_path / "saved", estimator.FORMAT, some, values)
         with pytest.raises(ValueError, match=r"saved' ") as caught:
             load_head(tmp_path / "saved")
         assert "train one again" in str(caught.value), number
@@ -242,7 +242,7 @@ def test_a_small_file_that_would_take_much_memory_is_refused_before_it_is_unpack
         # each long text stands in the file once, and is no longer when it is unpacked
         some = ["text"] if kind == "dictionary" else []
         rewritten(path, with_column("text", ["a" * 12_000_000] * 4), some)
-        monkeypatch.setattr(storage, "SMALL", 2**30 if some else 2**25)
+        monkeypatch.setattr(files, "SMALL", 2**30 if some else 2**25)
     assert path.stat().st_size < 64_000
     monkeypatch.setattr(parquet.ParquetFile, "read", lambda *given: pytest.fail("it was unpacked"))
     with pytest.raises(

@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModel
 from interp_plugin.huggingface import HuggingFaceModel, architectures
 from interp_plugin.method.perturbation import LayerCall, first_tensor
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import Batch
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.models import OUTPUT
+from interp_plugin.text.states import State
 
 TEXTS = ["The film was good and not funny .", "The film was good and funny"]  # long enough to share a batch
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from interp_plugin import huggingface
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import Batch
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.models import OUTPUT
+from interp_plugin.text.states import State
 
 TEXTS = ["The film was good and not funny .", "The film was good and funny"]  # long enough to share a batch
 QUICK = Solver(iterations=2)

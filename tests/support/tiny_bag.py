@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.comparison.interface import Inputs, Method, Trial
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
+from interp_plugin.text.states import State
 
 SIZE = 3
 

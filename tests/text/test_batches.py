@@ -13,7 +13,8 @@ from torch import Tensor
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.method.problem import Terms
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import Batch, State
+from interp_plugin.text.batch import Batch
+from interp_plugin.text.states import State
 
 TEXTS = ["The film was good .", "A dull story , not good and not funny", "film"]
 TARGETS: list[Any] = [" bad and dull", " good", 7]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from interp_plugin.text.storage import check_local, check_output, replace_file
+from interp_plugin.files import check_local, check_output, replace_file
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links, modes and pipes of POSIX")
 
@@ -77,7 +77,7 @@ def test_a_device_is_written_to_and_stays_a_device() -> None:
 @pytest.mark.parametrize("to", ["pipe", "file"])
 def test_standard_output_gets_the_bytes_between_what_is_printed(tmp_path: Path, to: str) -> None:
     code = (
-        "from interp_plugin.text.storage import check_output, replace_file; print('before')\n"
+        "from interp_plugin.files import check_output, replace_file; print('before')\n"
         "check_output('/dev/stdout'); replace_file('/dev/stdout', b'content\\n'); print('after')"
     )
     command = [sys.executable, "-c", code]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from interp_plugin.comparison.interface import Inputs, Method
-from interp_plugin.text.batch import State
+from interp_plugin.text.states import State
 
 RESAMPLES = 2000
 

@@ -14,8 +14,8 @@ from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.comparison.interface import Inputs, Method
 from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
+from interp_plugin.text.states import State
 from known_truths.evaluation import Evaluation, Measure, Question, evaluate, spearman
 
 RATE = 0.1

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from interp_plugin.comparison.interface import Answer, Inputs, Method, seeded
 from interp_plugin.method.perturbation import LayerCall
-from interp_plugin.text.batch import State
 from interp_plugin.text.models import PlainModel
+from interp_plugin.text.states import State
 from known_truths.evaluation import Evaluation, able_to_explain, left_out
 
 SYMBOLS = 10

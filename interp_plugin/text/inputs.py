@@ -1,0 +1,305 @@
+"""What users give: texts, pairs, words, chats, targets, further arguments, and parts of the texts as units of noise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from interp_plugin import data
+from interp_plugin.huggingface.tokenization import Labels
+from interp_plugin.text.models import (
+    EACH,
+    PER_TOKEN,
+    Encoding,
+    Label,
+    Second,
+    Source,
+    TextModel,
+    Words,
+    as_int,
+    is_cut_already,
+    plain_values,
+)
+from interp_plugin.text.scores import group
+
+Text = str | tuple[str, str]
+Given = Source | Text | tuple[str, Sequence[str]] | Sequence[str]
+"""A text, a pair, a text with choices, token ids, the messages of a chat, or words."""
+Layers = Label | Sequence[Label]
+PARAGRAPH = re.compile(r"\S(?:.|\n(?!\s*\n))*")
+NAMED = ("word", "sentence", "paragraph", "message")
+
+
+def read_texts(texts: Any, is_split_into_words: bool = False) -> list[tuple[Source, Second]]:
+    """One text or pair, or a list of them, as (text, second or None); a text may be token ids or a chat."""
+    texts = data.in_memory(texts)
+    texts = plain_values(texts)
+    if is_one(texts, is_split_into_words):
+        texts = [texts]
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise TypeError(
+            f"texts is a {type(texts).__name__}: it must be a str, a pair of str or a list of them"
+        )
+    if not texts:
+        raise ValueError("texts is empty; give at least one text")
+    read = _of_words if is_split_into_words else _pair
+    return [read(index, plain_values(text)) for index, text in enumerate(texts)]
+
+
+def is_one(texts: Any, is_split_into_words: bool) -> bool:
+    """Whether this is a text or a pair, and no list of them."""
+    if is_split_into_words and isinstance(texts, list) and _are_words(texts):
+        return True
+    return isinstance(texts, (str, tuple)) or is_cut_already(texts)
+
+
+def _pair(index: int, text: Any) -> tuple[Source, Second]:
+    """A text, and what is read together with it."""
+    if is_cut_already(text):
+        return text, None
+    first, second = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
+    second = plain_values(second)
+    if isinstance(first, str) and isinstance(second, (list, tuple)) and _are_words(second):
+        return first, list(second)
+    if not isinstance(first, str) or not isinstance(second, (str, type(None))):
+        raise TypeError(
+            f"text {index} is {text!r}: it must be a str, a tuple or list of two for a pair of sentences, a text with "
+            "a list of choices, token ids, or the messages of a chat; for words give is_split_into_words=True"
+        )
+    return first, second
+
+
+def _of_words(index: int, text: Any) -> tuple[Source, Second]:
+    """A text, or a pair of texts, that is split into words."""
+    parts = [text] if _are_words(text) else list(text) if isinstance(text, (tuple, list)) else []
+    if not 0 < len(parts) < 3 or not all(map(_are_words, parts)):
+        raise TypeError(
+            f"text {index} is {text!r}: with is_split_into_words=True it must be a list of words, or a pair of such "
+            "lists"
+        )
+    return Words(parts[0]), Words(parts[1]) if len(parts) > 1 else None
+
+
+def _are_words(given: Any) -> bool:
+    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(word, str) for word in given)
+
+
+def the_only(pairs: Sequence[tuple[Source, Second]]) -> Sequence[tuple[Source, Second]]:
+    """The one text that a continuation follows."""
+    if len(pairs) != 1:
+        raise ValueError(f"{len(pairs)} texts are given, and a continuation follows one; call again for each")
+    return pairs
+
+
+def for_each(target: Any, count: int) -> list[Any]:
+    """One target for each text."""
+    target = plain_values(target)
+    targets = [as_int(each) for each in target] if isinstance(target, list) else [target] * count
+    if len(targets) != count:
+        raise ValueError(f"target lists {len(targets)} for {count} texts; give one for each")
+    return targets
+
+
+def class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> int:
+    """Of a class or choice by name or number; digits that name none are a number, as labels of files are written."""
+    find = Labels(tuple(choices)).index if choices else model.class_index
+    try:
+        return find(target)
+    except ValueError:
+        if isinstance(target, str) and re.fullmatch(r"\s*\d{1,9}\s*", target):
+            return find(int(target))
+        raise
+
+
+def is_each(target: Any) -> bool:
+    return isinstance(target, str) and target == EACH
+
+
+def arguments_of_each(given: Mapping[str, Any], count: int, is_one: bool) -> list[Mapping[str, Any]]:
+    """The arguments of each of so many texts; a list of texts has lists of values, or one number for all."""
+    found: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, value in given.items():
+        values = [value] if is_one else plain_values(value)
+        if isinstance(values, (int, float)):
+            values = [values] * count
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
+            one = f", [{value}] for one text" if count == 1 else ""
+            raise ValueError(
+                f"forward_args[{name!r}] is {value!r}: it must have a value for each text ({count}){one}, or be one "
+                "number for all of them"
+            )
+        for own, each in zip(found, values):
+            own[name] = each
+    return list(found)
+
+
+def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
+    """A text with further arguments of the model's forward.
+
+    Args:
+        given: by name, a number for every token, a value for each of the tokens (special ones included) or, of a text
+            that was given as words, for each word; anything else is an argument of the text as a whole.
+
+    Raises:
+        ValueError: something else, or too few or too many values of what has one for each token (PER_TOKEN).
+
+    Examples::
+        >>> text = Encoding("a b", None, ("<s>", "a", "b"), (None, (0, 0, 1), (0, 2, 3)), (0, 1, 2))
+        >>> with_arguments(text, {"langs": 3, "token_type_ids": torch.tensor([0, 0, 1])}).extra
+        {'langs': (3, 3, 3), 'token_type_ids': (0, 0, 1)}
+    """
+    count, extra = len(encoding.ids), dict(encoding.extra)
+    for name, value in given.items():
+        value = plain_values(value)
+        if name in PER_TOKEN and isinstance(value, float):
+            raise ValueError(f"{name} is {value!r}; it counts from 0: give whole numbers")
+        if isinstance(value, (int, float)):
+            extra[name] = (value,) * count
+        elif not isinstance(value, Sequence) or isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}; give a number, a list, an array or a tensor")
+        elif len(value) == len(encoding.words) != count:
+            extra[name] = _of_tokens(encoding, value)
+        elif name in PER_TOKEN and len(value) != count:
+            words = f" or {len(encoding.words)} words" if encoding.words else ""
+            raise ValueError(
+                f"{name} has {len(value)} values for {count} tokens{words}; give one for each, special tokens too"
+            )
+        else:
+            extra[name] = tuple(value)
+    return replace(encoding, extra=extra)
+
+
+def _of_tokens(encoding: Encoding, values: Sequence[Any]) -> tuple[Any, ...]:
+    """The value of each token's word, of special tokens zeros."""
+    empty = torch.zeros_like(torch.as_tensor(values[0])).tolist()
+    found = []
+    for offset in encoding.offsets:
+        inside = (
+            number
+            for number, (segment, start, stop) in enumerate(encoding.words)
+            if offset is not None and offset[0] == segment and start <= offset[1] < stop
+        )
+        number = next(inside, None)
+        found.append(empty if number is None else values[number])
+    return tuple(found)
+
+
+def with_parts(encoding: Encoding, fixed: Any = None, units: Any = None) -> Encoding:
+    """The text with its tokens gathered into units of one scale each, and without noise on some of them.
+
+    Args:
+        fixed: what bears no noise: "special" (all tokens that are not the text's own: marks, a chat's template), the
+            role of a chat's messages ("system"), a span of the text's characters (start, stop), a compiled regular
+            expression, or a list of these.
+        units: what has one scale: "word", "sentence", "paragraph", "message" (of a chat), a compiled regular
+            expression, or a list of spans (start, stop); tokens outside have their own.  None: every token.
+
+    Raises:
+        ValueError: parts that are not there, or all tokens are fixed.
+
+    Examples::
+        >>> offsets = (None, (0, 0, 1), (0, 2, 4), (0, 5, 6))
+        >>> text = Encoding("a b. c", None, ("<s>", "a", "b.", "c"), offsets, (0, 1, 2, 3))
+        >>> with_parts(text, "special", "sentence").units
+        (-1, 0, 0, 1)
+    """
+    if fixed is None and units is None:
+        return encoding
+    numbers = list(range(len(encoding.ids))) if units is None else _numbers(encoding, units)
+    for part in fixed if isinstance(fixed, list) else [] if fixed is None else [fixed]:
+        for token in _tokens_of(encoding, part):
+            numbers[token] = -1
+    known = {number: index for index, number in enumerate(dict.fromkeys(n for n in numbers if n >= 0))}
+    if not known:
+        raise ValueError(
+            f"fixed {fixed!r} leaves no token that bears noise; leave some of the text out of it"
+        )
+    return replace(encoding, units=tuple(known.get(number, -1) for number in numbers))
+
+
+def _numbers(encoding: Encoding, units: Any) -> list[int]:
+    """The number of each token's unit; tokens outside of all have their own, special ones too."""
+    if units in ("word", "sentence"):
+        found = group(
+            (encoding.text, encoding.pair), encoding.tokens, encoding.offsets, units, encoding.words
+        )
+        sets = [list(unit.tokens) for unit in found]
+    elif units == "message":
+        if not any(encoding.parts):
+            raise ValueError(
+                "units is 'message', and the text is no chat; give a list of messages as the text"
+            )
+        places: dict[int, list[int]] = {}
+        for token, part in enumerate(encoding.parts):
+            if part is not None:
+                places.setdefault(part[0], []).append(token)
+        sets = list(places.values())
+    elif units == "paragraph" or isinstance(units, re.Pattern):
+        sets = list(_matches(encoding, PARAGRAPH if units == "paragraph" else units))
+    elif isinstance(units, Sequence) and not isinstance(units, str):
+        sets = [_tokens_of(encoding, span) for span in units]
+    else:
+        raise ValueError(
+            f"units is {units!r}; choose from {', '.join(NAMED)}, or give a compiled regular expression or spans"
+        )
+    numbers = [-1] * len(encoding.ids)
+    for number, tokens in enumerate(sets):
+        for token in tokens:
+            if numbers[token] < 0:
+                numbers[token] = number
+    count = len(sets)
+    return [count + token if number < 0 else number for token, number in enumerate(numbers)]
+
+
+def _tokens_of(encoding: Encoding, part: Any) -> list[int]:
+    """The tokens of a part: special ones, of a role, on characters, or where an expression matches; at least one."""
+    if part == "special":
+        return [token for token, offset in enumerate(encoding.offsets) if offset is None]
+    if isinstance(part, str):
+        found = [token for token, own in enumerate(encoding.parts) if own is not None and own[1] == part]
+        roles = dict.fromkeys(own[1] for own in encoding.parts if own is not None)
+        if not found:
+            known = ", ".join(map(repr, roles)) or "none: it is no chat"
+            raise ValueError(
+                f"part {part!r} is not in the text, whose roles are {known}; 'special' is its marks"
+            )
+        return found
+    if isinstance(part, re.Pattern):
+        return [token for tokens in _matches(encoding, part) for token in tokens]
+    try:
+        start, stop = part
+        tokens = _on(encoding, 0, int(start), int(stop))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"part {part!r} is no span of characters (start, stop), role, 'special' or compiled regular expression"
+        ) from error
+    if not tokens:
+        raise ValueError(f"span ({start}, {stop}) has no tokens in a text of {len(encoding.text)} characters")
+    return tokens
+
+
+def _matches(encoding: Encoding, pattern: re.Pattern[str]) -> Iterator[list[int]]:
+    """The tokens of each match, in the text and in its pair."""
+    for segment, text in enumerate((encoding.text, encoding.pair or "")):
+        for match in pattern.finditer(text):
+            tokens = _on(encoding, segment, *match.span())
+            if tokens:
+                yield tokens
+
+
+def _on(encoding: Encoding, segment: int, start: int, stop: int) -> list[int]:
+    """The tokens of the text that stand on some of these characters; a leading blank does not count."""
+    text = (encoding.text, encoding.pair or "")[segment]
+    found = []
+    for token, offset in enumerate(encoding.offsets):
+        if offset is None or offset[0] != segment:
+            continue
+        _, first, last = offset
+        first += len(text[first:last]) - len(text[first:last].lstrip()) if text[first:last].strip() else 0
+        if first < stop and last > start and first < last:
+            found.append(token)
+    return found

@@ -1,0 +1,301 @@
+"""States: which part of a model is watched, where it is read, and in which unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp_plugin.method.perturbation import LayerCall, Selector, Site
+from interp_plugin.report.explanations import INSTEAD_OF
+from interp_plugin.text.calibration import Calibration
+from interp_plugin.text.inputs import Layers, class_number, is_each
+from interp_plugin.text.models import (
+    EACH,
+    HIDDEN,
+    OUTPUT,
+    Encoding,
+    Function,
+    Label,
+    TextModel,
+    are_exclusive,
+    plain_values,
+    state_sites,
+    watched,
+)
+
+_OWN = ("next token", "answer span")  # tasks whose targets are in the encodings; without one, the model's own
+
+
+@dataclass(frozen=True)
+class State:
+    """What a row of an explanation watches.
+
+    Attributes:
+        label: the layer, "output", or "output." with the class or end of an answer that is watched.
+        site: where it is read; None: the model's output.
+        neurons: an index into the last dimension; None: all of it.
+        state_std: v of the whole last dimension; None: each text is its own yardstick.
+        function: of the class that ``neurons`` is, in place of its score.
+        foil: a class that it is compared with.
+        places: indices into dimension 1, as those where a language model's target is predicted; None: all of it.
+        exclusive: whether a text has one of the classes; otherwise each has a probability of its own.
+    """
+
+    label: Label
+    site: Site | None
+    neurons: int | slice | list[int] | None = None
+    state_std: Tensor | None = None
+    function: Function | None = None
+    foil: int | None = None
+    places: tuple[int, ...] | None = None
+    exclusive: bool = True
+
+    @property
+    def layer(self) -> Label:
+        """The layer, or "output", without the class that is watched of it."""
+        return OUTPUT if self.site is None else self.label
+
+    @property
+    def selector(self) -> Selector | None:
+        """Picks the places and the neurons."""
+        return None if self.neurons is None and self.places is None else self._pick
+
+    def _pick(self, state: Tensor) -> Tensor:
+        if self.places is not None:
+            state = state[:, list(self.places)]
+        if self.neurons is None:
+            return state
+        if isinstance(self.neurons, int) and (self.function is not None or self.foil is not None):
+            ids = torch.full(state.shape[:-1], self.neurons, device=state.device)
+            foils = None if self.foil is None else torch.full_like(ids, self.foil)
+            return watched(state, ids, self.function or "logit", foils, self.exclusive)
+        try:
+            return state[..., self.neurons]
+        except IndexError as error:
+            raise ValueError(
+                f"neurons={self.neurons!r} does not exist in layer {self.label!r}, whose last dimension has "
+                f"{state.shape[-1]}; count from 0"
+            ) from error
+
+    @property
+    def selected_std(self) -> Tensor | None:
+        """v of the neurons."""
+        if self.state_std is None or self.neurons is None or not self.state_std.ndim:
+            return self.state_std
+        return self.state_std[..., self.neurons]
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """What is asked of the output for some of the texts.
+
+    Attributes:
+        target: a class, EACH of them, or None: all together, or what the encodings say.
+        foil: the class that it is compared with.
+        choices: that are the classes of these texts.
+        is_contrast: whether there is something that a target is compared with.
+    """
+
+    target: int | str | None = None
+    foil: int | None = None
+    choices: tuple[str, ...] = ()
+    is_contrast: bool = False
+
+
+def requests_by_text(
+    model: TextModel,
+    encodings: Sequence[Encoding],
+    targets: Sequence[Any],
+    foils: Sequence[Any],
+    labels: Sequence[Label],
+    function: Function | None,
+) -> dict[OutputRequest, list[int]]:
+    """Texts of which the same is asked; of language models and answers, what else is asked is in the encodings.
+
+    Raises:
+        ValueError: a target that is not there, or that no output among the layers has.
+    """
+    groups: dict[OutputRequest, list[int]] = {}
+    for index, (encoding, target, foil) in enumerate(zip(encodings, targets, foils)):
+        if target is None and model.task not in _OWN and (foil is not None or function is not None):
+            name = "function" if foil is None else "instead_of"
+            raise ValueError(f"{name} is given and no target for text {index}; give a class as target")
+        try:
+            request = _request(model, encoding, target, foil, labels)
+        except ValueError as error:
+            if len({*map(str, targets)}) == 1:
+                raise
+            raise ValueError(f"text {index}: {error}") from error
+        groups.setdefault(request, []).append(index)
+    return groups
+
+
+def _request(
+    model: TextModel, encoding: Encoding, target: Any, foil: Any, labels: Sequence[Label]
+) -> OutputRequest:
+    """What is asked of the output for one text."""
+    if model.task == "next token" or (target is None and foil is None):
+        return OutputRequest(None, None, encoding.choices, bool(encoding.foils))
+    if foil is not None and (is_each(target) or model.task == "answer span"):
+        raise ValueError(
+            f"instead_of is {foil!r}, which one class or continuation is compared with, and target is {target!r}; "
+            "leave it out"
+        )
+    if model.task == "none":
+        raise ValueError(
+            f"target {target!r} picks a class, and {model.name} has no head that gives any; leave target out or give "
+            "the model with its head"
+        )
+    if OUTPUT not in labels:
+        raise ValueError(
+            f"target {target!r} picks a part of the output, and layers {labels} do not have it; give layers='output', "
+            "or use neurons for a part of a layer"
+        )
+    if is_each(target) or model.task == "answer span":
+        return OutputRequest(EACH if is_each(target) else None, None, encoding.choices)
+    wanted, other = (
+        None if given is None else class_number(model, given, encoding.choices) for given in (target, foil)
+    )
+    if other is not None and wanted == other:
+        name = encoding.choices[other] if encoding.choices else model.class_name(other)
+        raise ValueError(f"target and instead_of are both class {name!r}; give two")
+    return OutputRequest(wanted, other, encoding.choices, other is not None)
+
+
+@dataclass(frozen=True)
+class StateFinder:
+    """Finds the states of a model by the labels of its layers, each in its unit.
+
+    Attributes:
+        model: what reads the texts.
+        calibration: the units; None: each text is its own yardstick.
+    """
+
+    model: TextModel
+    calibration: Calibration | None
+
+    def labels(self, layers: Layers) -> list[Label]:
+        """The chosen layers, without repeats, each checked to be there."""
+        known = list(self.model.layers)
+        hidden = [label for label in state_sites(self.model) if label not in known]
+        given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+        spelt = [label for part in given for label in (known if part == "all" else [part])]
+        wanted = list(dict.fromkeys(spelt))
+        if not wanted:
+            raise ValueError(f"layers {layers!r} names no layer: choose from {listing(known)}, or 'all'")
+        for label in wanted:
+            if isinstance(label, bool) or (label != OUTPUT and label not in known + hidden):
+                raise ValueError(
+                    f"layer {label!r} does not exist: the model has {listing(known)}; choose from them or 'output'"
+                )
+        return wanted
+
+    def states(
+        self,
+        labels: Sequence[Label],
+        request: OutputRequest = OutputRequest(),
+        function: Function | None = None,
+        neurons: int | slice | Sequence[int] | None = None,
+        heads: int | Sequence[int] | None = None,
+    ) -> Iterator[State]:
+        """What each label means, in its unit; arguments as of :meth:`TextExplainer.explain`.
+
+        Raises:
+            ValueError: neurons or heads that are not there, or a state that the calibration does not have.
+        """
+        if neurons is not None and heads is not None:
+            raise ValueError("neurons and heads both pick a part of a state; give one of them")
+        for name, part in (("neurons", neurons), ("heads", heads)):
+            if isinstance(part, Sequence) and not part:
+                raise ValueError(
+                    f"{name} {part!r} names none; give at least one, or None for the whole state"
+                )
+        for label in labels:
+            if label == OUTPUT:
+                yield from self._outputs(request, function)
+                continue
+            site, part, key = self._site(label), neurons, self._key(label)
+            if heads is not None:
+                site, part = self._heads(label, heads)
+                key = _key_of_heads(label)
+            index = part if part is None or isinstance(part, (int, slice)) else list(part)
+            yield State(label, site, index, self._unit(key))
+
+    def target_name(self, request: OutputRequest) -> str | None:
+        """The class that is asked for, and the one it is compared with."""
+        if not isinstance(request.target, int):
+            return None
+        name = request.choices.__getitem__ if request.choices else self.model.class_name
+        numbers = (request.target,) if request.foil is None else (request.target, request.foil)
+        return INSTEAD_OF.join(map(name, numbers))
+
+    def to_calibrate(self, labels: Sequence[Label]) -> dict[str, State]:
+        """The states of layers and of their attention heads, by their names in a calibration."""
+        found = {self._key(label): State(label, self._site(label)) for label in labels}
+        for label in labels:
+            heads = self.model.head_site(label) if label in self.model.layers else None
+            if heads is not None:
+                found[_key_of_heads(label)] = State(label, heads[0])
+        return found
+
+    def _site(self, label: Label) -> Site | None:
+        return None if label == OUTPUT else state_sites(self.model)[label]
+
+    def _key(self, label: Label) -> str:
+        """The name of a state in a calibration; a block's own output has another unit than what the next one reads."""
+        is_normed = label in self.model.layers and self._site(label) != self.model.layers[label]
+        return f"{label}.normed" if is_normed else str(label).removeprefix(HIDDEN)
+
+    def _unit(self, key: str) -> Tensor | None:
+        return None if self.calibration is None else self.calibration.of(key)
+
+    def _outputs(self, request: OutputRequest, function: Function | None) -> Iterator[State]:
+        """The output, of a class, or each class in a state of its own."""
+        is_span = self.model.task == "answer span"
+        is_another = function is not None or request.is_contrast or bool(request.choices)
+        # a calibration's unit is that of the usual function
+        unit = None if is_span or is_another else self._unit(OUTPUT)
+        state = State(OUTPUT, None, None, unit)
+        if is_another:
+            state = replace(state, function=function, foil=request.foil, exclusive=are_exclusive(self.model))
+        if not isinstance(request.target, str):
+            yield replace(state, neurons=request.target)
+            return
+        names = tuple(request.choices or getattr(self.model, "classes", None) or ())
+        if not names:
+            raise ValueError(
+                f"target is {EACH!r}, and the classes of {self.model.name} have no names or are tokens; give one class"
+            )
+        for index, name in enumerate(names):
+            label = f"{OUTPUT}.{name} ({index})" if names.count(name) > 1 else f"{OUTPUT}.{name}"
+            yield replace(state, label=label, neurons=slice(index, index + 1) if is_span else index)
+
+    def _heads(self, label: Label, heads: int | Sequence[int]) -> tuple[LayerCall, list[int]]:
+        """Where a layer's heads are read, and the places of the chosen ones in the last dimension."""
+        found = self.model.head_site(label)
+        if found is None:
+            raise ValueError(
+                f"layer {label!r} has no attention heads that can be told apart; leave heads out"
+            )
+        site, count, width = found
+        heads = plain_values(heads)
+        chosen = [heads] if isinstance(heads, int) else list(heads)
+        for head in chosen:
+            if head not in range(count):
+                raise ValueError(f"head {head!r} does not exist: layer {label!r} has heads 0 to {count - 1}")
+        return site, [head * width + i for head in chosen for i in range(width)]
+
+
+def _key_of_heads(label: Label) -> str:
+    return f"{label}.heads"
+
+
+def listing(labels: Sequence[Label]) -> str:
+    """Labels in a message: the ends of a long row of numbers, otherwise all."""
+    if len(labels) > 2 and all(isinstance(label, int) for label in labels):
+        return f"layers {labels[0]} to {labels[-1]}"
+    return ", ".join(map(repr, labels))
