@@ -109,8 +109,11 @@ class Solver:
             raise ValueError(
                 f"iterations is {self.iterations}; give 0 (closed form only), a positive number or None"
             )
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance is {self.tolerance}; give a positive standard error of log sigma")
+        if not 0 < self.tolerance <= 1:
+            raise ValueError(
+                f"tolerance is {self.tolerance:g}, a standard error of log sigma, of which 1 is a factor of 2.7 "
+                "already; give a number above 0 and at most 1, such as 0.1"
+            )
         if self.max_passes is not None and self.max_passes < self.draws:
             raise ValueError(
                 f"max_passes is {self.max_passes}, and one batch takes {self.draws}; give at least that, or fewer draws"

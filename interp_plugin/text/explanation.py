@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ErasedRow", "Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
 
 DPI = 200  # of pictures
+_OTHER_FORMATS = (".html", ".json", ".jsonl", ".pickle", ".pkl", ".png", ".svg", ".tsv", ".xls", ".xlsx")
 Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
 
 
@@ -255,6 +256,7 @@ class Explanation(Record, Sequence[TextExplanation]):
 
         Raises:
             ImportError: pyarrow, or pandas for .csv, is missing.
+            ValueError: the name ends in that of another format.
             OSError: the file cannot be written; one that was there before stays as it was.
 
         Example::
@@ -265,7 +267,13 @@ class Explanation(Record, Sequence[TextExplanation]):
             ...     Explanation.load(f"{folder}/a.parquet") == example()
             True
         """
-        if Path(path).suffix == ".csv":
+        suffix = Path(path).suffix
+        if suffix in _OTHER_FORMATS:
+            raise ValueError(
+                f"{os.fspath(path)!r} ends in {suffix}, and a Parquet file would be written there; give a name in "
+                ".parquet (for Explanation.load) or .csv, or use to_html, to_dict or save_pictures"
+            )
+        if suffix == ".csv":
             replace_file(path, self.to_pandas(granularity, aggregate).to_csv(index=False).encode())
             return
         storage.write(path, self.items, {"settings": _settings_dict(self.settings), "seconds": self.seconds})

@@ -164,8 +164,8 @@ def test_the_default_type_changes_no_number(call: Callable[[], list[Any]], dtype
 def test_a_saved_explanation_is_read_in_single_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     explanation = TextExplainer(model, tokenizer).explain("dull", layers=1, solver=FAST)
-    explanation.save(tmp_path / "dull.json")
+    explanation.save(tmp_path / "dull.parquet")
     with default(dtype):
-        [row] = Explanation.load(tmp_path / "dull.json")[0].rows
+        [row] = Explanation.load(tmp_path / "dull.parquet")[0].rows
     assert row.sigma.dtype == torch.float32
     torch.testing.assert_close(row.sigma, explanation[0].rows[0].sigma, rtol=1e-6, atol=0)

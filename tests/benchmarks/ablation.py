@@ -1,16 +1,18 @@
 """What each device of the solver saves: it is switched off, and passes to the same error are compared.
 
     python tests/benchmarks/ablation.py --data TSV --truths DIR [--classifier DIR] [--seeds 4]
-        [--states layer3 ...] [--devices "control variates" ...]
+        [--states layer3 ...] [--devices "control variates" ...] [--constants]
 
-States: `layer1` to `layer6` of the pretrained MiniLM, in units of `state_std` of 100 texts; `smollm`, block 8 of
-SmolLM2 in its own; with `--classifier`, a BERT classifier made by `tutorials/train_default_model.py --teacher DIR`,
-`tuned`, its last layer, and `tuned-class`, the logit of its class; `default-class`, that of the embedded model.  Two
-or three sentences each.  The truth is a run of the solver with 2,800 passes and another seed, kept in the folder
-`--truths`; its own error is printed first.  Columns: passes; r.m.s. error of log sigma against the truth and as
-reported, in percent; share of errors within two standard errors; share converged; and passes x error^2 (true, then as
-reported, which scatters less) in units of the first line's: 1.10 means that the device saves a tenth of the passes.
-Where another rate is solved, errors are from the mean over the seeds.
+With `--constants` the solver's constants are halved and doubled in the devices' place.
+
+States: `layer1` to `layer6` of the pretrained MiniLM and `default1` to `default4` of the embedded model, in units of
+`state_std` of 100 texts; `smollm`, block 8 of SmolLM2 in its own; with `--classifier`, a BERT classifier made by
+`tutorials/train_default_model.py --teacher DIR`, `tuned`, its last layer, and `tuned-class`, the logit of its class;
+`default-class`, that of the embedded model.  Two or three sentences each.  The truth is a run of the solver with 2,800
+passes and another seed, kept in the folder `--truths`; its own error is printed first.  Columns: passes; r.m.s. error of
+log sigma against the truth and as reported, in percent; share of errors within two standard errors; share converged; and
+passes x error^2 (true, then as reported, which scatters less) in units of the first line's: 1.10 means that the device
+saves a tenth of the passes.  Where another rate is solved, errors are from the mean over the seeds.
 """
 
 from __future__ import annotations
@@ -98,6 +100,34 @@ DEVICES = {
     "least error of class outputs": Device(((solver, "UNSEEN", 0.0),)),
 }
 
+CONSTANTS: dict[str, tuple[str, ...]] = {
+    # by what they belong to
+    "cost": ("PROBES", "SAMPLES", "SPARE", "KEPT_GRADIENTS", "FIRST_BATCH"),
+    "step": ("LARGEST_STEP", "LARGEST_RISE", "LARGEST_ELASTICITY", "LARGEST_SHRINK"),
+    "average": ("LONG_STEP", "NEWTON_ERROR", "OUTLIER"),
+    "order of tokens": ("DISORDER", "REPEATS"),
+    "class outputs": (
+        "UNSEEN",
+        "SPREAD",
+        "EDGE",
+        "MARGIN",
+        "CLIMB",
+        "LARGEST_DROP",
+        "PILOT_PAIRS",
+        "CHECK_PAIRS",
+    ),
+    "control variates": ("RIDGE",),
+}
+
+
+def scaled(name: str, factor: float) -> Device:
+    """One of the constants times a factor."""
+    place = sampling if hasattr(sampling, name) and name == "RIDGE" else solver
+    value = getattr(place, name)
+    return Device(
+        ((place, name, type(value)(max(value * factor, 1) if isinstance(value, int) else value * factor)),)
+    )
+
 
 def class_outputs(path: Path) -> list[Fit]:
     """The logit of the predicted class, noise at the word embeddings."""
@@ -149,8 +179,12 @@ def fits_of(state: str, texts: Sequence[str], classifier: Path | None) -> list[F
         raise SystemExit(f"{state} needs --classifier DIR")
     if state == "tuned-class" and classifier:
         return class_outputs(classifier)
-    bert = Bert.classifier(classifier) if classifier and state == "tuned" else Bert.minilm()
-    depth = len(bert.layers) if state == "tuned" else int(state.removeprefix("layer"))
+    if state == "tuned" and classifier:
+        bert = Bert.classifier(classifier)
+        return [case(bert, len(bert.layers), sentence, texts).fit for sentence in SENTENCES]
+    is_default = state.startswith("default")
+    bert = Bert.classifier(huggingface.default_model_path()) if is_default else Bert.minilm()
+    depth = int(state.removeprefix("default").removeprefix("layer"))
     return [case(bert, depth, sentence, texts).fit for sentence in SENTENCES]
 
 
@@ -224,6 +258,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, help="folder of a fine-tuned BERT classifier")
     parser.add_argument("--states", nargs="+", default=[*(f"layer{i}" for i in range(1, 7)), "default-class"])
     parser.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
+    parser.add_argument("--constants", action="store_true", help="halve and double the constants")
     parser.add_argument("--seeds", type=int, default=4)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -239,9 +274,14 @@ def main() -> None:
         own = 100 * rms(torch.cat([error for _, _, error in truths]))
         print(f"{state:<14} standard error of the truth: {own:.2f} %")
         base = measure(fits, truths, Device(), arguments.seeds)
-        for name in arguments.devices:
-            row = base if name == "none" else measure(fits, truths, DEVICES[name], arguments.seeds)
-            print(row.text(state, name, base), flush=True)
+        devices = {name: DEVICES[name] for name in arguments.devices}
+        if arguments.constants:
+            names = [name for part in CONSTANTS.values() for name in part]
+            devices = {f"{name} x {factor}": scaled(name, factor) for name in names for factor in (0.5, 2)}
+        print(base.text(state, "none", base), flush=True)
+        for name, device in devices.items():
+            if name != "none":
+                print(measure(fits, truths, device, arguments.seeds).text(state, name, base), flush=True)
 
 
 if __name__ == "__main__":

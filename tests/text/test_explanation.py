@@ -628,6 +628,15 @@ def test_a_saved_file_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
+def test_a_name_in_another_format_is_refused(tmp_path: Path) -> None:
+    """It got a Parquet file all the same."""
+    for name in ("a.xlsx", "a.json"):
+        with pytest.raises(ValueError, match=r"ends in \.(xlsx|json), and a Parquet file"):
+            example().save(tmp_path / name)
+    example().save(tmp_path / "run.1")
+    assert os.listdir(tmp_path) == ["run.1"]
+
+
 def test_a_file_that_is_no_explanation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_text("hello, this is some text")
