@@ -272,7 +272,7 @@ class AmortisedEstimator:
         return watch(model, encodings)
 
     @torch.no_grad()
-    def rows(self, batch: Batch, plan: Plan, seen: Recorder, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+    def rows(self, batch: Batch, plan: Plan, seen: Recorder) -> list[tuple[Row, ...]]:
         """The rows of every text of a batch; see :class:`scoring.Finder`.
 
         Raises:

@@ -172,7 +172,7 @@ def _erased_by_deletion(inputs: Inputs, erasure: Erasure, ways: tuple[Way, ...])
     encoding = replace(inputs.encoding, units=tuple(units.tolist()))
     batch = Batch(model, [encoding], model.embedding, [None])
     plan = TextExplainer(model).plan(OUTPUT)
-    [[row]] = ErasureFinder(model, erasure, ways).rows(batch, plan, None, [True])
+    [[row]] = ErasureFinder(model, erasure, ways).rows(batch, plan, None)
     return cast(ErasedRow, row).erased
 
 

@@ -25,7 +25,7 @@ from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scoring import Scorer
 from interp_plugin.files import check_local, differences, ids_digest, load_pyarrow
 from interp_plugin.text.models import shown
-from interp_plugin.text.scoring import warn_of_deaf_states
+from interp_plugin.text.scoring import warn_of_unreached_states
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -205,7 +205,7 @@ class Run:
         unreached = [each.found for each in scored if any(row.distortion == 0 for row in each.found.rows)]
         if unreached and not self.warned:
             self.warned = True
-            warn_of_deaf_states(unreached)
+            warn_of_unreached_states(unreached)
 
 
 def begun(read: Iterator[Window], output_dir: str | os.PathLike[str]) -> Iterator[Window]:

@@ -156,12 +156,13 @@ class Batch:
             )
         return None
 
-    def predicting(self, state: State, real: Tensor, given: Sequence[bool]) -> Tensor:
-        """The places that predict the targets, (B, places); all real ones of texts without a given target."""
+    def predicting(self, state: State, real: Tensor) -> Tensor:
+        """The places that predict a language model's targets, (B, places); all real ones of texts without a target."""
+        if self._model.task != "next token" or self._model.axis[state.layer] != self._model.axis[OUTPUT]:
+            return real
         mask = real.clone()
-        axis = self._model.axis[state.layer]
-        for row, (encoding, asked) in enumerate(zip(self.encodings, given)):
-            if asked and axis == self._model.axis[OUTPUT]:
+        for row, encoding in enumerate(self.encodings):
+            if encoding.target:
                 mask[row] = False
                 mask[row, list(encoding.target_positions)] = True
         return mask

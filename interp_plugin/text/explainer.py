@@ -46,7 +46,7 @@ from interp_plugin.text.models import (
     shown,
     state_sites,
 )
-from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, Progress, warn_of_deaf_states
+from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, Progress, warn_of_unreached_states
 from interp_plugin.text.states import State, StateFinder, listing, requests_by_text
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ class TextExplainer:
             watched = tuple(states.states(labels, request, function, neurons, heads))
             plans.append((replace(base, states=watched, target=states.target_name(request)), indices))
         items = this._scored(encodings, plans, batch_size, finder, show_progress, whole is None)
-        warn_of_deaf_states(items)
+        warn_of_unreached_states(items)
         if whole is not None:
             items = (scoring.grid(this.model, whole, items),)
         settings = this.settings(base, neurons, heads)

@@ -1,4 +1,4 @@
-"""Texts explained by the erasure channel: which tokens carry a class, a language model's target, or a layer."""
+"""A batch of texts explained: a row for each state, found by the solver or by the erasure channel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from interp_plugin.text.models import (
 )
 from interp_plugin.text.states import State
 
-HALF = 0.5  # of the sum of squares: one element or token with more is what the state is measured by
+MAJORITY = 0.5  # of the sum of squares: the distortion is mostly that of an element or token with more
 MOST_OF_ANSWER = 15  # tokens
 FEW_PLACES = 4  # of fewer tokens one may well have half of the state
 Found = TypeVar("Found")
@@ -143,7 +143,7 @@ class Finder(Protocol):
         """Entered while the model runs on the batch without noise; :meth:`rows` gets what it enters as."""
         ...
 
-    def rows(self, batch: Batch, plan: Plan, seen: Any, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+    def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
         """The rows of every text, as :func:`solved` gives them."""
         ...
 
@@ -159,12 +159,10 @@ def score(
         plan: what to find out of each.
         finder: finds the rows of every text; None: the solver.
     """
-    given = [bool(e.target) and model.task == "next token" for e in encodings]
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
     has_output = any(state.site is None for state in plan.states)
-    if model.task == "next token" and has_output and not all(given):
+    if model.task == "next token" and has_output:
         encodings, guesses = with_next_tokens(model, encodings, plan.max_rows)
-        given = [True] * len(encodings)
     if model.task == "answer span" and has_output:
         encodings, guesses = _with_answers(model, encodings)
     sites = dict.fromkeys(state.site for state in plan.states)
@@ -179,7 +177,7 @@ def score(
             for e, scores in zip(encodings, batch.whole(None))
         ]
     warn_of_concentration(batch, plan.states)
-    rows = solved(model, batch, plan, given) if finder is None else finder.rows(batch, plan, seen, given)
+    rows = solved(model, batch, plan) if finder is None else finder.rows(batch, plan, seen)
     return [
         TextExplanation(
             text=encoding.text,
@@ -259,17 +257,16 @@ def target_name(model: TextModel, encoding: Encoding) -> str:
     return f"{name}{INSTEAD_OF}{model.target_name(replace(encoding, target=encoding.foils))}"
 
 
-def solved(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+def solved(model: TextModel, batch: Batch, plan: Plan) -> list[tuple[Row, ...]]:
     """The rows of every text by the solver, in the plan's order, positions of a state one after another.
 
     Args:
         model, plan: as of :func:`score`.
         batch: of the texts.
-        given: which of them were given a target.
     """
-    found: list[list[tuple[int, Row]]] = [[] for _ in given]
-    for part in parts(model, batch, plan, given):
-        some = batch if len(part.examples) == len(given) else batch.at(part.examples)
+    found: list[list[tuple[int, Row]]] = [[] for _ in batch.encodings]
+    for part in parts(model, batch, plan):
+        some = batch if len(part.examples) == len(found) else batch.at(part.examples)
         fits = _fits(some, part, plan)
         for state, places, fit in zip(part.states, part.positions, fits):
             for index, (example, place) in enumerate(zip(part.examples, places)):
@@ -283,13 +280,13 @@ def _fits(batch: Batch, part: Part, plan: Plan) -> list[NoiseFit]:
     end = None if plan.progress is None else plan.progress.end
     if plan.progress is not None:
         plan.progress.begin(len(part.examples))
-    return in_memory(
+    return with_fewer_rows(
         plan, batch, lambda rows: batch.fit(part.states, part.masks, terms, plan.solver, rows, end)
     )
 
 
-def in_memory(plan: Plan, batch: Batch, call: Callable[[int], Found]) -> Found:
-    """What a call gives that takes so many rows in a forward; half of them whenever memory runs out."""
+def with_fewer_rows(plan: Plan, batch: Batch, call: Callable[[int], Found]) -> Found:
+    """Call with the number of rows in a forward, and again with half of them whenever memory runs out."""
     rows = plan.max_rows or batch.default_rows
     while True:
         try:
@@ -306,15 +303,15 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
-def warn_of_deaf_states(texts: Iterable[TextExplanation]) -> None:
+def warn_of_unreached_states(texts: Iterable[TextExplanation]) -> None:
     """One warning for all states that noise does not reach at all: the core has one for each text."""
-    deaf: dict[Label, str] = {}
+    unreached: dict[Label, str] = {}
     for item in texts:
         for row in item.rows:
             if row.distortion == 0:
-                deaf.setdefault(row.layer, item.text)
-    if deaf:
-        layers, text = ", ".join(map(repr, deaf)), next(iter(deaf.values()))
+                unreached.setdefault(row.layer, item.text)
+    if unreached:
+        layers, text = ", ".join(map(repr, unreached)), next(iter(unreached.values()))
         warnings.warn(
             f"noise does not reach the state of {layers} (in text {shown(text)}, for one): every token is at the cap "
             "there; watch states that are computed after the noise layer and from it",
@@ -336,9 +333,11 @@ def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
         total = squares.sum((1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
         element = squares.flatten(1).amax(1) / total
         token = squares.sum(2).amax(1) / total * (real.sum(1) >= FEW_PLACES)
-        for example in ((element > HALF) | (token > HALF)).nonzero()[:, 0].tolist():
+        for example in ((element > MAJORITY) | (token > MAJORITY)).nonzero()[:, 0].tolist():
             place, dimension = divmod(int(squares[example].argmax()), squares.shape[2])
-            at = f"dimension {dimension} of token {place}" if element[example] > HALF else f"token {place}"
+            at = (
+                f"dimension {dimension} of token {place}" if element[example] > MAJORITY else f"token {place}"
+            )
             found.setdefault(at, []).append(repr(state.label))
     for at, labels in found.items():
         hidden = any(HIDDEN in label for label in labels)
@@ -356,6 +355,8 @@ def with_next_tokens(
     model: TextModel, encodings: Sequence[Encoding], max_rows: int | None = None
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
     """Texts without a target get the model's own next token, and what it is with its probability."""
+    if all(e.target for e in encodings):
+        return list(encodings), [None] * len(encodings)
     arguments, _ = model.collate([e.unasked for e in encodings])
     last = torch.tensor([[len(e.extra.get("decoder_input_ids", e.ids)) - 1] for e in encodings])
     rows = max_rows or max(1, MAX_SCORES // (model.vocabulary * len(last.unique())))
@@ -421,20 +422,21 @@ class Part:
     positions: list[list[int | None]]  # of each state, for each example
 
 
-def parts(model: TextModel, batch: Batch, plan: Plan, given: Sequence[bool]) -> Iterator[Part]:
+def parts(model: TextModel, batch: Batch, plan: Plan) -> Iterator[Part]:
     """The plan cut so that every part is one state for each text."""
-    everyone = list(range(len(given)))
+    everyone = list(range(len(batch.encodings)))
+    is_everywhere = isinstance(plan.positions, str) and plan.positions == "all"
     together = Part(everyone, [], [], [])
     apart: dict[Axis, list[State]] = {}
     for state in plan.states:
         real = batch.places(state)
         has_tokens = real is not None and not (state.site is None and batch.targets is not None)
-        together_always = isinstance(plan.positions, str) and plan.positions == "all"
-        if plan.positions is not None and not together_always and has_tokens:
+        if plan.positions is not None and not is_everywhere and has_tokens:
             apart.setdefault(model.axis[state.layer], []).append(state)
             continue
-        asked = real is not None and state.site is not None and any(given) and not together_always
-        mask = batch.predicting(state, real, given) if real is not None and asked else real
+        mask = real
+        if real is not None and state.site is not None and not is_everywhere:
+            mask = batch.predicting(state, real)
         together.states.append(state)
         together.masks.append(mask)
         together.positions.append([None] * len(everyone))
@@ -526,11 +528,11 @@ class ErasureFinder:
         """Nothing is watched."""
         return nullcontext()
 
-    def rows(self, batch: Batch, plan: Plan, seen: Any, given: Sequence[bool]) -> list[tuple[Row, ...]]:
+    def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
         """The rows of every text, in the plan's order, positions of a state one after another."""
-        found: list[list[tuple[int, Row]]] = [[] for _ in given]
+        found: list[list[tuple[int, Row]]] = [[] for _ in batch.encodings]
         masked = batch.masked_origin()
-        for part in parts(self.model, batch, plan, given):
+        for part in parts(self.model, batch, plan):
             for state, mask, places in zip(part.states, part.masks, part.positions):
                 for rows, selector in self._answers(batch, part, state):
                     examples = [part.examples[row] for row in rows]
@@ -542,7 +544,7 @@ class ErasureFinder:
                     learn = partial(self._fit, some, plan.noise_layer, erased_are, state, own, selector)
                     if plan.progress is not None:
                         plan.progress.begin(len(rows))
-                    fit = in_memory(plan, some, learn)
+                    fit = with_fewer_rows(plan, some, learn)
                     if plan.progress is not None:
                         plan.progress.end()
                     for index, (row, example) in enumerate(zip(rows, examples)):

@@ -9,10 +9,10 @@ States: `layer1` to `layer6` of the pretrained MiniLM and `default1` to `default
 `state_std` of 100 texts; `smollm`, block 8 of SmolLM2 in its own; with `--classifier`, a BERT classifier made by
 `tutorials/train_default_model.py --teacher DIR`, `tuned`, its last layer, and `tuned-class`, the logit of its class;
 `default-class`, that of the embedded model.  Two or three sentences each.  The truth is a run of the solver with 2,800
-passes and another seed, kept in the folder `--truths`; its own error is printed first.  Columns: passes; r.m.s. error of
-log sigma against the truth and as reported, in percent; share of errors within two standard errors; share converged; and
-passes x error^2 (true, then as reported, which scatters less) in units of the first line's: 1.10 means that the device
-saves a tenth of the passes.  Where another rate is solved, errors are from the mean over the seeds.
+passes and another seed, kept in the folder `--truths`; its own error is printed first.  Columns: passes; r.m.s. error
+of log sigma against the truth and as reported, in percent; share of errors within two standard errors; share converged;
+and passes x error^2 (true, then as reported, which scatters less) in units of the first line's: 1.10 means that the
+device saves a tenth of the passes.  Where another rate is solved, errors are from the mean over the seeds.
 """
 
 from __future__ import annotations
