@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.method.erasure import NoisePath, entry_path, noise_path
-from interp_plugin.method.objective import SATURATED, Objective, TokenGroups, state_weight, token_groups
+from interp_plugin.method.objective import Objective, TokenGroups, state_weight, token_groups
 from interp_plugin.method.perturbation import (
     ExampleError,
     NoisyModel,
@@ -301,7 +301,7 @@ def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
     """Warn once of the examples whose scores are not what was asked for, at the user's line."""
     count, said = len(fit.converged), []
     bad = ~fit.converged & bool(solver.max_batches)
-    saturated = bad & (fit.regime_index < SATURATED)
+    saturated = bad & fit.saturated
     if (bad & ~saturated).any():
         free = (fit.standard_error > 0).sum(1).clamp(min=1)
         error = (fit.standard_error.square().sum(1) / free).sqrt()[bad & ~saturated].amax().item()
@@ -313,8 +313,7 @@ def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
     if saturated.any():
         said.append(
             f"{int(saturated.sum())} of {count} examples have no minimum that is certain (regime index down to "
-            f"{fit.regime_index[saturated].min().item():.2g}): the state saturates before it notices noise at this "
-            "rate; give a lower rate"
+            f"{fit.regime_index[saturated].min().item():.2g}): their states saturate; give a lower rate"
         )
     lower = fit.rate < 0.999 * fit.asked_rate
     if lower.any():

@@ -54,6 +54,12 @@ LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter mo
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
 OUTLIER = 4.0  # times the variance of the samples so far, beyond which a batch counts for less
+DRIFT = (
+    4.0  # standard errors of the last steps' mean, beyond which a token has not arrived: its slope is flat
+)
+DRIFT_BY_CAP = 2.0  # the same beside tokens at the cap in which D saturates below their share of the rate
+BELOW_CAP = 0.1  # of log sigma, by which the closed form of such tokens lies below the cap
+RECENT = 4  # steps in that mean, with weights that fall with their age
 ROUNDING = 1e-4  # of log sigma: batches that differ by less agree
 QUADRATIC = 1e-4  # of D, by which a quadratic D may miss sum_i g_i = 2 D draw by draw: 0.005 % of sigma
 MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start, and of log sigma in one
@@ -154,8 +160,10 @@ class NoiseFit:
             share rate / n; 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at
             the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
-        converged: (B,), whether the standard error met the tolerance.  Never where E is below 0.65: there D saturates,
-            so that its slope may never reach lambda, or reach it at several places.
+        converged: (B,), whether the standard error met the tolerance.  Never where D saturates.
+        saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65, so that the slope may
+            never reach lambda, or reach it at several places; or a scale goes on rising from batch to batch.  A lower
+            rate mends it.
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda, (B,): the one asked for, or a smaller one where a state of few elements, such as a class
             output, has no answer there that samples can tell (``Solver.lower_rate``).
@@ -173,6 +181,7 @@ class NoiseFit:
     regime_index: Tensor
     residual: Tensor
     converged: Tensor
+    saturated: Tensor
     n_forward: Tensor
     n_backward: Tensor
     rate: Tensor
@@ -299,6 +308,8 @@ class SolverState:
         residual: sigma_i dD/dsigma_i / (rate / n) - 1 of the last batch, (b, T).
         free: which tokens are below the cap, (b, T).
         move: the last batch's Newton step, (b, T).
+        drift: the mean step of the last batches that were compared, (b, T): 0 beyond noise where the average has
+            arrived.
         weight: pairs of samples in the average, (b,).
         compared: batches that were compared with the average before them, (b,).
         surprise: sum over these of the squared difference over its variance, mean over tokens, (b,).
@@ -321,6 +332,7 @@ class SolverState:
     residual: Tensor
     free: Tensor
     move: Tensor
+    drift: Tensor
     weight: Tensor
     compared: Tensor
     surprise: Tensor
@@ -372,6 +384,8 @@ class SolverState:
         gap, expected = token_mean(apart, free), token_mean(explained, free).clamp(min=ROUNDING**2)
         self.surprise = torch.where(again, self.surprise + gap / expected, 0.0)
         self.compared = torch.where(again, self.compared + 1, 0.0)
+        latest = (step.move - self.drift) / self.compared.clamp(1, RECENT).unsqueeze(1)
+        self.drift = torch.where(again.unsqueeze(1), self.drift + latest, 0.0)
         self.weight = old + new
         share = new / (old + new)
         each = share.unsqueeze(1)
@@ -398,6 +412,26 @@ class SolverState:
     def inflation(self) -> Tensor:
         """By how much more the batches scatter than their own variances explain, at least 1, (b,)."""
         return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
+
+    def has_arrived(self, closed: Tensor, cap: Tensor) -> Tensor:
+        """Whether no token of a layer's state goes on in one direction, (b,).
+
+        Where D saturates in a token its slope hardly changes with sigma: Newton's steps for a quadratic D are far too
+        short there, and so are the standard errors, which take the step's elasticity for the slope's.
+
+        Args:
+            closed: log sigma by the closed form, (b, T).
+            cap: log of max_sigma, (b, 1).
+        """
+        if self.jacobian.shape[1]:
+            return torch.ones_like(self.sound)
+        # of a mean of so many steps, each of which also undoes the noise in the average that it starts from
+        steps = torch.where(self.compared > RECENT, 2 * RECENT - 1.0, self.compared.clamp(min=1))
+        scatter = (1 + (self.compared + 1) / steps).unsqueeze(1) * self.variance
+        saturates = (~self.free & (closed < cap - BELOW_CAP)).any(1, keepdim=True)
+        limit = torch.where(saturates, DRIFT_BY_CAP, DRIFT).square()
+        arrived = self.drift.square() <= limit * scatter.clamp(min=ROUNDING**2)
+        return (arrived | ~self.free).all(1)
 
     def _unseen(self) -> Tensor:
         """What rare samples may add where a class output is not linear and the samples saw none, (b,)."""
@@ -427,6 +461,7 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
         residual=torch.full_like(c, torch.nan),
         free=free,
         move=torch.zeros_like(c),
+        drift=torch.zeros_like(c),
         weight=zeros,
         compared=zeros,
         surprise=zeros,
@@ -475,7 +510,9 @@ def _iterate(
         # a second batch has to agree, but where nothing scatters: the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
         saturated = state.power < 2 * SATURATED
-        state.converged = (size <= solver.tolerance) & agrees & state.sound & ~saturated
+        active, caps = objective.groups.active[state.example], cap[state.example]
+        arrived = state.has_arrived(closed_log_sigma(state.norms, state.rate, active, caps), caps)
+        state.converged = (size <= solver.tolerance) & agrees & arrived & state.sound & ~saturated
         finished = state.converged
         if finished.any() and index + 1 < solver.order_batches:
             jitter = Draws([(objective.groups.n_tokens,)], solver.seed).batch(ORDER_STREAM, REPEATS).to(noise)
@@ -777,7 +814,9 @@ def _fit(
     slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
     power = whole(lambda s: s.power)
     # where D saturates there may be no optimum, and the slope is what was measured
-    slope = torch.where(power < 2 * SATURATED, power.clamp(min=0) * at_sigma, slope)
+    is_saturated = power < 2 * SATURATED
+    slope = torch.where(is_saturated, power.clamp(min=0) * at_sigma, slope)
+    converged = whole(lambda s: s.converged) & ~lost
     error, common_error = whole(SolverState.error), whole(SolverState.common_error)
     return NoiseFit(
         sigma=torch.where(free, log_sigma, cap).exp().minimum(cap.exp()).float(),
@@ -786,7 +825,9 @@ def _fit(
         distortion=at_sigma.float(),
         regime_index=regime_index(slope, at_sigma).float(),
         residual=(residuals * free).float(),
-        converged=whole(lambda s: s.converged) & ~lost,
+        converged=converged,
+        saturated=~converged
+        & (is_saturated | ~whole(lambda s: s.has_arrived(closed[s.example], cap[s.example]))),
         n_forward=passes + objective.clean_passes,
         n_backward=passes,
         rate=rates.float(),

@@ -52,6 +52,7 @@ from interp_plugin.text.states import State, StateFinder, listing, requests_by_t
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LOWERINGS = 2  # of the rate, each to a tenth, where a state saturates
 READ = "what the next block reads"  # of a pre-norm model: see HuggingFaceModel.states
 
 
@@ -296,7 +297,10 @@ class TextExplainer:
             positions=positions,
             max_rows=None if internal_batch_size == "auto" else internal_batch_size,
             function=function or "log_probability",
+            lowerings=LOWERINGS,
         )
+        if not base.solver.lower_rate or not base.solver.max_batches:
+            base = replace(base, lowerings=0)
         targets, foils = for_each(target, len(given)), for_each(instead_of, len(given))
         whole = None
         if continuation is None:

@@ -59,6 +59,7 @@ class Plan:
             memory runs out.
         function: what is watched of a language model's target.
         progress: the bar, where there is one.
+        lowerings: how often a state that saturates is solved again, each time at a tenth of the rate.
     """
 
     states: tuple[State, ...]
@@ -72,6 +73,7 @@ class Plan:
     input_std: float | None = None
     function: Function = "log_probability"
     progress: Progress | None = None
+    lowerings: int = 0
 
     @property
     def passes(self) -> int:
@@ -266,12 +268,35 @@ def solved(model: TextModel, batch: Batch, plan: Plan) -> list[tuple[Row, ...]]:
     """
     found: list[list[tuple[int, Row]]] = [[] for _ in batch.encodings]
     for part in parts(model, batch, plan):
-        some = batch if len(part.examples) == len(found) else batch.at(part.examples)
-        fits = _fits(some, part, plan)
-        for state, places, fit in zip(part.states, part.positions, fits):
-            for index, (example, place) in enumerate(zip(part.examples, places)):
-                found[example].append((plan.states.index(state), _row(some, state, place, fit, index)))
+        for state, rows in zip(part.states, _solved_part(batch, part, plan)):
+            for example, row in zip(part.examples, rows):
+                found[example].append((plan.states.index(state), row))
     return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
+
+
+def _solved_part(batch: Batch, part: Part, plan: Plan) -> list[list[Row]]:
+    """The row of each example, for each state.
+
+    Where D saturates no minimum is certain at this rate: then the state is solved again at a tenth of it.
+    """
+    some = batch if len(part.examples) == len(batch.encodings) else batch.at(part.examples)
+    found = []
+    for number, (state, places, fit) in enumerate(zip(part.states, part.positions, _fits(some, part, plan))):
+        rows = [_row(some, state, place, fit, index) for index, place in enumerate(places)]
+        is_lowered = fit.rate < 0.999 * fit.asked_rate  # as of class outputs
+        again = (fit.saturated & ~is_lowered).nonzero()[:, 0].tolist() if plan.lowerings else []
+        if again:
+            lower = replace(plan, rate=plan.rate / 10, lowerings=plan.lowerings - 1, progress=None)
+            [others] = _solved_part(batch, part.only(number, again), lower)
+            for index, row in zip(again, others):
+                spent = rows[index]
+                rows[index] = replace(
+                    row,
+                    n_forward=row.n_forward + spent.n_forward,
+                    n_backward=row.n_backward + spent.n_backward,
+                )
+        found.append(rows)
+    return found
 
 
 def _fits(batch: Batch, part: Part, plan: Plan) -> list[NoiseFit]:
@@ -420,6 +445,16 @@ class Part:
     states: list[State]
     masks: list[Tensor | None]  # which places along dimension 1 count, (examples, places)
     positions: list[list[int | None]]  # of each state, for each example
+
+    def only(self, state: int, rows: Sequence[int]) -> Part:
+        """One of the states, for some of the examples."""
+        mask, places = self.masks[state], self.positions[state]
+        return Part(
+            [self.examples[row] for row in rows],
+            [self.states[state]],
+            [None if mask is None else mask[list(rows)]],
+            [[places[row] for row in rows]],
+        )
 
 
 def parts(model: TextModel, batch: Batch, plan: Plan) -> Iterator[Part]:
