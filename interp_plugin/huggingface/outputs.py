@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from interp_plugin.huggingface.architectures import forward_names, is_encoder_decoder
-from interp_plugin.huggingface.tokenization import label_names, listed
-from interp_plugin.method.perturbation import LayerCall, at_site, uncompiled
-from interp_plugin.text.models import Task
+from interp_plugin.huggingface.tokenization import Pieces, checked_class, listed, overlapping
+from interp_plugin.method.perturbation import at_site, uncompiled
+from interp_plugin.text.models import EACH, Encoding, Task, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -215,13 +216,137 @@ def run(module: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Any:
     return module(**inputs, **options)
 
 
-# Where a block's self-attention computes its values: the whole output of these modules, ...
-_VALUES = (
-    "attention.self.value", "attention.self.value_proj", "attention.value", "attention.v_lin", "self_attn.v_proj",
-    "SelfAttention.v",
-)  # fmt: skip
-# ... or the last third of these.
-_VALUES_LAST = ("attn.c_attn", "attn.Wqkv")
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a classifier.
+
+    Examples::
+        >>> labels = Labels(("negative", "positive"))
+        >>> labels.index("Positive"), labels.name(0)
+        (1, 'negative')
+    """
+
+    names: tuple[str, ...]
+
+    def index(self, target: int | str) -> int:
+        """Index of a label; of an index, itself, if there is such a class."""
+        target = checked_class(target)
+        if isinstance(target, int):
+            found = [target] if 0 <= target < len(self.names) else []
+        else:
+            found = [i for i, name in enumerate(self.names) if name == target] or [
+                i for i, name in enumerate(self.names) if name.casefold() == target.casefold()
+            ]
+        if len(found) != 1:
+            raise ValueError(
+                f"target {target!r} is no class of the model: it has {listed(self.names)}; choose a label or its index"
+            )
+        return found[0]
+
+    def name(self, index: int) -> str:
+        """The label."""
+        return self.names[self.index(index)]
+
+
+def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
+    """Names of at least ``count`` classes; a class that the configuration does not name is "LABEL_" and its number.
+
+    Args:
+        config: has ``id2label``, number -> name; numbers may be strings, as in JSON.
+
+    Raises:
+        ValueError: a key that is no number.
+
+    Examples::
+        >>> from types import SimpleNamespace
+        >>> label_names(SimpleNamespace(id2label={"1": "good"}), 3)
+        ('LABEL_0', 'good', 'LABEL_2')
+    """
+    given = getattr(config, "id2label", None) or {}
+    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+    try:
+        names = {int(number): str(name) for number, name in pairs}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.id2label is {given!r}: its keys must be the numbers of the classes; turn it round if names and "
+            "numbers are swapped"
+        ) from error
+    count = max([count, *(number + 1 for number in names)])
+    return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
+
+
+def likeliest(logits: Tensor, exclusive: bool = True) -> tuple[int, float]:
+    """Index and probability of the largest of the logits, (C,); not ``exclusive``: each has its own probability.
+
+    Examples::
+        >>> import torch
+        >>> likeliest(torch.tensor([1.0, 4.0]).log())
+        (1, 0.800000011920929)
+    """
+    scores = logits.detach().float()
+    probability, index = (scores.softmax(-1) if exclusive else scores.sigmoid()).max(-1)
+    return int(index), float(probability)
+
+
+ENDS = {None: (0, 1), "start": (0,), "end": (1,), "both": (0, 1), EACH: (0, 1)}
+
+
+def asked_answer(encoding: Encoding, target: Any) -> Encoding:
+    """A text whose answer is a span of it (of its pair, where there is one), asked for the ends of that.
+
+    Args:
+        encoding: of a context, or of a question and a context.
+        target: "start", "end", "both" or None, which is both, of the model's own answer, found later; or a pair of one
+            of these and an answer: a string, whose first place is meant, or characters (start, stop) of the context.
+
+    Raises:
+        ValueError: another target, or an answer that is not there.
+
+    Examples::
+        >>> context = Encoding("who", "a b", ("who", "a", "b"), ((0, 0, 3), (1, 0, 1), (1, 2, 3)), (5, 6, 7))
+        >>> asked_answer(context, ("end", "b")).target, asked_answer(context, "start").target_positions
+        ((2,), (0,))
+    """
+    which, answer = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
+    if not isinstance(which, str | None) or which not in ENDS:
+        raise ValueError(
+            f"target {target!r} is no end of an answer: choose 'start', 'end' or 'both', or give a pair of one of them "
+            "and the answer"
+        )
+    if answer is None:
+        return replace(encoding, target_positions=ENDS[which])
+    segment, context = (0, encoding.text) if encoding.pair is None else (1, encoding.pair)
+    if isinstance(answer, str):
+        start = context.find(answer)
+        stop = start + len(answer)
+    elif _is_span(answer):
+        start, stop = answer
+    else:
+        raise ValueError(
+            f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text"
+        )
+    pieces = Pieces(encoding.ids, tuple(s if s and s[0] == segment else None for s in encoding.offsets))
+    tokens = overlapping(pieces, start, stop) if 0 <= start < stop <= len(context) else []
+    if not tokens:
+        raise ValueError(f"the answer {answer!r} is not in the text {shown(context)}; give one that is")
+    span = (tokens[0], tokens[-1])
+    return replace(encoding, target=tuple(span[end] for end in ENDS[which]), target_positions=ENDS[which])
+
+
+def _is_span(answer: Any) -> bool:
+    return isinstance(answer, (tuple, list)) and len(answer) == 2 and all(isinstance(n, int) for n in answer)
+
+
+def name_of_answer(encoding: Encoding) -> str:
+    """The answer that is asked for, or the token at which it starts or ends."""
+    if len(encoding.target) == 1:
+        return f"{('start', 'end')[encoding.target_positions[0]]} at {encoding.tokens[encoding.target[0]]!r}"
+    first, last = (encoding.offsets[token] for token in encoding.target)
+    if first is None or last is None or first[0] != last[0]:
+        return " ".join(encoding.tokens[token] for token in encoding.target)
+    return (encoding.text, encoding.pair or "")[first[0]][first[1] : last[2]].strip()
+
+
 _ONE_AT_A_TIME = threading.Lock()  # two that switch the model at once could leave it so
 _HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has its recording hooks
 
@@ -244,25 +369,6 @@ def attention_weights(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> t
             f"{type(model).__name__} gives no attention weights out (output_attentions); use another method"
         )
     return tuple(weights.float() for weights in found)
-
-
-def value_site(block: LayerCall) -> tuple[LayerCall, int] | None:
-    """Where a block's self-attention computes its value vectors, and into how many parts that output falls.
-
-    The values are the last part.  None: no such module is known.
-
-    Examples::
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-        >>> site, parts = value_site(LayerCall(BertModel(config).encoder.layer[0]))
-        >>> site.layer, parts
-        (Linear(in_features=4, out_features=4, bias=True), 1)
-    """
-    for suffixes, parts in ((_VALUES, 1), (_VALUES_LAST, 3)):
-        for name, module in block.layer.named_modules():
-            if f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes)):
-                return LayerCall(module, block.call), parts
-    return None
 
 
 @contextmanager

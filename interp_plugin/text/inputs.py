@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from interp_plugin import data
-from interp_plugin.huggingface.tokenization import Labels
+from interp_plugin.huggingface.outputs import Labels
 from interp_plugin.text.models import (
     EACH,
     PER_TOKEN,
