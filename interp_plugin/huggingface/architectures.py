@@ -124,6 +124,32 @@ def padding_offset(model: nn.Module) -> int | None:
     return None
 
 
+# The tables that further arguments of a forward are looked up in; GPT-2 has token types among its words.
+_TABLES = {
+    "token_type_ids": ("token_type_embeddings", "wte"), "position_ids": ("position_embeddings", "wpe"),
+    "langs": ("lang_embeddings",), "bbox": ("x_position_embeddings",),
+}  # fmt: skip
+
+
+def check_rows(model: nn.Module, argument: str, values: Sequence[Sequence[Any]]) -> None:
+    """Numbers of an argument that is looked up must be rows of its table: on a GPU others end the process.
+
+    Raises:
+        ValueError: the first that is none.
+    """
+    names = _TABLES.get(argument, ())
+    for name, table in model.named_modules() if names else ():
+        if name.split(".")[-1] in names and isinstance(table, nn.Embedding):
+            given = {number for row in values for number in torch.tensor(row).flatten().tolist()}
+            wrong = [number for number in given if not 0 <= number < table.num_embeddings]
+            if wrong:
+                raise ValueError(
+                    f"{argument} has {wrong[0]}, and {type(model).__name__} has rows 0 to {table.num_embeddings - 1} "
+                    "for it; give whole numbers of these"
+                )
+            return
+
+
 def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens, special ones included, that model and tokenizer take (very large if neither says)."""
     positions = getattr(text_config(model), "max_position_embeddings", None)

@@ -294,7 +294,9 @@ class HuggingFaceModel:
         for name in names:
             if all(name in encoding.extra for encoding in encodings):
                 fill = pad if name == "decoder_input_ids" else 0
-                columns[name] = self._padded([encoding.extra[name] for encoding in encodings], fill)
+                rows = [encoding.extra[name] for encoding in encodings]
+                architectures.check_rows(self._base, name, rows)
+                columns[name] = self._padded(rows, fill)
         return tuple(columns[name] for name in names), mask.bool()
 
     def _collated_choices(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:

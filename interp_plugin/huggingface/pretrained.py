@@ -112,6 +112,7 @@ def load(
                 "and if you trust them give --trust-remote-code (in Python trust_remote_code=True)"
             ) from error
         raise ValueError(f"cannot load model {name!r}: {_why_not(name, tokenizer, error)}") from error
+    _check_parts(device_map, model)
     _check_words(words, model, name if tokenizer is None else fspath(tokenizer))
     if load_in is not None:
         _keep_gradients(model)
@@ -161,6 +162,19 @@ def _check_places(device: Any, device_map: Any, load_in: str | None) -> None:
         )
     for place in _places(device_map) if device is None else [device]:
         _check_device(place)
+
+
+def _check_parts(device_map: Any, model: Any) -> None:
+    """A part that a device is given for must be there: accelerate passes over others."""
+    if isinstance(device_map, Mapping):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        parts = dict([*base.named_modules(), *base.named_parameters(), *base.named_buffers()])
+        unknown = [name for name in device_map if name not in parts]
+        if unknown:
+            raise ValueError(
+                f"device_map has {', '.join(map(repr, unknown))}, which {type(base).__name__} does not have: its parts "
+                f"are {', '.join(repr(name) for name, _ in base.named_children())}, and theirs by dotted names"
+            )
 
 
 def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> dict[str, Any]:
