@@ -233,23 +233,21 @@ def layer_calls(model: nn.Module) -> dict[Label, LayerCall]:
         ValueError: the blocks cannot be found.
     """
     config = text_config(model)
-    if not is_encoder_decoder(model):
-        return dict(enumerate(_single_stack(model, config), 1))
-    encoder, decoder = _stacks(model)
-    return {
-        f"{name}.{number}": LayerCall(block)
-        for name, stack in (("encoder", encoder), ("decoder", decoder))
-        for number, block in enumerate(_blocks(stack, _depth(config, stack, name)), 1)
-    }
-
-
-def _single_stack(model: nn.Module, config: Any) -> list[LayerCall]:
+    if is_encoder_decoder(model):
+        return {
+            f"{name}.{number}": LayerCall(block)
+            for name, stack in zip(("encoder", "decoder"), _stacks(model))
+            for number, block in enumerate(_blocks(stack, _depth(config, stack, name)), 1)
+        }
     groups = getattr(config, "num_hidden_groups", None)
     if groups is None:
-        return [LayerCall(block) for block in _blocks(model, getattr(config, "num_hidden_layers", None))]
+        return {number: LayerCall(block) for number, block in enumerate(transformer_layers(model), 1)}
     blocks, depth = _blocks(model, groups), config.num_hidden_layers
     chosen = [int(number / (depth / groups)) for number in range(depth)]  # as AlbertTransformer.forward does
-    return [LayerCall(blocks[group], chosen[:number].count(group)) for number, group in enumerate(chosen)]
+    return {
+        number + 1: LayerCall(blocks[group], chosen[:number].count(group))
+        for number, group in enumerate(chosen)
+    }
 
 
 def _depth(config: Any, stack: Any, name: str) -> int | None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from interp_plugin.huggingface import architectures, outputs
 from interp_plugin.huggingface.architectures import EmbeddingView, Kind, View, showing
-from interp_plugin.huggingface.outputs import Labels, label_names, likeliest
-from interp_plugin.huggingface.tokenization import Encoder, Reading, Vocabulary, listed, with_choices
+from interp_plugin.huggingface.outputs import Labels, Vocabulary, label_names, likeliest, listed, with_choices
+from interp_plugin.huggingface.tokenization import Encoder, Reading
 from interp_plugin.method.perturbation import LayerCall, device_of
 from interp_plugin.text.models import (
     HIDDEN,
@@ -81,6 +81,7 @@ class HuggingFaceModel:
             so that noise would be measured by it alone.  Of a post-norm model (BERT) it is the block's output.
             "hidden_states.1" and so on are the blocks' own outputs, of every model.
         axis: which tokens dimension 1 of a layer's output (and of "output") runs over.
+        module: the model.
         task: what a call returns (below).
         name: the model's name or path; its class where it has none.
 
@@ -111,6 +112,7 @@ class HuggingFaceModel:
         model, tokenizer = architectures.unwrapped(model, tokenizer)
         architectures.check_parts(model, tokenizer)
         self.model = model
+        self.module: nn.Module = model
         self.tokenizer = tokenizer
         self._base: PreTrainedModel = architectures.base_of(model)
         self._virtual = architectures.virtual_tokens(model)
@@ -163,12 +165,6 @@ class HuggingFaceModel:
     def device(self) -> torch.device:
         """Where the word embeddings are, which is where inputs go."""
         return device_of(self.embedding.layer)
-
-    @property
-    def module(self) -> nn.Module:
-        """The model."""
-        module: nn.Module = self.model
-        return module
 
     @property
     def vocabulary(self) -> int:
@@ -225,11 +221,8 @@ class HuggingFaceModel:
             ValueError: nothing but special tokens; longer than the model takes; a target that is not
                 there; ids that the model has no embedding for.
         """
-        has_choices = (
-            self.task == "sequence classes"
-            and isinstance(pair, (list, tuple))
-            and not isinstance(pair, Words)
-        )
+        is_list = isinstance(pair, (list, tuple)) and not isinstance(pair, Words)
+        has_choices = is_list and self.task == "sequence classes"
         if self._head.reads == "choices" and not has_choices:
             raise ValueError(
                 f"{self.name} chooses among several second texts; give (text, [choice, choice, ...]), on the command "

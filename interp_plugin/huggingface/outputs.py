@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from interp_plugin.huggingface.architectures import forward_names, is_encoder_decoder
-from interp_plugin.huggingface.tokenization import Pieces, checked_class, listed, overlapping
+from interp_plugin.huggingface.tokenization import Pieces, overlapping, readable, split
 from interp_plugin.method.perturbation import at_site, uncompiled
-from interp_plugin.text.models import EACH, Encoding, Task, shown
+from interp_plugin.text.models import EACH, Encoding, Task, as_int, shown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Head(NamedTuple):
@@ -101,14 +101,9 @@ def _shape_of_logits(model: nn.Module, names: Sequence[str], device: torch.devic
                 logits = getattr(run(model, inputs), "logits", None)
         except (TypeError, ValueError, RuntimeError, IndexError):
             return ()  # a head for other inputs: the caller says so
-        shapes.add(_shape_for_one_token(logits, length) if isinstance(logits, Tensor) else ())
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else ()
+        shapes.add((shape[0], shape[1] // length, shape[2]) if len(shape) == 3 else shape)
     return shapes.pop() if len(shapes) == 1 else ()
-
-
-def _shape_for_one_token(logits: Tensor, length: int) -> tuple[int, ...]:
-    """Shape of logits (B, C), or of (B, T, C) with T = 1."""
-    shape = tuple(logits.shape)
-    return (shape[0], shape[1] // length, shape[2]) if len(shape) == 3 else shape
 
 
 def answer(
@@ -156,6 +151,33 @@ def answer_of_choices(
         return answer(model, base, head.task, rows).reshape(-1, count)
     scores = answer(model, base, head.task, rows)  # (B * count, C)
     return scores[:, entailment(model.config)].reshape(-1, count)
+
+
+def with_choices(read: Sequence[Encoding], choices: Sequence[str]) -> Encoding:
+    """A text that is read with several choices in turn, as one; the choices stand in its pair, a line each.
+
+    Args:
+        read: the text with each of them as its pair.
+        choices: as the pairs of these.
+    """
+
+    def all_of(name: str) -> tuple[Any, ...]:
+        return tuple(value for encoding in read for value in getattr(encoding, name))
+
+    starts = [sum(len(choice) + 1 for choice in choices[:number]) for number in range(len(choices))]
+    offsets = tuple(
+        (1, span[1] + start, span[2] + start) if span and span[0] else span
+        for encoding, start in zip(read, starts)
+        for span in encoding.offsets
+    )
+    extra = {
+        name: tuple(value for encoding in read for value in encoding.extra[name]) for name in read[0].extra
+    }
+    extra["choice"] = tuple(number for number, encoding in enumerate(read) for _ in encoding.ids)
+    return replace(
+        read[0], pair="\n".join(choices), tokens=all_of("tokens"), offsets=offsets, ids=all_of("ids"),
+        extra=extra, choices=tuple(choices),
+    )  # fmt: skip
 
 
 def entailment(config: Any) -> int:
@@ -248,6 +270,56 @@ class Labels:
         return self.names[self.index(index)]
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that a language model chooses from.
+
+    Args:
+        size: how many ids the model has.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    size: int
+
+    def index(self, target: int | str) -> int:
+        """Id of a string that is one token; of an id, itself, if there is such a token."""
+        target = checked_class(target)
+        if isinstance(target, str):
+            return self._id(target)
+        if not 0 <= target < self.size:
+            raise ValueError(
+                f"target {target} is no token id: the model has ids 0 to {self.size - 1}; choose one of them"
+            )
+        return target
+
+    def name(self, index: int) -> str:
+        """The token, readable."""
+        pieces = Pieces((self.index(index),), ((0, 0, 0),))
+        return readable(self.tokenizer, pieces, ("", None))[0]
+
+    def _id(self, target: str) -> int:
+        ids = split(self.tokenizer, target, special=False).ids
+        if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id:
+            return ids[0]
+        written = self.tokenizer.get_vocab().get(target)
+        if written is None:
+            raise ValueError(
+                f"target {target!r} is {len(ids)} tokens, or unknown: it must be one token of the vocabulary; give a "
+                "shorter string or a token id"
+            )
+        return int(written)
+
+
+def checked_class(target: Any) -> int | str:
+    """``target`` if it names a class; a number of NumPy or torch as an int."""
+    target = as_int(target)
+    if isinstance(target, bool) or not isinstance(target, (int, str)):
+        raise TypeError(
+            f"target is a {type(target).__name__}: it must be a label or an index; give one of them"
+        )
+    return target
+
+
 def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
     """Names of at least ``count`` classes; a class that the configuration does not name is "LABEL_" and its number.
 
@@ -273,6 +345,12 @@ def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
         ) from error
     count = max([count, *(number + 1 for number in names)])
     return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
+
+
+def listed(names: Sequence[int | str], most: int = 20) -> str:
+    """The names in one line, the first ``most`` of them."""
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
 
 
 def likeliest(logits: Tensor, exclusive: bool = True) -> tuple[int, float]:
