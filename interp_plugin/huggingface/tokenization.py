@@ -483,13 +483,13 @@ class Encoder:
         if isinstance(text, Words):
             return self._of_words(text, pair, target, truncation)
         if is_cut_already(text):
-            if pair is not None:
-                raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
-            return self._cut_already(cast(Sequence[Any], text), target, truncation)
-        text = checked(text)
-        if pair is not None:
-            checked(pair, "pair")
-        # more characters than the tokens that the model takes can stand for: see what it takes to tokenize them
+            return self._cut_already(cast(Sequence[Any], text), pair, target, truncation)
+        return self._of_text(
+            checked(text), None if pair is None else checked(pair, "pair"), target, truncation
+        )
+
+    def _of_text(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
+        """A text or pair, of which no more characters are tokenized than the model's tokens can stand for."""
         most = min(PER_TOKEN * self.limit, CHARACTERS)
         spoken = target[0] if isinstance(target, tuple) and target else target
         for name, value in (("text", text), ("pair", pair), ("target", spoken)):
@@ -509,8 +509,12 @@ class Encoder:
         )
         return replace(found, text=text, pair=found.pair if pair is None else pair, offsets=offsets)
 
-    def _cut_already(self, source: Sequence[Any], target: Target, truncation: bool) -> Encoding:
+    def _cut_already(
+        self, source: Sequence[Any], pair: str | None, target: Target, truncation: bool
+    ) -> Encoding:
         """Token ids, or the messages of a chat, which their template makes a text of with all its special tokens."""
+        if pair is not None:
+            raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
         parts: tuple[tuple[int, str] | None, ...] = ()
         if isinstance(source[0], Mapping):
             text, pieces, parts = chat_pieces(self.tokenizer, source)
