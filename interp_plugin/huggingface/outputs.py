@@ -144,9 +144,8 @@ def answer_of_choices(
     """
     rows = {name: value.unflatten(1, (count, -1)).flatten(0, 1) for name, value in inputs.items()}
     if head.reads == "choices":  # one choice a row: none looks at another
-        rows.pop(
-            "position_ids", None
-        )  # DistilBERT takes them of single sequences only; they count from 0 by themselves
+        # DistilBERT takes these of single sequences only; they count from 0 by themselves
+        rows.pop("position_ids", None)
         rows = {name: value.unsqueeze(1) for name, value in rows.items()}
         return answer(model, base, head.task, rows).reshape(-1, count)
     scores = answer(model, base, head.task, rows)  # (B * count, C)

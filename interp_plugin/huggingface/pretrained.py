@@ -262,15 +262,15 @@ class _Saved:
 
     def loaded(self) -> tuple[Any, Any]:
         """What is under that name, a model or an adapter on its base model, and the tokenizer."""
-        is_folder = Path(self.name).is_dir()
-        adapter = _adapter_of(self.name, None) if is_folder else None
-        if adapter is None:
-            try:
-                return self._whole()
-            except OSError:  # an id of an adapter has no configuration of a model
-                adapter = None if is_folder else _adapter_of(self.name, self.revision)
-                if adapter is None:
-                    raise
+        if Path(self.name).is_dir():
+            adapter = _adapter_of(self.name, None)
+            return self._whole() if adapter is None else self._adapted(adapter)
+        try:
+            return self._whole()
+        except OSError:  # an id of an adapter has no configuration of a model
+            adapter = _adapter_of(self.name, self.revision)
+            if adapter is None:
+                raise
         return self._adapted(adapter)
 
     def _whole(self) -> tuple[Any, Any]:
@@ -341,9 +341,8 @@ class _Saved:
 
         version = tuple(int(part) for part in __version__.split(".")[:2])
         options["dtype" if version >= (4, 56) else "torch_dtype"] = DTYPES[self.dtype]
-        if (
-            config.model_type == "modernbert"
-        ):  # before transformers 5 flash attention joined a batch into one row
+        # before transformers 5 flash attention joined a batch into one row
+        if config.model_type == "modernbert":
             options["attn_implementation"] = "sdpa"
         model, report = kind.from_pretrained(
             name, config=config, revision=revision, trust_remote_code=self.trust, output_loading_info=True,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import threading
-import unicodedata
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
+from unicodedata import category, combining, normalize
 
 from interp_plugin.text.models import (
     CHARACTERS,
@@ -65,13 +65,8 @@ def fold(text: str) -> str:
         >>> fold("Café ﬁn")
         'cafefin'
     """
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    dropped = ("Cc", "Cf")  # control characters
-    return "".join(
-        c
-        for c in plain
-        if not (unicodedata.combining(c) or c.isspace() or unicodedata.category(c) in dropped)
-    )
+    plain = normalize("NFKD", normalize("NFKD", text).casefold())
+    return "".join(c for c in plain if not (combining(c) or c.isspace() or category(c) in ("Cc", "Cf")))
 
 
 def _find(folded: str, token: str, place: int) -> tuple[int, int] | None:
