@@ -77,10 +77,7 @@ def embedded(
         TypeError: ``embedding`` is no module, or ``Phi`` takes no ids.
         ValueError: no embedding sees the ids, or several do.
     """
-    if (
-        not isinstance(embedding, (nn.Module, LayerCall, type(None)))
-        or getattr(embedding, "side", "") == "input"
-    ):
+    if not isinstance(embedding, nn.Module | LayerCall | None) or getattr(embedding, "side", "") == "input":
         raise TypeError(f"`embedding` is {embedding!r}: give the module whose output bears the noise.")
     with torch.no_grad():
         ids, _, started = run_on_ids(Phi, x)
@@ -253,14 +250,10 @@ def _row(x: TokenIds) -> Tensor:
     return ids.reshape(1, -1)
 
 
-def _input_embeddings(module: nn.Module) -> nn.Module | None:
-    """What a model of transformers, or one that follows it, calls its input embeddings."""
-    find = getattr(module, "get_input_embeddings", None)
-    if not callable(find):
-        return None
-    with contextlib.suppress(NotImplementedError, AttributeError):
-        found = find()
-        return found if isinstance(found, nn.Module) else None
+def _input_embeddings(module: Any) -> Any:
+    """What a model of transformers, or one that follows it, calls its input embeddings; None of other modules."""
+    with contextlib.suppress(AttributeError, NotImplementedError):
+        return module.get_input_embeddings()
     return None
 
 

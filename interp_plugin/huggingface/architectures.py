@@ -419,22 +419,15 @@ def _part(block: LayerCall, names: Sequence[str]) -> LayerCall | None:
 
 def heads_width(site: LayerCall) -> int | None:
     """Width of all heads of a site together: what the projection after attention takes in."""
-    if site.side == "output":
-        return _values_out(site.layer)
+    if site.side == "output":  # as wide as the values
+        values = (getattr(site.layer, name, None) for name in ("value", "value_proj", "v_proj"))
+        widths = (getattr(each, "out_features", None) for each in values)
+        return next((width for width in widths if isinstance(width, int)), None)
     weight = getattr(site.layer, "weight", None)
     if weight is None or weight.ndim != 2:
         return None
     transposed = type(site.layer).__name__ == "Conv1D"  # GPT-2 keeps (in, out), nn.Linear (out, in)
     return int(weight.shape[0 if transposed else 1])
-
-
-def _values_out(attention: nn.Module) -> int | None:
-    """Width of the values, which is that of what attention gives out."""
-    for name in ("value", "value_proj", "v_proj"):
-        features = getattr(getattr(attention, name, None), "out_features", None)
-        if isinstance(features, int):
-            return features
-    return None
 
 
 # Models that come wrapped (a pipeline, DataParallel, PEFT), and the model of transformers inside

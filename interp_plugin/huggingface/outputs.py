@@ -393,25 +393,22 @@ def asked_answer(encoding: Encoding, target: Any) -> Encoding:
     if answer is None:
         return replace(encoding, target_positions=ENDS[which])
     segment, context = (0, encoding.text) if encoding.pair is None else (1, encoding.pair)
-    if isinstance(answer, str):
-        start = context.find(answer)
-        stop = start + len(answer)
-    elif _is_span(answer):
-        start, stop = answer
-    else:
-        raise ValueError(
-            f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text"
-        )
+    match answer:
+        case str():
+            start = context.find(answer)
+            stop = start + len(answer)
+        case (int() as start, int() as stop):
+            pass
+        case _:
+            raise ValueError(
+                f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text"
+            )
     pieces = Pieces(encoding.ids, tuple(s if s and s[0] == segment else None for s in encoding.offsets))
     tokens = overlapping(pieces, start, stop) if 0 <= start < stop <= len(context) else []
     if not tokens:
         raise ValueError(f"the answer {answer!r} is not in the text {shown(context)}; give one that is")
     span = (tokens[0], tokens[-1])
     return replace(encoding, target=tuple(span[end] for end in ENDS[which]), target_positions=ENDS[which])
-
-
-def _is_span(answer: Any) -> bool:
-    return isinstance(answer, (tuple, list)) and len(answer) == 2 and all(isinstance(n, int) for n in answer)
 
 
 def name_of_answer(encoding: Encoding) -> str:

@@ -388,7 +388,9 @@ def chat_pieces(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompted
         )
     )
-    contents, place = [], 0
+    pieces = split(tokenizer, text, special=False)
+    parts: list[tuple[int, str] | None] = [None] * len(pieces)
+    place = 0
     for number, message in enumerate(messages):
         content = message["content"].strip()
         start = text.find(content, place)
@@ -397,12 +399,8 @@ def chat_pieces(
                 f"the chat template rewrites message {number}, {shown(content)}; give the text itself"
             )
         place = start + len(content)
-        contents.append((start, place))
-    pieces = split(tokenizer, text, special=False)
-    parts: list[tuple[int, str] | None] = [None] * len(pieces)
-    for number, (start, stop) in enumerate(contents):
-        for token in overlapping(pieces, start, stop) if stop > start else ():
-            parts[token] = (number, messages[number]["role"])
+        for token in overlapping(pieces, start, place) if content else ():
+            parts[token] = (number, message["role"])
     spans = tuple(span if part else None for span, part in zip(pieces.spans, parts))
     return text, Pieces(pieces.ids, spans, pieces.types), tuple(parts)
 
@@ -729,19 +727,16 @@ def checked_target(target: Any) -> tuple[str, int, int]:
         >>> checked_target((" a good film", (3, 7)))
         (' a good film', 3, 7)
     """
-    if isinstance(target, str):
-        return checked(target, "target"), 0, max(len(target), 1)
-    try:
-        text, (start, stop) = target
-        stands = isinstance(text, str) and isinstance(start, int) and isinstance(stop, int)
-    except (TypeError, ValueError):
-        stands = False
-    if not stands:
-        raise TypeError(
-            f"target {target!r} is a {type(target).__name__}: it must be a continuation, a token id, or "
-            "(continuation, (start, stop)); give one of them"
-        )
-    checked(text, "target")
+    match target:
+        case str():
+            return checked(target, "target"), 0, max(len(target), 1)
+        case (str() as text, (int() as start, int() as stop)):
+            checked(text, "target")
+        case _:
+            raise TypeError(
+                f"target {target!r} is a {type(target).__name__}: it must be a continuation, a token id, or "
+                "(continuation, (start, stop)); give one of them"
+            )
     if not 0 <= start < stop <= len(text):
         raise ValueError(
             f"target span ({start}, {stop}) does not stand in {text!r}: it must hold 0 <= start < stop <= {len(text)}; "
