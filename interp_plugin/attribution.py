@@ -57,38 +57,24 @@ from interp_plugin.method.solver import NoiseFit, Solver
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
-_BASELINE = "noise needs no baseline: leave it out"
-_SOLVER = "how hard to look is solver=Solver(...)"
-_ROWS = "the memory is bounded by internal_batch_size"
-_TUNNEL = "write NoiseTunnel(method).attribute(...) around it"
-_TOKENS = "which elements are one token is said by feature_mask"
-FOREIGN = {
-    "baselines": _BASELINE,
-    "baseline": _BASELINE,
-    "n_steps": _SOLVER,
-    "n_samples": _SOLVER,
-    "method": "there is one method: leave it out",
-    "return_convergence_delta": "nothing has to add up to an output; fit(...) says what converged",
-    "grad_kwargs": "gradients are taken to the noise alone: leave it out",
-    "attribute_to_layer_input": "LayerInformationLoss has it",
-    "attribute_to_neuron_input": "NeuronInformationLoss has it",
-    "perturbations_per_eval": _ROWS,
-    "batch_size": _ROWS,
-    "stdevs": _TUNNEL,
-    "nt_type": _TUNNEL,
-    "nt_samples": _TUNNEL,
-    "nt_samples_batch_size": _TUNNEL,
-    "draw_baseline_from_distrib": _BASELINE,
-    "sliding_window_shapes": _TOKENS,
-    "strides": _TOKENS,
-    "custom_attribution_func": "there is one method: leave it out",
-    "use_weights": "there is one method: leave it out",
-    "perturb_func": _SOLVER,
-    "interpretable_model": "there is one method: leave it out",
-    "relu_attributions": "score='kept' is never negative",
-    "multiply_by_inputs": "there is one method: leave it out",
-    "abs": "score='kept' is never negative",
-}
+_INSTEAD = {
+    "noise needs no baseline: leave it out": ("baselines", "baseline", "draw_baseline_from_distrib"),
+    "how hard to look is solver=Solver(...)": ("n_steps", "n_samples", "perturb_func"),
+    "there is one method: leave it out": (
+        "method", "custom_attribution_func", "use_weights", "interpretable_model", "multiply_by_inputs",
+    ),
+    "nothing has to add up to an output; fit(...) says what converged": ("return_convergence_delta",),
+    "gradients are taken to the noise alone: leave it out": ("grad_kwargs",),
+    "LayerInformationLoss has it": ("attribute_to_layer_input",),
+    "NeuronInformationLoss has it": ("attribute_to_neuron_input",),
+    "the memory is bounded by internal_batch_size": ("perturbations_per_eval", "batch_size"),
+    "write NoiseTunnel(method).attribute(...) around it": (
+        "stdevs", "nt_type", "nt_samples", "nt_samples_batch_size",
+    ),
+    "which elements are one token is said by feature_mask": ("sliding_window_shapes", "strides"),
+    "score='kept' is never negative": ("relu_attributions", "abs"),
+}  # fmt: skip
+FOREIGN = {name: instead for instead, names in _INSTEAD.items() for name in names}
 """Settings of Captum's other methods, and what stands in their place here."""
 
 
@@ -96,14 +82,16 @@ def captum_call(call: Call) -> Call:
     """Let a method be called as Captum's others are, where that has a meaning, and say what to write where not.
 
     ``call`` takes (inputs, target, additional_forward_args, ...) and keeps its signature.  Its object has
-    ``input_setting``, Captum's name of the setting that moves a layer's noise or state to the layer's input, and
-    ``at_input``, which gives the object so moved.
+    ``input_setting``, Captum's name of the setting that moves noise or state from the output of its ``layer`` to the
+    input.
     """
 
     @functools.wraps(call)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.input_setting is not None and kwargs.pop(self.input_setting, False):
-            self = self.at_input()
+            layer = self.layer if isinstance(self.layer, LayerCall) else LayerCall(self.layer, None)
+            self = copy.copy(self)
+            self.layer = replace(layer, side="input")
         refuse_settings(f"{type(self).__name__}.{call.__name__}", kwargs, inspect.signature(call).parameters)
         refuse_order(call, args)
         return call(self, *args, **kwargs)
@@ -124,12 +112,11 @@ def refuse_settings(name: str, settings: dict[str, Any], own: Container[str] = (
     if not asked:
         return
     why = "; ".join(dict.fromkeys(FOREIGN[key] for key in asked))
-    line = ", ".join(["inputs", *(f"{key}={_short(value)}" for key, value in settings.items())])
+    theirs, ours = ([f"{key}={_short(value)}" for key, value in part.items()] for part in (asked, settings))
+    are, mean = ("is a setting", "means") if len(asked) == 1 else ("are settings", "mean")
     raise TypeError(
-        f"{', '.join(f'{key}={_short(value)}' for key, value in asked.items())} "
-        f"{'is a setting' if len(asked) == 1 else 'are settings'} of Captum's other methods and "
-        f"{'means' if len(asked) == 1 else 'mean'} nothing to {name} ({why}); write "
-        f"{name.rpartition('.')[2]}({line})"
+        f"{', '.join(theirs)} {are} of Captum's other methods and {mean} nothing to {name} ({why}); write "
+        f"{name.rpartition('.')[2]}({', '.join(['inputs', *ours])})"
     )
 
 
@@ -182,15 +169,8 @@ def _short(value: Any) -> str:
 
 
 KEEP = {
-    "attention_mask",
-    "attention_masks",
-    "attn_mask",
-    "att_mask",
-    "input_mask",
-    "mask",
-    "masks",
-    "token_mask",
-}
+    "attention_mask", "attention_masks", "attn_mask", "att_mask", "input_mask", "mask", "masks", "token_mask",
+}  # fmt: skip
 LEAVE_OUT = {"key_padding_mask", "src_key_padding_mask"}
 OTHERS = (
     "type", "segment", "pos", "label", "target", "ids", "head", "global", "encoder", "decoder", "cross", "special",
@@ -296,7 +276,6 @@ def parameter_names(forward: Callable[..., Any]) -> list[str]:
 
 
 Tensors = Tensor | tuple[Tensor, ...]
-At = TypeVar("At", bound="AtLayer")
 
 
 @dataclass(frozen=True)
@@ -363,11 +342,6 @@ def _leave_padding_out(problem: Problem) -> None:
         objective.leave_padding_out(lengths)
 
 
-def input_of(layer: Site) -> LayerCall:
-    """The input of a layer, whose output (or input) was meant."""
-    return replace(layer, side="input") if isinstance(layer, LayerCall) else LayerCall(layer, None, "input")
-
-
 class TokenAttribution(Attribution):
     """A score for each input token of what a state of the model says of it.
 
@@ -376,6 +350,7 @@ class TokenAttribution(Attribution):
         state_layer: the module whose output is the state; None: the output of ``forward_func``.
     """
 
+    layer: Site | None = None  # whose output bears the noise; None: the inputs do
     input_setting: str | None = None  # Captum's name of what moves noise or state to a layer's input
 
     def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
@@ -425,26 +400,8 @@ class TokenAttribution(Attribution):
         arguments = _format_additional_forward_args(additional_forward_args)
         forward = ModelRows(self.forward_func, batch, target, arguments)
         return NoisyModel(
-            forward,
-            inputs,
-            self._noise_layer(),
-            self.state_layer,
-            neuron_selector,
-            max_rows=internal_batch_size,
+            forward, inputs, self.layer, self.state_layer, neuron_selector, max_rows=internal_batch_size
         )
-
-    def _noise_layer(self) -> Site | None:
-        return None
-
-    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        tensors = _format_tensor_into_tuples(inputs)
-        for tensor in tensors:
-            if not tensor.is_floating_point():
-                raise TypeError(
-                    f"inputs are of type {tensor.dtype}, and noise needs floating point numbers; for token ids use "
-                    "LayerInformationLoss(forward_func, layer=the embedding layer)"
-                )
-        return tuple(tensor.detach() for tensor in tensors)
 
     def _problem(
         self,
@@ -458,14 +415,15 @@ class TokenAttribution(Attribution):
         internal_batch_size: int | None,
     ) -> Problem:
         """Check the arguments, run the model once without noise, and set up what the solver needs."""
-        model = self._model(
-            self._checked_inputs(inputs),
-            target,
-            additional_forward_args,
-            neuron_selector,
-            internal_batch_size,
-        )
-        warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self._noise_layer()))
+        tensors = tuple(tensor.detach() for tensor in _format_tensor_into_tuples(inputs))
+        for tensor in tensors if self.layer is None else ():
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"inputs are of type {tensor.dtype}, and noise needs floating point numbers; for token ids use "
+                    "LayerInformationLoss(forward_func, layer=the embedding layer)"
+                )
+        model = self._model(tensors, target, additional_forward_args, neuron_selector, internal_batch_size)
+        warn_of_training(self.forward_func, module_of(self.state_layer), module_of(self.layer))
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
         whole = model.clean()[0]
         if mask is None and token_mask is None:
@@ -484,11 +442,19 @@ class TokenAttribution(Attribution):
         [origin, *others] = model.origin
         return mask if mask is not None and not others and origin.shape[:-1] == mask.shape else None
 
-    def _shaped(self, problem: Problem, values: Tensor, share: bool, is_tuple: bool) -> Tensors:
-        """Values of the tokens, (B, T), in the shapes of what bears the noise: each element has its share, or all."""
+    def _returned(
+        self, problem: Problem, values: Tensor, inputs: Tensors, in_input_shape: bool, share: bool = True
+    ) -> Tensors:
+        """Values of the tokens, (B, T), as they are or in the shapes of what bears the noise.
+
+        There each element has its share of its token's, or all of it.
+        """
+        if not in_input_shape:
+            return values
         if share:
             values = values / problem.objective.groups.sizes.to(values).clamp(min=1)
-        return cast(Tensors, _format_output(is_tuple and self._noise_layer() is None, problem.shaped(values)))
+        is_tuple = isinstance(inputs, tuple) and self.layer is None
+        return cast(Tensors, _format_output(is_tuple, problem.shaped(values)))
 
 
 class AtLayer(TokenAttribution):
@@ -512,18 +478,6 @@ class AtLayer(TokenAttribution):
                 "call for each of several"
             )
         self.layer = layer
-
-    def at_input(self: At) -> At:
-        """The same method with the noise at the layer's input."""
-        moved = copy.copy(self)
-        moved.layer = input_of(self.layer)
-        return moved
-
-    def _noise_layer(self) -> Site | None:
-        return self.layer
-
-    def _checked_inputs(self, inputs: Tensors) -> tuple[Tensor, ...]:
-        return tuple(tensor.detach() for tensor in _format_tensor_into_tuples(inputs))
 
 
 Baselines = float | int | Tensor | tuple[float | int | Tensor, ...]
@@ -618,10 +572,7 @@ class InformationErased(TokenAttribution):
             Terms(1.0, None, state_std, 1.0), internal_batch_size,
         )  # fmt: skip
         fit = self._learned(problem, inputs, baselines, settings, ways)
-        values = fit.score.to(problem.objective.device)
-        if not return_input_shape:
-            return values
-        return self._shaped(problem, values, share=True, is_tuple=isinstance(inputs, tuple))
+        return self._returned(problem, fit.score.to(problem.objective.device), inputs, return_input_shape)
 
     @captum_call
     def fit(
@@ -665,23 +616,28 @@ class InformationErased(TokenAttribution):
 
     def _baseline(self, problem: Problem, inputs: tuple[Tensor, ...], baselines: Baselines | None) -> Tensor:
         """What stands in an erased token's place, broadcasts to (B, N)."""
-        origin = problem.objective.model.origin
         if baselines is None:
-            return nothing(module_of(self._noise_layer()), problem.objective)
-        given = baselines if isinstance(baselines, tuple) else (baselines,) * len(origin)
-        if len(given) != len(origin):
-            raise ValueError(f"baselines has {len(given)} parts for {len(origin)} inputs; give one for each")
-        parts = []
-        for value, tensor in zip(given, origin):
-            value = torch.as_tensor(value, device=tensor.device).to(tensor.dtype)
-            try:
-                parts.append(value.broadcast_to(tensor.shape).flatten(1))
-            except RuntimeError as error:
-                raise ValueError(
-                    f"baselines of shape {tuple(value.shape)} do not broadcast to {tuple(tensor.shape)}, what they "
-                    "stand for"
-                ) from error
-        return torch.cat(parts, 1)
+            return nothing(module_of(self.layer), problem.objective)
+        parts = _shaped_like(problem.objective.model.origin, baselines)
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def _shaped_like(tensors: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ...]:
+    """Baselines in the shapes and types of the tensors that they stand for."""
+    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
+    if len(given) != len(tensors):
+        raise ValueError(f"baselines has {len(given)} parts for {len(tensors)} inputs; give one for each")
+    parts = []
+    for value, tensor in zip(given, tensors):
+        value = torch.as_tensor(value, device=tensor.device).to(tensor.dtype)
+        try:
+            parts.append(value.broadcast_to(tensor.shape))
+        except RuntimeError as error:
+            raise ValueError(
+                f"baselines do not broadcast, of shape {tuple(value.shape)}, to {tuple(tensor.shape)}, what they stand "
+                "for"
+            ) from error
+    return tuple(parts)
 
 
 class LayerInformationErased(AtLayer, InformationErased):
@@ -710,22 +666,11 @@ class LayerInformationErased(AtLayer, InformationErased):
     def _baseline(self, problem: Problem, inputs: tuple[Tensor, ...], baselines: Baselines | None) -> Tensor:
         if baselines is None or all(x.is_floating_point() for x in inputs):
             return super()._baseline(problem, inputs, baselines)
-        given = baselines if isinstance(baselines, tuple) else (baselines,) * len(inputs)
-        if any(torch.as_tensor(value).is_floating_point() for value in given):
-            if isinstance(baselines, tuple):
-                [baselines] = baselines
+        given = baselines if isinstance(baselines, tuple) else (baselines,)
+        are_vectors = [torch.as_tensor(value).is_floating_point() for value in given]
+        if any(are_vectors):  # of the layer's output
             return super()._baseline(problem, inputs, baselines)
-        if len(given) != len(inputs):
-            raise ValueError(f"baselines has {len(given)} parts for {len(inputs)} inputs; give one for each")
-        try:
-            ids = tuple(
-                torch.as_tensor(value, device=x.device).to(x.dtype).broadcast_to(x.shape).contiguous()
-                for value, x in zip(given, inputs)
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"baselines do not broadcast to the inputs, {[tuple(x.shape) for x in inputs]}: {error}"
-            ) from error
+        ids = tuple(part.contiguous() for part in _shaped_like(inputs, baselines))
         model = replace(problem.objective.model, inputs=ids).learned_from(problem.objective.model)
         model.read([])
         [origin] = model.origin
@@ -896,9 +841,7 @@ class InformationLoss(TokenAttribution):
             fit = problem.fit(solver, show_progress)
             warn_of_quality(fit, solver)
             values = fit.sigma if score == "sigma" else fit.loss() if score == "loss" else fit.kept()
-        if not return_input_shape:
-            return values
-        return self._shaped(problem, values, share=score != "sigma", is_tuple=isinstance(inputs, tuple))
+        return self._returned(problem, values, inputs, return_input_shape, share=score != "sigma")
 
     @captum_call
     def fit(
@@ -979,7 +922,7 @@ class LayerInformationLoss(AtLayer, InformationLoss):
     """
 
 
-class NeuronInformationLoss(Attribution):
+class NeuronInformationLoss(TokenAttribution):
     """:class:`InformationLoss` for part of a layer, under Captum's names for neuron methods.
 
     ``NeuronInformationLoss(f, layer).attribute(x, selector)`` is
@@ -1004,12 +947,6 @@ class NeuronInformationLoss(Attribution):
     def __init__(self, forward_func: Callable[..., Any], layer: Site) -> None:
         super().__init__(forward_func)
         self.layer = layer
-
-    def at_input(self) -> NeuronInformationLoss:
-        """The same method for neurons of the layer's input."""
-        moved = copy.copy(self)
-        moved.layer = input_of(self.layer)
-        return moved
 
     @log_usage(part_of_slo=True)
     @captum_call
@@ -1036,10 +973,6 @@ class NeuronInformationLoss(Attribution):
         return self._method().fit(
             inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
         )
-
-    def attribute_future(self) -> None:
-        """Not offered."""
-        raise NotImplementedError("attribute_future is not implemented for NeuronInformationLoss")
 
     def _method(self) -> InformationLoss:
         return InformationLoss(self.forward_func, state_layer=self.layer)

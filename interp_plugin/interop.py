@@ -145,9 +145,8 @@ def quantus_explain_func(
     like = next(model.parameters(), torch.empty(0, dtype=torch.float32))
     x = torch.as_tensor(inputs, dtype=like.dtype, device=like.device if device is None else device)
     layer = None if state_layer is None else model.get_submodule(state_layer)
-    target = (
-        None if targets is None or layer is not None else torch.as_tensor(targets, device=x.device).long()
-    )
+    has_target = targets is not None and layer is None
+    target = torch.as_tensor(targets, device=x.device).long() if has_target else None
     shares = cast(Tensor, InformationLoss(model, layer).attribute(x, target=target, score=score, **settings))
     return (shares.sum(axis, keepdim=True) if x.ndim > 2 else shares).cpu().numpy()
 
@@ -356,9 +355,9 @@ def _of_pair(inputs: Any) -> Any:
 
 
 def _check_segments(item: TextExplanation, units: list[list[int]], granularity: Any) -> None:
-    offsets = item.scores("kept", "token").offsets
+    texts = [None if offset is None else offset[0] for offset in item.scores("kept", "token").offsets]
     for unit in units:
-        if len({offsets[i][0] for i in unit if offsets[i] is not None}) > 1:  # type: ignore[index]
+        if len({texts[i] for i in unit} - {None}) > 1:
             raise ValueError(
                 f"granularity {granularity.value!r} of interpreto joins the two texts of the pair {item.text!r}, "
                 f"{item.pair!r}; end the first with a full stop, or choose 'word' or 'token'"
@@ -386,10 +385,7 @@ def _kept(
     item: TextExplanation, layer: Choice, granularity: Granularity, aggregate: Aggregate = "sum"
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Information kept of one row, its standard errors and the pieces of the text, (U,) each."""
-    if layer is None:
-        row = item.rows[-1]
-    else:
-        row = item.row(*layer) if isinstance(layer, tuple) else item.row(layer)
+    row = item.rows[-1] if layer is None else item.row(*layer if isinstance(layer, tuple) else (layer,))
     number = next(i for i, each in enumerate(item.rows) if each is row)
     scores = item.scores("kept", granularity, aggregate)
     pieces = np.array(_pieces(item, scores.units, scores.offsets))
@@ -471,20 +467,20 @@ def _inseq_values(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The score of each token, (B, T), and how good the fit is, (B,) each."""
     arguments, inputs = main["additional_forward_args"], main["inputs"]
+    is_constant = False
     if method.state_layer is None and set(CONTRASTS) & set(arguments[_names_place(arguments)]):
-        with torch.no_grad():
-            state = method.forward_func(*inputs, *arguments)
-        if not state.any():  # contrasted with the same token: a difference that nothing changes
-            none = torch.zeros(len(inputs[0]), sum(each.shape[1] for each in inputs), dtype=torch.float32)
-            return none, {"converged": torch.ones_like(none[:, 0]), "residual": torch.zeros_like(none[:, 0])}
-    if score == "signed":  # no noise is learned for it
+        with torch.no_grad():  # contrasted with the same token: a difference that nothing changes
+            is_constant = not method.forward_func(*inputs, *arguments).any()
+    if not is_constant and score == "kept":
+        fit = method.fit(**main, **settings)
+        residual = fit.residual.abs().amax(1).float()
+        return fit.kept(), {"converged": fit.converged.float(), "residual": residual}
+    # no noise is learned
+    if is_constant:
+        values = torch.zeros(len(inputs[0]), sum(each.shape[1] for each in inputs), dtype=torch.float32)
+    else:
         values = cast(Tensor, method.attribute(**main, **settings, score=score, return_input_shape=False))
-        return values, {
-            "converged": torch.ones_like(values[:, 0]),
-            "residual": torch.zeros_like(values[:, 0]),
-        }
-    fit = method.fit(**main, **settings)
-    return fit.kept(), {"converged": fit.converged.float(), "residual": fit.residual.abs().amax(1).float()}
+    return values, {"converged": torch.ones_like(values[:, 0]), "residual": torch.zeros_like(values[:, 0])}
 
 
 def _plain(value: Any) -> Any:

@@ -7,15 +7,14 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm.auto import tqdm
 
 from interp_plugin.attribution import InformationLoss
@@ -23,6 +22,7 @@ from interp_plugin.method.objective import distortion, loss, state_weight
 from interp_plugin.method.perturbation import (
     LayerCall,
     RecordedOnce,
+    Recorder,
     RunningStd,
     Site,
     at_site,
@@ -30,6 +30,7 @@ from interp_plugin.method.perturbation import (
     gradients_on,
     in_this_thread,
     module_of,
+    replace_first,
 )
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import NoiseFit
@@ -61,19 +62,6 @@ def as_ids(x: Any) -> Tensor | None:
     return x.detach().long()
 
 
-def run_on_ids(Phi: Callable[[Any], Any], x: TokenIds) -> Any:
-    """The state of one sentence of token ids.
-
-    ``Phi`` is given the ids as they are; if it raises an error, as a tensor of shape (1, T), which is what
-    the models of transformers take; and a tensor on the device of its model, if that is another.
-
-    Raises:
-        ValueError: more than one sentence.
-        TypeError: it takes neither form.
-    """
-    return _run(Phi, x)[1]
-
-
 def embedded(
     Phi: Callable[[Any], Any], x: TokenIds, embedding: Site | None = None
 ) -> tuple[Tensor, OfEmbeddings]:
@@ -89,40 +77,49 @@ def embedded(
         TypeError: ``embedding`` is no module, or ``Phi`` takes no ids.
         ValueError: no embedding sees the ids, or several do.
     """
-    if (
-        not isinstance(embedding, (nn.Module, LayerCall, type(None)))
-        or getattr(embedding, "side", "") == "input"
-    ):
+    if not isinstance(embedding, nn.Module | LayerCall | None) or getattr(embedding, "side", "") == "input":
         raise TypeError(f"`embedding` is {embedding!r}: give the module whose output bears the noise.")
     with torch.no_grad():
-        ids, _, watched = _run(Phi, x, module_of(embedding))
-    site = watched.site(embedding)
-    value, count = first_tensor(watched.outputs[site.layer][site.call or 0]), watched.row.shape[1]
+        ids, _, started = run_on_ids(Phi, x)
+        site = _site(started, embedding)
+        recorder = Recorder("embedding", site)
+        with at_site(site, recorder):
+            Phi(ids)
+    value, count = recorder.value, _row(x).shape[1]
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[:-1].numel() != count:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the embedding {watched.name(site.layer)} gives {shape} for {count} token ids: its output must be one row "
-            "for each of them."
+            f"the embedding {_name(site.layer, started)} gives {shape} for {count} token ids: its output must be one "
+            "row for each of them."
         )
-    return value.detach().clone().reshape(count, -1), OfEmbeddings(Phi, ids, site)
+    return value.detach().reshape(count, -1), OfEmbeddings(Phi, ids, site)
 
 
-def _run(
-    Phi: Callable[[Any], Any], x: TokenIds, embedding: nn.Module | None = None
-) -> tuple[Any, Any, _Watched]:
-    """What ``Phi`` was given, what it returned, and the modules that ran in it."""
+Started = list[tuple[nn.Module, bool]]
+"""The modules that run, in the order in which they start, and whether they are given the ids."""
+
+
+def run_on_ids(Phi: Callable[[Any], Any], x: TokenIds) -> tuple[Any, Any, Started]:
+    """What ``Phi`` was given, the state of one sentence of token ids, and the modules that ran.
+
+    ``Phi`` is given the ids as they are; if it raises an error, as a tensor of shape (1, T), which is what
+    the models of transformers take; and a tensor on the device of its model, if that is another.
+
+    Raises:
+        ValueError: more than one sentence.
+        TypeError: it takes neither form.
+    """
     row = _row(x)
     forms: list[Any] = [x] if isinstance(x, Tensor) and x.shape == row.shape else [x, row]
     errors: list[Exception] = []
     for form in forms:
         for _ in range(2):  # the second time on the model's device
-            watched = _Watched(row, embedding)
-            try:
-                with watched.running():
-                    return form, Phi(form), watched
-            except Exception as error:
-                errors.append(error)
-            device = watched.device()
+            with _watching(row) as started:
+                try:
+                    return form, Phi(form), started
+                except Exception as error:
+                    errors.append(error)
+            device = next((p.device for module, _ in started for p in module.parameters()), None)
             if not isinstance(form, Tensor) or device in (None, form.device):
                 break
             form = form.to(device)
@@ -156,8 +153,8 @@ class OfEmbeddings:
             nonlocal fired
             fired += 1
             recorded.check("embedding", self.site.layer)
-            value = x.to(first_tensor(output)).reshape(first_tensor(output).shape)
-            return type(output)([value, *output[1:]]) if isinstance(output, (tuple, list)) else value
+            own = first_tensor(output)
+            return replace_first(output, x.to(own).reshape(own.shape))
 
         with at_site(self.site, replaced):
             state = self.Phi(self.ids)
@@ -170,100 +167,75 @@ class OfEmbeddings:
 
     def to(self, device: torch.device | str) -> OfEmbeddings:
         """The same with the ids on another device."""
-        ids = self.ids.to(device) if isinstance(self.ids, Tensor) else self.ids
-        return OfEmbeddings(self.Phi, ids, self.site)
+        return replace(self, ids=self.ids.to(device)) if isinstance(self.ids, Tensor) else self
 
 
-@dataclass
-class _Watched:
-    """The modules that run, in the order in which they start, and which of them see the ids."""
+@contextlib.contextmanager
+def _watching(row: Tensor) -> Iterator[Started]:
+    """Watch all modules that run in this thread, and which of them are given the ids, (1, T)."""
+    started: Started = []
 
-    row: Tensor  # (1, T)
-    embedding: nn.Module | None = None  # that the caller names
-    started: list[nn.Module] = field(default_factory=list)
-    runs: dict[nn.Module, int] = field(default_factory=dict)
-    seen: dict[nn.Module, list[int]] = field(default_factory=dict)  # the runs that are given the ids
-    outputs: dict[nn.Module, dict[int, Any]] = field(default_factory=dict)  # of those, and of the embedding
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        given = as_ids(args[0]) if args and isinstance(args[0], Tensor) else None
+        is_row = given is not None and torch.equal(given.reshape(-1).cpu(), row[0].cpu())
+        started.append((module, is_row))
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Watch all modules that run in this thread."""
+    handle = register_module_forward_pre_hook(in_this_thread(before))
+    try:
+        yield started
+    finally:
+        handle.remove()
 
-        def before(module: nn.Module, args: Any) -> None:
-            self.started.append(module)
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            run = self.runs.get(module, 0)
-            self.runs[module] = run + 1
-            sees = bool(args) and self._is_row(args[0])
-            if sees:
-                self.seen.setdefault(module, []).append(run)
-            if sees or module is self.embedding:
-                self.outputs.setdefault(module, {})[run] = output
-
-        with contextlib.ExitStack() as stack:
-            stack.callback(register_module_forward_pre_hook(in_this_thread(before)).remove)
-            stack.callback(register_module_forward_hook(in_this_thread(after)).remove)
-            yield
-
-    def _is_row(self, given: Any) -> bool:
-        ids = given if isinstance(given, Tensor) else None
-        return (
-            ids is not None
-            and ids.numel() == self.row.numel()
-            and as_ids(ids) is not None
-            and bool(torch.equal(ids.reshape(1, -1).long().cpu(), self.row.cpu()))
-        )
-
-    def device(self) -> torch.device | None:
-        """Of the parameters of the first module that has some."""
-        return next((p.device for module in self.started for p in module.parameters()), None)
-
-    def site(self, embedding: Site | None) -> LayerCall:
-        """The run of the embedding that sees the ids."""
-        module = self._embedding() if embedding is None else module_of(embedding)
-        assert module is not None
-        runs = self.runs.get(module, 0)
-        calls = (
-            [embedding.call or 0]
-            if isinstance(embedding, LayerCall)
-            else self.seen.get(module, list(range(runs)))
-        )
-        if not calls or calls[0] >= runs:
-            raise ValueError(
-                f"the embedding {type(module).__name__} runs {runs} times in `Phi`: give a module of the model that "
-                "`Phi` calls, and of its runs one that there is."
-            )
-        if len(calls) > 1:
-            raise ValueError(
-                f"the embedding {self.name(module)} runs {len(calls)} times in `Phi`: say which run bears the noise, "
-                "as in embedding=LayerCall(module, call=0)."
-            )
-        return LayerCall(module, calls[0])
-
-    def _embedding(self) -> nn.Module:
-        """The one that models name, or else the only one that sees the ids."""
-        named = [emb for emb in map(_input_embeddings, self.started) if emb in self.seen]
-        found = dict.fromkeys(named) or [m for m in self.seen if isinstance(m, nn.Embedding)]
-        if len(found) == 1:
-            return next(iter(found))
-        if not found:
-            raise ValueError(
-                "no nn.Embedding that runs in `Phi` is given the token ids (a compiled model may hide it): name the "
-                "module whose output bears the noise with `embedding`, or give `x` as embeddings, (words, K)."
-            )
+def _site(started: Started, embedding: Site | None) -> LayerCall:
+    """The run of the embedding that is given the ids."""
+    module = _embedding(started) if embedding is None else module_of(embedding)
+    assert module is not None
+    runs = [sees for each, sees in started if each is module]
+    if isinstance(embedding, LayerCall):
+        calls = [embedding.call or 0]
+    else:
+        calls = [call for call, sees in enumerate(runs) if sees] or list(range(len(runs)))
+    if not calls or calls[0] >= len(runs):
         raise ValueError(
-            f"{len(found)} embeddings in `Phi` are given the token ids, {', '.join(map(self.name, found))}: say with "
-            "`embedding` which of these modules bears the noise."
+            f"the embedding {type(module).__name__} runs {len(runs)} times in `Phi`: give a module of the model that "
+            "`Phi` calls, and of its runs one that there is."
         )
+    if len(calls) > 1:
+        raise ValueError(
+            f"the embedding {_name(module, started)} runs {len(calls)} times in `Phi`: say which run bears the noise, "
+            "as in embedding=LayerCall(module, call=0)."
+        )
+    return LayerCall(module, calls[0])
 
-    def name(self, module: nn.Module) -> str:
-        """Dotted name in the outermost module that holds it."""
-        for outer in self.started:
-            for name, inner in outer.named_modules():
-                if inner is module and name:
-                    return f"{type(outer).__name__}.{name}"
-        return f"{type(module).__name__}({', '.join(str(n) for p in module.parameters() for n in p.shape)})"
+
+def _embedding(started: Started) -> nn.Module:
+    """The one that models name, or else the only one that is given the ids."""
+    seen = [module for module, sees in started if sees]
+    of_models = [_input_embeddings(module) for module, _ in started]
+    named = [module for module in seen if module in of_models]
+    found = dict.fromkeys(named or [module for module in seen if isinstance(module, nn.Embedding)])
+    if len(found) == 1:
+        return next(iter(found))
+    if not found:
+        raise ValueError(
+            "no nn.Embedding that runs in `Phi` is given the token ids (a compiled model may hide it): name the "
+            "module whose output bears the noise with `embedding`, or give `x` as embeddings, (words, K)."
+        )
+    names = ", ".join(_name(module, started) for module in found)
+    raise ValueError(
+        f"{len(found)} embeddings in `Phi` are given the token ids, {names}: say with `embedding` which of these "
+        "modules bears the noise."
+    )
+
+
+def _name(module: nn.Module, started: Started) -> str:
+    """Dotted name in the outermost module that holds it."""
+    for outer, _ in started:
+        for name, inner in outer.named_modules():
+            if inner is module and name:
+                return f"{type(outer).__name__}.{name}"
+    return f"{type(module).__name__}({', '.join(str(n) for p in module.parameters() for n in p.shape)})"
 
 
 def _row(x: TokenIds) -> Tensor:
@@ -278,14 +250,10 @@ def _row(x: TokenIds) -> Tensor:
     return ids.reshape(1, -1)
 
 
-def _input_embeddings(module: nn.Module) -> nn.Module | None:
-    """What a model of transformers, or one that follows it, calls its input embeddings."""
-    find = getattr(module, "get_input_embeddings", None)
-    if not callable(find):
-        return None
-    with contextlib.suppress(NotImplementedError, AttributeError):
-        found = find()
-        return found if isinstance(found, nn.Module) else None
+def _input_embeddings(module: Any) -> Any:
+    """What a model of transformers, or one that follows it, calls its input embeddings; None of other modules."""
+    with contextlib.suppress(AttributeError, NotImplementedError):
+        return module.get_input_embeddings()
     return None
 
 
@@ -324,7 +292,7 @@ def calculate_regularization(
     for count, x in enumerate(sampled_x, start=1):
         with torch.no_grad():
             given = x if device is None or not isinstance(x, Tensor) else x.to(device)
-            state = _state(partial(run_on_ids, Phi) if as_ids(x) is not None else Phi, given)
+            state = _state((lambda ids: run_on_ids(Phi, ids)[1]) if as_ids(x) is not None else Phi, given)
         for axis in reduced_axes or ():
             if not -state.ndim <= axis < state.ndim:
                 raise ValueError(f"`reduced_axes` has {axis}, but a state has shape {tuple(state.shape)}.")

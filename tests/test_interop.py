@@ -258,7 +258,7 @@ def test_pixel_flipping_of_quantus_takes_the_token_that_is_kept_most_first() -> 
 
 def test_evaluate_of_quantus_takes_us_by_any_name() -> None:
     quantus = pytest.importorskip("quantus")
-    wrapped, _, embeddings, classes, cap = embedded()
+    wrapped, _, embeddings, classes, std = embedded()
     metrics = {"Sparseness": quantus.Sparseness(disable_warnings=True)}
     found = quantus.evaluate(
         metrics=metrics,
@@ -266,7 +266,7 @@ def test_evaluate_of_quantus_takes_us_by_any_name() -> None:
         model=wrapped,
         x_batch=embeddings,
         y_batch=classes,
-        explain_func_kwargs={"max_sigma": cap, "solver": QUICK},
+        explain_func_kwargs={"input_std": std, "solver": QUICK},
         call_kwargs={"once": {"channel_first": True, "softmax": False}},
     )
     expected = called(quantus.Sparseness(disable_warnings=True))
@@ -531,7 +531,7 @@ def test_interpreto_keeps_the_words_of_a_pair_apart() -> None:
     [output] = to_interpreto(pair, model, tokenizer, granularity=Granularity.WORD)
     assert output.elements == ["not", "bad", "it", "is", "unfunny"]
     units = [[1], [2], [4], [5], [*range(6, len(pair[0].tokens) - 1)]]
-    expected = [float(kept[unit].sum()) for unit in units]
+    expected = [float(kept[unit].mean()) for unit in units]
     assert output.attributions[0].tolist() == pytest.approx(expected)
     area, [[curve]] = metrics.Deletion(model, tokenizer).evaluate([output])
     assert 0 < area < 1

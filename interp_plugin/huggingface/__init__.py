@@ -1,9 +1,8 @@
 """Models of ``transformers``: the only part of the package that knows them."""
 
-from interp_plugin.huggingface.architectures import token_limit, transformer_layers
+from interp_plugin.huggingface.architectures import token_limit, transformer_layers, unwrapped
 from interp_plugin.huggingface.model import HuggingFaceModel, predicted_class
 from interp_plugin.huggingface.pretrained import default_model_path, load, quiet
-from interp_plugin.huggingface.wrappers import unwrapped
 
 __all__ = [
     "HuggingFaceModel",

@@ -1,10 +1,14 @@
-"""Where the parts of a transformer are: its word embeddings, its blocks, its attention heads, its limits."""
+"""What differs between models: how they come wrapped, where their embeddings, blocks and attention heads are."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -36,19 +40,11 @@ class View(nn.Module):
     def forward(self, passing: Any, length: int) -> Any:
         """The state with ``length`` tokens in dimension 1."""
         value = first_tensor(passing)
-        return shown(value, self.kind, length) if isinstance(value, Tensor) else value
-
-
-def shown(value: Tensor, kind: Kind, length: int) -> Tensor:
-    """A state with its ``length`` tokens in dimension 1.
-
-    Examples::
-        >>> shown(torch.zeros(2, 9, 4), "tokens at the end", 5).shape
-        torch.Size([2, 5, 4])
-    """
-    if kind == "tokens in the last dimension":
-        return value.transpose(1, -1)
-    return value[:, -length:] if kind == "tokens at the end" else value[:, :length]
+        if not isinstance(value, Tensor):
+            return value
+        if self.kind == "tokens in the last dimension":
+            return value.transpose(1, -1)
+        return value[:, -length:] if self.kind == "tokens at the end" else value[:, :length]
 
 
 class EmbeddingView(nn.Embedding):
@@ -75,17 +71,14 @@ class EmbeddingView(nn.Embedding):
 def showing(views: Iterable[View | EmbeddingView], lengths: dict[Axis, int]) -> Iterator[None]:
     """Inside the block every view runs when its site does; what an embedding's view gives out goes on."""
 
-    def runner(view: View | EmbeddingView) -> Callable[[Any], Tensor | None]:
-        def run(passing: Any) -> Tensor | None:
-            length = lengths[view.axis]
-            seen = view(passing, length)
-            return torch.cat([seen, passing[:, length:]], 1) if isinstance(view, EmbeddingView) else None
-
-        return run
+    def run(view: View | EmbeddingView, passing: Any) -> Tensor | None:
+        length = lengths[view.axis]
+        seen = view(passing, length)
+        return torch.cat([seen, passing[:, length:]], 1) if isinstance(view, EmbeddingView) else None
 
     with ExitStack() as stack:
         for view in views:
-            stack.enter_context(at_site(view.site, runner(view)))
+            stack.enter_context(at_site(view.site, partial(run, view)))
         yield
 
 
@@ -95,11 +88,23 @@ _HEADS_OUT = ("attention.self",)
 _HEADS_IN = (
     "o_proj", "self_attn.out_proj", "attention.out_lin", "SelfAttention.o", "attn.Wo", "attn.c_proj", "attention.dense",
 )  # fmt: skip
+# Where it computes its values: the whole output of these modules, ...
+_VALUES = (
+    "attention.self.value", "attention.self.value_proj", "attention.value", "attention.v_lin", "self_attn.v_proj",
+    "SelfAttention.v",
+)  # fmt: skip
+# ... or the last third of these.
+_VALUES_LAST = ("attn.c_attn", "attn.Wqkv")
 
 
 def forward_names(model: nn.Module) -> frozenset[str]:
     """Names of the arguments that the model's forward takes."""
     return frozenset(inspect.signature(model.forward).parameters)
+
+
+def model_type(model: nn.Module) -> str:
+    """The architecture's name in the configuration."""
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -117,6 +122,32 @@ def padding_offset(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return None if module.padding_idx is None else module.padding_idx + 1
     return None
+
+
+# The tables that further arguments of a forward are looked up in; GPT-2 has token types among its words.
+_TABLES = {
+    "token_type_ids": ("token_type_embeddings", "wte"), "position_ids": ("position_embeddings", "wpe"),
+    "langs": ("lang_embeddings",), "bbox": ("x_position_embeddings",),
+}  # fmt: skip
+
+
+def check_rows(model: nn.Module, argument: str, values: Sequence[Sequence[Any]]) -> None:
+    """Numbers of an argument that is looked up must be rows of its table: on a GPU others end the process.
+
+    Raises:
+        ValueError: the first that is none.
+    """
+    names = _TABLES.get(argument, ())
+    for name, table in model.named_modules() if names else ():
+        if name.split(".")[-1] in names and isinstance(table, nn.Embedding):
+            given = {number for row in values for number in torch.tensor(row).flatten().tolist()}
+            wrong = [number for number in given if not 0 <= number < table.num_embeddings]
+            if wrong:
+                raise ValueError(
+                    f"{argument} has {wrong[0]}, and {type(model).__name__} has rows 0 to {table.num_embeddings - 1} "
+                    "for it; give whole numbers of these"
+                )
+            return
 
 
 def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -202,23 +233,21 @@ def layer_calls(model: nn.Module) -> dict[Label, LayerCall]:
         ValueError: the blocks cannot be found.
     """
     config = text_config(model)
-    if not is_encoder_decoder(model):
-        return dict(enumerate(_single_stack(model, config), 1))
-    encoder, decoder = _stacks(model)
-    return {
-        f"{name}.{number}": LayerCall(block)
-        for name, stack in (("encoder", encoder), ("decoder", decoder))
-        for number, block in enumerate(_blocks(stack, _depth(config, stack, name)), 1)
-    }
-
-
-def _single_stack(model: nn.Module, config: Any) -> list[LayerCall]:
+    if is_encoder_decoder(model):
+        return {
+            f"{name}.{number}": LayerCall(block)
+            for name, stack in zip(("encoder", "decoder"), _stacks(model))
+            for number, block in enumerate(_blocks(stack, _depth(config, stack, name)), 1)
+        }
     groups = getattr(config, "num_hidden_groups", None)
     if groups is None:
-        return [LayerCall(block) for block in _blocks(model, getattr(config, "num_hidden_layers", None))]
+        return {number: LayerCall(block) for number, block in enumerate(transformer_layers(model), 1)}
     blocks, depth = _blocks(model, groups), config.num_hidden_layers
     chosen = [int(number / (depth / groups)) for number in range(depth)]  # as AlbertTransformer.forward does
-    return [LayerCall(blocks[group], chosen[:number].count(group)) for number, group in enumerate(chosen)]
+    return {
+        number + 1: LayerCall(blocks[group], chosen[:number].count(group))
+        for number, group in enumerate(chosen)
+    }
 
 
 def _depth(config: Any, stack: Any, name: str) -> int | None:
@@ -281,37 +310,31 @@ def input_norms(
     """
     ended: dict[Label, Tensor] = {}
     found: dict[Label, LayerCall] = {}
+    runs: Counter[nn.Module] = Counter()
 
-    def end_of(label: Label) -> Callable[[Any], None]:
-        return lambda passing: ended.update({label: first_tensor(passing)})
+    def block_ends(label: Label, passing: Any) -> None:
+        ended[label] = first_tensor(passing)
 
-    def start_of(norm: nn.Module) -> Callable[[Any], None]:
-        runs = 0
-
-        def hook(passing: Any) -> None:
-            nonlocal runs
-            given = first_tensor(passing)
-            for label, output in ended.items():
-                if given is output or (given.shape == output.shape and torch.equal(given, output)):
-                    found.setdefault(label, LayerCall(norm, runs))
-            runs += 1
-
-        return hook
+    def norm_starts(norm: nn.Module, passing: Any) -> None:
+        given = first_tensor(passing)
+        for label, output in ended.items():
+            if given is output or (given.shape == output.shape and torch.equal(given, output)):
+                found.setdefault(label, LayerCall(norm, runs[norm]))
+        runs[norm] += 1
 
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     with torch.no_grad(), torch.random.fork_rng(), ExitStack() as stack:
         for label, block in blocks.items():
-            stack.enter_context(at_site(block, end_of(label)))
+            stack.enter_context(at_site(block, partial(block_ends, label)))
         for norm in norms:
-            stack.enter_context(at_site(LayerCall(norm, None, "input"), start_of(norm)))
+            stack.enter_context(at_site(LayerCall(norm, None, "input"), partial(norm_starts, norm)))
         run()
     return found
 
 
 def view_of_states(model: nn.Module, label: Label) -> Kind | None:
     """How a block's tokens stand in its output, where that is not (B, T, ...): the model adds places to the text."""
-    kind = getattr(getattr(model, "config", None), "model_type", "")
-    side = str(label).split(".")[0]
+    kind, side = model_type(model), str(label).split(".")[0]
     if kind == "squeezebert":
         return "tokens in the last dimension"
     padded = kind == "longformer" or (kind == "led" and side == "encoder")  # to whole windows of attention
@@ -321,7 +344,7 @@ def view_of_states(model: nn.Module, label: Label) -> Kind | None:
 
 def pads_to_windows(model: nn.Module) -> bool:
     """Whether the model pads the text to whole windows of attention before it embeds it."""
-    return getattr(getattr(model, "config", None), "model_type", "") in ("longformer", "led")
+    return model_type(model) in ("longformer", "led")
 
 
 def _around_the_embedding(stack: nn.Module) -> Iterator[nn.Module]:
@@ -338,10 +361,9 @@ def _around_the_embedding(stack: nn.Module) -> Iterator[nn.Module]:
 
 def keeps_padding_out(model: nn.Module) -> bool:
     """Whether texts of different lengths may share a batch: FNet mixes all places, ConvBERT convolves over them."""
-    kind = getattr(getattr(model, "config", None), "model_type", "")
     summary = getattr(getattr(model, "sequence_summary", None), "summary_type", "")
     reads_the_end = summary == "last"  # XLNet's classifier takes the last place, be it padding
-    return "attention_mask" in forward_names(model) and kind != "convbert" and not reads_the_end
+    return "attention_mask" in forward_names(model) and model_type(model) != "convbert" and not reads_the_end
 
 
 def attention_heads(model: nn.Module, label: Label) -> int | None:
@@ -361,22 +383,46 @@ def head_site(block: LayerCall) -> LayerCall | None:
     Returns:
         A module's output or its input; None: no such module is known.
     """
-    modules = dict(block.layer.named_modules())
-    sides: tuple[tuple[tuple[str, ...], Literal["output", "input"]], ...] = (
-        (_HEADS_OUT, "output"),
-        (_HEADS_IN, "input"),
-    )
-    for suffixes, side in sides:
-        for name, module in modules.items():
-            if f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes)):
-                return LayerCall(module, block.call, side)
+    found = _part(block, _HEADS_OUT)
+    if found is not None:
+        return found
+    found = _part(block, _HEADS_IN)
+    return None if found is None else replace(found, side="input")
+
+
+def value_site(block: LayerCall) -> tuple[LayerCall, int] | None:
+    """Where a block's self-attention computes its value vectors, and into how many parts that output falls.
+
+    The values are the last part.  None: no such module is known.
+
+    Examples::
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+        >>> site, parts = value_site(LayerCall(BertModel(config).encoder.layer[0]))
+        >>> site.layer, parts
+        (Linear(in_features=4, out_features=4, bias=True), 1)
+    """
+    for names, parts in ((_VALUES, 1), (_VALUES_LAST, 3)):
+        found = _part(block, names)
+        if found is not None:
+            return found, parts
     return None
+
+
+def _part(block: LayerCall, names: Sequence[str]) -> LayerCall | None:
+    """The first module of a block whose dotted name ends with one of these; None: there is none."""
+    ends = tuple(f".{name}" for name in names)
+    modules = (module for name, module in block.layer.named_modules() if f".{name}".endswith(ends))
+    found = next(modules, None)
+    return None if found is None else LayerCall(found, block.call)
 
 
 def heads_width(site: LayerCall) -> int | None:
     """Width of all heads of a site together: what the projection after attention takes in."""
-    if site.side == "output":
-        return _values_out(site.layer)
+    if site.side == "output":  # as wide as the values
+        values = (getattr(site.layer, name, None) for name in ("value", "value_proj", "v_proj"))
+        widths = (getattr(each, "out_features", None) for each in values)
+        return next((width for width in widths if isinstance(width, int)), None)
     weight = getattr(site.layer, "weight", None)
     if weight is None or weight.ndim != 2:
         return None
@@ -384,10 +430,132 @@ def heads_width(site: LayerCall) -> int | None:
     return int(weight.shape[0 if transposed else 1])
 
 
-def _values_out(attention: nn.Module) -> int | None:
-    """Width of the values, which is that of what attention gives out."""
-    for name in ("value", "value_proj", "v_proj"):
-        features = getattr(getattr(attention, name, None), "out_features", None)
-        if isinstance(features, int):
-            return features
-    return None
+# Models that come wrapped (a pipeline, DataParallel, PEFT), and the model of transformers inside
+
+# Of PEFT's ways to learn virtual tokens: those that put them into the text, and those that leave it as long as it is.
+_IN_THE_TEXT = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT")
+_BESIDE_THE_TEXT = ("PREFIX_TUNING", "CARTRIDGE")
+
+
+def unwrapped(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
+    """A model as it is run, and its tokenizer: the given one, or what a wrapper has.
+
+    A pipeline, a CrossEncoder, DataParallel, a compiled model and a PEFT model whose adapters lie inside the
+    base model (LoRA, merged or not) are taken off; PEFT's prompts stay, as they are no part of the base model.
+
+    Raises:
+        TypeError: a wrapper whose answer is not its model's.
+    """
+    inner = _inside(model)
+    while inner is not None:
+        tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+        model, inner = inner, _inside(inner)
+    return model, tokenizer
+
+
+def _inside(model: Any) -> Any:
+    """What the outermost wrapper holds; None: there is none."""
+    names = {kind.__name__ for kind in type(model).__mro__}
+    if "SentenceTransformer" in names:
+        raise TypeError(
+            f"model is a {type(model).__name__}, which pools and scales what its model gives: a model of transformers "
+            "is needed; give model[0].auto_model with model.tokenizer to look at its layers"
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    if "OptimizedModule" in names:
+        return model._orig_mod
+    if names & {"Pipeline", "CrossEncoder"}:
+        return model.model
+    if not _is_peft(model) or prompt_of(model) is not None:
+        return None
+    if type(model.base_model).__name__ == "XLoraModel":
+        raise TypeError(
+            f"model is a {type(model).__name__} of X-LoRA, which runs its base model twice: a model that runs once is "
+            "needed; give one of its adapters"
+        )
+    return model.get_base_model()
+
+
+def _is_peft(model: Any) -> bool:
+    return isinstance(model, nn.Module) and hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def prompt_of(model: Any) -> Any:
+    """The configuration of the virtual tokens that PEFT puts around a model; None: there are none."""
+    if not _is_peft(model) or not hasattr(model, "active_peft_config"):
+        return None
+    config = model.active_peft_config
+    return config if getattr(config, "is_prompt_learning", False) else None
+
+
+def base_of(model: Any) -> Any:
+    """The model of transformers inside a PEFT model, or the model itself."""
+    return model if prompt_of(model) is None else model.get_base_model()
+
+
+def virtual_tokens(model: Any) -> dict[Axis, int]:
+    """How many places before the first token the states of a prompt-tuned model have, on each axis.
+
+    Raises:
+        ValueError: virtual tokens of an unknown kind.
+    """
+    config = prompt_of(model)
+    kind = None if config is None else str(getattr(config.peft_type, "value", config.peft_type))
+    if kind is None or kind in _BESIDE_THE_TEXT:
+        return {"input": 0, "decoder": 0}
+    if kind not in _IN_THE_TEXT:
+        raise ValueError(
+            f"{type(model).__name__} learns virtual tokens by {kind}, and where they stand is known of "
+            f"{', '.join(_IN_THE_TEXT + _BESIDE_THE_TEXT)} only; give the base model"
+        )
+    count = int(config.num_virtual_tokens)
+    in_decoder = config.num_transformer_submodules == 2 and kind not in ("PROMPT_TUNING", "P_TUNING")
+    return {"input": count, "decoder": count if in_decoder else 0}
+
+
+def names_kept(model: Any) -> set[str]:
+    """Which further arguments of its base model a model with virtual tokens hands on: it sets positions itself."""
+    classes = ("ForSequenceClassification", "ForTokenClassification")
+    return {"decoder_input_ids"} | ({"token_type_ids"} if type(model).__name__.endswith(classes) else set())
+
+
+def adapter_name(model: Any) -> str:
+    """The kind of PEFT's adapter, to stand after the name of its base model; "" of other models."""
+    if not _is_peft(model):
+        return ""
+    kinds = {
+        str(getattr(config.peft_type, "value", config.peft_type)) for config in model.peft_config.values()
+    }
+    return f" ({', '.join(sorted(kinds))})"
+
+
+def name_of(model: Any) -> str:
+    """The id of a model, the name of its folder (not where that is), or its class."""
+    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def check_parts(model: Any, tokenizer: Any) -> None:
+    """Refuse what is no model or tokenizer of transformers."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"model is a {type(model).__name__}: it must be a model of transformers, as huggingface.load "
+            "gives; a plain PyTorch module comes in as PlainModel(module, tokenizer, embedding)"
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}: it must be a tokenizer of transformers; wrap a tokenizers one "
+            "as PreTrainedTokenizerFast(tokenizer_object=tokenizer)"
+        )
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu":
+            raise ValueError(
+                f"{type(model).__name__} has 4-bit weights that bitsandbytes packs on a CPU for a kernel without "
+                "gradients; load it with huggingface.load(..., load_in='4bit')"
+            )
+    if any(type(module).__name__ == "ModernBertUnpaddedRotaryEmbedding" for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} with flash attention joins the texts of a batch into one row: the batch dimension "
+            "must stay; load it with attn_implementation='sdpa', or use transformers 5"
+        )

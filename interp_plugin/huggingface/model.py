@@ -10,21 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from interp_plugin.huggingface import architectures, outputs, wrappers
-from interp_plugin.huggingface import outputs as attention
-from interp_plugin.huggingface.architectures import EmbeddingView, Kind, View, showing, token_limit
-from interp_plugin.huggingface.tokenization import (
-    Encoder,
-    Labels,
-    Reading,
-    Vocabulary,
-    asked_answer,
-    label_names,
-    likeliest,
-    listed,
-    name_of_answer,
-    with_choices,
-)
+from interp_plugin.huggingface import architectures, outputs
+from interp_plugin.huggingface.architectures import EmbeddingView, Kind, View, showing
+from interp_plugin.huggingface.outputs import Labels, Vocabulary, label_names, likeliest, listed, with_choices
+from interp_plugin.huggingface.tokenization import Encoder, Reading
 from interp_plugin.method.perturbation import LayerCall, device_of
 from interp_plugin.text.models import (
     HIDDEN,
@@ -92,6 +81,7 @@ class HuggingFaceModel:
             so that noise would be measured by it alone.  Of a post-norm model (BERT) it is the block's output.
             "hidden_states.1" and so on are the blocks' own outputs, of every model.
         axis: which tokens dimension 1 of a layer's output (and of "output") runs over.
+        module: the model.
         task: what a call returns (below).
         name: the model's name or path; its class where it has none.
 
@@ -118,14 +108,15 @@ class HuggingFaceModel:
     """The state of every layer has the tokens of its axis, and no other places, in dimension 1."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        name = wrappers.adapter_name(model)
-        model, tokenizer = wrappers.unwrapped(model, tokenizer)
-        wrappers.check_parts(model, tokenizer)
+        name = architectures.adapter_name(model)
+        model, tokenizer = architectures.unwrapped(model, tokenizer)
+        architectures.check_parts(model, tokenizer)
         self.model = model
+        self.module: nn.Module = model
         self.tokenizer = tokenizer
-        self._base: PreTrainedModel = wrappers.base_of(model)
-        self._virtual = wrappers.virtual_tokens(model)
-        self.name = wrappers.name_of(model) + name
+        self._base: PreTrainedModel = architectures.base_of(model)
+        self._virtual = architectures.virtual_tokens(model)
+        self.name = architectures.name_of(model) + name
         self._has_decoder = architectures.is_encoder_decoder(self._base)
         self._offset = architectures.padding_offset(self._base)
         self._views: dict[LayerCall, View | EmbeddingView] = {}
@@ -176,12 +167,6 @@ class HuggingFaceModel:
         return device_of(self.embedding.layer)
 
     @property
-    def module(self) -> nn.Module:
-        """The model."""
-        module: nn.Module = self.model
-        return module
-
-    @property
     def vocabulary(self) -> int:
         """Scores of a language model for each place; 0 of others."""
         return self._vocabulary().size if self.task == "next token" else 0
@@ -208,7 +193,9 @@ class HuggingFaceModel:
     @property
     def limit(self) -> int:
         """The most tokens, special ones included."""
-        return token_limit(self._base, self.tokenizer) - wrappers.uses_room(self.model)
+        prompt = architectures.prompt_of(self.model)  # whose virtual tokens take places, too
+        limit = architectures.token_limit(self._base, self.tokenizer)
+        return limit if prompt is None else limit - int(prompt.num_virtual_tokens)
 
     def encode(
         self, text: Source, pair: Second = None, *, target: Target = None, truncation: bool = False
@@ -234,11 +221,8 @@ class HuggingFaceModel:
             ValueError: nothing but special tokens; longer than the model takes; a target that is not
                 there; ids that the model has no embedding for.
         """
-        has_choices = (
-            self.task == "sequence classes"
-            and isinstance(pair, (list, tuple))
-            and not isinstance(pair, Words)
-        )
+        is_list = isinstance(pair, (list, tuple)) and not isinstance(pair, Words)
+        has_choices = is_list and self.task == "sequence classes"
         if self._head.reads == "choices" and not has_choices:
             raise ValueError(
                 f"{self.name} chooses among several second texts; give (text, [choice, choice, ...]), on the command "
@@ -250,19 +234,16 @@ class HuggingFaceModel:
             )
         read = self._encoder()
         if has_choices:
-            choices = self._checked_choices(cast(Sequence[str], pair))
+            choices = cast(Sequence[str], pair)
+            if not choices:
+                raise ValueError("there are 0 choices; give one or more")
+            if self._head.reads != "choices":
+                outputs.entailment(self.model.config)
             return with_choices([read(text, choice, None, truncation) for choice in choices], choices)
         second = cast("str | None", pair)
         if self.task == "answer span":
-            return asked_answer(read(text, second, None, truncation), target)
+            return outputs.asked_answer(read(text, second, None, truncation), target)
         return read(text, second, target, truncation)
-
-    def _checked_choices(self, choices: Sequence[str]) -> Sequence[str]:
-        if not choices:
-            raise ValueError("there are 0 choices; give one or more")
-        if self._head.reads != "choices":
-            outputs.entailment(self.model.config)
-        return choices
 
     def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
         """A text with what follows it, and one text for each token of that, as its target."""
@@ -306,7 +287,9 @@ class HuggingFaceModel:
         for name in names:
             if all(name in encoding.extra for encoding in encodings):
                 fill = pad if name == "decoder_input_ids" else 0
-                columns[name] = self._padded([encoding.extra[name] for encoding in encodings], fill)
+                rows = [encoding.extra[name] for encoding in encodings]
+                architectures.check_rows(self._base, name, rows)
+                columns[name] = self._padded(rows, fill)
         return tuple(columns[name] for name in names), mask.bool()
 
     def _collated_choices(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -372,12 +355,12 @@ class HuggingFaceModel:
         Raises:
             ValueError: an encoder-decoder, a model with virtual tokens, or one that gives no weights out.
         """
-        if wrappers.prompt_of(self.model) is not None:
+        if architectures.prompt_of(self.model) is not None:
             raise ValueError(
                 f"{self.name} attends to the virtual tokens of {type(self.model).__name__} too, which are no tokens of "
                 "the text; use another method"
             )
-        return attention.attention_weights(self.model, self._named(arguments))
+        return outputs.attention_weights(self.model, self._named(arguments))
 
     def value_site(self, label: Label) -> tuple[LayerCall, int] | None:
         """Where a layer's self-attention computes its value vectors, (B, T, parts * width), the last part.
@@ -386,7 +369,7 @@ class HuggingFaceModel:
             The site and the number of parts (3 where queries and keys stand before them); None where it is not known.
         """
         block = self._block(label)
-        return None if self._kind(label) else attention.value_site(block)
+        return None if self._kind(label) else architectures.value_site(block)
 
     def class_index(self, target: int | str) -> int:
         """Index of a class given by its label or index; of a token, for models whose classes are tokens.
@@ -416,16 +399,12 @@ class HuggingFaceModel:
         Returns:
             None where there is no one answer: a regression head, classes for every token, a bare model.
         """
-        if self._head.names and self.task == "sequence classes":
+        is_one_of = self.task in ("sequence classes", "next token") and logits.ndim == 1 and len(logits) > 1
+        if not is_one_of or getattr(self.model.config, "problem_type", None) == "regression":
+            return None
+        if self.task == "next token" or self._head.names:
             index, probability = likeliest(logits)
             return self.class_name(index), probability
-        if self.task not in ("sequence classes", "next token") or logits.ndim != 1 or len(logits) < 2:
-            return None
-        if self.task == "next token":
-            index, probability = likeliest(logits)
-            return self.class_name(index), probability
-        if getattr(self.model.config, "problem_type", None) == "regression":
-            return None
         return predicted_class(self.model, logits)
 
     def head_site(self, label: Label) -> tuple[LayerCall, int, int] | None:
@@ -444,7 +423,7 @@ class HuggingFaceModel:
     def target_name(self, encoding: Encoding) -> str:
         """The tokens that are asked for, as text."""
         if self.task == "answer span":
-            return name_of_answer(encoding)
+            return outputs.name_of_answer(encoding)
         return str(self.tokenizer.decode(list(encoding.target)))
 
     def _named(self, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -541,7 +520,7 @@ class HuggingFaceModel:
     def _argument_names(self) -> tuple[str, ...]:
         taken = architectures.forward_names(self._base)
         if self._base is not self.model:
-            taken &= wrappers.names_kept(self.model)
+            taken &= architectures.names_kept(self.model)
         names = ["input_ids", "attention_mask"]
         types = getattr(architectures.text_config(self._base), "type_vocab_size", 0) or 0
         given = "token_type_ids" in self.tokenizer.model_input_names

@@ -5,18 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from interp_plugin.huggingface.architectures import forward_names, is_encoder_decoder
-from interp_plugin.huggingface.tokenization import label_names, listed
-from interp_plugin.method.perturbation import LayerCall, at_site, uncompiled
-from interp_plugin.text.models import Task
+from interp_plugin.huggingface.tokenization import Pieces, overlapping, readable, split
+from interp_plugin.method.perturbation import at_site, uncompiled
+from interp_plugin.text.models import EACH, Encoding, Task, as_int, shown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Head(NamedTuple):
@@ -100,14 +101,9 @@ def _shape_of_logits(model: nn.Module, names: Sequence[str], device: torch.devic
                 logits = getattr(run(model, inputs), "logits", None)
         except (TypeError, ValueError, RuntimeError, IndexError):
             return ()  # a head for other inputs: the caller says so
-        shapes.add(_shape_for_one_token(logits, length) if isinstance(logits, Tensor) else ())
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else ()
+        shapes.add((shape[0], shape[1] // length, shape[2]) if len(shape) == 3 else shape)
     return shapes.pop() if len(shapes) == 1 else ()
-
-
-def _shape_for_one_token(logits: Tensor, length: int) -> tuple[int, ...]:
-    """Shape of logits (B, C), or of (B, T, C) with T = 1."""
-    shape = tuple(logits.shape)
-    return (shape[0], shape[1] // length, shape[2]) if len(shape) == 3 else shape
 
 
 def answer(
@@ -148,13 +144,39 @@ def answer_of_choices(
     """
     rows = {name: value.unflatten(1, (count, -1)).flatten(0, 1) for name, value in inputs.items()}
     if head.reads == "choices":  # one choice a row: none looks at another
-        rows.pop(
-            "position_ids", None
-        )  # DistilBERT takes them of single sequences only; they count from 0 by themselves
+        # DistilBERT takes these of single sequences only; they count from 0 by themselves
+        rows.pop("position_ids", None)
         rows = {name: value.unsqueeze(1) for name, value in rows.items()}
         return answer(model, base, head.task, rows).reshape(-1, count)
     scores = answer(model, base, head.task, rows)  # (B * count, C)
     return scores[:, entailment(model.config)].reshape(-1, count)
+
+
+def with_choices(read: Sequence[Encoding], choices: Sequence[str]) -> Encoding:
+    """A text that is read with several choices in turn, as one; the choices stand in its pair, a line each.
+
+    Args:
+        read: the text with each of them as its pair.
+        choices: as the pairs of these.
+    """
+
+    def all_of(name: str) -> tuple[Any, ...]:
+        return tuple(value for encoding in read for value in getattr(encoding, name))
+
+    starts = [sum(len(choice) + 1 for choice in choices[:number]) for number in range(len(choices))]
+    offsets = tuple(
+        (1, span[1] + start, span[2] + start) if span and span[0] else span
+        for encoding, start in zip(read, starts)
+        for span in encoding.offsets
+    )
+    extra = {
+        name: tuple(value for encoding in read for value in encoding.extra[name]) for name in read[0].extra
+    }
+    extra["choice"] = tuple(number for number, encoding in enumerate(read) for _ in encoding.ids)
+    return replace(
+        read[0], pair="\n".join(choices), tokens=all_of("tokens"), offsets=offsets, ids=all_of("ids"),
+        extra=extra, choices=tuple(choices),
+    )  # fmt: skip
 
 
 def entailment(config: Any) -> int:
@@ -215,13 +237,190 @@ def run(module: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Any:
     return module(**inputs, **options)
 
 
-# Where a block's self-attention computes its values: the whole output of these modules, ...
-_VALUES = (
-    "attention.self.value", "attention.self.value_proj", "attention.value", "attention.v_lin", "self_attn.v_proj",
-    "SelfAttention.v",
-)  # fmt: skip
-# ... or the last third of these.
-_VALUES_LAST = ("attn.c_attn", "attn.Wqkv")
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a classifier.
+
+    Examples::
+        >>> labels = Labels(("negative", "positive"))
+        >>> labels.index("Positive"), labels.name(0)
+        (1, 'negative')
+    """
+
+    names: tuple[str, ...]
+
+    def index(self, target: int | str) -> int:
+        """Index of a label; of an index, itself, if there is such a class."""
+        target = checked_class(target)
+        if isinstance(target, int):
+            found = [target] if 0 <= target < len(self.names) else []
+        else:
+            found = [i for i, name in enumerate(self.names) if name == target] or [
+                i for i, name in enumerate(self.names) if name.casefold() == target.casefold()
+            ]
+        if len(found) != 1:
+            raise ValueError(
+                f"target {target!r} is no class of the model: it has {listed(self.names)}; choose a label or its index"
+            )
+        return found[0]
+
+    def name(self, index: int) -> str:
+        """The label."""
+        return self.names[self.index(index)]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that a language model chooses from.
+
+    Args:
+        size: how many ids the model has.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    size: int
+
+    def index(self, target: int | str) -> int:
+        """Id of a string that is one token; of an id, itself, if there is such a token."""
+        target = checked_class(target)
+        if isinstance(target, str):
+            return self._id(target)
+        if not 0 <= target < self.size:
+            raise ValueError(
+                f"target {target} is no token id: the model has ids 0 to {self.size - 1}; choose one of them"
+            )
+        return target
+
+    def name(self, index: int) -> str:
+        """The token, readable."""
+        pieces = Pieces((self.index(index),), ((0, 0, 0),))
+        return readable(self.tokenizer, pieces, ("", None))[0]
+
+    def _id(self, target: str) -> int:
+        ids = split(self.tokenizer, target, special=False).ids
+        if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id:
+            return ids[0]
+        written = self.tokenizer.get_vocab().get(target)
+        if written is None:
+            raise ValueError(
+                f"target {target!r} is {len(ids)} tokens, or unknown: it must be one token of the vocabulary; give a "
+                "shorter string or a token id"
+            )
+        return int(written)
+
+
+def checked_class(target: Any) -> int | str:
+    """``target`` if it names a class; a number of NumPy or torch as an int."""
+    target = as_int(target)
+    if isinstance(target, bool) or not isinstance(target, (int, str)):
+        raise TypeError(
+            f"target is a {type(target).__name__}: it must be a label or an index; give one of them"
+        )
+    return target
+
+
+def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
+    """Names of at least ``count`` classes; a class that the configuration does not name is "LABEL_" and its number.
+
+    Args:
+        config: has ``id2label``, number -> name; numbers may be strings, as in JSON.
+
+    Raises:
+        ValueError: a key that is no number.
+
+    Examples::
+        >>> from types import SimpleNamespace
+        >>> label_names(SimpleNamespace(id2label={"1": "good"}), 3)
+        ('LABEL_0', 'good', 'LABEL_2')
+    """
+    given = getattr(config, "id2label", None) or {}
+    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+    try:
+        names = {int(number): str(name) for number, name in pairs}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"config.id2label is {given!r}: its keys must be the numbers of the classes; turn it round if names and "
+            "numbers are swapped"
+        ) from error
+    count = max([count, *(number + 1 for number in names)])
+    return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
+
+
+def listed(names: Sequence[int | str], most: int = 20) -> str:
+    """The names in one line, the first ``most`` of them."""
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+
+
+def likeliest(logits: Tensor, exclusive: bool = True) -> tuple[int, float]:
+    """Index and probability of the largest of the logits, (C,); not ``exclusive``: each has its own probability.
+
+    Examples::
+        >>> import torch
+        >>> likeliest(torch.tensor([1.0, 4.0]).log())
+        (1, 0.800000011920929)
+    """
+    scores = logits.detach().float()
+    probability, index = (scores.softmax(-1) if exclusive else scores.sigmoid()).max(-1)
+    return int(index), float(probability)
+
+
+ENDS = {None: (0, 1), "start": (0,), "end": (1,), "both": (0, 1), EACH: (0, 1)}
+
+
+def asked_answer(encoding: Encoding, target: Any) -> Encoding:
+    """A text whose answer is a span of it (of its pair, where there is one), asked for the ends of that.
+
+    Args:
+        encoding: of a context, or of a question and a context.
+        target: "start", "end", "both" or None, which is both, of the model's own answer, found later; or a pair of one
+            of these and an answer: a string, whose first place is meant, or characters (start, stop) of the context.
+
+    Raises:
+        ValueError: another target, or an answer that is not there.
+
+    Examples::
+        >>> context = Encoding("who", "a b", ("who", "a", "b"), ((0, 0, 3), (1, 0, 1), (1, 2, 3)), (5, 6, 7))
+        >>> asked_answer(context, ("end", "b")).target, asked_answer(context, "start").target_positions
+        ((2,), (0,))
+    """
+    which, answer = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
+    if not isinstance(which, str | None) or which not in ENDS:
+        raise ValueError(
+            f"target {target!r} is no end of an answer: choose 'start', 'end' or 'both', or give a pair of one of them "
+            "and the answer"
+        )
+    if answer is None:
+        return replace(encoding, target_positions=ENDS[which])
+    segment, context = (0, encoding.text) if encoding.pair is None else (1, encoding.pair)
+    match answer:
+        case str():
+            start = context.find(answer)
+            stop = start + len(answer)
+        case (int() as start, int() as stop):
+            pass
+        case _:
+            raise ValueError(
+                f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text"
+            )
+    pieces = Pieces(encoding.ids, tuple(s if s and s[0] == segment else None for s in encoding.offsets))
+    tokens = overlapping(pieces, start, stop) if 0 <= start < stop <= len(context) else []
+    if not tokens:
+        raise ValueError(f"the answer {answer!r} is not in the text {shown(context)}; give one that is")
+    span = (tokens[0], tokens[-1])
+    return replace(encoding, target=tuple(span[end] for end in ENDS[which]), target_positions=ENDS[which])
+
+
+def name_of_answer(encoding: Encoding) -> str:
+    """The answer that is asked for, or the token at which it starts or ends."""
+    if len(encoding.target) == 1:
+        return f"{('start', 'end')[encoding.target_positions[0]]} at {encoding.tokens[encoding.target[0]]!r}"
+    first, last = (encoding.offsets[token] for token in encoding.target)
+    if first is None or last is None or first[0] != last[0]:
+        return " ".join(encoding.tokens[token] for token in encoding.target)
+    return (encoding.text, encoding.pair or "")[first[0]][first[1] : last[2]].strip()
+
+
 _ONE_AT_A_TIME = threading.Lock()  # two that switch the model at once could leave it so
 _HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has its recording hooks
 
@@ -244,25 +443,6 @@ def attention_weights(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> t
             f"{type(model).__name__} gives no attention weights out (output_attentions); use another method"
         )
     return tuple(weights.float() for weights in found)
-
-
-def value_site(block: LayerCall) -> tuple[LayerCall, int] | None:
-    """Where a block's self-attention computes its value vectors, and into how many parts that output falls.
-
-    The values are the last part.  None: no such module is known.
-
-    Examples::
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-        >>> site, parts = value_site(LayerCall(BertModel(config).encoder.layer[0]))
-        >>> site.layer, parts
-        (Linear(in_features=4, out_features=4, bias=True), 1)
-    """
-    for suffixes, parts in ((_VALUES, 1), (_VALUES_LAST, 3)):
-        for name, module in block.layer.named_modules():
-            if f".{name}".endswith(tuple(f".{suffix}" for suffix in suffixes)):
-                return LayerCall(module, block.call), parts
-    return None
 
 
 @contextmanager

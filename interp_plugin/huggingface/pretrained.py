@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from os import PathLike, fspath
 from pathlib import Path
@@ -18,8 +19,7 @@ from interp_plugin import optional
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER = "adapter_config.json"
 # The class of the base model by what the adapter was trained for; a bare model for anything else.
 _CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -27,110 +27,10 @@ _CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
-
-
-class UntrainedError(ValueError):
-    """Weights are missing that transformers would fill with random numbers."""
-
-
-def adapter_of(name: str, revision: str | None = None) -> dict[str, Any] | None:
-    """What an adapter says of itself; None: there is no adapter of that name.
-
-    Args:
-        name: a folder, or a Hugging Face id that is cached or within reach.
-    """
-    if Path(name).is_dir():
-        path: Any = Path(name, CONFIG)
-        path = path if path.is_file() else None
-    else:
-        from transformers.utils import find_adapter_config_file
-
-        try:
-            path = find_adapter_config_file(name, revision=revision)
-        except (OSError, ValueError):  # no such id: it is no model either, and the caller says so
-            path = None
-    return None if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
-
-
-def base_path(name: str, adapter: dict[str, Any]) -> str:
-    """Where the adapter's base model is: as written, or beside the adapter if it is a relative path.
-
-    Raises:
-        ValueError: the adapter does not say.
-    """
-    base = adapter.get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{CONFIG} of {name!r} names no base_model_name_or_path; write it there")
-    beside = Path(name, base)
-    return str(beside) if not Path(base).is_dir() and beside.is_dir() else str(base)
-
-
-def load_adapter(
-    name: str, adapter: dict[str, Any], options: dict[str, Any], revision: str | None = None
-) -> Any:
-    """The base model with the adapter on it.
-
-    Args:
-        options: of the base model's ``from_pretrained``, ``trust_remote_code`` among them.
-        revision: of the adapter.
-
-    Raises:
-        ValueError: there are no such weights, or neither base model nor adapter has those of the head.
-        ImportError: PEFT is not installed.
-    """
-    try:
-        from peft import PeftModel
-        from peft.utils import load_peft_weights
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} holds an adapter, and PEFT, which reads it, is not installed: pip install peft"
-        ) from error
-    import transformers
-
-    weights = load_peft_weights(name, device="cpu", revision=revision)
-    kind = _CLASSES.get(str(adapter.get("task_type")), "AutoModel")
-    base = base_path(name, adapter)
-    classes = _count_of_classes(weights) if kind.endswith("Classification") else None
-    settings = transformers.AutoConfig.from_pretrained(
-        base, revision=adapter.get("revision"), trust_remote_code=options["trust_remote_code"]
-    )
-    if classes is not None and classes != settings.num_labels:
-        settings.num_labels = classes
-    model, report = getattr(transformers, kind).from_pretrained(
-        base, config=settings, output_loading_info=True, revision=adapter.get("revision"), **options,
-        **({"ignore_mismatched_sizes": True} if classes is not None else {}),
-    )  # fmt: skip
-    _check_head(name, [*report["missing_keys"], *_mismatched(report)], weights)
-    return PeftModel.from_pretrained(model, name, revision=revision)
-
-
-def _mismatched(report: dict[str, Any]) -> list[str]:
-    """Weights of the base model that were left out, as they are of another number of classes."""
-    return [key if isinstance(key, str) else key[0] for key in report.get("mismatched_keys", ())]
-
-
-def _count_of_classes(weights: dict[str, Any]) -> int | None:
-    """How many classes the head that was saved with the adapter tells apart; None: there is none."""
-    ends = (
-        "score.weight",
-        "classifier.weight",
-        "classifier.out_proj.weight",
-        "classification_head.out_proj.weight",
-    )
-    return next((len(value) for key, value in weights.items() if key.endswith(ends)), None)
-
-
-def _check_head(name: str, missing: list[str], weights: dict[str, Any]) -> None:
-    """The head's weights must have been trained: transformers fills in random ones."""
-    lost = [
-        key for key in missing if "pooler." not in key and not any(saved.endswith(key) for saved in weights)
-    ]
-    if lost:
-        raise UntrainedError(
-            f"adapter {name!r} and its base model have no weights for {', '.join(sorted(lost)[:3])}: they must be "
-            "trained whole; save the adapter with modules_to_save, or give another"
-        )
-
+# The end of the name of a classifier's weights, which an adapter saves with its own.
+_HEADS = (
+    "score.weight", "classifier.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight",
+)  # fmt: skip
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LoadIn = Literal["8bit", "4bit"]
@@ -140,11 +40,11 @@ PLACEMENTS = (
     "balanced_low_0",
     "sequential",
 )  # of accelerate, over all devices that there are
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
+
+
+class UntrainedError(ValueError):
+    """Weights are missing that transformers would fill with random numbers."""
 
 
 def default_model_path() -> Path:
@@ -191,9 +91,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(repr, DTYPES))}")
-    spread = _spread(device, dtype, device_map, load_in)
-    if device is not None:
-        _check_device(device)
+    _check_places(device, device_map, load_in)
     if dtype == "float16" and _is_on_cpu(device, device_map):
         warnings.warn(
             "float16 is slow on a CPU, and gradients of its size are lost: the model is run in float32; give "
@@ -201,10 +99,10 @@ def load(
             stacklevel=2,
         )
         dtype = "float32"
-        spread = _spread(device, dtype, device_map, load_in)
+    spread = _spread(device, dtype, device_map, load_in)
     name = fspath(path_or_id)
     try:
-        model, words = _model_and_words(name, tokenizer, dtype, revision, trust_remote_code, spread)
+        model, words = _Saved(name, tokenizer, revision, trust_remote_code, dtype, spread).loaded()
     except UntrainedError:
         raise
     except (OSError, ValueError) as error:
@@ -214,6 +112,7 @@ def load(
                 "and if you trust them give --trust-remote-code (in Python trust_remote_code=True)"
             ) from error
         raise ValueError(f"cannot load model {name!r}: {_why_not(name, tokenizer, error)}") from error
+    _check_parts(device_map, model)
     _check_words(words, model, name if tokenizer is None else fspath(tokenizer))
     if load_in is not None:
         _keep_gradients(model)
@@ -237,30 +136,51 @@ def _check_device(device: str | torch.device) -> None:
         ) from error
 
 
+def _places(device_map: Any) -> list[Any]:
+    """The devices that are named for parts of a model; none where accelerate chooses."""
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    return [place for place in places if place not in (None, *PLACEMENTS, "disk")]
+
+
 def _is_on_cpu(device: Any, device_map: Any) -> bool:
-    if device_map is not None and device_map not in PLACEMENTS:
-        places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
-        return all(str(place) in ("cpu", "disk") for place in places)
+    if isinstance(device_map, Mapping) or device_map not in (None, *PLACEMENTS):
+        return all(str(place) == "cpu" for place in _places(device_map))
     return not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
 
 
-def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> dict[str, Any]:
-    """Options of ``from_pretrained`` for a model on several devices, or in fewer bits; empty for others."""
+def _check_places(device: Any, device_map: Any, load_in: str | None) -> None:
+    """See that a model can be where it is wanted."""
     if load_in not in (None, *get_args(LoadIn)):
         raise ValueError(f"load_in is {load_in!r}; choose '8bit' or '4bit', or None for whole weights")
-    if device_map is None and load_in is None:
-        return {}
     if device_map is not None and device is not None:
         raise ValueError(
             f"device is {str(device)!r} and device_map {device_map!r}: both say where the model goes; give one"
         )
-    for place in device_map.values() if isinstance(device_map, Mapping) else [device_map]:
-        if place is not None and place not in (*PLACEMENTS, "disk"):
-            _check_device(place)
     if device_map == {}:
         raise ValueError(
             "device_map is {}; give 'auto', or the device of each module by its name ('' is all of it)"
         )
+    for place in _places(device_map) if device is None else [device]:
+        _check_device(place)
+
+
+def _check_parts(device_map: Any, model: Any) -> None:
+    """A part that a device is given for must be there: accelerate passes over others."""
+    if isinstance(device_map, Mapping):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        parts = dict([*base.named_modules(), *base.named_parameters(), *base.named_buffers()])
+        unknown = [name for name in device_map if name not in parts]
+        if unknown:
+            raise ValueError(
+                f"device_map has {', '.join(map(repr, unknown))}, which {type(base).__name__} does not have: its parts "
+                f"are {', '.join(repr(name) for name, _ in base.named_children())}, and theirs by dotted names"
+            )
+
+
+def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> dict[str, Any]:
+    """Options of ``from_pretrained`` for a model on several devices, or in fewer bits; empty for others."""
+    if device_map is None and load_in is None:
+        return {}
     purpose = "device_map" if load_in is None else f"--load-in {load_in} (in Python load_in={load_in!r})"
     optional.load("accelerate", purpose, "large")
     if device_map is None:
@@ -329,75 +249,132 @@ def _check_words(words: Any, model: Any, name: str) -> None:
         )
 
 
-def _model_and_words(
-    name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool, spread: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    """What is under that name: a model, or an adapter on its base model."""
-    is_folder = Path(name).is_dir()
-    adapter = adapter_of(name) if is_folder else None
-    if adapter is None:
+@dataclass(frozen=True)
+class _Saved:
+    """What is loaded, and how: see :func:`load`."""
+
+    name: str
+    tokenizer: str | PathLike[str] | None
+    revision: str | None
+    trust: bool
+    dtype: Dtype
+    spread: Mapping[str, Any]
+
+    def loaded(self) -> tuple[Any, Any]:
+        """What is under that name, a model or an adapter on its base model, and the tokenizer."""
+        if Path(self.name).is_dir():
+            adapter = _adapter_of(self.name, None)
+            return self._whole() if adapter is None else self._adapted(adapter)
         try:
-            return _whole(name, tokenizer, dtype, revision, trust, spread)
+            return self._whole()
         except OSError:  # an id of an adapter has no configuration of a model
-            adapter = None if is_folder else adapter_of(name, revision)
+            adapter = _adapter_of(self.name, self.revision)
             if adapter is None:
                 raise
-    return _adapted(name, adapter, tokenizer, dtype, revision, trust, spread)
+        return self._adapted(adapter)
 
+    def _whole(self) -> tuple[Any, Any]:
+        """A model with all its weights, and its tokenizer."""
+        config = self._config(self.name, self.revision)
+        words = self._words(self.name, self.revision)
+        model, missing = self._model(_class_of(config, self.trust), self.name, self.revision, config)
+        if missing:
+            raise UntrainedError(
+                f"model {self.name!r} has no weights for {', '.join(missing[:3])}: it must be trained whole; "
+                "fine-tune it first or give another model"
+            )
+        return model, words
 
-def _whole(
-    name: str, tokenizer: Any, dtype: Dtype, revision: str | None, trust: bool, spread: Mapping[str, Any]
-) -> tuple[Any, Any]:
-    """A model with all its weights, and its tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer
+    def _adapted(self, adapter: dict[str, Any]) -> tuple[Any, Any]:
+        """The base model with the adapter on it, and the tokenizer of the one or the other."""
+        base, base_revision = _base_of(self.name, adapter), adapter.get("revision")
+        config = self._config(base, base_revision)
+        try:
+            from peft import PeftModel
+            from peft.utils import load_peft_weights
+        except ImportError as error:
+            raise ImportError(
+                f"{self.name!r} holds an adapter, and PEFT, which reads it, is not installed: pip install peft"
+            ) from error
+        import transformers
 
-    # never left to transformers, which asks on standard input, where the texts may come from
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
-    words_from = name if tokenizer is None else tokenizer
-    words = AutoTokenizer.from_pretrained(
-        words_from, revision=revision if tokenizer is None else None, trust_remote_code=trust
-    )
-    model, report = _class_of(config, trust).from_pretrained(
-        name,
-        output_loading_info=True,
-        revision=revision,
-        trust_remote_code=trust,
-        **_options(config, dtype),
-        **spread,
-    )
-    # bare encoders come without a pooler, and their layers need none
-    missing = [key for key in report["missing_keys"] if "pooler." not in key]
-    if missing:
-        raise UntrainedError(
-            f"model {name!r} has no weights for {', '.join(sorted(missing)[:3])}: it must be trained whole; "
-            "fine-tune it first or give another model"
+        weights = load_peft_weights(self.name, device="cpu", revision=self.revision)
+        kind = _CLASSES.get(str(adapter.get("task_type")), "AutoModel")
+        heads = [len(value) for key, value in weights.items() if key.endswith(_HEADS)]
+        has_classes = bool(heads) and kind.endswith("Classification")
+        if has_classes and heads[0] != config.num_labels:  # the head that was saved with the adapter
+            config.num_labels = heads[0]
+        model, missing = self._model(
+            getattr(transformers, kind), base, base_revision, config, ignore_mismatched_sizes=has_classes
         )
-    return model, words
+        lost = [key for key in missing if not any(saved.endswith(key) for saved in weights)]
+        if lost:
+            raise UntrainedError(
+                f"adapter {self.name!r} and its base model have no weights for {', '.join(lost[:3])}: they must be "
+                "trained whole; save the adapter with modules_to_save, or give another"
+            )
+        model = PeftModel.from_pretrained(model, self.name, revision=self.revision)
+        if Path(self.name).is_dir() and not Path(self.name, "tokenizer_config.json").is_file():
+            return model, self._words(base, base_revision)
+        return model, self._words(self.name, self.revision)
+
+    # whether code that comes with it may run is never left to transformers, which asks on standard input
+
+    def _config(self, name: str, revision: str | None) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=self.trust)
+
+    def _words(self, name: str, revision: str | None) -> Any:
+        """The tokenizer: the given one, or what is under that name."""
+        from transformers import AutoTokenizer
+
+        if self.tokenizer is not None:
+            return AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=self.trust)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=self.trust)
+
+    def _model(
+        self, kind: Any, name: str, revision: str | None, config: Any, **options: Any
+    ) -> tuple[Any, list[str]]:
+        """The model, and which of its weights are not there or have another shape."""
+        from transformers import __version__
+
+        version = tuple(int(part) for part in __version__.split(".")[:2])
+        options["dtype" if version >= (4, 56) else "torch_dtype"] = DTYPES[self.dtype]
+        # before transformers 5 flash attention joined a batch into one row
+        if config.model_type == "modernbert":
+            options["attn_implementation"] = "sdpa"
+        model, report = kind.from_pretrained(
+            name, config=config, revision=revision, trust_remote_code=self.trust, output_loading_info=True,
+            **options, **self.spread,
+        )  # fmt: skip
+        others = [key if isinstance(key, str) else key[0] for key in report.get("mismatched_keys", ())]
+        # bare encoders come without a pooler, and their layers need none
+        return model, sorted(key for key in (*report["missing_keys"], *others) if "pooler." not in key)
 
 
-def _adapted(
-    name: str,
-    adapter: dict[str, Any],
-    tokenizer: Any,
-    dtype: Dtype,
-    revision: str | None,
-    trust: bool,
-    spread: Mapping[str, Any],
-) -> tuple[Any, Any]:
-    """An adapter on its base model, and the tokenizer of the one or the other."""
-    from transformers import AutoConfig, AutoTokenizer
+def _adapter_of(name: str, revision: str | None) -> dict[str, Any] | None:
+    """What an adapter says of itself, in a folder or under a Hugging Face id; None: there is none."""
+    path: Any = Path(name, ADAPTER)
+    if not Path(name).is_dir():
+        from transformers.utils import find_adapter_config_file
 
-    base = base_path(name, adapter)
-    config = AutoConfig.from_pretrained(base, revision=adapter.get("revision"), trust_remote_code=trust)
-    options = {"trust_remote_code": trust, **_options(config, dtype), **spread}
-    model = load_adapter(name, adapter, options, revision)
-    if tokenizer is not None:
-        words_from, of = tokenizer, None
-    elif Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
-        words_from, of = base, adapter.get("revision")
-    else:
-        words_from, of = name, revision
-    return model, AutoTokenizer.from_pretrained(words_from, revision=of, trust_remote_code=trust)
+        try:
+            path = find_adapter_config_file(name, revision=revision)
+        except (OSError, ValueError):  # no such id: it is no model either, and the caller says so
+            return None
+    if path is None or not Path(path).is_file():
+        return None
+    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def _base_of(name: str, adapter: dict[str, Any]) -> str:
+    """Where the adapter's base model is: as written, or beside the adapter if it is a relative path."""
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{ADAPTER} of {name!r} names no base_model_name_or_path; write it there")
+    beside = Path(name, base)
+    return str(beside) if not Path(base).is_dir() and beside.is_dir() else str(base)
 
 
 def _class_of(config: Any, trust: bool) -> Any:
@@ -418,16 +395,6 @@ def _class_of(config: Any, trust: bool) -> Any:
         return getattr(transformers, names[0])
     except AttributeError as error:
         raise ValueError(f"transformers has no class {names[0]!r}") from error
-
-
-def _options(config: Any, dtype: Dtype) -> dict[str, Any]:
-    from transformers import __version__
-
-    version = tuple(int(part) for part in __version__.split(".")[:2])
-    options: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": DTYPES[dtype]}
-    if config.model_type == "modernbert":  # before transformers 5 flash attention joined a batch into one row
-        options["attn_implementation"] = "sdpa"
-    return options
 
 
 @contextmanager

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
-import unicodedata
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
-
-from torch import Tensor
+from unicodedata import category, combining, normalize
 
 from interp_plugin.text.models import (
     CHARACTERS,
-    EACH,
     Encoding,
     Offset,
     Source,
@@ -27,6 +24,8 @@ from interp_plugin.text.models import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from interp_plugin.huggingface.outputs import Vocabulary
 
 _BEFORE = ("##", "▁", "Ġ", "@@")  # what WordPiece, SentencePiece, byte-level BPE put before a piece
 _AFTER = ("</w>", "@@")  # and what BPE puts after one
@@ -46,16 +45,16 @@ def align(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
         >>> align("a 😀 film", ["a", "[UNK]", "film"])
         [(0, 1), (1, 1), (4, 8)]
     """
-    folded, sources = _folded(text)
+    pieces = [fold(char) for char in text]
+    folded = "".join(pieces)
+    sources = [index for index, piece in enumerate(pieces) for _ in piece]  # of each folded character
     spans, place, end = [], 0, 0
     for token in tokens:
-        found = _find(folded, token, place)
-        if found is not None:
-            start, place = found
-            first, end = sources[start], sources[place - 1] + 1
-            spans.append((first, end))
-        else:
-            spans.append((end, end))
+        start, stop = _find(folded, token, place) or (0, 0)
+        first = end
+        if stop:
+            first, end, place = sources[start], sources[stop - 1] + 1, stop
+        spans.append((first, end))
     return spans
 
 
@@ -66,41 +65,26 @@ def fold(text: str) -> str:
         >>> fold("Café ﬁn")
         'cafefin'
     """
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(c for c in plain if not (unicodedata.combining(c) or c.isspace() or _is_control(c)))
-
-
-def _is_control(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf")
-
-
-def _folded(text: str) -> tuple[str, list[int]]:
-    """The folded text, and for each of its characters the one of ``text`` that it comes from."""
-    pieces = [fold(char) for char in text]
-    return "".join(pieces), [index for index, piece in enumerate(pieces) for _ in piece]
+    plain = normalize("NFKD", normalize("NFKD", text).casefold())
+    return "".join(c for c in plain if not (combining(c) or c.isspace() or category(c) in ("Cc", "Cf")))
 
 
 def _find(folded: str, token: str, place: int) -> tuple[int, int] | None:
     """The nearest stretch of ``folded`` from ``place`` on that is ``token``, with or without its mark."""
+    forms = [token]
+    forms += [token.removeprefix(mark) for mark in _BEFORE if token.startswith(mark)]
+    forms += [form.removesuffix(mark) for form in forms for mark in _AFTER if form.endswith(mark)]
     hits = [
         (start, start + len(form))
-        for form in map(fold, _forms(token))
+        for form in map(fold, forms)
         if form and (start := folded.find(form, place)) >= 0
     ]
     return min(hits, key=lambda hit: (hit[0], -hit[1]), default=None)
 
 
-def _forms(token: str) -> list[str]:
-    forms = [token]
-    forms += [token.removeprefix(mark) for mark in _BEFORE if token.startswith(mark)]
-    forms += [form.removesuffix(mark) for form in forms for mark in _AFTER if form.endswith(mark)]
-    return forms
-
-
 _ONE_AT_A_TIME = threading.Lock()  # a tokenizer is set anew for each call
-_PRIVATE: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = (
-    weakref.WeakKeyDictionary()
-)  # backends, of what state
+# backends, of what state
+_PRIVATE: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 UNDECODED = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for some of a character's bytes
 
 
@@ -171,15 +155,25 @@ def split(
         special: with the special tokens that the tokenizer adds.
         as_target: as a decoder's text (some translators' tokenizers mark it with another language).
     """
+    texts = (text, pair or "")
     given = {"text_target": text} if as_target else {"text": text, "text_pair": pair}
     if not tokenizer.is_fast:
         return _aligned(tokenizer, given, (text, pair), special)
     encoded = _called(tokenizer, given, add_special_tokens=special, return_offsets_mapping=True)
-    spans = tuple(
-        None if segment is None else _span(segment, offset, len(text if segment == 0 else pair or ""))
-        for segment, offset in zip(encoded.sequence_ids(0), encoded["offset_mapping"], strict=True)
-    )
-    return Pieces(tuple(encoded["input_ids"]), spans, tuple(encoded.get("token_type_ids", ())))
+    return _placed(encoded, lambda segment, word: (segment, 0, len(texts[segment])))
+
+
+def _placed(encoded: Any, part_of: Callable[[int, Any], Offset]) -> Pieces:
+    """The tokens of a fast tokenizer, whose offsets count in a part of a segment: all of it, or one word."""
+    spans: list[Offset | None] = []
+    found = zip(encoded.sequence_ids(0), encoded.word_ids(0), encoded["offset_mapping"], strict=True)
+    for segment, word, (first, last) in found:
+        if segment is None:
+            spans.append(None)
+        else:
+            _, start, stop = part_of(segment, word)
+            spans.append(_span(segment, (start + first, start + last), stop))
+    return Pieces(tuple(encoded["input_ids"]), tuple(spans), tuple(encoded.get("token_type_ids", ())))
 
 
 def split_words(
@@ -194,33 +188,18 @@ def split_words(
     """
     texts = [given for given in (words, pair) if given is not None]
     places = [_places(given, segment) for segment, given in enumerate(texts)]
-    pieces = _cut_words(tokenizer, words, pair, places)
+    if tokenizer.is_fast:
+        given = {"text": list(words), "text_pair": None if pair is None else list(pair)}
+        encoded = _called(tokenizer, given, is_split_into_words=True, return_offsets_mapping=True)
+        pieces = _placed(encoded, lambda segment, word: places[segment][word])
+    else:
+        pieces = split(tokenizer, " ".join(words), None if pair is None else " ".join(pair))
     if len(words) > 1 and not any(map(str.isspace, str(tokenizer.decode(list(pieces.ids))).strip())):
         raise ValueError(
             "the tokenizer reads words that are given one by one without the blanks between them; load it with "
             "add_prefix_space=True, or give the text as one string"
         )
     return pieces, tuple(place for of_text in places for place in of_text)
-
-
-def _cut_words(
-    tokenizer: PreTrainedTokenizerBase, words: Words, pair: Words | None, places: Sequence[Sequence[Offset]]
-) -> Pieces:
-    """The tokens of words; ``places`` has where the words of each text are."""
-    if not tokenizer.is_fast:
-        joined = " ".join(words), None if pair is None else " ".join(pair)
-        return split(tokenizer, *joined)
-    given = {"text": list(words), "text_pair": None if pair is None else list(pair)}
-    encoded = _called(tokenizer, given, is_split_into_words=True, return_offsets_mapping=True)
-    spans: list[Offset | None] = []
-    found = zip(encoded.sequence_ids(0), encoded.word_ids(0), encoded["offset_mapping"], strict=True)
-    for segment, word, (first, last) in found:
-        if segment is None:
-            spans.append(None)
-            continue
-        _, start, stop = places[segment][word]
-        spans.append(_span(segment, (start + first, start + last), stop))
-    return Pieces(tuple(encoded["input_ids"]), tuple(spans), tuple(encoded.get("token_type_ids", ())))
 
 
 def _places(words: Words, segment: int) -> list[Offset]:
@@ -238,9 +217,14 @@ def _places(words: Words, segment: int) -> list[Offset]:
     return places
 
 
+def _marks(tokenizer: PreTrainedTokenizerBase) -> set[Any]:
+    """Ids of the marks of begin, end and padding; None among them, where one is not there."""
+    return {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
+
+
 def _with_marks_apart(tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> Pieces:
     """Marks that a text has itself are special tokens, as in a chat that its template wrote; the first stands once."""
-    marks = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
+    marks = _marks(tokenizer)
     written = [
         span is not None and token in marks for token, span in zip(pieces.ids, pieces.spans, strict=True)
     ]
@@ -331,16 +315,6 @@ def cut(pieces: Pieces, most: int, side: str) -> Pieces:
     return pieces.at(i for i in range(len(pieces)) if i not in dropped)
 
 
-def has_content(tokenizer: PreTrainedTokenizerBase, pieces: Pieces, segment: int = 0) -> bool:
-    """Whether a text has a token that is not just a mark of begin, end or padding."""
-    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
-    marks = {getattr(tokenizer, name, None) for name in names}
-    return any(
-        span is not None and span[0] == segment and token not in marks
-        for token, span in zip(pieces.ids, pieces.spans, strict=True)
-    )
-
-
 def continued(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> tuple[Pieces, Pieces]:
     """The tokens of a text and of what follows it, as they are when both are read as one.
 
@@ -414,7 +388,9 @@ def chat_pieces(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompted
         )
     )
-    contents, place = [], 0
+    pieces = split(tokenizer, text, special=False)
+    parts: list[tuple[int, str] | None] = [None] * len(pieces)
+    place = 0
     for number, message in enumerate(messages):
         content = message["content"].strip()
         start = text.find(content, place)
@@ -423,12 +399,8 @@ def chat_pieces(
                 f"the chat template rewrites message {number}, {shown(content)}; give the text itself"
             )
         place = start + len(content)
-        contents.append((start, place))
-    pieces = split(tokenizer, text, special=False)
-    parts: list[tuple[int, str] | None] = [None] * len(pieces)
-    for number, (start, stop) in enumerate(contents):
-        for token in overlapping(pieces, start, stop) if stop > start else ():
-            parts[token] = (number, messages[number]["role"])
+        for token in overlapping(pieces, start, place) if content else ():
+            parts[token] = (number, message["role"])
     spans = tuple(span if part else None for span, part in zip(pieces.spans, parts))
     return text, Pieces(pieces.ids, spans, pieces.types), tuple(parts)
 
@@ -470,154 +442,10 @@ def _plain(
     ]
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The classes of a classifier.
-
-    Examples::
-        >>> labels = Labels(("negative", "positive"))
-        >>> labels.index("Positive"), labels.name(0)
-        (1, 'negative')
-    """
-
-    names: tuple[str, ...]
-
-    def index(self, target: int | str) -> int:
-        """Index of a label; of an index, itself, if there is such a class."""
-        target = checked_class(target)
-        if isinstance(target, int):
-            found = [target] if 0 <= target < len(self.names) else []
-        else:
-            found = [i for i, name in enumerate(self.names) if name == target] or [
-                i for i, name in enumerate(self.names) if name.casefold() == target.casefold()
-            ]
-        if len(found) != 1:
-            raise ValueError(
-                f"target {target!r} is no class of the model: it has {listed(self.names)}; choose a label or its index"
-            )
-        return found[0]
-
-    def name(self, index: int) -> str:
-        """The label."""
-        return self.names[self.index(index)]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens that a language model chooses from.
-
-    Args:
-        size: how many ids the model has.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    size: int
-
-    def index(self, target: int | str) -> int:
-        """Id of a string that is one token; of an id, itself, if there is such a token."""
-        target = checked_class(target)
-        if isinstance(target, str):
-            return self._id(target)
-        if not 0 <= target < self.size:
-            raise ValueError(
-                f"target {target} is no token id: the model has ids 0 to {self.size - 1}; choose one of them"
-            )
-        return target
-
-    def name(self, index: int) -> str:
-        """The token, readable."""
-        pieces = Pieces((self.index(index),), ((0, 0, 0),))
-        return readable(self.tokenizer, pieces, ("", None))[0]
-
-    def _id(self, target: str) -> int:
-        ids = split(self.tokenizer, target, special=False).ids
-        if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id:
-            return ids[0]
-        written = self.tokenizer.get_vocab().get(target)
-        if written is None:
-            raise ValueError(
-                f"target {target!r} is {len(ids)} tokens, or unknown: it must be one token of the vocabulary; give a "
-                "shorter string or a token id"
-            )
-        return int(written)
-
-
-def checked_class(target: Any) -> int | str:
-    """``target`` if it names a class; a number of NumPy or torch as an int."""
-    target = as_int(target)
-    if isinstance(target, bool) or not isinstance(target, (int, str)):
-        raise TypeError(
-            f"target is a {type(target).__name__}: it must be a label or an index; give one of them"
-        )
-    return target
-
-
-def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
-    """Names of at least ``count`` classes; a class that the configuration does not name is "LABEL_" and its number.
-
-    Args:
-        config: has ``id2label``, number -> name; numbers may be strings, as in JSON.
-
-    Raises:
-        ValueError: a key that is no number.
-
-    Examples::
-        >>> from types import SimpleNamespace
-        >>> label_names(SimpleNamespace(id2label={"1": "good"}), 3)
-        ('LABEL_0', 'good', 'LABEL_2')
-    """
-    given = getattr(config, "id2label", None) or {}
-    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
-    try:
-        names = {int(number): str(name) for number, name in pairs}
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"config.id2label is {given!r}: its keys must be the numbers of the classes; turn it round if names and "
-            "numbers are swapped"
-        ) from error
-    count = max([count, *(number + 1 for number in names)])
-    return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
-
-
-def listed(names: Sequence[int | str], most: int = 20) -> str:
-    """The names in one line, the first ``most`` of them."""
-    shown = ", ".join(map(repr, names[:most]))
-    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
-
-
-def likeliest(logits: Tensor, exclusive: bool = True) -> tuple[int, float]:
-    """Index and probability of the largest of the logits, (C,); not ``exclusive``: each has its own probability.
-
-    Examples::
-        >>> import torch
-        >>> likeliest(torch.tensor([1.0, 4.0]).log())
-        (1, 0.800000011920929)
-    """
-    scores = logits.detach().float()
-    probability, index = (scores.softmax(-1) if exclusive else scores.sigmoid()).max(-1)
-    return int(index), float(probability)
-
-
-PER_TOKEN = (
-    1000  # characters: texts have four, and a word without blanks that no tokenizer knows is one token
-)
+PER_TOKEN = 1000
+"""Characters: texts have four, and a word without blanks that no tokenizer knows is one token."""
 
 Reading = Literal["text", "continuation", "decoder", "echo"]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the output is asked about.
-
-    Args:
-        ids: target ids.
-        positions: where in the output each is predicted.
-        decoder: ids that the decoder reads; None: there is no decoder.
-    """
-
-    ids: tuple[int, ...] = ()
-    positions: tuple[int, ...] = ()
-    decoder: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -648,27 +476,25 @@ class Encoder:
         if isinstance(text, Words):
             return self._of_words(text, pair, target, truncation)
         if is_cut_already(text):
-            if pair is not None:
-                raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
-            return self._cut_already(cast(Sequence[Any], text), target, truncation)
-        text = checked(text)
-        if pair is not None:
-            checked(pair, "pair")
-        # more characters than the tokens that the model takes can stand for: see what it takes to tokenize them
+            return self._cut_already(cast(Sequence[Any], text), pair, target, truncation)
+        return self._of_text(
+            checked(text), None if pair is None else checked(pair, "pair"), target, truncation
+        )
+
+    def _of_text(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
+        """A text or pair, of which no more characters are tokenized than the model's tokens can stand for."""
         most = min(PER_TOKEN * self.limit, CHARACTERS)
         spoken = target[0] if isinstance(target, tuple) and target else target
-        for name, value in (("text", text), ("pair", pair or ""), ("target", spoken)):
+        for name, value in (("text", text), ("pair", pair), ("target", spoken)):
             if isinstance(value, str) and len(value) > most and (name == "target" or not truncation):
                 tokens = f"at most {self.limit} tokens, which are " if most < CHARACTERS else ""
                 raise ValueError(
                     f"{name} has {len(value)} characters: the model takes {tokens}no more than {most}; shorten it"
                     + (", or cut it off with truncation=True" if name != "target" else "")
                 )
-        if max(len(text), len(pair or "")) <= most:
-            return self._encoded(text, pair, target, truncation)
         left = self.tokenizer.truncation_side == "left"
-        place = slice(-most, None) if left else slice(most)
-        found = self._encoded(text[place], None if pair is None else pair[place], target, truncation)
+        part = slice(-most, None) if left else slice(most)
+        found = self._encoded(text[part], None if pair is None else pair[part], target, truncation)
         starts = [max(0, len(value) - most) if left else 0 for value in (text, pair or "")]
         offsets = tuple(
             offset and (offset[0], offset[1] + starts[offset[0]], offset[2] + starts[offset[0]])
@@ -676,13 +502,17 @@ class Encoder:
         )
         return replace(found, text=text, pair=found.pair if pair is None else pair, offsets=offsets)
 
-    def _cut_already(self, source: Sequence[Any], target: Target, truncation: bool) -> Encoding:
+    def _cut_already(
+        self, source: Sequence[Any], pair: str | None, target: Target, truncation: bool
+    ) -> Encoding:
         """Token ids, or the messages of a chat, which their template makes a text of with all its special tokens."""
+        if pair is not None:
+            raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
         parts: tuple[tuple[int, str] | None, ...] = ()
         if isinstance(source[0], Mapping):
             text, pieces, parts = chat_pieces(self.tokenizer, source)
         else:
-            text, pieces = pieces_of_ids(self.tokenizer, [self.vocabulary.index(int(i)) for i in source])
+            text, pieces = self._of_ids(source)
         if truncation and len(pieces) > self.limit:
             raise ValueError(
                 f"the text has {len(pieces)} tokens, and the model takes {self.limit}: token ids and chats are not cut "
@@ -697,41 +527,33 @@ class Encoder:
             raise TypeError(f"pair is {pair!r}, and the text is split into words: it must be a list of words")
         pieces, words = split_words(self.tokenizer, text, pair)
         joined, second = " ".join(text), None if pair is None else " ".join(pair)
-        self._check_content(pieces, joined, second)
-        if self.reading == "continuation":
-            pieces = pieces.without_end()
-        pieces = self._fitted(_with_marks_apart(self.tokenizer, pieces), truncation, self.limit, "text")
+        pieces = self._fitted(self._prepared(pieces, joined, second), truncation, "text")
         return replace(self._encoded(joined, second, target, False, pieces), words=words)
 
     def _encoded(
         self, text: str, pair: str | None, target: Target, truncation: bool, pieces: Pieces | None = None
     ) -> Encoding:
-        """As ``__call__``, of what is short enough to be tokenized, or is cut already."""
-        if self.reading == "decoder":
-            return self._beside(text, pair, target, truncation, pieces)
-        if self.reading == "continuation":
-            if target is None or isinstance(target, int):
-                return self._before_one(text, pair, target, truncation, pieces)
+        """As ``__call__``, of what is short enough to be tokenized, or is cut already into ``pieces``."""
+        is_text = target is not None and not isinstance(target, int)
+        if self.reading == "continuation" and is_text:
             return self._continued(text, pair, target, truncation, pieces)
-        pieces = self._pieces(text, pair, truncation, pieces)
-        return self._encoding(pieces, text, pair, Asked(decoder=self._echo(pieces)))
-
-    def _before_one(
-        self,
-        text: str,
-        pair: str | None,
-        target: int | None,
-        truncation: bool,
-        pieces: Pieces | None = None,
-    ) -> Encoding:
-        """A decoder reads the text, and the next token is asked about."""
-        pieces = self._pieces(text, pair, truncation, pieces)
+        if pieces is None:
+            pieces = self._pieces(text, pair, truncation)
+        else:
+            pieces = self._fitted(pieces, False, "text")
+        if self.reading == "decoder" and is_text:
+            return self._beside(pieces, text, pair, target)
+        if self.reading in ("text", "echo"):
+            return self._encoding(pieces, text, pair, self._echo(pieces))
+        decoder = self.start or None
+        found = self._encoding(pieces, text, pair, decoder)
         if target is None:
-            return self._encoding(pieces, text, pair)
-        return self._encoding(pieces, text, pair, Asked((self.vocabulary.index(target),), (len(pieces) - 1,)))
+            return found
+        place = len(decoder or pieces.ids) - 1
+        return replace(found, target=(self.vocabulary.index(cast(int, target)),), target_positions=(place,))
 
     def _continued(
-        self, text: str, pair: str | None, target: Any, truncation: bool, pieces: Pieces | None = None
+        self, text: str, pair: str | None, target: Any, truncation: bool, pieces: Pieces | None
     ) -> Encoding:
         """A decoder reads text and target as one, but for the last token asked about."""
         continuation, start, stop = checked_target(target)
@@ -742,29 +564,28 @@ class Encoder:
         before, after = self._before_and_after(text, continuation, pieces)
         chosen = self._chosen(after, continuation, start, stop)
         last = chosen[-1]
-        after = self._fitted(after.at(range(last + 1)), False, self.limit, "target")
-        before = self._fitted(before, truncation, self.limit - last, "text before its target")
-        asked = Asked(tuple(after.ids[i] for i in chosen), tuple(len(before) - 1 + i for i in chosen))
-        return self._encoding(before + after.at(range(last)), text, continuation, asked)
+        after = self._fitted(after.at(range(last + 1)), False, "target")
+        before = self._fitted(before, truncation, "text before its target", self.limit - last)
+        whole = self._encoding(before + after.at(range(last)), text, continuation)
+        places = tuple(len(before) - 1 + i for i in chosen)
+        return replace(whole, target=tuple(after.ids[i] for i in chosen), target_positions=places)
 
     def _before_and_after(
         self, text: str, continuation: str | Sequence[int], pieces: Pieces | None
     ) -> tuple[Pieces, Pieces]:
         """The tokens of a text (``pieces``, where it is cut already), and of a string or of ids that follow it."""
         if not isinstance(continuation, str):
-            _, after = pieces_of_ids(self.tokenizer, [self.vocabulary.index(int(i)) for i in continuation])
-            before = pieces or self._pieces(text, None, False)
+            _, after = self._of_ids(continuation)
             spans = tuple(span and (1, *span[1:]) for span in after.spans)
-            return before, replace(after, spans=spans)
-        if pieces is not None:
-            before, after = continued(self.tokenizer, text, continuation)
-            if _with_marks_apart(self.tokenizer, before).ids == pieces.ids:
-                return pieces, after
-            after = split(self.tokenizer, continuation, special=False)
-            return pieces, _moved(after, 0, len(continuation))
-        self._check_content(split(self.tokenizer, text), text, None)
+            return pieces or self._pieces(text, None, False), replace(after, spans=spans)
+        if pieces is None:
+            self._check_content(split(self.tokenizer, text), text, None)
         before, after = continued(self.tokenizer, text, continuation)
-        return _with_marks_apart(self.tokenizer, before), after
+        before = _with_marks_apart(self.tokenizer, before)
+        if pieces is None or before.ids == pieces.ids:
+            return pieces or before, after
+        after = split(self.tokenizer, continuation, special=False)
+        return pieces, _moved(after, 0, len(continuation))
 
     def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
         """A text with what follows it, and a text for each token of that: what stands before, and it as the target.
@@ -778,14 +599,7 @@ class Encoder:
             raise ValueError("a continuation is asked of a model that is no language model; leave it out")
         prompt = self(text, None, None, False)
         if self.reading == "decoder":
-            if isinstance(continuation, str):
-                whole = self(text, None, continuation, False)
-            else:
-                ids = tuple(self.vocabulary.index(int(i)) for i in continuation)
-                decoder = (*self.start, *ids[:-1])
-                places = tuple(range(len(self.start) - 1, len(decoder)))
-                extra = {**prompt.extra, "decoder_input_ids": decoder}
-                whole = replace(prompt, extra=extra, target=ids, target_positions=places)
+            whole = self._decoded(text, prompt, continuation)
             pairs = zip(whole.target, whole.target_positions)
             return whole, [
                 replace(whole, target=(token,), target_positions=(place,)) for token, place in pairs
@@ -794,7 +608,7 @@ class Encoder:
         before, after = self._before_and_after(prompt.text, continuation, pieces)
         if not len(after):
             raise ValueError(f"continuation {continuation!r} has no tokens; give some words")
-        joined = self._fitted(before + after, False, self.limit, "text with its continuation")
+        joined = self._fitted(before + after, False, "text with its continuation")
         written = (
             continuation if isinstance(continuation, str) else pieces_of_ids(self.tokenizer, after.ids)[0]
         )
@@ -807,22 +621,25 @@ class Encoder:
             steps.append(replace(kept, target=(joined.ids[place],), target_positions=(place - 1,)))
         return whole, steps
 
-    def _beside(
-        self, text: str, pair: str | None, target: Any, truncation: bool, pieces: Pieces | None = None
-    ) -> Encoding:
+    def _decoded(self, text: Source, prompt: Encoding, continuation: str | Sequence[int]) -> Encoding:
+        """A text with all tokens of a continuation as its decoder's target."""
+        if isinstance(continuation, str):
+            return self(text, None, continuation, False)
+        ids = self._checked_ids(continuation)
+        decoder = (*self.start, *ids[:-1])
+        places = tuple(range(len(self.start) - 1, len(decoder)))
+        extra = {**prompt.extra, "decoder_input_ids": decoder}
+        return replace(prompt, extra=extra, target=ids, target_positions=places)
+
+    def _beside(self, pieces: Pieces, text: str, pair: str | None, target: Any) -> Encoding:
         """An encoder reads the text, the decoder the target, shifted right."""
-        pieces = self._pieces(text, pair, truncation, pieces)
-        if target is None:
-            return self._encoding(pieces, text, pair, Asked(decoder=self.start))
-        if isinstance(target, int):
-            index = self.vocabulary.index(target)
-            return self._encoding(pieces, text, pair, Asked((index,), (len(self.start) - 1,), self.start))
         decoded, start, stop = checked_target(target)
         labels = split(self.tokenizer, decoded, as_target=True)
         chosen = self._chosen(labels, decoded, start, stop)
-        labels = self._fitted(labels.at(range(chosen[-1] + 1)), False, self.limit, "target")
-        asked = Asked(tuple(labels.ids[i] for i in chosen), tuple(chosen), (self.start[0], *labels.ids[:-1]))
-        return self._encoding(pieces, text, decoded if pair is None else pair, asked)
+        labels = self._fitted(labels.at(range(chosen[-1] + 1)), False, "target")
+        decoder = (self.start[0], *labels.ids[:-1])
+        whole = self._encoding(pieces, text, decoded if pair is None else pair, decoder)
+        return replace(whole, target=tuple(labels.ids[i] for i in chosen), target_positions=tuple(chosen))
 
     def _echo(self, pieces: Pieces) -> tuple[int, ...] | None:
         """The text itself, shifted right: what a classifier with a decoder gives that to read."""
@@ -835,42 +652,49 @@ class Encoder:
             )
         return (self.start[0], *pieces.ids[:-1])
 
-    def _encoding(self, pieces: Pieces, text: str, pair: str | None, asked: Asked = Asked()) -> Encoding:
+    def _encoding(
+        self, pieces: Pieces, text: str, pair: str | None, decoder: tuple[int, ...] | None = None
+    ) -> Encoding:
+        """Those tokens, and what a decoder reads beside them, without a target."""
         extra = {"token_type_ids": pieces.types} if self.with_types else {}
-        if asked.decoder is not None:
-            extra["decoder_input_ids"] = asked.decoder
-        return Encoding(
-            text=text,
-            pair=pair,
-            tokens=readable(self.tokenizer, pieces, (text, pair)),
-            offsets=pieces.spans,
-            ids=pieces.ids,
-            extra=extra,
-            target=asked.ids,
-            target_positions=asked.positions,
-        )
+        if decoder is not None:
+            extra["decoder_input_ids"] = decoder
+        tokens = readable(self.tokenizer, pieces, (text, pair))
+        return Encoding(text, pair, tokens, pieces.spans, pieces.ids, extra)
 
-    def _pieces(self, text: str, pair: str | None, truncation: bool, pieces: Pieces | None = None) -> Pieces:
-        """The tokens of a text or pair, checked and cut off; those that are given already are only checked."""
-        if pieces:
-            return self._fitted(pieces, False, self.limit, "text")
-        pieces = split(self.tokenizer, text, pair)
+    def _pieces(self, text: str, pair: str | None, truncation: bool) -> Pieces:
+        """The tokens of a text or pair, checked and cut off."""
+        pieces = self._prepared(split(self.tokenizer, text, pair), text, pair)
+        return self._fitted(pieces, truncation, "text")
+
+    def _prepared(self, pieces: Pieces, text: str, pair: str | None) -> Pieces:
+        """The tokens of a text or pair as the model is given them, whatever their number."""
         self._check_content(pieces, text, pair)
         if self.reading == "continuation":
             pieces = pieces.without_end()  # what follows an end mark is another text
-        pieces = _with_marks_apart(self.tokenizer, pieces)
-        return self._fitted(pieces, truncation, self.limit, "text")
+        return _with_marks_apart(self.tokenizer, pieces)
 
     def _check_content(self, pieces: Pieces, text: str, pair: str | None) -> None:
+        """A text must have a token that is not just a mark of begin, end or padding."""
+        marks = _marks(self.tokenizer)
         for segment, given in enumerate((text, pair)):
-            if given is not None and not has_content(self.tokenizer, pieces, segment):
+            written = [i for i, span in zip(pieces.ids, pieces.spans) if span and span[0] == segment]
+            if given is not None and marks.issuperset(written):
                 raise ValueError(
                     f"{('text', 'pair')[segment]} {shown(given)} has no tokens but special ones: it must hold at "
                     "least one; give some words"
                 )
 
-    def _fitted(self, pieces: Pieces, truncation: bool, limit: int, name: str) -> Pieces:
-        """At most ``limit`` tokens that the model has embeddings for."""
+    def _of_ids(self, ids: Sequence[Any]) -> tuple[str, Pieces]:
+        """The text that token ids stand for, and the tokens."""
+        return pieces_of_ids(self.tokenizer, self._checked_ids(ids))
+
+    def _checked_ids(self, ids: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(self.vocabulary.index(int(i)) for i in ids)
+
+    def _fitted(self, pieces: Pieces, truncation: bool, name: str, limit: int | None = None) -> Pieces:
+        """At most ``limit`` tokens, or as many as the model takes, that it has embeddings for."""
+        limit = self.limit if limit is None else limit
         if max(pieces.ids) >= self.vocabulary.size:
             raise ValueError(
                 f"tokenizer and model do not fit: the {name} has token id {max(pieces.ids)}, and the model embeds ids "
@@ -896,91 +720,6 @@ class Encoder:
         return chosen
 
 
-def with_choices(read: Sequence[Encoding], choices: Sequence[str]) -> Encoding:
-    """A text that is read with several choices in turn, as one; the choices stand in its pair, a line each.
-
-    Args:
-        read: the text with each of them as its pair.
-        choices: as the pairs of these.
-    """
-
-    def all_of(name: str) -> tuple[Any, ...]:
-        return tuple(value for encoding in read for value in getattr(encoding, name))
-
-    starts = [sum(len(choice) + 1 for choice in choices[:number]) for number in range(len(choices))]
-    offsets = tuple(
-        (1, span[1] + start, span[2] + start) if span and span[0] else span
-        for encoding, start in zip(read, starts)
-        for span in encoding.offsets
-    )
-    extra = {
-        name: tuple(value for encoding in read for value in encoding.extra[name]) for name in read[0].extra
-    }
-    extra["choice"] = tuple(number for number, encoding in enumerate(read) for _ in encoding.ids)
-    return replace(
-        read[0], pair="\n".join(choices), tokens=all_of("tokens"), offsets=offsets, ids=all_of("ids"),
-        extra=extra, choices=tuple(choices),
-    )  # fmt: skip
-
-
-ENDS = {"start": (0,), "end": (1,), "both": (0, 1), EACH: (0, 1)}
-
-
-def asked_answer(encoding: Encoding, target: Any) -> Encoding:
-    """A text whose answer is a span of it (of its pair, where there is one), asked for the ends of that.
-
-    Args:
-        encoding: of a context, or of a question and a context.
-        target: "start", "end", "both" or None, which is both, of the model's own answer, found later; or a pair of one
-            of these and an answer: a string, whose first place is meant, or characters (start, stop) of the context.
-
-    Raises:
-        ValueError: another target, or an answer that is not there.
-
-    Examples::
-        >>> context = Encoding("who", "a b", ("who", "a", "b"), ((0, 0, 3), (1, 0, 1), (1, 2, 3)), (5, 6, 7))
-        >>> asked_answer(context, ("end", "b")).target, asked_answer(context, "start").target_positions
-        ((2,), (0,))
-    """
-    which, answer = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
-    if which is not None and not (isinstance(which, str) and which in ENDS):
-        raise ValueError(
-            f"target {target!r} is no end of an answer: choose 'start', 'end' or 'both', or give a pair of one of them "
-            "and the answer"
-        )
-    places = ENDS["both" if which is None else which]
-    if answer is None:
-        return replace(encoding, target_positions=places)
-    segment = 0 if encoding.pair is None else 1
-    context = encoding.text if encoding.pair is None else encoding.pair
-    if not isinstance(answer, str) and not _is_span(answer):
-        raise ValueError(
-            f"the answer is {answer!r}; give a string, or the characters (start, stop) of the text"
-        )
-    start, stop = (context.find(answer), 0) if isinstance(answer, str) else answer
-    stop = start + len(answer) if isinstance(answer, str) else stop
-    pieces = Pieces(encoding.ids, tuple(s if s and s[0] == segment else None for s in encoding.offsets))
-    tokens = overlapping(pieces, start, stop) if 0 <= start < stop <= len(context) else []
-    if not tokens:
-        raise ValueError(f"the answer {answer!r} is not in the text {shown(context)}; give one that is")
-    span = (tokens[0], tokens[-1])
-    return replace(encoding, target=tuple(span[place] for place in places), target_positions=places)
-
-
-def _is_span(answer: Any) -> bool:
-    return isinstance(answer, (tuple, list)) and len(answer) == 2 and all(isinstance(n, int) for n in answer)
-
-
-def name_of_answer(encoding: Encoding) -> str:
-    """The answer that is asked for, or the token at which it starts or ends."""
-    if len(encoding.target) == 1:
-        return f"{('start', 'end')[encoding.target_positions[0]]} at {encoding.tokens[encoding.target[0]]!r}"
-    first, last = (encoding.offsets[token] for token in encoding.target)
-    if first is None or last is None or first[0] != last[0]:
-        return " ".join(encoding.tokens[token] for token in encoding.target)
-    return (encoding.text, encoding.pair or "")[first[0]][first[1] : last[2]].strip()
-
-
 def checked_target(target: Any) -> tuple[str, int, int]:
     """A continuation and the characters of it that are asked about: all, or a span.
 
@@ -988,19 +727,16 @@ def checked_target(target: Any) -> tuple[str, int, int]:
         >>> checked_target((" a good film", (3, 7)))
         (' a good film', 3, 7)
     """
-    if isinstance(target, str):
-        return checked(target, "target"), 0, max(len(target), 1)
-    try:
-        text, (start, stop) = target
-        stands = isinstance(text, str) and isinstance(start, int) and isinstance(stop, int)
-    except (TypeError, ValueError):
-        stands = False
-    if not stands:
-        raise TypeError(
-            f"target {target!r} is a {type(target).__name__}: it must be a continuation, a token id, or "
-            "(continuation, (start, stop)); give one of them"
-        )
-    checked(text, "target")
+    match target:
+        case str():
+            return checked(target, "target"), 0, max(len(target), 1)
+        case (str() as text, (int() as start, int() as stop)):
+            checked(text, "target")
+        case _:
+            raise TypeError(
+                f"target {target!r} is a {type(target).__name__}: it must be a continuation, a token id, or "
+                "(continuation, (start, stop)); give one of them"
+            )
     if not 0 <= start < stop <= len(text):
         raise ValueError(
             f"target span ({start}, {stop}) does not stand in {text!r}: it must hold 0 <= start < stop <= {len(text)}; "

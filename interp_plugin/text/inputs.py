@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from interp_plugin import data
-from interp_plugin.huggingface.tokenization import Labels
+from interp_plugin.huggingface.outputs import Labels
 from interp_plugin.text.models import (
     EACH,
     PER_TOKEN,
@@ -155,6 +155,8 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
     count, extra = len(encoding.ids), dict(encoding.extra)
     for name, value in given.items():
         value = plain_values(value)
+        if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], Sequence):
+            value = value[0] if len(value[0]) == count else value  # a batch of one, as tokenizers give it
         if name in PER_TOKEN and isinstance(value, float):
             raise ValueError(f"{name} is {value!r}; it counts from 0: give whole numbers")
         if isinstance(value, (int, float)):

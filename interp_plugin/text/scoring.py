@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.huggingface.tokenization import likeliest
+from interp_plugin.huggingface.outputs import likeliest
 from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing

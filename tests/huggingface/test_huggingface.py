@@ -284,6 +284,12 @@ def test_two_places_for_one_model_are_refused(folder: Path) -> None:
         huggingface.load(folder, load_in="3bit")  # type: ignore[arg-type]
 
 
+def test_a_device_of_a_part_that_is_not_there_is_refused(folder: Path) -> None:
+    pytest.importorskip("accelerate")
+    with pytest.raises(ValueError, match=r"device_map has 'nope', .* its parts are 'bert', .*'classifier'"):
+        huggingface.load(folder, device_map={"": "cpu", "nope": "cpu"})  # was loaded silently
+
+
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_a_model_in_fewer_bits_is_explained_as_its_weights_are(tmp_path: Path, bits: str) -> None:
     """On a CPU 4-bit layers used to be without gradients after their first forward."""

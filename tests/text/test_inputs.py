@@ -210,12 +210,25 @@ def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
         ({"token_type_ids": ["a", "b"]}, "token_type_ids is 'a'; give a number"),
         ({"token_type_ids": 0.5}, "token_type_ids is 0.5; it counts from 0: give whole numbers"),
         ({"token_type_ids": [[0], [0]]}, "token_type_ids has 1 values for 4 tokens; give one for each"),
+        ({"token_type_ids": 9}, "token_type_ids has 9, and BertModel has rows 0 to 1 for it"),
+        (
+            {"position_ids": -1},
+            "position_ids has -1, and BertModel has rows 0 to ",
+        ),  # was: torch's IndexError
         (["token_type_ids"], "give a dictionary of arguments by name"),
     ],
 )
 def test_arguments_that_cannot_be_taken(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         explainer("Bert").explain(["a film", "not bad"], 1, forward_args=given)
+
+
+def test_a_text_takes_the_batch_of_one_that_its_tokenizer_gives() -> None:
+    model = explainer("Bert", type_vocab_size=2)
+    types = torch.tensor([[0, 1, 1, 0]])
+    [batch] = model.explain("a film", 1, solver=FAST, forward_args={"token_type_ids": types})
+    [row] = model.explain("a film", 1, solver=FAST, forward_args={"token_type_ids": types[0]})
+    assert torch.equal(batch.rows[0].sigma, row.rows[0].sigma)
 
 
 def test_values_of_one_text_in_a_list_are_told_where_they_go() -> None:
