@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 
 from interp_plugin import Explanation
 from interp_plugin.cli import app
-from interp_plugin.cli.explain import parse_positions
-from interp_plugin.cli.options import parse_layers
+from interp_plugin.cli.options import parse_layers, parse_positions
 
 COMMAND = [sys.executable, "-m", "interp_plugin"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
