@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from interp_plugin.comparison.costs import COSTS, StudyColumn
-from interp_plugin.comparison.result import CLASS, GROUPS, NEXT, StudyResult
+from interp_plugin.comparison.result import CLASS, GROUPS, LEVEL, NEXT, StudyCell, StudyResult
 from interp_plugin.report import numbers, shades
 from interp_plugin.report.model import Cell, Column, Point, Points, Report, Row, Section, Table
 from interp_plugin.statistics import RESAMPLES
 
 SECONDS = "seconds"
 TIED = "≈"  # not significantly different from the best
-LEVEL = 0.05  # of the tests
 _SHOWN = 160  # characters of a reason
 _COST_NAMES = frozenset(column.name for column in COSTS)
 
@@ -32,43 +31,10 @@ GUIDE = (
 )
 
 
-@dataclass(frozen=True)
-class StudyCell:
-    """One metric of one method.
-
-    Attributes:
-        mean: over the texts, in the metric's unit.
-        low, high: ends of its 95 % bootstrap interval.
-        n: how many texts.
-        best: whether it is the best of its group.
-        p: of the paired difference to the group's best, Holm-corrected; None for the best itself, and where
-            nothing was tested.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    best: bool
-    p: float | None
-
-    @property
-    def half(self) -> float | None:
-        """Half the width of the interval; None where there is none."""
-        width = self.high - self.low
-        return width / 2 if math.isfinite(width) and width > 0 else None
-
-    @property
-    def is_tied(self) -> bool:
-        """Whether a test could not tell it from the best of its group."""
-        return not self.best and self.p is not None and self.p >= LEVEL
-
-
 def report(
     findings: StudyResult,
     quality: str | None = None,
     title: str = "Attribution methods compared",
-    charts: bool = True,
 ) -> Report:
     """The report of a study: a section for each question.
 
@@ -76,13 +42,17 @@ def report(
         findings: the study.
         quality: the metric of the charts; None: the first of each question that is no cost.
         title: of the whole.
-        charts: draw quality against seconds.
     """
-    drawn = fronts(findings, quality) if charts else {}
-    sections = []
-    for table in findings.tables():
-        shown = (drawn[table.title],) if table.title in drawn else ()
-        sections.append(Section(table.title, _answer(table), tables=(table,), charts=shown))
+    drawn = fronts(findings, quality)
+    sections = [
+        Section(
+            table.title,
+            _answer(table),
+            tables=(table,),
+            charts=(drawn[table.title],) if table.title in drawn else (),
+        )
+        for table in tables(findings)
+    ]
     return Report(
         title,
         tuple(sections),
@@ -92,55 +62,67 @@ def report(
     )
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """The numbers about one question: the metrics that have any, and group -> method -> a cell for each metric."""
+
+    question: str
+    metrics: tuple[StudyColumn, ...]
+    groups: Mapping[str, Mapping[str, Sequence[StudyCell | None]]]
+    notes: tuple[str, ...]
+
+
+def _by_question(findings: StudyResult) -> Iterator[_Judged]:
+    for q, question in enumerate(findings.questions):
+        known = findings.summary.n[q].astype(bool)  # (M, K)
+        shown = np.flatnonzero(known.any(0)).tolist()
+        groups: dict[str, dict[str, list[StudyCell | None]]] = {}
+        for group in GROUPS:
+            for m in np.flatnonzero(known.any(1)).tolist():
+                if findings.group(q, m) == group:
+                    cells = [findings.judged.get((q, k, m)) for k in shown]
+                    groups.setdefault(group, {})[findings.methods[m].name] = cells
+        metrics = tuple(findings.metrics[k] for k in shown)
+        yield _Judged(question, metrics, groups, (*notes(findings, q), *findings.notes))
+
+
 def tables(findings: StudyResult) -> tuple[Table, ...]:
     """A table for each question."""
-    cells = _cells(findings)
     found = []
-    for q, question in enumerate(findings.questions):
-        shown = [k for k in range(len(findings.metrics)) if findings.summary.n[q, :, k].any()]
-        columns = tuple(
-            Column(m.name, m.higher_is_better, m.source) for m in (findings.metrics[k] for k in shown)
-        )
-        most = max((cell.n for (place, _, _), cell in cells.items() if place == q), default=0)
-        groups = {}
-        for group, methods in _members(findings, q).items():
-            by_metric = [
-                metric_cells(findings.metrics[k], [cells.get((q, m, k)) for m in methods], most)
-                for k in shown
-            ]
-            groups[f"{group} methods"] = tuple(
-                Row(findings.methods[m].name, tuple(column[place] for column in by_metric))
-                for place, m in enumerate(methods)
-            )
-        found.append(Table(question, "method", columns, groups, tuple(notes(findings, q))))
+    for judged in _by_question(findings):
+        rows = {f"{group} methods": _rows(judged, methods) for group, methods in judged.groups.items()}
+        columns = tuple(Column(m.name, m.higher_is_better, m.source) for m in judged.metrics)
+        found.append(Table(judged.question, "method", columns, rows, judged.notes))
     return tuple(found)
+
+
+def _rows(judged: _Judged, methods: Mapping[str, Sequence[StudyCell | None]]) -> tuple[Row, ...]:
+    """A group's rows, by method."""
+    every = (cell for some in judged.groups.values() for cells in some.values() for cell in cells)
+    most = max((cell.n for cell in every if cell is not None), default=0)
+    columns = (
+        metric_cells(metric, [cells[place] for cells in methods.values()], most)
+        for place, metric in enumerate(judged.metrics)
+    )
+    return tuple(Row(name, cells) for name, cells in zip(methods, zip(*columns)))
 
 
 def plain(findings: StudyResult) -> list[dict[str, Any]]:
     """The tables as plain values, for JSON."""
-    cells = _cells(findings)
-    found = []
-    for q, question in enumerate(findings.questions):
-        shown = [k for k in range(len(findings.metrics)) if findings.summary.n[q, :, k].any()]
-        groups = {
-            group: {
-                findings.methods[m].name: [
-                    None if (cell := cells.get((q, m, k))) is None else dict(vars(cell)) for k in shown
-                ]
-                for m in methods
-            }
-            for group, methods in _members(findings, q).items()
+    return [
+        {
+            "title": judged.question,
+            "columns": [dict(vars(metric)) for metric in judged.metrics],
+            "groups": {
+                group: {
+                    name: [cell and dict(vars(cell)) for cell in cells] for name, cells in methods.items()
+                }
+                for group, methods in judged.groups.items()
+            },
+            "notes": list(judged.notes),
         }
-        columns = [dict(vars(findings.metrics[k])) for k in shown]
-        found.append(
-            {
-                "title": question,
-                "columns": columns,
-                "groups": groups,
-                "notes": [*notes(findings, q), *findings.notes],
-            }
-        )
-    return found
+        for judged in _by_question(findings)
+    ]
 
 
 def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ...]:
@@ -244,19 +226,6 @@ def _failures(findings: StudyResult, question: str) -> Iterator[str]:
         yield f"{what} failed on {len(reasons)} of {len(findings.texts)} texts, first on {reasons[0]}."
 
 
-def _members(findings: StudyResult, question: int) -> dict[str, list[int]]:
-    """The methods of each group that have any number there."""
-    found = {
-        group: [
-            m
-            for m in range(len(findings.methods))
-            if findings.group(question, m) == group and findings.summary.n[question, m].any()
-        ]
-        for group in GROUPS
-    }
-    return {group: methods for group, methods in found.items() if methods}
-
-
 def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: int) -> list[Cell | None]:
     """One group's cells of a metric: quality is shaded, costs are not."""
     known = [cell if cell is not None and math.isfinite(cell.mean) else None for cell in cells]
@@ -301,20 +270,6 @@ def _answer(table: Table) -> str:
             said.append(f"Best of the {group} by {column.name}: {best.name} ({cell.text}){also}.")
         break
     return " ".join(said)
-
-
-def _cells(findings: StudyResult) -> dict[tuple[int, int, int], StudyCell]:
-    """By question, method and metric."""
-    found = {}
-    summary = findings.summary
-    for q, k, _, methods in findings.groups():
-        best = findings.best(q, k, methods)
-        ps = findings.against(q, k, methods, best)
-        for m in methods:
-            mean, low, high = (float(x[q, m, k]) for x in (summary.mean, summary.low, summary.high))
-            p = None if m == best or np.isnan(ps[m]) else ps[m]
-            found[q, m, k] = StudyCell(mean, low, high, int(summary.n[q, m, k]), m == best, p)
-    return found
 
 
 def _short(reason: str) -> str:
