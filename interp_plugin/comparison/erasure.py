@@ -31,20 +31,12 @@ _SAMEK = "Samek et al. 2017"
 
 
 def bin_counts(players: int, bins: Sequence[float] = BINS) -> list[int]:
-    """The number of tokens for each share: rounded up, at least one.
-
-    Raises:
-        ValueError: a share that is not above 0 and at most 1.
+    """The number of tokens for each share, above 0 and up to 1: rounded up, at least one.
 
     Examples::
         >>> bin_counts(20), bin_counts(7)
         ([1, 2, 4, 10], [1, 1, 2, 4])
     """
-    wrong = [share for share in bins if not 0 < share <= 1]
-    if wrong or not bins:
-        raise ValueError(
-            f"bins are {tuple(bins)}; give shares of the tokens above 0 and up to 1, one or more"
-        )
     return [max(1, math.ceil(share * players - 1e-9)) for share in bins]  # 0.07 * 100 is above 7
 
 
@@ -146,8 +138,6 @@ def erasure(
         >>> metric.higher_is_better, round(metric(trial), 2)
         (True, 0.31)
     """
-    if bins is not None:
-        bin_counts(1, bins)  # raises at once if they are invalid
 
     def measure(trial: Trial) -> float | None:
         order, length = trial.order(), trial.inputs.length
@@ -160,36 +150,21 @@ def erasure(
         return aopc(trial, kept, removal, in_nats=contrast)
 
     source = _SAMEK if bins is None else _ERASER
-    source = f"as {source}, of log p(target) - log p(foil), nats" if contrast else source
-    return Metric(
-        name,
-        measure,
-        higher_is_better=not keep,
-        source=_of_states(source, judges),
-        judges=judges,
-        removal=removal,
-        task="next token" if contrast else None,
-    )
+    if contrast:
+        source = f"as {source}, of log p(target) - log p(foil), nats"
+    if judges == "state":
+        source = f"as {source}, with the distance of states"
+    return Metric(name, measure, not keep, source, judges, removal, "next token" if contrast else None)
 
 
-def log_odds(name: str = "log-odds", removal: Removal = "mask", top: float = TOP) -> Metric:
+def log_odds(trial: Trial, removal: Removal = "mask", top: float = TOP) -> float | None:
     """log p(x') - log p(x) where x' lacks the top share of the tokens: the lower, the more important they were."""
-    bin_counts(1, [top])
-
-    def measure(trial: Trial) -> float | None:
-        order, length = trial.order(), trial.inputs.length
-        kept = kept_without(order, [0, *bin_counts(len(order), [top])], length)
-        if not can_remove(trial, kept, removal):
-            return None
-        whole, left = trial.answer.log_probability(trial.answer.of_kept(kept, removal))
-        return float(left - whole)
-
-    source = "Shrikumar et al. 2017; Chen et al. 2019 (L-Shapley)"
-    return Metric(name, measure, higher_is_better=False, source=source, judges="class", removal=removal)
-
-
-def _of_states(source: str, judges: str) -> str:
-    return f"as {source}, with the distance of states" if judges == "state" else source
+    order, length = trial.order(), trial.inputs.length
+    kept = kept_without(order, [0, *bin_counts(len(order), [top])], length)
+    if not can_remove(trial, kept, removal):
+        return None
+    whole, left = trial.answer.log_probability(trial.answer.of_kept(kept, removal))
+    return float(left - whole)
 
 
 def order_bounds(
@@ -225,40 +200,32 @@ def order_bounds(
 
 
 class Bounds:
-    """The lowest and highest AOPC of texts; computed once for each text, because all methods share them.
+    """The lowest and highest AOPC of texts of few tokens; computed once for each text: all methods share them.
+
+    Up to :data:`EXACT` tokens all orders are taken into account, for more there is a beam search.
 
     Args:
-        removal: how tokens are removed.
-        exact: up to this number of tokens all orders are taken into account.
         longest: a text of more tokens has no bounds.
-        width: width of the beam search for lengths between the two.
     """
 
-    def __init__(
-        self, removal: Removal = "mask", exact: int = EXACT, longest: int = LONGEST, width: int = WIDTH
-    ) -> None:
-        if not 1 <= exact <= 20 or not 1 <= longest <= 62 or width < 1:
-            raise ValueError(
-                f"exact is {exact}, longest {longest}, width {width}; give 1 to 20, 1 to 62, and 1 or more"
-            )
-        self.removal, self.exact, self.longest, self.width = removal, exact, longest, width
+    def __init__(self, longest: int = LONGEST) -> None:
+        self.longest = longest
         self._known: OrderedDict[tuple[Any, ...], tuple[float, float]] = OrderedDict()
 
     def of(self, trial: Trial) -> tuple[float, float] | None:
         """The lowest and the highest AOPC for this text and question; None: it is too long or too short."""
         positions = trial.inputs.players.nonzero()[:, 0]
-        everything = kept_without(positions.tolist(), [len(positions)], trial.inputs.length)
-        if len(positions) > self.longest or not can_remove(trial, everything, self.removal):
+        if not 1 < len(positions) <= self.longest:
             return None
 
         def loss(gone: Tensor) -> Tensor:
             kept = torch.ones(len(gone), trial.inputs.length, dtype=torch.bool)
             kept[:, positions] = ~gone
-            return answer_loss(trial, kept, self.removal)
+            return answer_loss(trial, kept, "mask")
 
         key = self._key(trial, float(loss(torch.ones(1, len(positions), dtype=torch.bool))))
         if key not in self._known:
-            width = None if len(positions) <= self.exact else self.width
+            width = None if len(positions) <= EXACT else WIDTH
             self._known[key] = order_bounds(loss, len(positions), width)
             if len(self._known) > _CACHED_TEXTS:
                 self._known.popitem(last=False)
@@ -267,43 +234,28 @@ class Bounds:
     @staticmethod
     def _key(trial: Trial, total_loss: float) -> tuple[Any, ...]:
         """Text and explained number; the loss without any token identifies the model, whose weights may change."""
-        encoding, state = trial.inputs.encoding, trial.state
+        inputs, state = trial.inputs, trial.state
         watched = None if state is None else (state.label, str(state.neurons))
-        return (
-            encoding.ids,
-            str(encoding.extra),
-            trial.inputs.with_special,
-            trial.target,
-            watched,
-            total_loss,
-        )
+        text = inputs.encoding.ids, str(inputs.encoding.extra), inputs.with_special
+        return (*text, trial.target, watched, total_loss)
 
 
-def normalised(name: str, bounds: Bounds, *, keep: bool = False) -> Metric:
+def normalised(trial: Trial, bounds: Bounds, keep: bool = False) -> float | None:
     """The AOPC of the whole curve, scaled so that 0 is the lowest and 1 the highest value that any order reaches.
 
     Where the bounds come from the beam search a value can be a little below 0 or above 1.
     Sufficiency removes the least important token first, so both metrics have the same bounds.
 
     Args:
-        name: its name in tables.
-        bounds: the bounds of the texts; metrics can share them.
+        bounds: of the texts, which metrics share.
         keep: True: sufficiency; lower is better.
     """
-
-    def measure(trial: Trial) -> float | None:
-        ends = bounds.of(trial)
-        if ends is None or ends[0] == ends[1]:
-            return None
-        order = trial.order()
-        kept = kept_without(order[::-1] if keep else order, range(1, len(order) + 1), trial.inputs.length)
-        reached = aopc(trial, kept, bounds.removal)
-        return None if reached is None else (reached - ends[0]) / (ends[1] - ends[0])
-
-    source = "Edin et al. 2025 (Normalized AOPC)"
-    return Metric(
-        name, measure, higher_is_better=not keep, source=source, judges="class", removal=bounds.removal
-    )
+    ends = bounds.of(trial)
+    if ends is None or ends[0] == ends[1]:
+        return None
+    order = trial.order()
+    kept = kept_without(order[::-1] if keep else order, range(1, len(order) + 1), trial.inputs.length)
+    return (float(answer_loss(trial, kept, "mask").mean()) - ends[0]) / (ends[1] - ends[0])
 
 
 def _one_more(
@@ -372,7 +324,7 @@ def thinned(embeddings: Tensor, probability: Tensor, draws: int, seed: int) -> T
     return embeddings * stays.to(embeddings.device)
 
 
-def soft_erasure(name: str, *, keep: bool = False, draws: int = SOFT_DRAWS) -> Metric:
+def soft_erasure(trial: Trial, keep: bool = False, draws: int = SOFT_DRAWS) -> float | None:
     """Soft comprehensiveness or sufficiency, with the same mean retention for every method.
 
     An element of a token's embedding is kept (sufficiency) or set to zero (comprehensiveness) with the
@@ -381,22 +333,14 @@ def soft_erasure(name: str, *, keep: bool = False, draws: int = SOFT_DRAWS) -> M
     a text without any embedding: that is a constant for each text, and left out here.
 
     Args:
-        name: its name in tables.
         keep: True: sufficiency; lower is better.
         draws: number of variants of the text; they use the text's seed.
     """
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; a mean needs at least 1")
-
-    def measure(trial: Trial) -> float | None:
-        inputs, answer = trial.inputs, trial.answer
-        if int(inputs.players.sum()) < 2:
-            return None
-        stays = retention(trial.scores, inputs.players)
-        probability = stays if keep else torch.where(inputs.players, 1 - stays, 1.0)
-        variants = thinned(inputs.embeddings, probability, draws, inputs.seed)
-        values = answer.scaled(answer.of_embeddings(torch.cat([inputs.embeddings, variants])))
-        return float(values[0] - values[1:].mean())
-
-    source = "Zhao and Aletras 2023, with ranks as probabilities"
-    return Metric(name, measure, higher_is_better=not keep, source=source)
+    inputs, answer = trial.inputs, trial.answer
+    if int(inputs.players.sum()) < 2:
+        return None
+    stays = retention(trial.scores, inputs.players)
+    probability = stays if keep else torch.where(inputs.players, 1 - stays, 1.0)
+    variants = thinned(inputs.embeddings, probability, draws, inputs.seed)
+    values = answer.scaled(answer.of_embeddings(torch.cat([inputs.embeddings, variants])))
+    return float(values[0] - values[1:].mean())

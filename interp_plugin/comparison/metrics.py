@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -188,36 +189,63 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> float:
 
 
 _BOUNDS = Bounds()
+_PAIR = (("comprehensiveness", False), ("sufficiency", True))  # and whether the important tokens are kept
+_INFIDELITY = "Yeh et al. 2019; Captum infidelity, normalised"
+_ADEBAYO = "Adebayo et al. 2018, cascading randomisation"
 _LENGTH = "; as many tokens as the rationale has"  # are chosen
 _ALL = (
     *(erasure(f"comprehensiveness ({removal})", removal) for removal in REMOVALS),
     *(erasure(f"sufficiency ({removal})", removal, keep=True) for removal in REMOVALS),
     erasure("comprehensiveness (full curve)", bins=None),
     erasure("sufficiency (full curve)", bins=None, keep=True),
-    normalised("normalised comprehensiveness", _BOUNDS),
-    normalised("normalised sufficiency", _BOUNDS, keep=True),
+    *(
+        Metric(
+            f"normalised {name}", partial(normalised, bounds=_BOUNDS, keep=keep), higher_is_better=not keep,
+            source="Edin et al. 2025 (Normalized AOPC)", judges="class", removal="mask",
+        )
+        for name, keep in _PAIR
+    ),
     *(
         erasure(f"contrastive {name} ({removal})", removal, keep=keep, contrast=True)
-        for name, keep in (("comprehensiveness", False), ("sufficiency", True))
+        for name, keep in _PAIR
         for removal in REMOVALS
     ),
-    log_odds(),
+    Metric(
+        "log-odds", log_odds, higher_is_better=False, source="Shrikumar et al. 2017; Chen et al. 2019 (L-Shapley)",
+        judges="class", removal="mask",
+    ),
     *(erasure(f"state erasure ({removal})", removal, judges="state") for removal in REMOVALS),
     erasure("state erasure (full curve)", judges="state", bins=None),
     *(erasure(f"state sufficiency ({removal})", removal, judges="state", keep=True) for removal in REMOVALS),
     erasure("state sufficiency (full curve)", judges="state", bins=None, keep=True),
-    soft_erasure("soft comprehensiveness"),
-    soft_erasure("soft sufficiency", keep=True),
-    infidelity("infidelity (noise)", "noise"),
-    infidelity("infidelity (mask)", "mask"),
-    max_sensitivity(),
-    weight_randomisation(),
-    weight_randomisation("weight randomisation (all)", embeddings=True),
-    seed_stability(),
+    *(
+        Metric(
+            f"soft {name}", partial(soft_erasure, keep=keep), higher_is_better=not keep,
+            source="Zhao and Aletras 2023, with ranks as probabilities",
+        )
+        for name, keep in _PAIR
+    ),
+    Metric(
+        "infidelity (noise)", partial(infidelity, kind="noise"), higher_is_better=False, source=_INFIDELITY
+    ),
+    Metric(
+        "infidelity (mask)", partial(infidelity, kind="mask"), higher_is_better=False, source=_INFIDELITY,
+        removal="mask",
+    ),
+    Metric(
+        "max-sensitivity", max_sensitivity, higher_is_better=False,
+        source="Yeh et al. 2019, def. 2.2; Captum sensitivity_max",
+    ),
+    Metric("weight randomisation", weight_randomisation, higher_is_better=False, source=_ADEBAYO),
+    Metric(
+        "weight randomisation (all)", partial(weight_randomisation, embeddings=True), higher_is_better=False,
+        source=_ADEBAYO,
+    ),
+    Metric("seed stability", seed_stability, higher_is_better=True, source="Spearman over tokens, between seeds"),
     plausibility("AUPRC", _auprc, "DeYoung et al. 2020 (ERASER), sec. 4"),
     plausibility("token-F1", _token_f1, "DeYoung et al. 2020 (ERASER), sec. 4" + _LENGTH),
     plausibility("IOU-F1", _iou_f1, "DeYoung et al. 2020 (ERASER), sec. 4" + _LENGTH),
-)
+)  # fmt: skip
 QUICK = (
     "comprehensiveness (delete)",
     "sufficiency (delete)",

@@ -42,7 +42,7 @@ def spread(scores: Tensor, size: int) -> Tensor:
     return (scores / size).reshape(1, -1, 1).repeat(1, 1, size)
 
 
-def perturbation(inputs: Inputs, kind: Kind, noise: float = INFIDELITY_NOISE) -> Perturb:
+def perturbation(inputs: Inputs, kind: Kind) -> Perturb:
     """A function for Captum that perturbs a random half (rounded up) of the tokens that may be removed.
 
     Their embeddings are replaced by that of [MASK], or get Gaussian noise.  The scores are multiplied with 1
@@ -53,14 +53,13 @@ def perturbation(inputs: Inputs, kind: Kind, noise: float = INFIDELITY_NOISE) ->
     Args:
         inputs: the text.
         kind: how a token is perturbed.
-        noise: standard deviation of the noise, in units of that of the text's embeddings.
 
     Returns:
         Embeddings, (R, T, K) -> the factors of the attributions, and the perturbed embeddings,
         (R, T, K) each.  It draws from torch's global generator, as Captum expects.
     """
     positions = inputs.players.nonzero()[:, 0]
-    scale = noise * float(inputs.embeddings.std())
+    scale = INFIDELITY_NOISE * float(inputs.embeddings.std())
 
     def perturb(embeddings: Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.rand(len(embeddings), len(positions), dtype=torch.float32).argsort(1)[
@@ -78,50 +77,34 @@ def perturbation(inputs: Inputs, kind: Kind, noise: float = INFIDELITY_NOISE) ->
     return perturb
 
 
-def infidelity(
-    name: str, kind: Kind, draws: int = INFIDELITY_DRAWS, noise: float = INFIDELITY_NOISE
-) -> Metric:
+def infidelity(trial: Trial, kind: Kind, draws: int = INFIDELITY_DRAWS) -> float | None:
     """Captum's ``infidelity`` with ``normalize=True``, as a share of the answer's mean squared change.
 
     The error with which the sum of the perturbed tokens' scores, at its best scale, predicts the change of the
     answer (a class's probability, minus the distance of a state): 0 for a perfect prediction, 1 for none.
 
     Args:
-        name: its name in tables.
         kind: how tokens are perturbed, see :func:`perturbation`.
         draws: perturbations of each text, the same for all methods.
-        noise: standard deviation for the kind "noise".
     """
-    if draws < 1 or noise <= 0:
-        raise ValueError(f"draws is {draws} and noise {noise}; give at least one draw and noise above 0")
+    import captum.metrics
 
-    def measure(trial: Trial) -> float | None:
-        import captum.metrics
-
-        inputs = trial.inputs
-        if int(inputs.players.sum()) < 2:
-            return None
-        scores = torch.where(inputs.players, trial.scores, 0.0).to(inputs.embeddings)
-        answers = _Answers(trial)
-        with seeded(inputs.seed):
-            found = captum.metrics.infidelity(
-                answers,
-                perturbation(inputs, kind, noise),
-                inputs.embeddings,
-                spread(scores, inputs.embeddings.shape[2]),
-                n_perturb_samples=draws,
-                max_examples_per_batch=min(MAX_ROWS, draws),
-                normalize=True,
-            )
-        return float(found) / (answers.squares / draws) if answers.squares else None
-
-    return Metric(
-        name,
-        measure,
-        higher_is_better=False,
-        source="Yeh et al. 2019; Captum infidelity, normalised",
-        removal="mask" if kind == "mask" else None,
-    )
+    inputs = trial.inputs
+    if int(inputs.players.sum()) < 2:
+        return None
+    scores = torch.where(inputs.players, trial.scores, 0.0).to(inputs.embeddings)
+    answers = _Answers(trial)
+    with seeded(inputs.seed):
+        found = captum.metrics.infidelity(
+            answers,
+            perturbation(inputs, kind),
+            inputs.embeddings,
+            spread(scores, inputs.embeddings.shape[2]),
+            n_perturb_samples=draws,
+            max_examples_per_batch=min(MAX_ROWS, draws),
+            normalize=True,
+        )
+    return float(found) / (answers.squares / draws) if answers.squares else None
 
 
 class _Answers:
@@ -210,7 +193,7 @@ class _MovedTokens:
         return type(output)([first, *output[1:]]) if isinstance(output, (tuple, list)) else first
 
 
-def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, samples: int = SAMPLES) -> Metric:
+def max_sensitivity(trial: Trial, samples: int = SAMPLES) -> float:
     """Captum's ``sensitivity_max``: the largest change of the scores in a small ball, relative to their norm.
 
     The ball is Captum's (each element of an embedding changes by at most the radius; special tokens keep
@@ -218,31 +201,19 @@ def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, sampl
     same ones each time.  The method runs once for each sample.
 
     Args:
-        name: its name in tables.
-        radius: in units of the standard deviation of the text's embeddings.
         samples: points of the ball, the same for all methods.
     """
-    if radius <= 0 or samples < 1:
-        raise ValueError(
-            f"radius is {radius} and samples {samples}; give a radius above 0 and 1 or more samples"
+    import captum.metrics
+
+    inputs = trial.inputs
+    with seeded(inputs.seed):
+        found = captum.metrics.sensitivity_max(
+            _scores_at(trial),
+            inputs.embeddings,
+            perturb_radius=RADIUS * float(inputs.embeddings.std()),
+            n_perturb_samples=samples,
         )
-
-    def measure(trial: Trial) -> float:
-        import captum.metrics
-
-        inputs = trial.inputs
-        with seeded(inputs.seed):
-            found = captum.metrics.sensitivity_max(
-                _scores_at(trial),
-                inputs.embeddings,
-                perturb_radius=radius * float(inputs.embeddings.std()),
-                n_perturb_samples=samples,
-            )
-        return float(found)
-
-    return Metric(
-        name, measure, higher_is_better=False, source="Yeh et al. 2019, def. 2.2; Captum sensitivity_max"
-    )
+    return float(found)
 
 
 def _scores_at(trial: Trial) -> Callable[[Any], Any]:
@@ -287,23 +258,16 @@ def rank_correlation(one: Tensor, other: Tensor) -> float | None:
     return float(spearmanr(one.numpy(), other.numpy()).statistic)
 
 
-def seed_stability(name: str = "seed stability", others: int = 1) -> Metric:
+def seed_stability(trial: Trial, others: int = 1) -> float | None:
     """The mean rank correlation with the scores for other seeds; 1 for methods without random numbers.
 
     Args:
-        name: its name in tables.
         others: number of other seeds, those after the text's; the method runs once for each.
     """
-    if others < 1:
-        raise ValueError(f"others is {others}; give at least one other seed")
-
-    def measure(trial: Trial) -> float | None:
-        seeds = range(trial.inputs.seed + 1, trial.inputs.seed + 1 + others)
-        found = [_over_players(trial, trial.again(seed=seed)) for seed in seeds]
-        known = [value for value in found if value is not None]
-        return sum(known) / others if known else None
-
-    return Metric(name, measure, higher_is_better=True, source="Spearman over tokens, between seeds")
+    seeds = range(trial.inputs.seed + 1, trial.inputs.seed + 1 + others)
+    found = [_over_players(trial, trial.again(seed=seed)) for seed in seeds]
+    known = [value for value in found if value is not None]
+    return sum(known) / others if known else None
 
 
 def two_models(other: TextModel, name: str = "two models") -> Metric:
@@ -335,42 +299,34 @@ def two_models(other: TextModel, name: str = "two models") -> Metric:
     return Metric(name, measure, higher_is_better=True, source="Spearman over tokens, between training seeds")
 
 
-def weight_randomisation(
-    name: str = "weight randomisation", *, embeddings: bool = False, seed: int = 0
-) -> Metric:
+_randomised: WeakKeyDictionary[nn.Module, dict[bool, TextModel]] = WeakKeyDictionary()
+
+
+def weight_randomisation(trial: Trial, embeddings: bool = False) -> float | None:
     """The absolute rank correlation with the scores for a model of random weights; lower is better.
 
     The expected value for two unrelated rankings of n tokens is about 0.8 / sqrt(n - 1).
     The random model is made once for each model.
 
     Args:
-        name: its name in tables.
         embeddings: True: the word embeddings, which most methods take as the input, are random too.
-        seed: seed of the weights.
     """
-    copies: WeakKeyDictionary[nn.Module, TextModel] = WeakKeyDictionary()
-
-    def measure(trial: Trial) -> float | None:
-        model = trial.inputs.model
-        if model.module not in copies:
-            found = stages(trial.inputs)
-            drawn = [stage for stage in found if embeddings or stage != EMBEDDINGS]
-            copies[model.module] = randomised(model, upper(found, drawn), seed)
-        mine = trial.uncalibrated
-        found_rank = _over_players(mine, mine.again(model=copies[model.module]))
-        return None if found_rank is None else abs(found_rank)
-
-    return Metric(
-        name, measure, higher_is_better=False, source="Adebayo et al. 2018, cascading randomisation"
-    )
+    model = trial.inputs.model
+    copies = _randomised.setdefault(model.module, {})
+    if embeddings not in copies:
+        found = stages(trial.inputs)
+        drawn = [stage for stage in found if embeddings or stage != EMBEDDINGS]
+        copies[embeddings] = randomised(model, upper(found, drawn))
+    mine = trial.uncalibrated
+    found_rank = _over_players(mine, mine.again(model=copies[embeddings]))
+    return None if found_rank is None else abs(found_rank)
 
 
-def randomisation_curve(trial: Trial, seed: int = 0) -> dict[Label, float | None]:
+def randomisation_curve(trial: Trial) -> dict[Label, float | None]:
     """The rank correlation with the scores for models whose weights are random from the top down to each stage.
 
     Args:
         trial: the method's scores for the model itself.
-        seed: seed of the weights.
 
     Returns:
         A value for each stage of :func:`stages`: its weights and those of all stages above are random.  The absolute
@@ -380,7 +336,7 @@ def randomisation_curve(trial: Trial, seed: int = 0) -> dict[Label, float | None
     names = list(found)
     return {
         stage: _over_players(
-            mine, mine.again(model=randomised(mine.inputs.model, upper(found, names[: place + 1]), seed))
+            mine, mine.again(model=randomised(mine.inputs.model, upper(found, names[: place + 1])))
         )
         for place, stage in enumerate(names)
     }
