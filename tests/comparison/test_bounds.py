@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tiny_bag import inputs_of, sigmoid, trial_of
 from torch import Tensor
 
-from interp_plugin.comparison.erasure import Bounds, normalised, order_bounds
 from interp_plugin.comparison.interface import Trial
-from interp_plugin.comparison.metrics import METRICS
+from interp_plugin.comparison.metrics import METRICS, Bounds, normalised, order_bounds
 
 
 def any_loss(count: int, seed: int) -> Tensor:
@@ -106,7 +105,7 @@ def test_the_best_order_of_all_reaches_one_and_the_worst_zero() -> None:
 def test_bounds_are_looked_for_once_and_again_when_the_weights_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import interp_plugin.comparison.erasure as module
+    import interp_plugin.comparison.metrics as module
 
     calls: list[int] = []
 

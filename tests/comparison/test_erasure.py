@@ -14,7 +14,9 @@ from scipy.stats import rankdata
 from tiny_bag import SIZE, inputs_of, sigmoid, state_of, trial_of
 
 from interp_plugin import huggingface
-from interp_plugin.comparison.erasure import (
+from interp_plugin.comparison.interface import Inputs, Removal
+from interp_plugin.comparison.metrics import (
+    METRICS,
     bin_counts,
     erasure,
     kept_only,
@@ -24,8 +26,6 @@ from interp_plugin.comparison.erasure import (
     soft_erasure,
     thinned,
 )
-from interp_plugin.comparison.interface import Inputs, Removal
-from interp_plugin.comparison.metrics import METRICS
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.states import State
 

@@ -14,11 +14,11 @@ from tiny_models import tiny
 from tiny_plain import WORDS, lstm, tokenizer
 from torch import Tensor, nn
 
-from interp_plugin.comparison.gradients import BASELINES, baseline_of, rollout
+from interp_plugin.comparison.captum_methods import BASELINES, Game, baseline_of
 from interp_plugin.comparison.interface import Answer, Inputs, Method, chosen
 from interp_plugin.comparison.methods import METHODS, from_scores
 from interp_plugin.comparison.metrics import METRICS
-from interp_plugin.comparison.perturbations import Game
+from interp_plugin.comparison.propagation import rollout
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.models import PlainModel
 from interp_plugin.text.states import State

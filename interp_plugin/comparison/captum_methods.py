@@ -1,17 +1,25 @@
-"""Methods that perturb tokens and look at the answer: ablation, Shapley values, LIME, leave-one-out, Noiser."""
+"""Captum's methods, by gradients and by perturbation, and two that it lacks: leave-one-out and Noiser."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import captum.attr
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Removal
 from interp_plugin.text.states import State
 
+Baseline = Literal["zero", "[PAD]", "[MASK]", "mean"]
+BASELINES: tuple[Baseline, ...] = ("zero", "[PAD]", "[MASK]", "mean")
+"""The embedding of an uninformative token: zeros, that of the padding or mask token, or the mean of the table."""
+STEPS = 50  # points on the path from the baseline, or samples
+NOISE = 0.15  # of SmoothGrad, as a share of the embeddings' range (Smilkov et al., 2017, section 3.1)
 SAMPLES = 200  # of LIME and KernelSHAP
 PERMUTATIONS = 25  # of Shapley value sampling, Captum's default
 NOISER_DRAWS = 10
@@ -19,6 +27,147 @@ HALVINGS = 10  # of the interval from 0 to 1 that holds the largest noise of Noi
 # Ribeiro et al.'s own choices for text: cosine distance, kernel width 25 in hundredths, ridge regression
 KERNEL_WIDTH = 0.25
 RIDGE = 1.0
+
+
+def signed(attributions: Tensor) -> Tensor:
+    """The sum over a token's elements, (1, T, K) -> (T,)."""
+    return attributions[0].sum(dim=-1)
+
+
+def absolute(attributions: Tensor) -> Tensor:
+    """The sum's absolute value, (T,)."""
+    return signed(attributions).abs()
+
+
+def norm(attributions: Tensor) -> Tensor:
+    """The elements' L2 norm, (T,)."""
+    norms: Tensor = torch.linalg.vector_norm(attributions[0], dim=-1)
+    return norms
+
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"signed": signed, "absolute": absolute, "L2": norm}
+
+
+def baseline_of(inputs: Inputs, kind: Baseline) -> Tensor:
+    """The embeddings of an uninformative text, (1, T, K): special tokens keep their own.
+
+    Raises:
+        ValueError: the model has no mask token, or its embedding is no table that has a mean.
+
+    Examples::
+        >>> from interp_plugin import huggingface
+        >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
+        >>> baseline_of(Inputs(model, model.encode("a good film")), "zero")[0].norm(dim=-1) > 0
+        tensor([ True, False, False, False,  True])
+    """
+    own = inputs.embeddings
+    model = inputs.model
+    if kind == "zero":
+        baseline = torch.zeros_like(own)
+    elif kind == "mean":
+        baseline = _mean_row(model.embedding.layer, own)
+    else:
+        token = model.pad_id if kind == "[PAD]" else model.mask_id
+        if token is None:
+            raise ValueError(
+                f"{model.name} has no mask token for a baseline; use another baseline, such as zero"
+            )
+        baseline = inputs.embedded(torch.full_like(inputs.ids, token))
+    return torch.where(inputs.players.to(own.device)[:, None], baseline, own)
+
+
+def _mean_row(layer: nn.Module, like: Tensor) -> Tensor:
+    """Mean row of the embedding table, (K,)."""
+    tables = [m for m in layer.modules() if isinstance(m, nn.Embedding)]
+    table = max(tables, key=lambda table: table.weight.numel(), default=None)
+    if table is None or table.embedding_dim != like.shape[-1]:
+        raise ValueError(
+            f"the embedding {type(layer).__name__} has no table of {like.shape[-1]} dimensions, so no mean; use "
+            "another baseline"
+        )
+    scale = float(getattr(table, "embed_scale", 1.0))  # BART's and Gemma's tables scale their rows
+    return table.weight.detach().mean(0) * scale
+
+
+def _leaf(inputs: Inputs) -> Tensor:
+    """A copy of the embeddings that collects gradients."""
+    return inputs.embeddings.clone().requires_grad_()
+
+
+def integrated_gradients(
+    inputs: Inputs, target: int | None, state: State | None, *, baseline: Baseline, reduction: str
+) -> Tensor:
+    """Integrated gradients in 50 steps from a baseline; ``reduction`` is one of :data:`REDUCTIONS`."""
+    method = captum.attr.IntegratedGradients(Answer(inputs, target, state))
+    return REDUCTIONS[reduction](
+        method.attribute(
+            _leaf(inputs), baseline_of(inputs, baseline), n_steps=STEPS, internal_batch_size=MAX_ROWS
+        )
+    )
+
+
+def saliency(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """L2 norm of the answer's gradient, (T,)."""
+    return norm(captum.attr.Saliency(Answer(inputs, target, state)).attribute(_leaf(inputs), abs=False))
+
+
+def input_x_gradient(inputs: Inputs, target: int | None, state: State | None, *, reduction: str) -> Tensor:
+    """Input times gradient; ``reduction`` is one of :data:`REDUCTIONS`."""
+    return REDUCTIONS[reduction](
+        captum.attr.InputXGradient(Answer(inputs, target, state)).attribute(_leaf(inputs))
+    )
+
+
+def gradient_shap(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Expected gradients at 50 random points between the text and one of the baselines, (T,), signed.
+
+    The baselines are those of integrated gradients; [MASK] only where the model has a mask token.
+    """
+    kinds = [kind for kind in BASELINES if kind != "[MASK]" or inputs.model.mask_id is not None]
+    return signed(
+        captum.attr.GradientShap(Answer(inputs, target, state)).attribute(
+            _leaf(inputs), torch.cat([baseline_of(inputs, kind) for kind in kinds]), n_samples=STEPS
+        )
+    )
+
+
+def smooth_grad(
+    inputs: Inputs, target: int | None, state: State | None, *, kind: Literal["smoothgrad", "smoothgrad_sq"]
+) -> Tensor:
+    """Norm of the mean of gradients (or of their squares) at 50 noisy copies of the embeddings."""
+    tunnel = captum.attr.NoiseTunnel(captum.attr.Saliency(Answer(inputs, target, state)))
+    spread = float(inputs.embeddings.max() - inputs.embeddings.min())
+    return norm(
+        tunnel.attribute(
+            _leaf(inputs), nt_type=kind, nt_samples=STEPS, nt_samples_batch_size=STEPS, stdevs=NOISE * spread,
+            abs=False,
+        )
+    )  # fmt: skip
+
+
+def deep_lift(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """DeepLIFT's rescale rule against [MASK], (T,), signed.
+
+    Captum has the rule for the modules ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, Softmax and max pooling; all
+    other operations (GELU, attention's softmax, layer normalisation, activations called as functions) have plain
+    gradients.
+    """
+    answer = Answer(inputs, target, state)
+    with _removing_left_tensors(answer), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting forward, backward hooks")
+        return signed(captum.attr.DeepLift(answer).attribute(_leaf(inputs), baseline_of(inputs, "[MASK]")))
+
+
+@contextmanager
+def _removing_left_tensors(module: nn.Module) -> Iterator[None]:
+    """Removes the tensors that Captum's DeepLift leaves on activations that no gradient reached."""
+    before = {part: set(vars(part)) for part in module.modules()}
+    try:
+        yield
+    finally:
+        for part, names in before.items():
+            for name in {"input", "output"} & (set(vars(part)) - names):
+                delattr(part, name)
 
 
 class Game:
@@ -137,10 +286,8 @@ def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
             f"{inputs.model.name} has a single output, so no predicted class that noise could change; use another "
             "method"
         )
-    low, high = (
-        torch.zeros(len(positions), dtype=torch.float32),
-        torch.ones(len(positions), dtype=torch.float32),
-    )
+    low = torch.zeros(len(positions), dtype=torch.float32)
+    high = torch.ones_like(low)
     for _ in range(HALVINGS):
         scale = (low + high) / 2
         noisy = _with_noise_on_each(inputs, positions, noise * scale.reshape(-1, 1))  # (P, C)
