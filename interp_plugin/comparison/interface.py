@@ -174,8 +174,6 @@ class Inputs:
         """
         if removal not in REMOVALS:
             raise ValueError(f"removal is {removal!r}; choose one of {', '.join(map(repr, REMOVALS))}")
-        if kept.shape[1:] != (self.length,):
-            raise ValueError(f"kept has shape {tuple(kept.shape)}; it must be (rows, {self.length})")
         for rows in kept.split(MAX_ROWS):
             yield from self._deleted(rows) if removal == "delete" else [self._covered(rows, removal)]
 
@@ -225,8 +223,6 @@ class Answer(nn.Module):
 
     def __init__(self, inputs: Inputs, target: int | None = None, state: State | None = None) -> None:
         super().__init__()
-        if (target is None) == (state is None):
-            raise ValueError(f"target is {target!r} and state {state!r}: give one of them, the other is None")
         tokens = inputs.encoding.target
         if target is not None and inputs.model.task == "next token":
             if tokens[:1] != (target,):
@@ -287,18 +283,13 @@ class Answer(nn.Module):
             with no_fastpath():
                 values = everywhere._passing(arguments, None).float()
             for value in values:
-                stays = kept[len(distances)].to(whole.device)
                 if whole.ndim > 1:  # a pooled state has no positions
-                    old = (
-                        stays.nonzero()[:, 0]
-                        if state.places is None
-                        else torch.tensor(state.places, device=stays.device)
-                    )
-                    value = value[stays.cumsum(0)[old] - 1]  # padding is to the right
-                    moved = (value - whole[old]) / self.scale
+                    stays = kept[len(distances)].to(whole.device)
+                    old = stays.nonzero()[:, 0] if state.places is None else list(state.places)
+                    moved = value[stays.cumsum(0)[old] - 1] - whole[old]  # padding is to the right
                 else:
-                    moved = (value - whole) / self.scale
-                distances.append(moved.square().mean().cpu())
+                    moved = value - whole
+                distances.append((moved / self.scale).square().mean().cpu())
         return -torch.stack(distances)
 
     @torch.no_grad()

@@ -448,17 +448,14 @@ class StudyResult:
         questions = list(dict.fromkeys(name for result in results for name in result.questions))
         methods = _by_name("method", [method for result in results for method in result.methods])
         metrics = _by_name("metric", [metric for result in results for metric in result.metrics])
-        cells = np.full((len(texts), len(questions), len(methods), len(metrics)), np.nan)
+        names = {"question": questions, "method": list(methods), "metric": list(metrics)}
+        cells = np.full((len(texts), *map(len, names.values())), np.nan)
         failures: dict[Failure, None] = {}
         scores: dict[tuple[int, str, str], NDArray[np.float32]] = {}
         for result in results:
             rows = [list(texts).index(key) for key in result._by_digest()]
-            indices = np.ix_(
-                rows,
-                [questions.index(name) for name in result.names["question"]],
-                [list(methods).index(name) for name in result.names["method"]],
-                [list(metrics).index(name) for name in result.names["metric"]],
-            )
+            columns = ([names[kind].index(name) for name in some] for kind, some in result.names.items())
+            indices = np.ix_(rows, *columns)
             result._check_same(cells[indices])
             cells[indices] = np.where(np.isnan(result.cells), cells[indices], result.cells)
             failures |= dict.fromkeys(replace(f, text=rows[f.text]) for f in result.failures)
@@ -730,19 +727,11 @@ def example() -> StudyResult:
         >>> example().texts[0].target
         'positive'
     """
-    recall = [[1.0, 0.5, 0.5], [0.5, 0.25, 0.5], [1.0, 0.0, 0.5], [0.5, np.nan, 0.5]]
     cells = np.zeros((4, 1, 3, 1 + len(COSTS)))
-    cells[:, 0, :, 0] = recall
+    cells[:, 0, :, 0] = [[1.0, 0.5, 0.5], [0.5, 0.25, 0.5], [1.0, 0.0, 0.5], [0.5, np.nan, 0.5]]
     cells[:, 0, :, 1] = [2.0, 0.5, 1.0]
-    cells[:, 0, 1, 1:][np.isnan(cells[:, 0, 1, 0])] = np.nan
+    cells[3, 0, 1, 1:] = np.nan
     texts = ("a good film", "a bold one", "what fun", "so charming")
-    settings = {
-        "model": "made up",
-        "special tokens": False,
-        "calibration": None,
-        "target": "predicted",
-        "seed": 0,
-    }
     return StudyResult(
         texts=tuple(
             StudyText(text, None, 2 + len(text.split()), "positive", "positive", str(i))
@@ -756,6 +745,8 @@ def example() -> StudyResult:
         ),
         metrics=(StudyColumn("recall", True, "made up"), *COSTS),
         cells=cells,
-        settings=settings,
+        settings={
+            "model": "made up", "special tokens": False, "calibration": None, "target": "predicted", "seed": 0
+        },
         failures=(Failure(3, "class", "random", "", "ValueError: made up"),),
-    )
+    )  # fmt: skip

@@ -210,30 +210,23 @@ class Study:
         warn_of_training(self.model.module, stacklevel=3)
         lost: tuple[str, ...] = ()
         if isinstance(texts, Texts):
-            if texts.left_out:
-                first = "; ".join(texts.left_out[:3])
-                lost = (f"Records left out, as they have no text: {len(texts.left_out)} ({first}).",)
+            lost = tuple(self._not_used(texts))
             rationales = texts.rationales if rationales is None else rationales
             if self.model.task != "next token":
                 labels = texts.labels if labels is None else labels
-                if texts.targets or texts.foils:
-                    lost += (
-                        f"Targets of the data are not used: {self.model.name} predicts classes and no next token.",
-                    )
             elif isinstance(target, str) and target == "predicted" and (texts.targets or texts.foils):
                 target = list(texts.targets or [None] * len(texts.texts))
                 instead_of = list(texts.foils or ()) or instead_of
-            texts = list(texts.texts)
         some, notes = examples(
             self._explainer, texts, labels, rationales, target, truncation, skip_invalid, instead_of
         )
+        given = not isinstance(target, str) or target not in ("predicted", "label")
         settings = self.settings()
-        columns = (*self.metrics, *COSTS)
         state = StudyState(
             some,
             [question.name for question in self.questions],
             [method.name for method in self.methods],
-            [column.name for column in columns],
+            [*(metric.name for metric in self.metrics), *(column.name for column in COSTS)],
             self._applies(),
             keep_scores,
         )
@@ -243,26 +236,33 @@ class Study:
             if retry_failed:
                 state.forget_failures()
             total = state.count_missing()
-            bar = (
+            lines = show_progress == "lines"
+            with (
                 _ProgressLines(total)
-                if show_progress == "lines"
-                else tqdm(total=total, desc="trials", disable=not show_progress)
-            )
-            with bar:
-                run = _Run(self, some, state, journal, bar.update)
-                run.run_missing()
-        return replace(self._result(some, state, settings, target, run.left_out), notes=(*lost, *notes))
+                if lines
+                else tqdm(total=total, desc="trials", disable=not show_progress) as bar
+            ):
+                left_out = _Run(self, some, state, journal, bar.update).run_missing()
+        result = self._result(some, state, {**settings, "target": "given" if given else target})
+        return replace(result, left_out=left_out, notes=(*lost, *notes))
+
+    def _not_used(self, texts: Texts) -> Iterator[str]:
+        """What a reader must know of the records of a file that the study does not use."""
+        if texts.left_out:
+            first = "; ".join(texts.left_out[:3])
+            yield f"Records left out, as they have no text: {len(texts.left_out)} ({first})."
+        if self.model.task != "next token" and (texts.targets or texts.foils):
+            yield f"Targets of the data are not used: {self.model.name} predicts classes and no next token."
 
     def price(self, texts: Text | Sequence[Text] | Texts) -> str:
         """How much a run is, and about how long it takes, in words."""
-        whole: Any = list(texts.texts) if isinstance(texts, Texts) else in_memory(texts)
-        count = 1 if isinstance(whole, (str, tuple)) else len(whole)
+        whole = _listed(texts)
         return (
-            f"{count} texts, {len(self.methods)} methods, {len(self.metrics)} metrics: about "
+            f"{len(whole)} texts, {len(self.methods)} methods, {len(self.metrics)} metrics: about "
             f"{in_words(self.estimated_seconds(whole))}"
         )
 
-    def estimated_seconds(self, texts: Text | Sequence[Text]) -> float:
+    def estimated_seconds(self, texts: Text | Sequence[Text] | Texts) -> float:
         """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
 
         The study's own methods and metrics of other names are not counted.
@@ -277,8 +277,7 @@ class Study:
             >>> few.estimated_seconds(["a good film"]) < many.estimated_seconds(["a good film"])
             True
         """
-        texts = in_memory(texts)
-        whole = [texts] if isinstance(texts, (str, tuple)) else list(texts)
+        whole = _listed(texts)
         few = whole[:: max(1, len(whole) // 100)]
         some, _ = examples(self._explainer, few, truncation=True, skip_invalid=True)
         middle = sorted(some, key=lambda example: len(example.encoding.ids))[len(some) // 2]
@@ -367,20 +366,14 @@ class Study:
             return nullcontext()
         methods = {m.name: {"signed": m.signed, "source": m.source} for m in self.methods}
         metrics = {m.name: {"higher_is_better": m.higher_is_better, "source": m.source} for m in self.metrics}
-        return Journal(output, settings, {"method": methods, "metric": metrics})
+        return Journal.held(output, settings, {"method": methods, "metric": metrics})
 
     def _result(
-        self,
-        chosen: Sequence[Example],
-        state: StudyState,
-        settings: Mapping[str, Any],
-        target: Any,
-        left_out: Mapping[str, str],
+        self, chosen: Sequence[Example], state: StudyState, settings: Mapping[str, Any]
     ) -> StudyResult:
         names = [question.name for question in self.questions]
         methods = [method.name for method in self.methods]
-        metrics = (*(StudyColumn(m.name, m.higher_is_better, m.source) for m in self.metrics), *COSTS)
-        given = not isinstance(target, str) or target not in ("predicted", "label")
+        metrics = (StudyColumn(m.name, m.higher_is_better, m.source) for m in self.metrics)
         failures = (
             Failure(text, names[question], methods[method], metric, reason)
             for (text, question, method), reasons in sorted(state.errors.items())
@@ -390,11 +383,10 @@ class Study:
             texts=tuple(self._text(*pair) for pair in zip(chosen, state.targets.tolist(), strict=True)),
             questions=tuple(names),
             methods=tuple(MethodInfo(m.name, m.signed, m.source) for m in self.methods),
-            metrics=metrics,
+            metrics=(*metrics, *COSTS),
             cells=state.values,
-            settings={**settings, "target": "given" if given else target},
+            settings=settings,
             failures=tuple(failures),
-            left_out=dict(left_out),
             scores={(i, names[q], methods[m]): scores for (i, q, m), scores in state.scores.items()},
         )
 
@@ -425,7 +417,6 @@ class _Run:
         state: which results are known and which are missing.
         journal: the checkpoint log of all trials; None: none.
         progress: called with the number of texts that a trial completes.
-        left_out: what was left out -> why.
     """
 
     study: Study
@@ -434,19 +425,18 @@ class _Run:
     journal: Journal | None
     progress: Callable[[int], object]
     left_out: dict[str, str] = field(default_factory=dict)
+    _warm: set[str] = field(default_factory=set)  # methods that have been called once
+    _inputs: tuple[int, Inputs] | None = None
 
-    def __post_init__(self) -> None:
-        self._warm: set[str] = set()
-        self._inputs: tuple[int, Inputs] | None = None
-
-    def run_missing(self) -> None:
-        """Compute all missing results."""
+    def run_missing(self) -> dict[str, str]:
+        """Compute all missing results; returns what was left out -> why."""
         metrics = self.study.metrics
         for cell, missing in self.state.missing():
             entry = self._trial(cell, [metrics[i] for i in missing if i < len(metrics)])
             if entry is not None:
                 at = -1 if self.journal is None else self.journal.append(entry)
                 self.progress(self.state.put(entry, at))
+        return self.left_out
 
     def _trial(self, cell: Cell, metrics: Sequence[Metric]) -> Entry | None:
         """One method's scores for one question about one text, and the metrics' values; None: it was left out."""
@@ -544,7 +534,7 @@ class _Run:
 
 def examples(
     explainer: TextExplainer,
-    texts: Text | Sequence[Text],
+    texts: Text | Sequence[Text] | Texts,
     labels: Iterable[Any] | None = None,
     rationales: Iterable[Any] | None = None,
     target: Any = "predicted",
@@ -568,9 +558,7 @@ def examples(
     """
     from interp_plugin.comparison.metrics import rationale_tokens
 
-    texts = in_memory(texts)
-    one = isinstance(texts, (str, tuple)) or is_cut_already(texts)
-    whole: Any = plain_values([texts] if one else texts)
+    whole = _listed(texts)
     model, by_label = explainer.model, isinstance(target, str) and target == "label"
     targets, foils = _next_tokens(model, target, instead_of, labels, len(whole))
     encodings: Sequence[Encoding | None] = [None] * len(whole)
@@ -611,6 +599,13 @@ def examples(
             f"{_first(list(dict.fromkeys(no_classes)))}."
         )
     return found, tuple(notes)
+
+
+def _listed(texts: Text | Sequence[Text] | Texts) -> list[Text]:
+    """The texts, of which one may be given by itself."""
+    found: Any = in_memory(list(texts.texts) if isinstance(texts, Texts) else texts)
+    one = isinstance(found, (str, tuple)) or is_cut_already(found)
+    return list(plain_values([found] if one else found))
 
 
 def _next_tokens(

@@ -129,7 +129,9 @@ def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ..
     """A point for each method that has a number there; cost is NaN where its seconds are not known."""
     summary = findings.summary
     known = [m for m in range(len(findings.methods)) if summary.n[question, m, metric]]
-    seconds = summary.mean[question, :, findings.number("metric", SECONDS)]
+    names = findings.names["metric"]
+    unknown = np.full(len(findings.methods), np.nan)
+    seconds = summary.mean[question, :, names.index(SECONDS)] if SECONDS in names else unknown
     quality = summary.mean[question, :, metric]
     sign = 1 if findings.metrics[metric].higher_is_better else -1
 
@@ -226,6 +228,10 @@ def _failures(findings: StudyResult, question: str) -> Iterator[str]:
         yield f"{what} failed on {len(reasons)} of {len(findings.texts)} texts, first on {reasons[0]}."
 
 
+def _short(reason: str) -> str:
+    return numbers.shortened(" ".join(reason.split()).rstrip("."), _SHOWN)
+
+
 def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: int) -> list[Cell | None]:
     """One group's cells of a metric: quality is shaded, costs are not."""
     known = [cell if cell is not None and math.isfinite(cell.mean) else None for cell in cells]
@@ -270,11 +276,6 @@ def _answer(table: Table) -> str:
             said.append(f"Best of the {group} by {column.name}: {best.name} ({cell.text}){also}.")
         break
     return " ".join(said)
-
-
-def _short(reason: str) -> str:
-    line = " ".join(reason.split()).rstrip(".")
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
 def known(kind: str) -> list[dict[str, Any]]:
