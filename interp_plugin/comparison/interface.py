@@ -223,6 +223,8 @@ class Answer(nn.Module):
 
     def __init__(self, inputs: Inputs, target: int | None = None, state: State | None = None) -> None:
         super().__init__()
+        if (target is None) == (state is None):
+            raise ValueError(f"target is {target!r} and state {state!r}: give one of them, the other is None")
         tokens = inputs.encoding.target
         if target is not None and inputs.model.task == "next token":
             if tokens[:1] != (target,):
@@ -388,6 +390,7 @@ class Method:
         source: the paper, or Captum's class.
         draws: whether the scores depend on the seed.
         task: the only kind of model that it is about; None: any.
+        passes, passes_per_token: forward and backward passes for a text, about, for the estimate of a study's time.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -405,6 +408,8 @@ class Method:
     source: str = ""
     draws: bool = False
     task: Task | None = None
+    passes: float = 3
+    passes_per_token: float = 0
 
     def can_explain(self, state: State | None) -> bool:
         """Whether the method explains this state, or a class (None)."""
@@ -498,6 +503,7 @@ class Metric:
         judges: what it evaluates: scores for a class, for a state, or both.
         removal: how it removes tokens, which not every model supports; None: it removes none.
         task: the only kind of model that it is about; None: any.
+        passes, passes_per_token, calls: as of :class:`Method`, and calls of the method.
     """
 
     name: str
@@ -507,6 +513,9 @@ class Metric:
     judges: Explains = "both"
     removal: Removal | None = None
     task: Task | None = None
+    passes: float = 5
+    passes_per_token: float = 0
+    calls: int = 0
 
     def can_judge(self, state: State | None) -> bool:
         """Whether the metric evaluates scores for this state, or for a class (None)."""

@@ -209,39 +209,39 @@ _ERASED = "learned erasure channel; ours"
 _IG = "Sundararajan et al. 2017; captum IntegratedGradients"
 
 _ALL = (
-    Method("information kept", information_kept, source=f"{_GUAN}, eq. 7", draws=True),
+    Method("information kept", information_kept, source=f"{_GUAN}, eq. 7", draws=True, passes=400),
     Method(
         "information kept (rate 1)", partial(information_kept, rate=LARGE_RATE),
-        source=f"{_GUAN}, eq. 7, large noise", draws=True,
+        source=f"{_GUAN}, eq. 7, large noise", draws=True, passes=400,
     ),
     Method(
         "information kept (target)", of_target, explains="class", source=f"{_GUAN}, eq. 7", draws=True,
-        task="sequence classes",
+        task="sequence classes", passes=400,
     ),
     Method(
         "information kept (last layer)", of_last_layer, explains="class", source=f"{_GUAN}, eq. 7",
-        draws=True,
+        draws=True, passes=400,
     ),
     Method(
         "information kept (closed form)", partial(information_kept, solver=Solver(iterations=0)),
-        source=f"{_GUAN}, eq. 7, small noise", draws=True,
+        source=f"{_GUAN}, eq. 7, small noise", draws=True, passes=20,
     ),
     Method(
         "information kept (log-probability)", of_log_probability, explains="class",
-        source=f"{_GUAN}, eq. 7", draws=True,
+        source=f"{_GUAN}, eq. 7", draws=True, passes=400,
     ),
     Method(
         "gradient norm of the state", gradient_norm, source="the closed form, without ours", draws=True
     ),
-    Method("erased", erased, signed=True, source=_ERASED, draws=True),
+    Method("erased", erased, signed=True, source=_ERASED, draws=True, passes=100),
     Method(
         "erased (and hidden)", partial(erased, ways=("mask", "attention")), signed=True,
-        source=_ERASED, draws=True,
+        source=_ERASED, draws=True, passes=200,
     ),
-    Method("erased (keep)", partial(erased, side="keep"), signed=True, source=_ERASED, draws=True),
+    Method("erased (keep)", partial(erased, side="keep"), signed=True, source=_ERASED, draws=True, passes=100),
     Method(
         "noise path", noise_path, signed=True, draws=True,
-        source="integrated gradients from white noise; ours",
+        source="integrated gradients from white noise; ours", passes=75,
     ),
     *(
         Method(
@@ -249,6 +249,7 @@ _ALL = (
             partial(captum_methods.integrated_gradients, baseline=baseline, reduction=reduction),
             signed=reduction == "signed",
             source=_IG,
+            passes=100,
         )
         for baseline in captum_methods.BASELINES
         for reduction in captum_methods.REDUCTIONS
@@ -268,7 +269,7 @@ _ALL = (
     ),
     Method(
         "gradient SHAP", captum_methods.gradient_shap, signed=True,
-        source="Lundberg and Lee 2017; captum GradientShap", draws=True,
+        source="Lundberg and Lee 2017; captum GradientShap", draws=True, passes=100,
     ),
     Method(
         "DeepLift", captum_methods.deep_lift, signed=True, explains="class",
@@ -276,47 +277,50 @@ _ALL = (
     ),
     Method(
         "SmoothGrad (L2)", partial(captum_methods.smooth_grad, kind="smoothgrad"), explains="class",
-        source="Smilkov et al. 2017; captum NoiseTunnel over Saliency", draws=True,
+        source="Smilkov et al. 2017; captum NoiseTunnel over Saliency", draws=True, passes=100,
     ),
     Method(
         "SmoothGrad squared (L2)", partial(captum_methods.smooth_grad, kind="smoothgrad_sq"),
-        source="Hooker et al. 2019; captum NoiseTunnel over Saliency", draws=True,
+        source="Hooker et al. 2019; captum NoiseTunnel over Saliency", draws=True, passes=100,
     ),
     Method(
         "feature ablation", captum_methods.feature_ablation, signed=True,
-        source="Zeiler and Fergus 2014; captum FeatureAblation",
+        source="Zeiler and Fergus 2014; captum FeatureAblation", passes=0, passes_per_token=1,
     ),
     Method(
         "occlusion (3 tokens)", partial(captum_methods.occlusion, window=3), signed=True,
-        source="Zeiler and Fergus 2014; captum Occlusion",
+        source="Zeiler and Fergus 2014; captum Occlusion", passes=0, passes_per_token=1,
     ),
     Method(
-        "LIME", captum_methods.lime, signed=True, source="Ribeiro et al. 2016; captum Lime", draws=True
+        "LIME", captum_methods.lime, signed=True, source="Ribeiro et al. 2016; captum Lime", draws=True, passes=200,
     ),
     Method(
         "KernelSHAP", captum_methods.kernel_shap, signed=True,
-        source="Lundberg and Lee 2017; captum KernelShap", draws=True,
+        source="Lundberg and Lee 2017; captum KernelShap", draws=True, passes=200,
     ),
     Method(
         "Shapley value sampling", captum_methods.shapley_value_sampling, signed=True,
         source="Strumbelj and Kononenko 2010; captum ShapleyValueSampling", draws=True,
+        passes=0, passes_per_token=25,
     ),
     Method(
-        "leave-one-out", partial(captum_methods.leave_one_out, removal="delete"), signed=True, source="Li et al. 2016"
+        "leave-one-out", partial(captum_methods.leave_one_out, removal="delete"), signed=True, source="Li et al. 2016",
+        passes=0, passes_per_token=1,
     ),
     Method(
         "leave-one-out (attention)", partial(captum_methods.leave_one_out, removal="attention"), signed=True,
-        source="Li et al. 2016",
+        source="Li et al. 2016", passes=0, passes_per_token=1,
     ),
     Method("attention rollout", propagation.attention_rollout, source="Abnar and Zuidema 2020"),
-    Method("value zeroing", propagation.value_zeroing, source="Mohebbi et al. 2023"),
+    Method("value zeroing", propagation.value_zeroing, source="Mohebbi et al. 2023", passes=0, passes_per_token=5),
     Method("GIM", propagation.gim, signed=True, source="Edin et al. 2025"),
     Method("AttnLRP", propagation.attn_lrp, signed=True, source="Achtibat et al. 2024"),
     Method("DecompX", propagation.decompx, signed=True, source="Modarressi et al. 2023"),
     Method(
-        "Noiser", captum_methods.noiser, signed=True, explains="class", source="Ghasemi Madani et al. 2025", draws=True
+        "Noiser", captum_methods.noiser, signed=True, explains="class", source="Ghasemi Madani et al. 2025", draws=True,
+        passes=0, passes_per_token=100,
     ),
-    Method("random", random_scores, source="-", draws=True),
+    Method("random", random_scores, source="-", draws=True, passes=0),
 )  # fmt: skip
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}

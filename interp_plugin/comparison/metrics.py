@@ -26,7 +26,7 @@ from interp_plugin.comparison.robustness import (
     seed_stability,
     weight_randomisation,
 )
-from interp_plugin.text.models import Encoding
+from interp_plugin.text.models import Encoding, Task
 
 BINS = (0.05, 0.1, 0.2, 0.5)
 """Shares of the tokens that are removed, or left."""
@@ -171,7 +171,9 @@ def erasure(
         source = f"as {source}, of log p(target) - log p(foil), nats"
     if judges == "state":
         source = f"as {source}, with the distance of states"
-    return Metric(name, measure, not keep, source, judges, removal, "next token" if contrast else None)
+    task: Task | None = "next token" if contrast else None
+    passes = (5, 0) if bins else (0, 1)  # for a text, and for each of its tokens
+    return Metric(name, measure, not keep, source, judges, removal, task, *passes)
 
 
 def log_odds(trial: Trial, removal: Removal = "mask", top: float = TOP) -> float | None:
@@ -504,7 +506,7 @@ def plausibility(name: str, measure: Callable[[Trial, Tensor], float], source: s
             return None
         return measure(trial, rationale)
 
-    return Metric(name, measured, higher_is_better=True, source=source)
+    return Metric(name, measured, higher_is_better=True, source=source, passes=0)
 
 
 def _auprc(trial: Trial, rationale: Tensor) -> float:
@@ -538,7 +540,7 @@ _ALL = (
     *(
         Metric(
             f"normalised {name}", partial(normalised, bounds=_BOUNDS, keep=keep), higher_is_better=not keep,
-            source="Edin et al. 2025 (Normalized AOPC)", judges="class", removal="mask",
+            source="Edin et al. 2025 (Normalized AOPC)", judges="class", removal="mask", passes=0, passes_per_token=5,
         )
         for name, keep in _PAIR
     ),
@@ -558,27 +560,33 @@ _ALL = (
     *(
         Metric(
             f"soft {name}", partial(soft_erasure, keep=keep), higher_is_better=not keep,
-            source="Zhao and Aletras 2023, with ranks as probabilities",
+            source="Zhao and Aletras 2023, with ranks as probabilities", passes=33,
         )
         for name, keep in _PAIR
     ),
     Metric(
-        "infidelity (noise)", partial(infidelity, kind="noise"), higher_is_better=False, source=_INFIDELITY
+        "infidelity (noise)", partial(infidelity, kind="noise"), higher_is_better=False, source=_INFIDELITY,
+        passes=65,
     ),
     Metric(
         "infidelity (mask)", partial(infidelity, kind="mask"), higher_is_better=False, source=_INFIDELITY,
-        removal="mask",
+        removal="mask", passes=65,
     ),
     Metric(
         "max-sensitivity", max_sensitivity, higher_is_better=False,
-        source="Yeh et al. 2019, def. 2.2; Captum sensitivity_max",
+        source="Yeh et al. 2019, def. 2.2; Captum sensitivity_max", passes=0, calls=5,
     ),
-    Metric("weight randomisation", weight_randomisation, higher_is_better=False, source=_ADEBAYO),
+    Metric(
+        "weight randomisation", weight_randomisation, higher_is_better=False, source=_ADEBAYO, passes=0, calls=1
+    ),
     Metric(
         "weight randomisation (all)", partial(weight_randomisation, embeddings=True), higher_is_better=False,
-        source=_ADEBAYO,
+        source=_ADEBAYO, passes=0, calls=1,
     ),
-    Metric("seed stability", seed_stability, higher_is_better=True, source="Spearman over tokens, between seeds"),
+    Metric(
+        "seed stability", seed_stability, higher_is_better=True, source="Spearman over tokens, between seeds",
+        passes=0, calls=1,
+    ),
     plausibility("AUPRC", _auprc, "DeYoung et al. 2020 (ERASER), sec. 4"),
     plausibility("token-F1", _token_f1, "DeYoung et al. 2020 (ERASER), sec. 4" + _LENGTH),
     plausibility("IOU-F1", _iou_f1, "DeYoung et al. 2020 (ERASER), sec. 4" + _LENGTH),

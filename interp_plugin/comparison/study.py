@@ -25,11 +25,14 @@ from interp_plugin.comparison.costs import (
     StudyColumn,
     measured,
     seconds_per_pass,
-    typical_passes,
 )
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial, chosen
 from interp_plugin.comparison.journal import Cell, Entry, Journal, StudyState
-from interp_plugin.comparison.result import CLASS, NEXT, Failure, MethodInfo, StudyResult, StudyText
+from interp_plugin.comparison.methods import METHODS, quick
+from interp_plugin.comparison.metrics import METRICS, rationale_tokens
+from interp_plugin.comparison.metrics import QUICK as QUICK_METRICS
+from interp_plugin.comparison.result import Failure, MethodInfo, StudyResult, StudyText
+from interp_plugin.comparison.views import CLASS, NEXT
 from interp_plugin.data import Texts, in_memory
 from interp_plugin.files import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
@@ -142,24 +145,18 @@ class Study:
         calibration: Calibration | None = None,
         seed: int = 0,
     ) -> None:
-        from interp_plugin.comparison import methods as known_methods
-        from interp_plugin.comparison import metrics as known_metrics
-
         self._explainer = TextExplainer(model, tokenizer, calibration=calibration)
         self.model = self._explainer.model
         self.questions = tuple(self._questions(layers, explain_class))
         self.with_special = with_special
         self.calibration = calibration
         self.seed = seed
-        self._optional_methods, self._optional_metrics = methods in (None, QUICK), metrics in (None, QUICK)
-        methods = known_methods.quick(self.model) if methods == QUICK else methods
-        metrics = known_metrics.QUICK if metrics == QUICK else metrics
-        self.methods = tuple(
-            self._suited("method", chosen(known_methods.METHODS, methods), self._optional_methods)
-        )
-        self.metrics = tuple(
-            self._suited("metric", chosen(known_metrics.METRICS, metrics), self._optional_metrics)
-        )
+        # what the user did not name may be left out where it does not suit the model
+        self._optional = {"method": methods in (None, QUICK), "metric": metrics in (None, QUICK)}
+        wanted = chosen(METHODS, quick(self.model) if methods == QUICK else methods)
+        self.methods: tuple[Method, ...] = tuple(self._suited("method", wanted))
+        measures = chosen(METRICS, QUICK_METRICS if metrics == QUICK else metrics)
+        self.metrics: tuple[Metric, ...] = tuple(self._suited("metric", measures))
 
     def run(
         self,
@@ -265,8 +262,6 @@ class Study:
     def estimated_seconds(self, texts: Text | Sequence[Text] | Texts) -> float:
         """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
 
-        The study's own methods and metrics of other names are not counted.
-
         Args:
             texts: those of the run, of which a hundred are looked at.
 
@@ -285,10 +280,13 @@ class Study:
         tokens = int(inputs.players.sum())
         passes = 0.0
         for question in self.questions:
-            metrics = [metric.name for metric in self.metrics if metric.can_judge(question.state)]
+            metrics = [metric for metric in self.metrics if metric.can_judge(question.state)]
             for method in self.methods:
                 if method.can_explain(question.state):
-                    passes += typical_passes(method.name, metrics, tokens)
+                    own = method.passes + method.passes_per_token * tokens
+                    passes += own
+                    for metric in metrics:
+                        passes += metric.passes + metric.passes_per_token * tokens + metric.calls * own
         return len(whole) * passes * seconds_per_pass(inputs)
 
     def settings(self) -> dict[str, Any]:
@@ -328,8 +326,9 @@ class Study:
         for state in self._explainer.states(layers) if wanted else ():
             yield Question(question_name(state.label), state)
 
-    def _suited(self, kind: str, parts: Sequence[Any], optional: bool) -> Iterator[Any]:
+    def _suited(self, kind: str, parts: Sequence[Any]) -> Iterator[Any]:
         """The methods or metrics that apply to any of the questions."""
+        optional = self._optional[kind]
         for part in parts:
             applies = part.can_explain if kind == "method" else part.can_judge
             of_the_model = part.task in (None, self.model.task)
@@ -500,7 +499,7 @@ class _Run:
             return True
         name, question_name = self.study.methods[method].name, self.study.questions[question].name
         part = f"method {name!r}" if metric is None else f"metric {metric.name!r}"
-        optional = self.study._optional_methods if metric is None else self.study._optional_metrics
+        optional = self.study._optional["method" if metric is None else "metric"]
         unsuited = isinstance(error, _UNSUITED) and not isinstance(error, torch.OutOfMemoryError)
         if optional and unsuited:
             self.progress(self.state.leave_out(question, method, number))
@@ -556,8 +555,6 @@ def examples(
         ValueError: too few or too many labels or rationales; without ``skip_invalid`` a text that cannot be used;
             with it, if none can.
     """
-    from interp_plugin.comparison.metrics import rationale_tokens
-
     whole = _listed(texts)
     model, by_label = explainer.model, isinstance(target, str) and target == "label"
     targets, foils = _next_tokens(model, target, instead_of, labels, len(whole))
