@@ -173,8 +173,10 @@ def _removing_left_tensors(module: nn.Module) -> Iterator[None]:
 class Game:
     """The answer as a function of which of the P tokens are present, (R, P) of 0 or 1.
 
-    The others become [MASK], and are deleted from what a decoder reads.  Captum's perturbation methods explain this
-    function.  Special tokens are no features of it and always present.
+    Captum's perturbation methods explain this function.  Special tokens are no features of it and always present.
+
+    Args:
+        removal: of the other tokens; None: they become [MASK], and are deleted from what a decoder reads.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -184,8 +186,11 @@ class Game:
         [0.99, 0.67]
     """
 
-    def __init__(self, inputs: Inputs, target: int | None, state: State | None) -> None:
+    def __init__(
+        self, inputs: Inputs, target: int | None, state: State | None, removal: Removal | None = None
+    ) -> None:
         self.answer = Answer(inputs, target, state)
+        self.removal = removal or inputs.usual_removal
         self.positions = inputs.players.nonzero()[:, 0]
         self.length = inputs.length
 
@@ -193,7 +198,7 @@ class Game:
         """(R, P) -> (R,)."""
         kept = torch.ones(len(present), self.length, dtype=torch.bool)
         kept[:, self.positions] = present.bool()
-        return self.answer.of_kept(kept, self.answer.inputs.usual_removal)
+        return self.answer.of_kept(kept, self.removal)
 
     def attribute(self, method: Any, **options: Any) -> Tensor:
         """Scores by one of Captum's methods, (T,); 0 for tokens that are no features."""
@@ -255,13 +260,10 @@ def shapley_value_sampling(inputs: Inputs, target: int | None, state: State | No
 
 def leave_one_out(inputs: Inputs, target: int | None, state: State | None, *, removal: Removal) -> Tensor:
     """The decrease of the answer when the token alone is removed from the text, (T,)."""
-    positions = inputs.players.nonzero()[:, 0]
-    kept = torch.ones(len(positions) + 1, inputs.length, dtype=torch.bool)
-    kept[torch.arange(len(positions)), positions] = False  # the last row is the whole text
-    answers = Answer(inputs, target, state).of_kept(kept, removal)
-    scores = torch.zeros(inputs.length, dtype=torch.float32)
-    scores[positions] = answers[-1] - answers[:-1]
-    return scores
+    game = Game(inputs, target, state, removal)
+    count = len(game.positions)
+    answers = game(~torch.eye(count + 1, count, dtype=torch.bool))  # the last row is the whole text
+    return game.spread(answers[-1] - answers[:-1])
 
 
 def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -275,11 +277,10 @@ def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     Raises:
         ValueError: a model with a single score predicts no class.
     """
-    Answer(inputs, target, state)  # raises for a model without classes
-    positions, size = inputs.players.nonzero()[:, 0], inputs.embeddings.shape[-1]
-    noise = torch.randn(NOISER_DRAWS, 1, size, dtype=torch.float32).expand(-1, len(positions), -1) / bound(
-        size
-    )
+    game = Game(inputs, target, state)
+    positions, size = game.positions, inputs.embeddings.shape[-1]
+    noise = torch.randn(NOISER_DRAWS, 1, size, dtype=torch.float32).expand(-1, len(positions), -1)
+    noise = noise / bound(size)
     whole = _probabilities(inputs, inputs.embeddings)  # (1, C), or the probabilities of all next tokens
     if whole.shape[1] < 2:
         raise ValueError(
@@ -293,9 +294,7 @@ def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
         noisy = _with_noise_on_each(inputs, positions, noise * scale.reshape(-1, 1))  # (P, C)
         holds = noisy.argmax(1) == whole.argmax()
         low, high = torch.where(holds, scale, low), torch.where(holds, high, scale)
-    scores = torch.zeros(inputs.length, dtype=torch.float32)
-    scores[positions] = whole[0, target] - noisy[:, target]
-    return scores
+    return game.spread(whole[0, target] - noisy[:, target])
 
 
 def bound(size: int) -> float:

@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from interp_plugin.comparison import views
 from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.journal import differences
+from interp_plugin.comparison.views import CLASS, GROUPS, NEXT, Group, StudyCell
 from interp_plugin.files import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 from interp_plugin.optional import load
-from interp_plugin.report.model import Point, Table
+from interp_plugin.report import figures, html, terminal
+from interp_plugin.report.markdown import markdown
+from interp_plugin.report.model import Point, Points, Table
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
 from interp_plugin.text.rows import plain
 
@@ -30,12 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-CLASS, NEXT = "class", "next token"  # the questions that are about no state
-Group = Literal["unsigned", "signed"]
-GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 OWN = "information kept"
 BEST = "best"
-LEVEL = 0.05  # of the tests
 DPI = 200  # of figures in files
 
 FORMAT = 2  # of saved files; raise it when a reader of the old format would go wrong
@@ -96,38 +96,6 @@ class Failure:
     method: str
     metric: str
     reason: str
-
-
-@dataclass(frozen=True)
-class StudyCell:
-    """One metric of one method.
-
-    Attributes:
-        mean: over the texts, in the metric's unit.
-        low, high: ends of its 95 % bootstrap interval.
-        n: how many texts.
-        best: whether it is the best of its group.
-        p: of the paired difference to the group's best, Holm-corrected; None for the best itself, and where
-            nothing was tested.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    best: bool
-    p: float | None
-
-    @property
-    def half(self) -> float | None:
-        """Half the width of the interval; None where there is none."""
-        width = self.high - self.low
-        return width / 2 if math.isfinite(width) and width > 0 else None
-
-    @property
-    def is_tied(self) -> bool:
-        """Whether a test could not tell it from the best of its group."""
-        return not self.best and self.p is not None and self.p >= LEVEL
 
 
 _PARTS: Mapping[str, type] = {
@@ -364,8 +332,6 @@ class StudyResult:
             >>> [(point.method, point.cost, point.on_front) for point in example().front("recall", "class")]
             [('by hand', 2.0, True), ('random', 0.5, True), ('with signs', 1.0, True)]
         """
-        from interp_plugin.comparison import views
-
         return views.points(self, self.number("question", question), self.number("metric", quality_metric))
 
     # -- parts, unions, files
@@ -565,14 +531,10 @@ class StudyResult:
             >>> table.title, list(table.groups), table.rows[0].name, table.rows[0].cells[0].value
             ('class', ['unsigned methods', 'signed methods'], 'by hand', 0.75)
         """
-        from interp_plugin.comparison import views
-
         return views.tables(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The tables and what they depend on, ready for strict JSON; what is not finite is None."""
-        from interp_plugin.comparison import views
-
         found: dict[str, Any] = plain(
             {
                 "settings": dict(self.settings),
@@ -587,9 +549,6 @@ class StudyResult:
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
-        from interp_plugin.comparison import views
-        from interp_plugin.report.markdown import markdown
-
         return markdown(views.report(self))
 
     def to_html(
@@ -605,9 +564,6 @@ class StudyResult:
             quality: the metric of the figures; None: the first metric of each question.
             title: of the page.
         """
-        from interp_plugin.comparison import views
-        from interp_plugin.report import html
-
         replace_file(path, html.page(views.report(self, quality, title)).encode())
         return Path(path)
 
@@ -620,8 +576,6 @@ class StudyResult:
         Returns:
             the paths of the files.
         """
-        from interp_plugin.report.figures import can_be_drawn
-
         folder = Path(folder)
         self.save(folder / "result.parquet")
         replace_file(folder / "report.md", self.to_markdown().encode())
@@ -629,7 +583,7 @@ class StudyResult:
         written = [folder / name for name in ("result.parquet", "report.md", "report.html")]
         for table in self.tables():
             points = self.front(table.columns[0].name, table.title) if table.columns else ()
-            if any(map(can_be_drawn, points)):
+            if any(map(figures.can_be_drawn, points)):
                 name = re.sub(r"[^\w.-]+", "-", table.title)
                 path = folder / ("front.png" if len(self.questions) == 1 else f"front-{name}.png")
                 content = io.BytesIO()
@@ -651,9 +605,6 @@ class StudyResult:
         Raises:
             ValueError: another kind, no such question, or a metric without a number there.
         """
-        from interp_plugin.report import figures
-        from interp_plugin.report.model import Points
-
         if kind not in ("front", "bars"):
             raise ValueError(f"kind is {kind!r}; choose 'front' or 'bars'")
         table = self.tables()[0 if question is None else self.number("question", question)]
@@ -669,9 +620,6 @@ class StudyResult:
 
     def show(self, console: Console | None = None) -> None:
         """Print the tables (console: default stdout)."""
-        from interp_plugin.comparison import views
-        from interp_plugin.report import terminal
-
         terminal.show(views.report(self), console)
 
 

@@ -143,8 +143,7 @@ def moved(inputs: Inputs, offsets: Tensor) -> Iterator[Inputs]:
         ...     (other.embeddings - inputs.embeddings)[0, :, 0]
         tensor([0.0000, 0.5000, 0.5000, 0.5000, 0.0000])
     """
-    layer = module_of(inputs.model.embedding)
-    assert layer is not None
+    layer = _word_embedding(inputs.model)
     hooks = _MovedTokens(inputs.ids[0], offsets)
     handles = [
         layer.register_forward_pre_hook(in_this_thread(hooks.before), with_kwargs=True),

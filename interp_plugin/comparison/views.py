@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from interp_plugin.comparison.costs import COSTS, StudyColumn
-from interp_plugin.comparison.result import CLASS, GROUPS, LEVEL, NEXT, StudyCell, StudyResult
 from interp_plugin.report import numbers, shades
+from interp_plugin.report.figures import can_be_drawn
 from interp_plugin.report.model import Cell, Column, Point, Points, Report, Row, Section, Table
 from interp_plugin.statistics import RESAMPLES
 
+if TYPE_CHECKING:
+    from interp_plugin.comparison.result import StudyResult
+
+CLASS, NEXT = "class", "next token"  # the questions that are about no state
+Group = Literal["unsigned", "signed"]
+GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 SECONDS = "seconds"
+LEVEL = 0.05  # of the tests
 TIED = "≈"  # not significantly different from the best
 _SHOWN = 160  # characters of a reason
 _COST_NAMES = frozenset(column.name for column in COSTS)
@@ -31,6 +38,38 @@ GUIDE = (
 )
 
 
+@dataclass(frozen=True)
+class StudyCell:
+    """One metric of one method.
+
+    Attributes:
+        mean: over the texts, in the metric's unit.
+        low, high: ends of its 95 % bootstrap interval.
+        n: how many texts.
+        best: whether it is the best of its group.
+        p: of the paired difference to the group's best, Holm-corrected; None for the best itself, and where
+            nothing was tested.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    best: bool
+    p: float | None
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval; None where there is none."""
+        width = self.high - self.low
+        return width / 2 if math.isfinite(width) and width > 0 else None
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether a test could not tell it from the best of its group."""
+        return not self.best and self.p is not None and self.p >= LEVEL
+
+
 def report(
     findings: StudyResult,
     quality: str | None = None,
@@ -43,16 +82,10 @@ def report(
         quality: the metric of the charts; None: the first of each question that is no cost.
         title: of the whole.
     """
-    drawn = fronts(findings, quality)
-    sections = [
-        Section(
-            table.title,
-            _answer(table),
-            tables=(table,),
-            charts=(drawn[table.title],) if table.title in drawn else (),
-        )
-        for table in tables(findings)
-    ]
+    sections = (
+        Section(table.title, _answer(table), tables=(table,), charts=_charts(findings, q, quality))
+        for q, table in enumerate(tables(findings))
+    )
     return Report(
         title,
         tuple(sections),
@@ -154,24 +187,16 @@ def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ..
     )
 
 
-def fronts(findings: StudyResult, quality: str | None = None) -> dict[str, Points]:
-    """Quality against seconds for each question where some method has both.
-
-    Args:
-        findings: the study.
-        quality: a metric; None: the first that judges the question and is no cost.
-    """
-    found = {}
-    wanted = None if quality is None else findings.number("metric", quality)
-    for q, question in enumerate(findings.questions):
-        some = [k for k, metric in enumerate(findings.metrics) if metric.name not in _COST_NAMES]
-        some = [k for k in (some if wanted is None else [wanted]) if findings.summary.n[q, :, k].any()]
-        for k in some[:1]:
-            metric, drawn = findings.metrics[k], points(findings, q, k)
-            if any(math.isfinite(point.cost) and point.cost > 0 for point in drawn):
-                title = f"{metric.name}, {question}: up is better, left is cheaper"
-                found[question] = Points(title, metric.name, metric.higher_is_better, drawn)
-    return found
+def _charts(findings: StudyResult, question: int, quality: str | None) -> tuple[Points, ...]:
+    """A metric against seconds, where some method has both; None: the first that has any number and is no cost."""
+    names = [metric.name for metric in findings.metrics if metric.name not in _COST_NAMES]
+    for k in [findings.number("metric", name) for name in (names if quality is None else [quality])]:
+        if findings.summary.n[question, :, k].any():
+            metric, drawn = findings.metrics[k], points(findings, question, k)
+            title = f"{metric.name}, {findings.questions[question]}: up is better, left is cheaper"
+            chart = Points(title, metric.name, metric.higher_is_better, drawn)
+            return (chart,) if any(map(can_be_drawn, drawn)) else ()
+    return ()
 
 
 def notes(findings: StudyResult, question: int) -> Iterator[str]:
@@ -259,22 +284,17 @@ def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: i
 
 def _answer(table: Table) -> str:
     """The best of each group by the first metric that is no cost, and who is not told apart from it."""
+    judging = [c for c, column in enumerate(table.columns) if column.name not in _COST_NAMES]
     said = []
-    for c, column in enumerate(table.columns):
-        if column.name in _COST_NAMES:
-            continue
+    for c in judging[:1]:
         for group, rows in table.groups.items():
-            best = next((row for row in rows if (cell := row.cells[c]) and cell.best), None)
-            if best is None or (cell := best.cells[c]) is None:
-                continue
-            near = [row.name for row in rows if (other := row.cells[c]) and other.mark]
-            also = (
-                f"; not told apart: {', '.join(near[:3])}{' and more' if len(near) > 3 else ''}"
-                if near
-                else ""
-            )
-            said.append(f"Best of the {group} by {column.name}: {best.name} ({cell.text}){also}.")
-        break
+            cells = {row.name: cell for row in rows if (cell := row.cells[c])}
+            near = [name for name, cell in cells.items() if cell.mark]
+            also = f"; not told apart: {', '.join(near[:3])}" if near else ""
+            also += " and more" if len(near) > 3 else ""
+            best = [f"{name} ({cell.text})" for name, cell in cells.items() if cell.best]
+            if best:
+                said.append(f"Best of the {group} by {table.columns[c].name}: {best[0]}{also}.")
     return " ".join(said)
 
 
