@@ -111,7 +111,6 @@ def corpus(
     with options.one_sentence():
         _check(output, html, engine, device, gpus)
         _check_heads(amortised, train_amortised, compare, score)
-        options.check_tolerance(tolerance)
         columns: dict[str, Any] = {
             "text_column": options.column(source, text_column),
             "pair_column": options.column(source, pair_column),
@@ -127,8 +126,9 @@ def corpus(
         from interp_plugin.method.solver import Solver
 
         progress = sys.stderr.isatty()
+        solver = Solver(seed=seed, tolerance=Solver.tolerance if tolerance is None else tolerance)
         settings: dict[str, Any] = {
-            "layers": labels, "rate": rate, "solver": Solver(seed=seed, tolerance=tolerance or Solver.tolerance),
+            "layers": labels, "rate": rate, "solver": solver,
             "batch_size": batch_size, "truncation": truncation, "score": score, "side": side,
             "ways": check_ways(ways.split(",")), "passes": passes or PASSES,
         }  # fmt: skip

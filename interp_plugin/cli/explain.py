@@ -146,7 +146,6 @@ def explain(
 ) -> None:
     """Print how much of each token every layer keeps, in nats."""
     with options.one_sentence():
-        options.check_tolerance(tolerance)
         kind = options.one_kind(pairs=pairs, choices=choices, chats=chats, words=words)
         if label_column is not None and target is not None:
             raise ValueError("--target and --label-column both say which output; leave one out")

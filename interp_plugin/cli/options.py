@@ -171,19 +171,6 @@ def read_texts(
     return found
 
 
-def check_tolerance(tolerance: float | None) -> None:
-    """See that a tolerance is one.
-
-    Raises:
-        ValueError: it is not between 0 and 1.
-    """
-    if tolerance is not None and not 0 < tolerance <= 1:
-        raise ValueError(
-            f"tolerance is {tolerance:g}, a standard error of log sigma, of which 1 is a factor of 2.7 already; give a "
-            "number above 0 and at most 1, such as 0.1"
-        )
-
-
 def check_outputs(*paths: Path | None) -> None:
     """See that files can be written, before hours of work.
 
