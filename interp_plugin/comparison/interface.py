@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -143,17 +143,6 @@ class Inputs:
         if not self.encoding.target or axis[state.label] != axis[OUTPUT] or state.site is None:
             return state
         return replace(state, places=self.encoding.target_positions)
-
-    @cached_property
-    def masked_embeddings(self) -> Tensor:
-        """The embeddings with all removable tokens masked, (1, T, K).
-
-        Raises:
-            ValueError: the model has no mask token.
-        """
-        [arguments] = self.without(~self.players.unsqueeze(0), "mask")
-        ids = tuple(int(i) for i in arguments[0][0])
-        return replace(self, encoding=replace(self.encoding, ids=ids)).embeddings
 
     def rows(self, count: int) -> tuple[Tensor, ...]:
         """The arguments repeated, (count, ...) each."""
@@ -373,7 +362,7 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(drawn_by_python)
 
 
-Score = Callable[[Inputs, int | None, State | None], Tensor]
+Score = Callable[[Inputs, int | None, State | None], Tensor | Sequence[float]]
 """(text, class, state) -> a score for each token, (T,), high = important; class or state is None."""
 Explains = Literal["class", "state", "both"]
 
@@ -399,6 +388,13 @@ class Method:
         ...     return -torch.arange(inputs.length)
         >>> Method("earliest", earliest)(Inputs(model, model.encode("a good film")), 1, None)
         tensor([ 0., -1., -2., -3., -4.])
+
+    Scores that were computed elsewhere, of every token, special ones included::
+
+        >>> known = {"a good film": [0, 0, 1, 0.5, 0]}
+        >>> theirs = Method("theirs", lambda inputs, target, state: known[inputs.encoding.text], signed=True)
+        >>> theirs(Inputs(model, model.encode("a good film")), 1, None)
+        tensor([0.0000, 0.0000, 1.0000, 0.5000, 0.0000])
     """
 
     name: str

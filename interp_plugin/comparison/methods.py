@@ -1,8 +1,8 @@
-"""The attribution methods of a study by name; this package's own; and methods from given scores."""
+"""The attribution methods of a study by name, and this package's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -13,18 +13,15 @@ from torch import Tensor
 from interp_plugin.attribution import LayerInformationErased, LayerInformationLoss
 from interp_plugin.comparison import captum_methods, propagation
 from interp_plugin.comparison.captum_methods import baseline_of
-from interp_plugin.comparison.interface import MAX_ROWS, Answer, Explains, Inputs, Method
+from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs, Method
 from interp_plugin.method.erasure import Erasure, Side, Way
 from interp_plugin.method.solver import EXACT, PROBES, Solver
 from interp_plugin.text.batch import Batch
 from interp_plugin.text.explainer import TextExplainer
-from interp_plugin.text.models import OUTPUT, TextModel, shown, state_sites
+from interp_plugin.text.models import OUTPUT, TextModel, state_sites
 from interp_plugin.text.rows import ErasedRow
 from interp_plugin.text.scoring import ErasureFinder
 from interp_plugin.text.states import State
-
-Text = str | tuple[str, str]
-TokenScores = Sequence[float] | Tensor
 
 
 def random_scores(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -344,68 +341,3 @@ def quick(model: TextModel) -> list[str]:
     baseline = "zero" if model.mask_id is None else "[MASK]"
     baseline = "mean" if model.task == "next token" else baseline
     return ["information kept", "erased", f"integrated gradients ({baseline}, signed)", "random"]
-
-
-def from_scores(
-    name: str,
-    scores: Mapping[Text, TokenScores] | Sequence[TokenScores],
-    signed: bool = False,
-    texts: Sequence[Text] | None = None,
-    explains: Explains = "both",
-) -> Method:
-    """Scores that were computed elsewhere, as a method.
-
-    Args:
-        name: its name in tables.
-        scores: for each text (a pair of texts is a tuple of two) the scores of its tokens, special ones included,
-            (T,); or a list of them, one for each of ``texts``.
-        signed: as in :class:`Method`.
-        texts: the texts of a list of scores, in the same order.
-        explains: as in :class:`Method`.
-
-    Raises:
-        ValueError: lists of different length, or two different scores for one text; when it is called: a text
-            without scores, or with another number of tokens.
-
-    Examples::
-        >>> from interp_plugin import huggingface
-        >>> model = huggingface.HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
-        >>> method = from_scores("by hand", {"a good film": [0, 0, 1, 0.5, 0]})
-        >>> method(Inputs(model, model.encode("a good film")), 1, None)
-        tensor([0.0000, 0.0000, 1.0000, 0.5000, 0.0000])
-    """
-    known = _by_text(name, scores, texts)
-
-    def look_up(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-        encoding = inputs.encoding
-        key = encoding.text if encoding.pair is None else (encoding.text, encoding.pair)
-        if key not in known:
-            raise ValueError(
-                f"{name!r} has no scores for {shown(encoding.text)}; give scores for every text of the study"
-            )
-        if len(known[key]) != inputs.length:
-            raise ValueError(
-                f"{name!r} has {len(known[key])} scores for {shown(encoding.text)}, which has {inputs.length} tokens "
-                f"({' '.join(encoding.tokens)}); give one for each, special tokens included"
-            )
-        return known[key]
-
-    return Method(name, look_up, signed, explains, "given")
-
-
-def _by_text(
-    name: str, scores: Mapping[Text, TokenScores] | Sequence[TokenScores], texts: Sequence[Text] | None
-) -> dict[Text, Tensor]:
-    if isinstance(scores, Mapping):
-        return {text: torch.as_tensor(values, dtype=torch.float32) for text, values in scores.items()}
-    if texts is None or len(texts) != len(scores):
-        count = "no texts" if texts is None else f"{len(texts)} texts"
-        raise ValueError(
-            f"{name!r} has {len(scores)} lists of scores and {count}; give texts, one for each list"
-        )
-    known: dict[Text, Tensor] = {}
-    for text, values in zip(texts, scores):
-        new = torch.as_tensor(values, dtype=torch.float32)
-        if not torch.equal(known.setdefault(text, new), new):
-            raise ValueError(f"{name!r} has two different lists of scores for {text!r}; leave one out")
-    return known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.comparison.captum_methods import baseline_of
 from interp_plugin.comparison.interface import MAX_ROWS, Inputs, Metric, Trial, seeded
 from interp_plugin.method.perturbation import first_tensor, in_this_thread, module_of, no_fastpath
 from interp_plugin.text.models import Label, TextModel
@@ -69,7 +70,7 @@ def perturbation(inputs: Inputs, kind: Kind) -> Perturb:
         perturbed.scatter_(1, positions[chosen], True)
         where = perturbed.unsqueeze(-1).to(embeddings.device)  # (R, T, 1)
         if kind == "mask":
-            other = inputs.masked_embeddings
+            other = baseline_of(inputs, "[MASK]")
         else:
             other = embeddings + scale * torch.randn(embeddings.shape, dtype=torch.float32).to(embeddings)
         return where.expand_as(embeddings).to(embeddings), torch.where(where, other, embeddings)
@@ -314,31 +315,11 @@ def weight_randomisation(trial: Trial, embeddings: bool = False) -> float | None
     copies = _randomised.setdefault(model.module, {})
     if embeddings not in copies:
         found = stages(trial.inputs)
-        drawn = [stage for stage in found if embeddings or stage != EMBEDDINGS]
-        copies[embeddings] = randomised(model, upper(found, drawn))
+        drawn = (found[stage] for stage in found if embeddings or stage != EMBEDDINGS)
+        copies[embeddings] = randomised(model, [name for names in drawn for name in names])
     mine = trial.uncalibrated
     found_rank = _over_players(mine, mine.again(model=copies[embeddings]))
     return None if found_rank is None else abs(found_rank)
-
-
-def randomisation_curve(trial: Trial) -> dict[Label, float | None]:
-    """The rank correlation with the scores for models whose weights are random from the top down to each stage.
-
-    Args:
-        trial: the method's scores for the model itself.
-
-    Returns:
-        A value for each stage of :func:`stages`: its weights and those of all stages above are random.  The absolute
-        values at the first layer and at "embeddings" are those of :func:`weight_randomisation`.
-    """
-    mine, found = trial.uncalibrated, stages(trial.inputs)
-    names = list(found)
-    return {
-        stage: _over_players(
-            mine, mine.again(model=randomised(mine.inputs.model, upper(found, names[: place + 1])))
-        )
-        for place, stage in enumerate(names)
-    }
 
 
 def _over_players(trial: Trial, other: Tensor) -> float | None:
@@ -411,11 +392,6 @@ def _draw(module: nn.Module, names: Sequence[str], seed: int) -> None:
         value = parameters[name]
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
         value.copy_(value.mean() + value.std(correction=0) * noise)
-
-
-def upper(found: dict[Label, tuple[str, ...]], last: Collection[Label]) -> list[str]:
-    """The names of the parameters of some stages in one list, from the top down."""
-    return [name for stage, names in found.items() if stage in last for name in names]
 
 
 @torch.no_grad()

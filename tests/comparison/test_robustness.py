@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import captum.metrics
 import pytest
@@ -23,14 +24,12 @@ from interp_plugin.comparison.robustness import (
     max_sensitivity,
     moved,
     perturbation,
-    randomisation_curve,
     randomised,
     rank_correlation,
     seed_stability,
     spread,
     stages,
     two_models,
-    upper,
     weight_randomisation,
 )
 from interp_plugin.huggingface import HuggingFaceModel
@@ -266,6 +265,11 @@ def test_models_that_cut_texts_differently_are_refused() -> None:
 # -- random weights
 
 
+def upper(found: dict[Any, tuple[str, ...]], last: list[Any]) -> list[str]:
+    """The names of the parameters of some stages, from the top down."""
+    return [name for stage, names in found.items() if stage in last for name in names]
+
+
 def plain(model: TextModel) -> Inputs:
     return Inputs(model, model.encode("the cat sat on a mat"))
 
@@ -335,16 +339,14 @@ def test_what_is_not_drawn_is_shared_and_not_copied() -> None:
         assert (other[name] is parameter) == (name not in found["head"])
 
 
-def test_weight_randomisation_ends_the_curve() -> None:
-    for state in (None, third_layer()):
-        trial = asked(SLOPE, sentence(), state)
-        curve = randomisation_curve(trial)
-        assert list(curve) == ["head", 4, 3, 2, 1, "embeddings"]
-        assert METRICS["weight randomisation"](trial) == pytest.approx(abs(curve[1]))  # type: ignore[arg-type]
-        assert METRICS["weight randomisation (all)"](trial) == pytest.approx(abs(curve["embeddings"]))  # type: ignore[arg-type]
-    assert curve["head"] == pytest.approx(1)  # layer 3 is below the head and layer 4
-    assert curve[4] == pytest.approx(1)
-    assert curve[3] < 1  # type: ignore[operator]
+@pytest.mark.parametrize("state", [None, third_layer()])
+def test_weight_randomisation_is_spearmans_with_random_weights_from_the_top_down(state: State | None) -> None:
+    trial, found = asked(SLOPE, sentence(), state), stages(sentence())
+    assert list(found) == ["head", 4, 3, 2, 1, "embeddings"]
+    for name, last in (("weight randomisation", 5), ("weight randomisation (all)", 6)):
+        other = randomised(sentence().model, upper(found, list(found)[:last]))
+        expected = two_models(other)(trial)
+        assert METRICS[name](trial) == pytest.approx(abs(expected))  # type: ignore[arg-type]
 
 
 def test_a_method_that_does_not_look_at_the_weights_keeps_its_ranking() -> None:
