@@ -259,6 +259,12 @@ def test_a_continuation_is_the_target_of_a_language_model(language_model: str) -
     assert rows_of(data) == [(1, None), ("output", None)]
 
 
+@pytest.mark.parametrize("other", ["--target", "--instead-of"])
+def test_a_continuation_with_a_target_is_refused(language_model: str, other: str) -> None:
+    arguments = ("The film", "--model", language_model, "--continuation", " was", other, " bad")
+    assert "give one of them" in refused(*arguments)
+
+
 @pytest.mark.parametrize("positions, expected", [("each", [0, 1, 2, 3]), ("0,-1", [0, 3]), ("-2", [2])])
 def test_positions_are_rows(folder: str, positions: str, expected: list[int]) -> None:
     data = explained("a film", "--model", folder, "--layers", "2", "--positions", positions)

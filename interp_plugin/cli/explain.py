@@ -150,11 +150,10 @@ def explain(
         if label_column is not None and target is not None:
             raise ValueError("--target and --label-column both say which output; leave one out")
         wanted: Any
-        wanted, labels = options.given_texts(
-            texts, file, text_column, pair_column, encoding, kind, label_column
-        )
+        columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+        wanted, labels = options.given_texts(texts, file, encoding, kind, **columns)
         aim: Any = target if labels is None else labels
-        if generate is not None and (continuation is not None or aim is not None):
+        if sum(given is not None for given in (generate, continuation, aim)) > 1:
             raise ValueError("--generate, --continuation and --target all say what follows; give one of them")
         if (generate is not None or continuation is not None) and len(wanted) != 1:
             raise ValueError(
@@ -166,7 +165,7 @@ def explain(
             "units": options.parse_units(units),
             "truncation": truncation, "show_progress": sys.stderr.isatty(), "score": score, "side": side,
             "is_split_into_words": words, "forward_args": options.parse_json(forward_args),
-            "ways": None if ways is None else ways.split(","), "function": function,
+            "ways": None if ways is None else ways.split(","), "function": function, "instead_of": instead_of,
         }  # fmt: skip
         sample = options.sample_texts(calibrate, pairs)
         options.check_outputs(html, png, save)
@@ -189,10 +188,8 @@ def explain(
             )
         if generate is not None:
             explanation = explainer.generate(wanted, generate, **settings)
-        elif continuation is not None:
-            explanation = explainer.explain(wanted, continuation=continuation, **settings)
         else:
-            explanation = explainer.explain(wanted, target=aim, instead_of=instead_of, **settings)
+            explanation = explainer.explain(wanted, target=aim, continuation=continuation, **settings)
         written = [path for path in (save, html) if path is not None]
         if save is not None:
             explanation.save(save, granularity, aggregate)

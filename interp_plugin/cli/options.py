@@ -131,17 +131,14 @@ def parse_layers(layers: str) -> list[int | str]:
     return labels
 
 
-def read_texts(
-    path: Path,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    encoding: str = "utf-8",
-    as_lines: bool = False,
-    label_column: str | None = None,
-) -> Texts:
+def read_texts(path: Path, encoding: str = "utf-8", as_lines: bool = False, **columns: str | None) -> Texts:
     """The texts of a file (- is standard input): of a table by column, otherwise a text a line.
 
     What records hold no text is printed on standard error.
+
+    Args:
+        as_lines: whether a table is read line by line, too.
+        columns: as of ``data.read_texts``.
 
     Raises:
         ValueError: it cannot be read, or holds no text.
@@ -149,14 +146,11 @@ def read_texts(
     from interp_plugin import data
 
     named = "standard input" if str(path) == "-" else repr(str(path))
-    given = (text_column, pair_column, label_column)
     try:
         if path.suffix in data.TABLES and not as_lines:
-            text, pair, label = (column(str(path), name) for name in given)
-            found = data.read_texts(
-                str(path), text_column=text, pair_column=pair, label_column=label, encoding=encoding
-            )
-        elif any(name is not None for name in given):
+            found_columns: dict[str, Any] = {kind: column(str(path), name) for kind, name in columns.items()}
+            found = data.read_texts(str(path), encoding=encoding, **found_columns)
+        elif any(name is not None for name in columns.values()):
             raise ValueError(
                 f"{named} is read line by line, without columns; leave --text-column, --pair-column and --label-column "
                 f"out, or give a table: {', '.join(data.TABLES)}"
@@ -304,23 +298,18 @@ def one_kind(**kinds: bool) -> str | None:
 
 
 def given_texts(
-    texts: list[str] | None,
-    file: Path | None,
-    text_column: str | None,
-    pair_column: str | None,
-    encoding: str,
-    kind: str | None,
-    label_column: str | None = None,
+    texts: list[str] | None, file: Path | None, encoding: str, kind: str | None, **columns: str | None
 ) -> tuple[list[Any], list[Any] | None]:
     """The texts of the command line, of a file, or of standard input, and the labels of --label-column.
 
-    Pairs, choices and chats are lines.
+    Pairs, choices and chats are lines; ``columns`` as of :func:`read_texts`.
     """
     from interp_plugin import data
 
     if texts and file is not None:
         raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
-    if label_column is not None and file is None:
+    has_labels = columns.get("label_column") is not None
+    if has_labels and file is None:
         raise ValueError(
             "--label-column names a column of a table, and there is none; give --file, or --target"
         )
@@ -331,10 +320,10 @@ def given_texts(
             raise ValueError(
                 "there is no text: give one in quotes, --file, or a text a line on standard input"
             )
-        path, as_lines = Path("-") if file is None else file, kind in ("pairs", "choices", "chats")
-        read = read_texts(path, text_column, pair_column, encoding, as_lines, label_column)
+        as_lines = kind in ("pairs", "choices", "chats")
+        read = read_texts(Path("-") if file is None else file, encoding, as_lines, **columns)
         found = list(read.texts)
-        labels = None if label_column is None else list(read.labels or ())
+        labels = list(read.labels or ()) if has_labels else None
     if kind == "chats":
         found = data.chats(found)
     elif kind == "words":
