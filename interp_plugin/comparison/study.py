@@ -19,13 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.comparison.costs import (
-    COSTS,
-    Cost,
-    StudyColumn,
-    measured,
-    seconds_per_pass,
-)
+from interp_plugin.comparison.costs import COSTS, Cost, StudyColumn, measured, seconds_per_pass
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial, chosen
 from interp_plugin.comparison.journal import Cell, Entry, Journal, StudyState
 from interp_plugin.comparison.methods import METHODS, quick
@@ -456,8 +450,7 @@ class _Run:
                 if not self._is_of_this_text(cell, error):
                     return None
                 return replace(entry, errors={"": _reason(error)})
-            costs = (cost.seconds, cost.forward, cost.backward, cost.peak_mib)
-            values = {column.name: value for column, value in zip(COSTS, costs, strict=True)}
+            values = {column.name: value for column, value in zip(COSTS, vars(cost).values(), strict=True)}
         trial = Trial(inputs, target, state, method, scores, self.examples[text].rationale)
         for metric in metrics:
             try:
@@ -465,9 +458,8 @@ class _Run:
             except Exception as error:  # as above
                 if self._is_of_this_text(cell, error, metric):
                     errors[metric.name] = _reason(error)
-        if saved:
-            return replace(entry, values=values, errors=errors) if values or errors else None
-        return replace(entry, values=values, errors=errors, scores=tuple(scores.tolist()))
+        new = () if saved else tuple(scores.tolist())
+        return replace(entry, values=values, errors=errors, scores=new) if values or errors else None
 
     def _measured_scores(
         self, method: Method, inputs: Inputs, target: int | None, state: State | None
