@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from interp_plugin.comparison.captum_methods import baseline_of
 from interp_plugin.comparison.interface import MAX_ROWS, Inputs, Metric, Trial, seeded
-from interp_plugin.method.perturbation import first_tensor, in_this_thread, module_of, no_fastpath
+from interp_plugin.method.perturbation import (
+    first_tensor,
+    in_this_thread,
+    module_of,
+    no_fastpath,
+    replace_first,
+)
 from interp_plugin.text.models import Label, TextModel
 
 INFIDELITY_DRAWS = 64
@@ -61,17 +67,16 @@ def perturbation(inputs: Inputs, kind: Kind) -> Perturb:
     """
     positions = inputs.players.nonzero()[:, 0]
     scale = INFIDELITY_NOISE * float(inputs.embeddings.std())
+    masked = baseline_of(inputs, "[MASK]") if kind == "mask" else None
 
     def perturb(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.rand(len(embeddings), len(positions), dtype=torch.float32).argsort(1)[
-            :, : (len(positions) + 1) // 2
-        ]
+        order = torch.rand(len(embeddings), len(positions), dtype=torch.float32).argsort(1)
+        chosen = order[:, : (len(positions) + 1) // 2]
         perturbed = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
         perturbed.scatter_(1, positions[chosen], True)
         where = perturbed.unsqueeze(-1).to(embeddings.device)  # (R, T, 1)
-        if kind == "mask":
-            other = baseline_of(inputs, "[MASK]")
-        else:
+        other = masked
+        if other is None:
             other = embeddings + scale * torch.randn(embeddings.shape, dtype=torch.float32).to(embeddings)
         return where.expand_as(embeddings).to(embeddings), torch.where(where, other, embeddings)
 
@@ -166,9 +171,8 @@ class _MovedTokens:
 
     def __init__(self, ids: Tensor, offsets: Tensor) -> None:
         self.ids = ids
-        self.offsets = torch.cat(
-            [offsets, torch.zeros_like(offsets[:1])]
-        )  # the last row is for all other ids
+        # the last row is for all other ids
+        self.offsets = torch.cat([offsets, torch.zeros_like(offsets[:1])])
         self.rows: Tensor | None = None  # of the offsets, for each id of the call
 
     def before(
@@ -189,8 +193,7 @@ class _MovedTokens:
         if self.rows is None:
             return None
         first = first_tensor(output)
-        first = first + self.offsets.to(first)[self.rows.to(first.device)]
-        return type(output)([first, *output[1:]]) if isinstance(output, (tuple, list)) else first
+        return replace_first(output, first + self.offsets.to(first)[self.rows.to(first.device)])
 
 
 def max_sensitivity(trial: Trial, samples: int = SAMPLES) -> float:
