@@ -110,16 +110,8 @@ def paired(differences: ArrayLike) -> list[Paired]:
     """
     columns = np.asarray(differences, np.float64)
     found = means(columns)
-    return [
-        Paired(
-            int(found.n[i]),
-            float(found.mean[i]),
-            float(found.low[i]),
-            float(found.high[i]),
-            signed_rank(columns[:, i]),
-        )
-        for i in range(columns.shape[1])
-    ]
+    numbers = zip(found.n.tolist(), found.mean.tolist(), found.low.tolist(), found.high.tolist(), columns.T)
+    return [Paired(n, mean, low, high, signed_rank(column)) for n, mean, low, high, column in numbers]
 
 
 def signed_rank(differences: ArrayLike) -> float:

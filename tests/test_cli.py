@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 
 from interp_plugin import Explanation
 from interp_plugin.cli import app
-from interp_plugin.cli.explain import parse_positions
-from interp_plugin.cli.options import parse_layers
+from interp_plugin.cli.options import parse_layers, parse_positions
 
 COMMAND = [sys.executable, "-m", "interp_plugin"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
@@ -258,6 +257,12 @@ def test_a_continuation_is_the_target_of_a_language_model(language_model: str) -
     [text] = data["texts"]
     assert (text["pair"], text["target"]) == (" was 1", " was 1")
     assert rows_of(data) == [(1, None), ("output", None)]
+
+
+@pytest.mark.parametrize("other", ["--target", "--instead-of"])
+def test_a_continuation_with_a_target_is_refused(language_model: str, other: str) -> None:
+    arguments = ("The film", "--model", language_model, "--continuation", " was", other, " bad")
+    assert "give one of them" in refused(*arguments)
 
 
 @pytest.mark.parametrize("positions, expected", [("each", [0, 1, 2, 3]), ("0,-1", [0, 3]), ("-2", [2])])

@@ -9,29 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.cli.options import (
-    AsJson,
-    Calibrate,
-    Device,
-    ModelName,
-    Page,
-    PairColumn,
-    TextColumn,
-    TokenizerName,
-    Truncation,
-    TrustRemoteCode,
-    WeightType,
-    calibration,
-    check_folder,
-    check_installed,
-    check_outputs,
-    column,
-    load_explainer,
-    one_sentence,
-    parse_layers,
-    sample_texts,
-    say,
-)
+from interp_plugin.cli import options
+from interp_plugin.cli.options import option
 
 EXAMPLES = """
 Examples:
@@ -68,76 +47,66 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a data set.", show_default="train")] = None,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: Annotated[str | None, typer.Option(help="Of true classes.", show_default="found")] = None,
+    split: options.Split = None,
+    text_column: options.TextColumn = None,
+    pair_column: options.PairColumn = None,
+    label_column: Annotated[str | None, option("Of true classes.", "found")] = None,
     rationale_column: Annotated[
-        str | None, typer.Option(help="Of spans of characters, or masks of tokens.", show_default="found")
+        str | None, option("Of spans of characters, or masks of tokens.", "found")
     ] = None,
     target_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a language model's next token, such as ' Paris'.", show_default="found, or its own"
-        ),
+        str | None, option("Of a language model's next token, such as ' Paris'.", "found, or its own")
     ] = None,
     instead_of_column: Annotated[
-        str | None, typer.Option(help="Of the token that it is compared with.", show_default="found")
+        str | None, option("Of the token that it is compared with.", "found")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first texts.", show_default="all")] = None,
+    limit: Annotated[int | None, option("The first texts.", "all", min=1)] = None,
     sample: Annotated[
-        int | None,
-        typer.Option(min=1, help="Random texts, by --seed.", show_default="50; all with --full or --limit"),
+        int | None, option("Random texts, by --seed.", "50; all with --full or --limit", min=1)
     ] = None,
-    model: ModelName = None,
-    tokenizer: TokenizerName = None,
-    trust_remote_code: TrustRemoteCode = False,
+    model: options.ModelName = None,
+    tokenizer: options.TokenizerName = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     methods: Annotated[
-        str | None,
-        typer.Option(help="By name, as --list shows them, with commas; * is anything.", show_default="four"),
+        str | None, option("By name, as --list shows them, with commas; * is anything.", "four")
     ] = None,
-    metrics: Annotated[str | None, typer.Option(help="In the same way.", show_default="two or four")] = None,
+    metrics: Annotated[str | None, option("In the same way.", "two or four")] = None,
     full: Annotated[bool, typer.Option("--full", help="All texts, methods, metrics that suit.")] = False,
     layers: Annotated[
-        str | None,
-        typer.Option(help="Explain states too: all, or numbers, ranges, names: 1,3-4.", show_default="none"),
+        str | None, option("Explain states too: all, or numbers, ranges, names: 1,3-4.", "none")
     ] = None,
     no_class: Annotated[bool, typer.Option("--no-class", help="Explain states alone.")] = False,
     special_tokens: Annotated[bool, typer.Option("--special-tokens", help="Rank them like others.")] = False,
-    target: Annotated[Target, typer.Option(help="Which class to explain.")] = "predicted",
-    calibrate: Calibrate = None,
-    truncation: Truncation = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for a checkpoint log, reports and result.parquet.", show_default=False),
-    ] = None,
+    target: Annotated[Target, option("Which class to explain.", True)] = "predicted",
+    calibrate: options.Calibrate = None,
+    truncation: options.Truncation = False,
+    output: Annotated[Path | None, option("Folder for a checkpoint log, reports and result.parquet.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --output: try again.")] = False,
-    html: Page = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write tables here.", show_default=False)] = None,
-    as_json: AsJson = False,
-    device: Device = "cpu",
-    dtype: WeightType = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of random numbers, and of --sample.")] = 0,
+    html: options.Page = None,
+    markdown: Annotated[Path | None, option("Write tables here.")] = None,
+    as_json: options.AsJson = False,
+    device: options.Device = "cpu",
+    dtype: options.WeightType = "float32",
+    seed: Annotated[int, option("Of random numbers, and of --sample.", True, min=0)] = 0,
     list_all: Annotated[bool, typer.Option("--list", help="Print methods and metrics, and exit.")] = False,
 ) -> None:
     """Compare attribution methods on a model and texts, and print the tables."""
     if list_all:
         _print_list(as_json)
         return
-    with one_sentence():
+    with options.one_sentence():
         if source is None:
             raise ValueError(
                 "there is no INPUT: give a file, a folder, or the name of a data set; --list needs none"
             )
         if no_class and layers is None:
             raise ValueError("--no-class leaves nothing to explain; give --layers, or leave it out")
-        check_folder(output)
-        check_outputs(html, markdown)
-        for package in ("pandas", "pyarrow", "scipy", "sklearn"):
-            check_installed(package, "compare", "compare")
+        options.check_folder(output)
+        options.check_outputs(html, markdown)
+        options.check_installed("compare", "compare", "pandas", "pyarrow", "scipy", "sklearn")
         if html is not None or output is not None:
-            check_installed("matplotlib", "a report", "compare")
-        labels = () if layers is None else parse_layers(layers)
+            options.check_installed("a report", "compare", "matplotlib")
+        labels = () if layers is None else options.parse_layers(layers)
 
         from interp_plugin import data
         from interp_plugin.comparison.study import QUICK, Study
@@ -147,22 +116,26 @@ def compare(
             "text": text_column, "label": label_column, "rationale": rationale_column, "pair": pair_column,
             "target": target_column, "foil": instead_of_column,
         }  # fmt: skip
-        named: dict[str, Any] = {f"{kind}_column": column(source, each) for kind, each in columns.items()}
+        named: dict[str, Any] = {
+            f"{kind}_column": options.column(source, each) for kind, each in columns.items()
+        }
         found = data.read_texts(source, split, limit=limit, **named)
         texts = found.sample(QUICK_TEXTS if (sample, limit, full) == (None, None, False) else sample, seed)
-        unit_texts = sample_texts(calibrate)
-        explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code)
+        unit_texts = options.sample_texts(calibrate)
+        explainer = options.load_explainer(
+            model, tokenizer, device, dtype=dtype, trust_remote_code=trust_remote_code
+        )
         settings: dict[str, Any] = {
             "layers": labels, "explain_class": not no_class, "with_special": special_tokens, "seed": seed,
-            "calibration": calibration(explainer, calibrate, unit_texts, sys.stderr.isatty()),
+            "calibration": options.calibration(explainer, calibrate, unit_texts, sys.stderr.isatty()),
         }  # fmt: skip
         default = None if full else QUICK
         study = Study(explainer.model, None, methods or default, metrics or default, **settings)
-        say(study.price(texts))
+        options.say(study.price(texts))
         whole = found if sample is None else texts
         if not (full or (methods and metrics and len(texts.texts) == len(whole.texts))):
             everything = Study(explainer.model, None, methods, metrics, **settings)
-            say(f"with --full: {everything.price(whole)}")
+            options.say(f"with --full: {everything.price(whole)}")
         result = study.run(
             texts, target=target, output=output, truncation=truncation, skip_invalid=True,
             retry_failed=retry_failed, show_progress=True if sys.stderr.isatty() else "lines",
@@ -178,7 +151,7 @@ def compare(
     else:
         result.show()
     for path in written:
-        say(f"wrote {path}")
+        options.say(f"wrote {path}")
 
 
 def _print_list(as_json: bool) -> None:

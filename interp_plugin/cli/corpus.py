@@ -5,48 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.cli.options import (
-    SHOWN_FAILURES,
-    AsJson,
-    Calibrate,
-    Device,
-    Encoding,
-    ModelName,
-    Page,
-    PairColumn,
-    Score,
-    Side,
-    TextColumn,
-    TokenizerName,
-    Truncation,
-    TrustRemoteCode,
-    Ways,
-    WeightType,
-    calibration,
-    check_folder,
-    check_installed,
-    check_outputs,
-    check_tolerance,
-    column,
-    load_explainer,
-    one_sentence,
-    parse_layers,
-    sample_texts,
-    say,
-)
+from interp_plugin.cli import options
+from interp_plugin.cli.options import option
 
 if TYPE_CHECKING:
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
-    from interp_plugin.data import Text
     from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
 
@@ -78,6 +49,19 @@ Exit status: 0, or 2 for what cannot be used as it was given, with one sentence 
 COMPARED = "compared"
 """The folder, within that of the study, of the study of the other model."""
 
+Layers = option("all, or numbers, ranges and names: 1,3-4,output.", "all; output with --score erased")
+Ways = option("With --score erased: how tokens are removed: mask, attention, delete, or several.", True)
+Compared = option("Folder or id of another model to score with the same draws.", "none")
+Limit = option("The first so many rows; a later run adds more.", "all", min=1)
+Window = option("Rows in a part: what a killed run loses at most.", True, min=1)
+Amortised = option(
+    "A head, .safetensors: it predicts the numbers from one forward a text, and the solver checks some.",
+    "the solver finds all",
+)
+TrainAmortised = option("Train a head on what the solver found, and write it here.")
+Tolerance = option("Standard error of log sigma to reach; 0.1 will do for a head.", "the solver's")
+Address = option("Of a Ray cluster.", "RAY_ADDRESS, or one of its own, here")
+
 
 def corpus(
     source: Annotated[
@@ -88,95 +72,52 @@ def corpus(
             "the name of a data set.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option(help="Folder on this machine for the results, written as they come.")
-    ],
-    model: ModelName = None,
-    tokenizer: TokenizerName = None,
-    trust_remote_code: TrustRemoteCode = False,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            help="all, or numbers, ranges and names: 1,3-4,output.",
-            show_default="all; output with --score erased",
-        ),
-    ] = None,
-    rate: Annotated[float, typer.Option(help="Weight of entropy against distortion, above 0.")] = 0.1,
-    score: Score = "kept",
-    side: Side = "damage",
-    ways: Ways = "mask",
-    passes: Annotated[
-        int | None,
-        typer.Option(help="With --score erased: of each text and layer.", show_default="100"),
-    ] = None,
-    calibrate: Calibrate = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(help="Folder or id of another model to score with the same draws.", show_default="none"),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a data set.", show_default="train")] = None,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    tag_column: Annotated[
-        str | None, typer.Option(help="Of word classes: a tag a text, or a word.", show_default="none")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="The first so many rows; a later run adds more.", show_default="all"),
-    ] = None,
-    encoding: Encoding = "utf-8",
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at most in a batch.")] = 16,
-    window: Annotated[
-        int, typer.Option(min=1, help="Rows in a part: what a killed run loses at most.")
-    ] = 1024,
-    max_errors: Annotated[
-        int | None, typer.Option(min=0, help="Stop when more texts fail.", show_default="however many")
-    ] = None,
-    truncation: Truncation = False,
-    html: Page = None,
-    as_json: AsJson = False,
-    amortised: Annotated[
-        Path | None,
-        typer.Option(
-            help="A head, .safetensors: it predicts the numbers from one forward a text, and the solver checks some.",
-            show_default="the solver finds all",
-        ),
-    ] = None,
-    train_amortised: Annotated[
-        Path | None,
-        typer.Option(help="Train a head on what the solver found, and write it here.", show_default=False),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            help="Standard error of log sigma to reach; 0.1 will do for a head.", show_default="the solver's"
-        ),
-    ] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="Who scores: this process, or actors of Ray Data.")
-    ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(help="Of a Ray cluster.", show_default="RAY_ADDRESS, or one of its own, here"),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Actors of Ray.")] = 2,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor of Ray.")] = 0.0,
-    device: Device = "cpu",
-    dtype: WeightType = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    output: Annotated[Path, option("Folder on this machine for the results, written as they come.", True)],
+    model: options.ModelName = None,
+    tokenizer: options.TokenizerName = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    layers: Annotated[str | None, Layers] = None,
+    rate: Annotated[float, option("Weight of entropy against distortion, above 0.", True)] = 0.1,
+    score: options.Score = "kept",
+    side: options.Side = "damage",
+    ways: Annotated[str, Ways] = "mask",
+    passes: Annotated[int | None, option("With --score erased: of each text and layer.", "100")] = None,
+    calibrate: options.Calibrate = None,
+    compare: Annotated[str | None, Compared] = None,
+    split: options.Split = None,
+    text_column: options.TextColumn = None,
+    pair_column: options.PairColumn = None,
+    tag_column: Annotated[str | None, option("Of word classes: a tag a text, or a word.", "none")] = None,
+    limit: Annotated[int | None, Limit] = None,
+    encoding: options.Encoding = "utf-8",
+    batch_size: options.BatchSize = 16,
+    window: Annotated[int, Window] = 1024,
+    max_errors: Annotated[int | None, option("Stop when more texts fail.", "however many", min=0)] = None,
+    truncation: options.Truncation = False,
+    html: options.Page = None,
+    as_json: options.AsJson = False,
+    amortised: Annotated[Path | None, Amortised] = None,
+    train_amortised: Annotated[Path | None, TrainAmortised] = None,
+    tolerance: Annotated[float | None, Tolerance] = None,
+    engine: Annotated[Engine, option("Who scores: this process, or actors of Ray Data.", True)] = "local",
+    address: Annotated[str | None, Address] = None,
+    workers: Annotated[int, option("Actors of Ray.", True, min=1)] = 2,
+    gpus: Annotated[float, option("GPUs of each actor of Ray.", True, min=0)] = 0.0,
+    device: options.Device = "cpu",
+    dtype: options.WeightType = "float32",
+    seed: Annotated[int, option("Of the noise.", True, min=0)] = 0,
 ) -> None:
     """Score a whole corpus, and print what each layer keeps of it, or which words it rests on."""
-    with one_sentence():
+    with options.one_sentence():
         _check(output, html, engine, device, gpus)
         _check_heads(amortised, train_amortised, compare, score)
-        check_tolerance(tolerance)
         columns: dict[str, Any] = {
-            "text_column": column(source, text_column),
-            "pair_column": column(source, pair_column),
-            "tag_column": column(source, tag_column),
+            "text_column": options.column(source, text_column),
+            "pair_column": options.column(source, pair_column),
+            "tag_column": options.column(source, tag_column),
         }
-        labels = parse_layers(layers or ("output" if score == "erased" else "all"))
-        unit_texts = sample_texts(calibrate)
+        labels = options.parse_layers(layers or ("output" if score == "erased" else "all"))
+        unit_texts = options.sample_texts(calibrate)
 
         from interp_plugin import data
         from interp_plugin.corpus.engines import Cluster, Processes, run_on_ray
@@ -185,8 +126,9 @@ def corpus(
         from interp_plugin.method.solver import Solver
 
         progress = sys.stderr.isatty()
-        options: dict[str, Any] = {
-            "layers": labels, "rate": rate, "solver": Solver(seed=seed, tolerance=tolerance or Solver.tolerance),
+        solver = Solver(seed=seed, tolerance=Solver.tolerance if tolerance is None else tolerance)
+        settings: dict[str, Any] = {
+            "layers": labels, "rate": rate, "solver": solver,
             "batch_size": batch_size, "truncation": truncation, "score": score, "side": side,
             "ways": check_ways(ways.split(",")), "passes": passes or PASSES,
         }  # fmt: skip
@@ -195,24 +137,29 @@ def corpus(
         texts = partial(data.records, place, split, header, encoding, limit)
         head = None if amortised is None else amortised.absolute()
         loads = [
-            partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+            partial(options.load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
             for name in ([model] if compare is None else [model, compare])
         ]
+
+        def unit(load: Callable[..., TextExplainer], device: str) -> Calibration | None:
+            """The calibration of the options, by a model that is not kept in memory."""
+            return options.calibration(load(device=device), calibrate, unit_texts, progress)
+
         folders = [output, output / COMPARED][: len(loads)]
         cluster = Cluster(address, workers, gpus) if engine == "ray" else None
         with Processes.started() as processes:
             own_device = processes.device(device)
             here = own_device if cluster is None else "cpu"  # with Ray the GPUs are the workers'
             # before the first study runs: a model that cannot be loaded is an error now
-            unit = partial(_unit, path=calibrate, texts=unit_texts, progress=progress)
-            units = [processes.of_first(partial(unit, partial(load, device=here))) for load in loads]
+            units = [processes.of_first(partial(unit, load, here)) for load in loads]
             for load, of_model, folder in zip(loads, units, folders, strict=True):
                 study: Callable[..., CorpusStudy] = partial(
-                    _study, head=head, calibration=of_model, **options
+                    _study, head=head, calibration=of_model, **settings
                 )
                 mine, theirs = (partial(study, partial(load, device=each)) for each in (here, device))
                 common = (folder.absolute(), max_errors, window, progress)
-                with _sentences():
+                # a model or a worker that fails on everything
+                with options.one_sentence(RuntimeError):
                     if cluster is None:
                         mine().run(texts(), *common, processes.rank, processes.count, **columns)
                     else:
@@ -227,24 +174,17 @@ def corpus(
             written.append(_train(explainer, results[0], units[0], train_amortised, progress))
     _report(results, as_json)
     for path in written:
-        say(f"wrote {path}")
+        options.say(f"wrote {path}")
 
 
-def _unit(
-    load: Callable[[], TextExplainer], path: Path | None, texts: list[Text] | None, progress: bool
-) -> Calibration | None:
-    """The calibration of the options, by a model that is not kept in memory."""
-    return calibration(load(), path, texts, progress)
-
-
-def _study(load: Callable[[], TextExplainer], head: Path | None, **options: Any) -> CorpusStudy:
+def _study(load: Callable[[], TextExplainer], head: Path | None, **settings: Any) -> CorpusStudy:
     """The study, which workers of Ray make for themselves."""
     from interp_plugin.amortised import AmortisedEstimator
     from interp_plugin.corpus.study import CorpusStudy
 
     model = load().model
     found = None if head is None else AmortisedEstimator.load(head, model)
-    return CorpusStudy(model, None, amortised=found, **options)
+    return CorpusStudy(model, None, amortised=found, **settings)
 
 
 def _train(
@@ -257,32 +197,22 @@ def _train(
     trained.save(path)
     held_out = trained.held_out
     for layer, error, spearman in zip(trained.layers, held_out.error, held_out.spearman):
-        say(
+        options.say(
             f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, ranks of a text's "
             f"tokens (Spearman) {spearman:.3f}",
         )
     return path
 
 
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """A model or a worker that fails on everything is an error in a sentence, not a traceback."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-
-
 def _check(output: Path, html: Path | None, engine: Engine, device: str, gpus: float) -> None:
     """Refuse impossible options before anything is read."""
-    check_folder(output)
-    check_outputs(html)
-    for package in ("pandas", "pyarrow", "scipy"):
-        check_installed(package, "corpus", "compare")
+    options.check_folder(output)
+    options.check_outputs(html)
+    options.check_installed("corpus", "compare", "pandas", "pyarrow", "scipy")
     if html is not None:
-        check_installed("matplotlib", "--html", "compare")
+        options.check_installed("--html", "compare", "matplotlib")
     if engine == "ray":
-        check_installed("ray", "--engine ray", "ray")
+        options.check_installed("--engine ray", "ray", "ray")
         if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
             raise ValueError(f"--engine ray has its own workers, and there are {count} processes; start one")
         if device.startswith("cuda") and not gpus:
@@ -293,9 +223,9 @@ def _check(output: Path, html: Path | None, engine: Engine, device: str, gpus: f
 
 
 def _check_heads(
-    amortised: Path | None, train_amortised: Path | None, compare: str | None, score: Score
+    amortised: Path | None, train_amortised: Path | None, compare: str | None, score: options.Score
 ) -> None:
-    check_outputs(train_amortised)
+    options.check_outputs(train_amortised)
     if score == "erased" and (amortised is not None or train_amortised is not None):
         raise ValueError(
             "a head learns the logarithm of sigma, and the scores of --score erased have both signs; leave --amortised "
@@ -318,8 +248,5 @@ def _report(results: list[CorpusResult], as_json: bool) -> None:
         typer.echo(json.dumps(first.to_dict(other), allow_nan=False))
         return
     first.show(other)
-    failures = first.failures()
-    for failure in failures[:SHOWN_FAILURES]:
-        say(f"row {failure.row} left out: {failure.reason}")
-    if len(failures) > SHOWN_FAILURES:
-        say(f"and {len(failures) - SHOWN_FAILURES} more rows left out")
+    failures = [f"row {failure.row} left out: {failure.reason}" for failure in first.failures()]
+    options.say_first(failures, "more rows left out")

@@ -9,41 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from interp_plugin.cli.options import (
-    AsJson,
-    Device,
-    DeviceMap,
-    Encoding,
-    ForwardArgs,
-    LabelColumn,
-    LoadIn,
-    ModelName,
-    Page,
-    PairColumn,
-    Score,
-    Side,
-    TextColumn,
-    TokenizerName,
-    Truncation,
-    TrustRemoteCode,
-    WeightType,
-    calibration,
-    check_outputs,
-    check_save,
-    check_tolerance,
-    given_texts,
-    load_explainer,
-    one_kind,
-    one_sentence,
-    option,
-    parse_fixed,
-    parse_json,
-    parse_layers,
-    parse_positions,
-    parse_units,
-    sample_texts,
-    say,
-)
+from interp_plugin.cli import options
+from interp_plugin.cli.options import option
 
 Granularity = Literal["token", "word", "sentence"]
 Aggregate = Literal["sum", "mean", "max"]
@@ -87,6 +54,7 @@ Target = option(
 )
 Chats = option('Every text is a chat: messages as JSON, [{"role": "user", "content": "..."}], a chat a line.')
 Continuation = option("What follows the text, of a language model: a row for each of its tokens.")
+Generate = option("Let the model go on for so many tokens: a row for each of them.", min=1)
 Fixed = option(
     "Parts that bear no noise, with commas: special, roles of a chat, characters as in 0-14; or one regular "
     "expression, re:..."
@@ -95,6 +63,7 @@ Units = option(
     "What shares one scale of noise: word, sentence, paragraph, message, or re:... for its matches.",
     "every token has its own",
 )
+Foil = option("What the target is compared with: --target Paris --instead-of London.")
 Function = option(
     "What is watched of the target.", "log_probability of a language model or answer, logit of a class"
 )
@@ -102,16 +71,19 @@ Removal = option(
     "With --score erased: how tokens are removed: mask, attention, delete, or several.",
     "mask; delete for the target of a decoder",
 )
+Aggregated = option("How a word's or sentence's nats are computed from its tokens'.", True)
 Positions = option(
     "Watch a layer at single tokens: numbers, as in 0,-1, or each; all is together.",
     "all tokens together; where a language model predicts its target",
 )
 Picture = option("Write a picture of layers x tokens; several texts are numbered: film-1.png, film-2.png.")
+Saved = option("Write a .parquet file, for Explanation.load, or a table as .csv.")
 Details = option("Print standard errors, diagnostics, how to read the numbers, and the cost too.")
 Calibrate = option(
     "File of texts: the states' spread over them is the unit, so that layers compare.",
     "each text is its own unit",
 )
+Tolerance = option("Standard error of log sigma to reach.", "the solver's")
 Quick = option("The closed form alone, in 8 passes (4 of several layers), exact for small noise.")
 MaxPasses = option(
     "Sample passes of a text and layer at most; with --score erased, about as many.",
@@ -128,97 +100,96 @@ def explain(
         ),
     ] = None,
     file: Annotated[Path | None, File] = None,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    encoding: Encoding = "utf-8",
+    text_column: options.TextColumn = None,
+    pair_column: options.PairColumn = None,
+    label_column: options.LabelColumn = None,
+    encoding: options.Encoding = "utf-8",
     pairs: Annotated[bool, option("Every text is two sentences with a tab between.")] = False,
     choices: Annotated[bool, option("Every text is followed by its choices, with tabs between.")] = False,
     chats: Annotated[bool, Chats] = False,
     words: Annotated[bool, option("Every text is split into words already, with blanks between.")] = False,
-    forward_args: ForwardArgs = None,
-    model: ModelName = None,
-    tokenizer: TokenizerName = None,
-    trust_remote_code: TrustRemoteCode = False,
+    forward_args: options.ForwardArgs = None,
+    model: options.ModelName = None,
+    tokenizer: options.TokenizerName = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     layers: Annotated[str | None, Layers] = None,
     target: Annotated[str | None, Target] = None,
     continuation: Annotated[str | None, Continuation] = None,
-    generate: Annotated[
-        int | None, option("Let the model go on for so many tokens: a row for each of them.", min=1)
-    ] = None,
+    generate: Annotated[int | None, Generate] = None,
     fixed: Annotated[str | None, Fixed] = None,
     units: Annotated[str | None, Units] = None,
-    instead_of: Annotated[
-        str | None, option("What the target is compared with: --target Paris --instead-of London.")
-    ] = None,
+    instead_of: Annotated[str | None, Foil] = None,
     function: Annotated[Watched | None, Function] = None,
-    score: Score = "kept",
-    side: Side = "damage",
+    score: options.Score = "kept",
+    side: options.Side = "damage",
     ways: Annotated[str | None, Removal] = None,
     granularity: Annotated[Granularity, option("What a score is of.", True)] = "token",
-    aggregate: Annotated[
-        Aggregate, option("How a word's or sentence's nats are computed from its tokens'.", True)
-    ] = "mean",
+    aggregate: Annotated[Aggregate, Aggregated] = "mean",
     positions: Annotated[str | None, Positions] = None,
-    html: Page = None,
+    html: options.Page = None,
     png: Annotated[Path | None, Picture] = None,
-    save: Annotated[
-        Path | None, option("Write a .parquet file, for Explanation.load, or a table as .csv.")
-    ] = None,
-    as_json: AsJson = False,
+    save: Annotated[Path | None, Saved] = None,
+    as_json: options.AsJson = False,
     details: Annotated[bool, Details] = False,
     calibrate: Annotated[Path | None, Calibrate] = None,
-    device: Device = "cpu",
-    device_map: DeviceMap = None,
-    dtype: WeightType = "float32",
-    load_in: LoadIn = None,
-    batch_size: Annotated[int, option("Texts at most in a batch.", True, min=1)] = 16,
-    truncation: Truncation = False,
+    device: options.Device = "cpu",
+    device_map: options.DeviceMap = None,
+    dtype: options.WeightType = "float32",
+    load_in: options.LoadIn = None,
+    batch_size: options.BatchSize = 16,
+    truncation: options.Truncation = False,
     rate: Annotated[float, option("Weight of entropy against distortion, > 0.", True)] = 0.1,
-    tolerance: Annotated[
-        float | None, option("Standard error of log sigma to reach.", "the solver's")
-    ] = None,
+    tolerance: Annotated[float | None, Tolerance] = None,
     quick: Annotated[bool, Quick] = False,
     max_passes: Annotated[int | None, MaxPasses] = None,
     seed: Annotated[int, option("Seed of the noise.", True)] = 0,
 ) -> None:
     """Print how much of each token every layer keeps, in nats."""
-    with one_sentence():
-        check_tolerance(tolerance)
-        kind = one_kind(pairs=pairs, choices=choices, chats=chats, words=words)
+    with options.one_sentence():
+        kind = options.one_kind(pairs=pairs, choices=choices, chats=chats, words=words)
         if label_column is not None and target is not None:
             raise ValueError("--target and --label-column both say which output; leave one out")
         wanted: Any
-        wanted, labels = given_texts(texts, file, text_column, pair_column, encoding, kind, label_column)
+        columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+        wanted, labels = options.given_texts(texts, file, encoding, kind, **columns)
         aim: Any = target if labels is None else labels
-        if generate is not None and (continuation is not None or aim is not None):
+        if sum(given is not None for given in (generate, continuation, aim)) > 1:
             raise ValueError("--generate, --continuation and --target all say what follows; give one of them")
         if (generate is not None or continuation is not None) and len(wanted) != 1:
             raise ValueError(
                 f"{len(wanted)} texts are given, and --generate and --continuation take one; leave one"
             )
-        options: dict[str, Any] = {
-            "layers": None if layers is None else parse_layers(layers), "positions": parse_positions(positions),
-            "fixed": parse_fixed(fixed), "units": parse_units(units), "rate": rate, "batch_size": batch_size,
+        settings: dict[str, Any] = {
+            "layers": None if layers is None else options.parse_layers(layers), "rate": rate, "batch_size": batch_size,
+            "positions": options.parse_positions(positions), "fixed": options.parse_fixed(fixed),
+            "units": options.parse_units(units),
             "truncation": truncation, "show_progress": sys.stderr.isatty(), "score": score, "side": side,
-            "is_split_into_words": words, "forward_args": parse_json(forward_args),
-            "ways": None if ways is None else ways.split(","), "function": function,
+            "is_split_into_words": words, "forward_args": options.parse_json(forward_args),
+            "ways": None if ways is None else ways.split(","), "function": function, "instead_of": instead_of,
         }  # fmt: skip
-        sample = sample_texts(calibrate, pairs)
-        check_outputs(html, png, save)
-        check_save(save)
-        explainer = load_explainer(model, tokenizer, device, dtype, trust_remote_code, device_map, load_in)
-        options["solver"] = explainer.solver(tolerance, max_passes, seed, quick)
-        options |= {} if max_passes is None else {"passes": max_passes}
+        sample = options.sample_texts(calibrate, pairs)
+        options.check_outputs(html, png, save)
+        options.check_save(save)
+        explainer = options.load_explainer(
+            model,
+            tokenizer,
+            device,
+            device_map,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            load_in=load_in,
+        )
+        settings["solver"] = explainer.solver(tolerance, max_passes, seed, quick)
+        settings |= {} if max_passes is None else {"passes": max_passes}
         if calibrate is not None:
-            sizes = {"layers": options["layers"] or "all", "batch_size": batch_size}
-            explainer.calibration = calibration(explainer, calibrate, sample, sys.stderr.isatty(), **sizes)
+            sizes = {"layers": settings["layers"] or "all", "batch_size": batch_size}
+            explainer.calibration = options.calibration(
+                explainer, calibrate, sample, sys.stderr.isatty(), **sizes
+            )
         if generate is not None:
-            explanation = explainer.generate(wanted, generate, **options)
-        elif continuation is not None:
-            explanation = explainer.explain(wanted, continuation=continuation, **options)
+            explanation = explainer.generate(wanted, generate, **settings)
         else:
-            explanation = explainer.explain(wanted, target=aim, instead_of=instead_of, **options)
+            explanation = explainer.explain(wanted, target=aim, continuation=continuation, **settings)
         written = [path for path in (save, html) if path is not None]
         if save is not None:
             explanation.save(save, granularity, aggregate)
@@ -230,4 +201,4 @@ def explain(
     else:
         explanation.show(granularity=granularity, aggregate=aggregate, details=details)
     for path in written:
-        say(f"wrote {path}")
+        options.say(f"wrote {path}")

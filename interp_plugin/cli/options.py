@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,75 +28,66 @@ def option(help: str, default: bool | str = False, **rules: Any) -> Any:
     return typer.Option(help=help, show_default=default, **rules)
 
 
-Score = Annotated[
-    Literal["kept", "erased"],
-    typer.Option(
-        help="kept: how precisely each layer knows each token; erased: which tokens carry the class, the "
-        "continuation or the layer.",
-    ),
-]
-Side = Annotated[
-    Literal["damage", "keep"],
-    typer.Option(help="With --score erased: what to look for in erasures, damage or harmlessness."),
-]
-Ways = Annotated[
-    str,
-    typer.Option(help="With --score erased: how tokens are removed: mask, attention, delete, or several."),
-]
-
 SHOWN_FAILURES = 3
 
 # options that the commands share
-ModelName = Annotated[
-    str | None, typer.Option(help="Folder or Hugging Face id of a model.", show_default="the one that ships")
-]
-TokenizerName = Annotated[
-    str | None, typer.Option(help="Folder or id of its tokenizer.", show_default="the model's")
-]
-TextColumn = Annotated[
-    str | None,
-    typer.Option(help="Of texts: its name; its number, from 0, without a header.", show_default="found"),
-]
-PairColumn = Annotated[str | None, typer.Option(help="Of second texts.", show_default="none")]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option(help="Of each text's target: a class, by name or number.", show_default="none"),
-]
-Encoding = Annotated[str, typer.Option(help="Of text files, such as latin-1.")]
-Calibrate = Annotated[
-    Path | None,
-    typer.Option(
-        help="File of texts: the states' spread over them is their unit; or a saved calibration, .safetensors.",
-        show_default="each text is its own unit",
-    ),
-]
+ModelName = Annotated[str | None, option("Folder or Hugging Face id of a model.", "the one that ships")]
+TokenizerName = Annotated[str | None, option("Folder or id of its tokenizer.", "the model's")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, option("cpu, cuda, cuda:1, mps.", True)]
 DeviceMap = Annotated[
     str | None,
     option("Spread the model over several devices, in --device's place: auto, or JSON, a device by part."),
 ]
+LoadIn = Annotated[Literal["8bit", "4bit"] | None, option("Weights in fewer bits, by bitsandbytes.")]
+WeightType = Annotated[Dtype, option("Of the weights; scores are float32.", True)]
 ForwardArgs = Annotated[
     str | None,
     option(
         'Further arguments of the model\'s forward, as JSON: {"langs": 1}, or a list with a value a text.'
     ),
 ]
-LoadIn = Annotated[Literal["8bit", "4bit"] | None, option("Weights in fewer bits, by bitsandbytes.")]
-WeightType = Annotated[Dtype, typer.Option(help="Of the weights; scores are float32.")]
+Split = Annotated[str | None, option("Of a data set.", "train")]
+TextColumn = Annotated[
+    str | None, option("Of texts: its name; its number, from 0, without a header.", "found")
+]
+PairColumn = Annotated[str | None, option("Of second texts.", "none")]
+LabelColumn = Annotated[str | None, option("Of each text's target: a class, by name or number.", "none")]
+Encoding = Annotated[str, option("Of text files, such as latin-1.", True)]
+BatchSize = Annotated[int, option("Texts at most in a batch.", True, min=1)]
 Truncation = Annotated[bool, typer.Option("--truncation", help="Cut off what the model cannot take.")]
-Page = Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)]
+Calibrate = Annotated[
+    Path | None,
+    option(
+        "File of texts: the states' spread over them is their unit; or a saved calibration, .safetensors.",
+        "each text is its own unit",
+    ),
+]
+Score = Annotated[
+    Literal["kept", "erased"],
+    option(
+        "kept: how precisely each layer knows each token; erased: which tokens carry the class, the "
+        "continuation or the layer.",
+        True,
+    ),
+]
+Side = Annotated[
+    Literal["damage", "keep"],
+    option("With --score erased: what to look for in erasures, damage or harmlessness.", True),
+]
+Page = Annotated[Path | None, option("Write a page to this file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """An error that the user can mend is a sentence on standard error, with exit status 2."""
+def one_sentence(*kinds: type[Exception]) -> Iterator[None]:
+    """An error of these kinds, or one that the user can mend, is a sentence on standard error, with exit status 2."""
+    caught = kinds or (ValueError, ImportError, OSError)
     try:
         yield
-    except (ValueError, ImportError, OSError) as error:
+    except caught as error:
         say(f"Error: {str(error).replace(chr(10), ' ')}")
         raise typer.Exit(2) from error
 
@@ -104,6 +95,14 @@ def one_sentence() -> Iterator[None]:
 def say(line: str) -> None:
     """Print a line on standard error, with escape sequences in names and messages written out."""
     typer.echo(printable(line), err=True)
+
+
+def say_first(lines: Sequence[str], more: str) -> None:
+    """The first lines, and how many more there are."""
+    for line in lines[:SHOWN_FAILURES]:
+        say(line)
+    if len(lines) > SHOWN_FAILURES:
+        say(f"and {len(lines) - SHOWN_FAILURES} {more}")
 
 
 def parse_layers(layers: str) -> list[int | str]:
@@ -132,17 +131,14 @@ def parse_layers(layers: str) -> list[int | str]:
     return labels
 
 
-def read_texts(
-    path: Path,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    encoding: str = "utf-8",
-    as_lines: bool = False,
-    label_column: str | None = None,
-) -> Texts:
+def read_texts(path: Path, encoding: str = "utf-8", as_lines: bool = False, **columns: str | None) -> Texts:
     """The texts of a file (- is standard input): of a table by column, otherwise a text a line.
 
     What records hold no text is printed on standard error.
+
+    Args:
+        as_lines: whether a table is read line by line, too.
+        columns: as of ``data.read_texts``.
 
     Raises:
         ValueError: it cannot be read, or holds no text.
@@ -150,43 +146,23 @@ def read_texts(
     from interp_plugin import data
 
     named = "standard input" if str(path) == "-" else repr(str(path))
-    given = (text_column, pair_column, label_column)
     try:
         if path.suffix in data.TABLES and not as_lines:
-            text, pair, label = (column(str(path), name) for name in given)
-            found = data.read_texts(
-                str(path), text_column=text, pair_column=pair, label_column=label, encoding=encoding
-            )
-        elif any(name is not None for name in given):
+            found_columns: dict[str, Any] = {kind: column(str(path), name) for kind, name in columns.items()}
+            found = data.read_texts(str(path), encoding=encoding, **found_columns)
+        elif any(name is not None for name in columns.values()):
             raise ValueError(
                 f"{named} is read line by line, without columns; leave --text-column, --pair-column and --label-column "
                 f"out, or give a table: {', '.join(data.TABLES)}"
             )
-        elif str(path) == "-":
-            found = data.read_texts(data.lines(sys.stdin.buffer, named, encoding))
         else:
-            with path.open("rb") as opened:
-                found = data.read_texts(data.lines(opened, path.name, encoding))
+            is_input = str(path) == "-"
+            with nullcontext(sys.stdin.buffer) if is_input else path.open("rb") as opened:
+                found = data.read_texts(data.lines(opened, named if is_input else path.name, encoding))
     except OSError as error:
         raise ValueError(f"cannot read {named}: {error.strerror}; give a file of texts") from error
-    for reason in found.left_out[:SHOWN_FAILURES]:
-        say(f"left out: {reason}")
-    if len(found.left_out) > SHOWN_FAILURES:
-        say(f"and {len(found.left_out) - SHOWN_FAILURES} more left out")
+    say_first([f"left out: {reason}" for reason in found.left_out], "more left out")
     return found
-
-
-def check_tolerance(tolerance: float | None) -> None:
-    """See that a tolerance is one.
-
-    Raises:
-        ValueError: it is not between 0 and 1.
-    """
-    if tolerance is not None and not 0 < tolerance <= 1:
-        raise ValueError(
-            f"tolerance is {tolerance:g}, a standard error of log sigma, of which 1 is a factor of 2.7 already; give a "
-            "number above 0 and at most 1, such as 0.1"
-        )
 
 
 def check_outputs(*paths: Path | None) -> None:
@@ -222,16 +198,17 @@ def check_folder(path: Path | None) -> None:
         raise ValueError(f"--output {str(path)!r} is a file; give a folder, which need not be there")
 
 
-def check_installed(package: str, option: str, extra: str) -> None:
-    """See that a package is installed, before hours of work.
+def check_installed(option: str, extra: str, *packages: str) -> None:
+    """See that packages are installed, before hours of work.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: one is not installed.
     """
-    if find_spec(package) is None:
-        raise ValueError(
-            f'{option} needs {package}, which is not installed: pip install "interp-plugin[{extra}]"'
-        )
+    for package in packages:
+        if find_spec(package) is None:
+            raise ValueError(
+                f'{option} needs {package}, which is not installed: pip install "interp-plugin[{extra}]"'
+            )
 
 
 def check_save(path: Path | None) -> None:
@@ -247,19 +224,16 @@ def check_save(path: Path | None) -> None:
             f"--save {str(path)!r} ends in {path.suffix}; give a name in .parquet (for Explanation.load) or .csv, or "
             "use --html or --json"
         )
-    check_installed("pandas" if path.suffix == ".csv" else "pyarrow", "--save", "table")
+    check_installed("--save", "table", "pandas" if path.suffix == ".csv" else "pyarrow")
 
 
 def load_explainer(
-    model: str | None,
-    tokenizer: str | None,
-    device: str,
-    dtype: Dtype,
-    trust_remote_code: bool,
-    device_map: str | None = None,
-    load_in: Literal["8bit", "4bit"] | None = None,
+    model: str | None, tokenizer: str | None, device: str, device_map: str | None = None, **options: Any
 ) -> TextExplainer:
     """The model in a folder or of a name, None for the one that ships, ready to explain.
+
+    Args:
+        options: further ones of ``huggingface.load``.
 
     Raises:
         ValueError: it cannot be loaded, or the device cannot be used.
@@ -273,17 +247,14 @@ def load_explainer(
         from interp_plugin import huggingface
         from interp_plugin.text.explainer import TextExplainer
 
+        by_part = device_map is not None and device_map.startswith("{")
         with huggingface.quiet():
             found = huggingface.load(
                 huggingface.default_model_path() if model is None else model,
                 tokenizer,
                 device=device if device_map is None else None,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                device_map=parse_json(device_map)
-                if device_map and device_map.startswith("{")
-                else device_map,
-                load_in=load_in,
+                device_map=parse_json(device_map) if by_part else device_map,
+                **options,
             )
             return TextExplainer(*found)
 
@@ -327,23 +298,18 @@ def one_kind(**kinds: bool) -> str | None:
 
 
 def given_texts(
-    texts: list[str] | None,
-    file: Path | None,
-    text_column: str | None,
-    pair_column: str | None,
-    encoding: str,
-    kind: str | None,
-    label_column: str | None = None,
+    texts: list[str] | None, file: Path | None, encoding: str, kind: str | None, **columns: str | None
 ) -> tuple[list[Any], list[Any] | None]:
     """The texts of the command line, of a file, or of standard input, and the labels of --label-column.
 
-    Pairs, choices and chats are lines.
+    Pairs, choices and chats are lines; ``columns`` as of :func:`read_texts`.
     """
     from interp_plugin import data
 
     if texts and file is not None:
         raise ValueError(f"texts are given twice, on the command line and in {str(file)!r}; leave one out")
-    if label_column is not None and file is None:
+    has_labels = columns.get("label_column") is not None
+    if has_labels and file is None:
         raise ValueError(
             "--label-column names a column of a table, and there is none; give --file, or --target"
         )
@@ -354,10 +320,10 @@ def given_texts(
             raise ValueError(
                 "there is no text: give one in quotes, --file, or a text a line on standard input"
             )
-        path, as_lines = Path("-") if file is None else file, kind in ("pairs", "choices", "chats")
-        read = read_texts(path, text_column, pair_column, encoding, as_lines, label_column)
+        as_lines = kind in ("pairs", "choices", "chats")
+        read = read_texts(Path("-") if file is None else file, encoding, as_lines, **columns)
         found = list(read.texts)
-        labels = None if label_column is None else list(read.labels or ())
+        labels = list(read.labels or ()) if has_labels else None
     if kind == "chats":
         found = data.chats(found)
     elif kind == "words":

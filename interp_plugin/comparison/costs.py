@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -166,59 +166,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-# The beginning of a method's name -> its forward and backward passes for a text of n tokens, for estimates; others
-# need a few.
-_PASSES_OF_METHODS: Mapping[str, Callable[[int], float]] = {
-    "information kept (closed form)": lambda n: 20,
-    "information kept": lambda n: 400,
-    "erased (and hidden)": lambda n: 200,
-    "erased": lambda n: 100,
-    "noise path": lambda n: 75,
-    "integrated gradients": lambda n: 100,
-    "gradient SHAP": lambda n: 100,
-    "SmoothGrad": lambda n: 100,
-    "feature ablation": lambda n: n,
-    "occlusion": lambda n: n,
-    "leave-one-out": lambda n: n,
-    "LIME": lambda n: 200,
-    "KernelSHAP": lambda n: 200,
-    "Shapley value sampling": lambda n: 25 * n,
-    "value zeroing": lambda n: 5 * n,
-    "Noiser": lambda n: 100 * n,
-    "random": lambda n: 0,
-}
-# The same for metrics: passes, and calls of the method.
-_PASSES_OF_METRICS: Mapping[str, Callable[[int], tuple[float, float]]] = {
-    "normalised": lambda n: (5 * n, 0),
-    "soft": lambda n: (33, 0),
-    "infidelity": lambda n: (65, 0),
-    "max-sensitivity": lambda n: (0, 5),
-    "weight randomisation": lambda n: (0, 1),
-    "seed stability": lambda n: (0, 1),
-    "AUPRC": lambda n: (0, 0),
-    "token-F1": lambda n: (0, 0),
-    "IOU-F1": lambda n: (0, 0),
-}
-_FEW = 3  # passes
-_BINS = 5  # passes of a metric that removes shares of the tokens
 _TIMED_ROWS = 16
-
-
-def typical_passes(method: str, metrics: Iterable[str], tokens: int) -> float:
-    """Forward and backward passes for one text, with all metrics; for the methods and metrics of this package.
-
-    Examples::
-        >>> typical_passes("random", ["sufficiency (mask)"], 10), typical_passes("LIME", ["seed stability"], 10)
-        (5.0, 400.0)
-    """
-    own = next((f(tokens) for name, f in _PASSES_OF_METHODS.items() if method.startswith(name)), _FEW)
-    total = float(own)
-    for metric in metrics:
-        default = (float(tokens) if "full curve" in metric else _BINS, 0.0)
-        found = (f(tokens) for name, f in _PASSES_OF_METRICS.items() if metric.startswith(name))
-        passes, calls = next(found, default)
-        total += passes + calls * own
-    return total
 
 
 def seconds_per_pass(inputs: Inputs) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -144,17 +144,6 @@ class Inputs:
             return state
         return replace(state, places=self.encoding.target_positions)
 
-    @cached_property
-    def masked_embeddings(self) -> Tensor:
-        """The embeddings with all removable tokens masked, (1, T, K).
-
-        Raises:
-            ValueError: the model has no mask token.
-        """
-        [arguments] = self.without(~self.players.unsqueeze(0), "mask")
-        ids = tuple(int(i) for i in arguments[0][0])
-        return replace(self, encoding=replace(self.encoding, ids=ids)).embeddings
-
     def rows(self, count: int) -> tuple[Tensor, ...]:
         """The arguments repeated, (count, ...) each."""
         return tuple(argument.expand(count, *argument.shape[1:]) for argument in self.arguments)
@@ -174,8 +163,6 @@ class Inputs:
         """
         if removal not in REMOVALS:
             raise ValueError(f"removal is {removal!r}; choose one of {', '.join(map(repr, REMOVALS))}")
-        if kept.shape[1:] != (self.length,):
-            raise ValueError(f"kept has shape {tuple(kept.shape)}; it must be (rows, {self.length})")
         for rows in kept.split(MAX_ROWS):
             yield from self._deleted(rows) if removal == "delete" else [self._covered(rows, removal)]
 
@@ -287,18 +274,13 @@ class Answer(nn.Module):
             with no_fastpath():
                 values = everywhere._passing(arguments, None).float()
             for value in values:
-                stays = kept[len(distances)].to(whole.device)
                 if whole.ndim > 1:  # a pooled state has no positions
-                    old = (
-                        stays.nonzero()[:, 0]
-                        if state.places is None
-                        else torch.tensor(state.places, device=stays.device)
-                    )
-                    value = value[stays.cumsum(0)[old] - 1]  # padding is to the right
-                    moved = (value - whole[old]) / self.scale
+                    stays = kept[len(distances)].to(whole.device)
+                    old = stays.nonzero()[:, 0] if state.places is None else list(state.places)
+                    moved = value[stays.cumsum(0)[old] - 1] - whole[old]  # padding is to the right
                 else:
-                    moved = (value - whole) / self.scale
-                distances.append(moved.square().mean().cpu())
+                    moved = value - whole
+                distances.append((moved / self.scale).square().mean().cpu())
         return -torch.stack(distances)
 
     @torch.no_grad()
@@ -380,7 +362,7 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(drawn_by_python)
 
 
-Score = Callable[[Inputs, int | None, State | None], Tensor]
+Score = Callable[[Inputs, int | None, State | None], Tensor | Sequence[float]]
 """(text, class, state) -> a score for each token, (T,), high = important; class or state is None."""
 Explains = Literal["class", "state", "both"]
 
@@ -397,6 +379,7 @@ class Method:
         source: the paper, or Captum's class.
         draws: whether the scores depend on the seed.
         task: the only kind of model that it is about; None: any.
+        passes, passes_per_token: forward and backward passes for a text, about, for the estimate of a study's time.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -405,6 +388,13 @@ class Method:
         ...     return -torch.arange(inputs.length)
         >>> Method("earliest", earliest)(Inputs(model, model.encode("a good film")), 1, None)
         tensor([ 0., -1., -2., -3., -4.])
+
+    Scores that were computed elsewhere, of every token, special ones included::
+
+        >>> known = {"a good film": [0, 0, 1, 0.5, 0]}
+        >>> theirs = Method("theirs", lambda inputs, target, state: known[inputs.encoding.text], signed=True)
+        >>> theirs(Inputs(model, model.encode("a good film")), 1, None)
+        tensor([0.0000, 0.0000, 1.0000, 0.5000, 0.0000])
     """
 
     name: str
@@ -414,6 +404,8 @@ class Method:
     source: str = ""
     draws: bool = False
     task: Task | None = None
+    passes: float = 3
+    passes_per_token: float = 0
 
     def can_explain(self, state: State | None) -> bool:
         """Whether the method explains this state, or a class (None)."""
@@ -507,6 +499,7 @@ class Metric:
         judges: what it evaluates: scores for a class, for a state, or both.
         removal: how it removes tokens, which not every model supports; None: it removes none.
         task: the only kind of model that it is about; None: any.
+        passes, passes_per_token, calls: as of :class:`Method`, and calls of the method.
     """
 
     name: str
@@ -516,6 +509,9 @@ class Metric:
     judges: Explains = "both"
     removal: Removal | None = None
     task: Task | None = None
+    passes: float = 5
+    passes_per_token: float = 0
+    calls: int = 0
 
     def can_judge(self, state: State | None) -> bool:
         """Whether the metric evaluates scores for this state, or for a class (None)."""

@@ -6,10 +6,9 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,67 +49,70 @@ class Entry:
 
 
 class Journal:
-    """A folder that keeps the results of one study; each is one line of JSON, written through to the disk.
+    """A file that keeps the results of one study; each is one line of JSON, written through to the disk.
 
-    It is a context manager; inside the block no other process can write there.  A line that was being written
-    when the process or the machine died is dropped; each line has a checksum.
+    A line that was being written when the process or the machine died is dropped; each line has a checksum.
 
     Args:
-        folder: created if it does not exist.
-        settings: what all results depend on.
-        parts: kind ("method", "metric") -> name -> description; a later run may have others, but not the same
-            name for another thing.
-
-    Raises:
-        ValueError: (on entering) the folder holds another study, is in use, or is damaged.
+        path: of the file.
+        file: its descriptor, open for appending.
 
     Examples::
         >>> import tempfile
         >>> entry = Entry("9f3c", "class", "random", {"log-odds": -0.5}, (0.25, -1.0))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Journal(folder, {"seed": 0}, {"method": {"random": {"signed": False}}}) as journal:
+        ...     with Journal.held(folder, {"seed": 0}, {"method": {"random": {"signed": False}}}) as journal:
         ...         start = journal.append(entry)
-        ...     with Journal(folder, {"seed": 0}, {}) as journal:
+        ...     with Journal.held(folder, {"seed": 0}, {}) as journal:
         ...         [found == entry for _, found in journal.entries()]
         [True]
     """
 
-    def __init__(
-        self,
+    def __init__(self, path: Path, file: int) -> None:
+        self.path = path
+        self._file = file
+
+    @classmethod
+    @contextmanager
+    def held(
+        cls,
         folder: str | os.PathLike[str],
         settings: Mapping[str, Any],
         parts: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    ) -> None:
-        self.folder = Path(folder)
-        self.path = self.folder / NAME
-        self._settings = json.loads(json.dumps(settings))  # as they will be read back
-        self._parts = parts
-        self._lock = FileLock(
-            self.folder / "journal.lock"
-        )  # of the operating system: it ends with the process
-        self._file = -1
+    ) -> Iterator[Journal]:
+        """The journal in a folder, where no other process can write inside the block.
 
-    def __enter__(self) -> Journal:
-        check_local(self.folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"output {str(self.folder)!r} is a file; give a folder, which need not be there")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        Args:
+            folder: created if it does not exist.
+            settings: what all results depend on.
+            parts: kind ("method", "metric") -> name -> description; a later run may have others, but not the same
+                name for another thing.
+
+        Raises:
+            ValueError: the folder holds another study, is in use, or is damaged.
+        """
+        folder = Path(folder)
+        check_local(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output {str(folder)!r} is a file; give a folder, which need not be there")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "journal.lock")  # of the operating system: it ends with the process
         try:
-            self._lock.acquire(blocking=False)
+            lock.acquire(blocking=False)
         except Timeout as error:
             raise ValueError(
-                f"another process is running a study in {str(self.folder)!r}; wait for it, or give another folder"
+                f"another process is running a study in {str(folder)!r}; wait for it, or give another folder"
             ) from error
-        with ExitStack() as undo:
-            undo.callback(self._close)
-            self._open()
-            undo.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+        with ExitStack() as leave:
+            leave.callback(lock.release)
+            path = folder / NAME
+            if not path.exists() or not path.stat().st_size:
+                replace_file(path, _line({"format": FORMAT, "settings": settings}))
+            file = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+            leave.callback(os.close, file)
+            journal = cls(path, file)
+            journal._go_on(settings, parts)
+            yield journal
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """Position in the file and content of each entry, oldest first.
@@ -136,48 +138,40 @@ class Journal:
         Raises:
             OSError: for example a full disk; earlier entries stay valid.
         """
-        return self._write({**vars(entry), "values": dict(entry.values), "errors": dict(entry.errors)})
+        return self._write(vars(entry))
 
-    def _open(self) -> None:
-        if not self.path.exists() or not self.path.stat().st_size:
-            replace_file(self.path, _line({"format": FORMAT, "settings": self._settings}))
+    def _go_on(self, settings: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """See that the file is of the same study, drop a line that was cut off, and record what parts are new."""
         known: dict[tuple[str, str], Any] = {}
         sound = 0
         for start, sound, value in self._lines():  # noqa: B007
             if start == 0:
-                self._check(value)
+                self._check(value, settings)
             elif "part" in value:
                 known[value["part"], value["name"]] = value["about"]
-        os.truncate(self.path, sound)  # a line that was cut off
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
-        for kind, parts in self._parts.items():
-            for name, about in parts.items():
-                self._declare(kind, name, json.loads(json.dumps(about)), known.get((kind, name)))
+        os.truncate(self.path, sound)
+        for kind, some in parts.items():
+            for name, about in some.items():
+                if (kind, name) not in known:
+                    self._write({"part": kind, "name": name, "about": about})
+                elif found := differences(known[kind, name], _read_back(about)):
+                    raise ValueError(
+                        f"{str(self.path.parent)!r} has another {kind} of the name {name!r} ({'; '.join(found)}); give "
+                        "this one another name, or another folder"
+                    )
 
-    def _check(self, header: Mapping[str, Any]) -> None:
-        name = str(self.folder)
+    def _check(self, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        name = str(self.path.parent)
         if header["format"] > FORMAT:
             raise ValueError(
                 f"{name!r} has format {header['format']}, and this version reads up to {FORMAT}: "
                 "pip install --upgrade interp-plugin"
             )
-        found = differences(header["settings"], self._settings)
+        found = differences(header["settings"], _read_back(settings))
         if found:
             raise ValueError(
                 f"{name!r} holds another study ({'; '.join(found)}), and the numbers of two do not compare; give "
                 "another folder, or the settings of that one"
-            )
-
-    def _declare(self, kind: str, name: str, about: Any, before: Any) -> None:
-        """Record the description of a name, or check that it is the recorded one."""
-        if before is None:
-            self._write({"part": kind, "name": name, "about": about})
-            return
-        found = differences(before, about)
-        if found:
-            raise ValueError(
-                f"{str(self.folder)!r} has another {kind} of the name {name!r} ({'; '.join(found)}); give this one "
-                "another name, or another folder"
             )
 
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -204,19 +198,14 @@ class Journal:
     def _write(self, value: Mapping[str, Any]) -> int:
         start = os.lseek(self._file, 0, os.SEEK_END)
         line = _line(value)
-        with ExitStack() as undo:
-            undo.callback(os.truncate, self._file, start)
+        try:
             while line:
                 line = line[os.write(self._file, line) :]
             os.fsync(self._file)
-            undo.pop_all()
+        except BaseException:
+            os.truncate(self._file, start)
+            raise
         return start
-
-    def _close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-        self._lock.release()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -229,16 +218,13 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return [f"{name} is {old!r} there and {new!r} here" for name, old, new in files.differences(there, here)]
 
 
-def _entry(value: Mapping[str, Any]) -> Entry:
-    return Entry(
-        text=value["text"],
-        question=value["question"],
-        method=value["method"],
-        values=value["values"],
-        scores=tuple(value["scores"]),
-        errors=value["errors"],
-        target=value["target"],
-    )
+def _entry(value: dict[str, Any]) -> Entry:
+    return Entry(**{**value, "scores": tuple(value["scores"])})
+
+
+def _read_back(value: Any) -> Any:
+    """A value as it is when it has been written and read."""
+    return json.loads(json.dumps(value))
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

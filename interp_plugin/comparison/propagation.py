@@ -1,10 +1,11 @@
-"""Methods that follow rules of their own for single operations of the model: GIM, AttnLRP and DecompX.
+"""Methods that follow the tokens through the layers: attention rollout, value zeroing, GIM, AttnLRP and DecompX.
 
-A rule is found by the name of the operation (``layer_norm``, ``softmax``), whatever module calls it, so that it works
-for every model whose forward is made of these operations.  The methods are implemented from their papers, because the
-packages of their authors do not work here: in models of transformers, ``gim-explain`` 0.1.4 reaches the softmax where
-attention is computed step by step, or queries, keys and values where it is fused, never both, and no norms but those
-of torch; ``lxt`` 2.1 imports names that transformers 5 no longer has.  The tests compare with both.
+The last three have rules of their own for single operations of the model.  A rule is found by the name of the operation
+(``layer_norm``, ``softmax``), whatever module calls it, so that it works for every model whose forward is made of these
+operations.  They are implemented from their papers, because the packages of their authors do not work here: in models
+of transformers, ``gim-explain`` 0.1.4 reaches the softmax where attention is computed step by step, or queries, keys
+and values where it is fused, never both, and no norms but those of torch; ``lxt`` 2.1 imports names that transformers 5
+no longer has.  The tests compare with both.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import cosine_similarity, dropout, linear
 from torch.overrides import TorchFunctionMode
 
-from interp_plugin.comparison.gradients import Attends, baseline_of, signed, value_layer
-from interp_plugin.comparison.interface import Answer, Inputs
-from interp_plugin.method.perturbation import LayerCall, at_site, first_tensor, in_this_thread
-from interp_plugin.text.models import are_exclusive
+from interp_plugin.comparison.captum_methods import baseline_of, signed
+from interp_plugin.comparison.interface import MAX_ROWS, Answer, Inputs
+from interp_plugin.method.perturbation import LayerCall, at_site, first_tensor, in_this_thread, no_fastpath
+from interp_plugin.text.models import OUTPUT, Label, are_exclusive
 from interp_plugin.text.states import State
 
 Rule = Callable[..., Any]
@@ -49,6 +50,140 @@ TEMPERATURE = 2.0  # of GIM's softmax
 TOLERANCE = 1e-3  # of the sum of DecompX's parts, relative to the largest element of the whole
 _NEAR_ZERO = 1e-6
 _PRODUCTS = ("bmm", "einsum", "matmul", "mul", "multiply", "__matmul__", "__mul__", "__rmul__")
+
+
+@runtime_checkable
+class Attends(Protocol):
+    """A model that gives its attention weights and value layers, as those of :mod:`interp_plugin.huggingface`."""
+
+    def attentions(self, *arguments: Tensor) -> tuple[Tensor, ...]: ...
+
+    def value_site(self, label: Label) -> tuple[LayerCall, int] | None: ...
+
+
+def rollout(mixing: list[Tensor]) -> Tensor:
+    """The product of the layers' mixing matrices, first layer rightmost, (T, T) (Abnar and Zuidema, 2020, eq. 1).
+
+    Args:
+        mixing: for each layer the share of each token (column) in each position (row), (T, T), rows sum to 1.
+
+    Examples::
+        >>> swap, half = torch.tensor([[0.0, 1], [1, 0]]), torch.tensor([[0.5, 0.5], [0, 1]])
+        >>> rollout([swap, half])
+        tensor([[0.5000, 0.5000],
+                [1.0000, 0.0000]])
+    """
+    whole = torch.eye(len(mixing[0]), dtype=mixing[0].dtype, device=mixing[0].device)
+    for layer in mixing:
+        whole = layer @ whole
+    return whole
+
+
+def attention_rollout(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Attention rollout of the mean over heads, with half of each step for the residual connection, (T,).
+
+    For a state it goes up to its layer and averages the rows of all positions; for a class up to the last
+    layer, and averages the positions that the classifier reads.
+
+    Raises:
+        ValueError: the model does not return attention weights.
+    """
+    model, labels = _attending(inputs, state)
+    with no_fastpath():
+        weights = model.attentions(*inputs.arguments)
+    mixing = [
+        (w[0].mean(0) + torch.eye(inputs.length, dtype=w.dtype, device=w.device)) / 2
+        for w in weights[: len(labels)]
+    ]
+    return _read(inputs, target, state, rollout(mixing))
+
+
+def value_zeroing(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
+    """Rollout of how much each layer's output changes when a token's value vector is zeroed, (T,).
+
+    The change is the cosine distance of each position's output from the output with all values, rows scaled to
+    sum 1; layers and positions as in :func:`attention_rollout`.
+
+    Raises:
+        ValueError: the model's value vectors are not found.
+    """
+    _, labels = _attending(inputs, state)
+    return _read(inputs, target, state, rollout([_value_effects(inputs, label) for label in labels]))
+
+
+@torch.no_grad()
+def _value_effects(inputs: Inputs, label: Label) -> Tensor:
+    """Relative change of a layer's output at each position (row) without each token's value (column), (T, T)."""
+    site, parts = value_layer(inputs.model, label)
+    noisy = inputs.noisy(None, inputs.model.layers[label])
+    outputs = []
+    for tokens in torch.arange(inputs.length + 1).split(MAX_ROWS):  # in the last row nothing is zeroed
+        rows = torch.zeros(len(tokens), dtype=torch.long)
+        with no_fastpath(), at_site(site, partial(_zeroed, tokens=tokens, parts=parts)):
+            outputs.append(noisy.perturb(inputs.rows(len(tokens)), rows).float())
+    states = torch.cat(outputs)  # (T + 1, T, H)
+    change = (1 - cosine_similarity(states[:-1], states[-1:], dim=-1)).T.clamp(min=0)
+    total = change.sum(1, keepdim=True)
+    # a position that no value changes (all are zero already) depends on itself alone
+    itself = torch.eye(inputs.length, dtype=change.dtype, device=change.device)
+    return torch.where(total > 0, change / total.clamp(min=torch.finfo(total.dtype).tiny), itself)
+
+
+def value_layer(model: Any, label: Label) -> tuple[LayerCall, int]:
+    """The linear layer that computes a layer's value vectors, and of how many parts its output is the last.
+
+    Raises:
+        ValueError: it is not found.
+    """
+    found: tuple[LayerCall, int] | None = model.value_site(label)
+    if found is None:
+        raise ValueError(
+            f"the value vectors of layer {label!r} of {model.name} are not found; use another method"
+        )
+    return found
+
+
+def _zeroed(output: Any, tokens: Tensor, parts: int) -> Tensor:
+    """A layer's output, (R, T, parts * width), with the value vector of one token set to zero in each row."""
+    values: Tensor = output.clone()
+    rows = (tokens < values.shape[1]).nonzero()[:, 0]
+    values[rows, tokens[rows], -values.shape[2] // parts :] = 0
+    return values
+
+
+def _attending(inputs: Inputs, state: State | None) -> tuple[Attends, list[Label]]:
+    """The model, and its layers up to the explained one."""
+    model, labels = inputs.model, list(inputs.model.layers)
+    if not isinstance(model, Attends):
+        raise ValueError(
+            f"{model.name} does not give its attention weights, as models of transformers do; leave out attention "
+            "rollout and value zeroing"
+        )
+    if not all(isinstance(label, int) for label in labels):
+        raise ValueError(f"{model.name} has an encoder and a decoder, no single stack; use another method")
+    if state is None or state.label == OUTPUT:
+        return model, labels
+    return model, labels[: labels.index(state.label) + 1]
+
+
+def _read(inputs: Inputs, target: int | None, state: State | None, whole: Tensor) -> Tensor:
+    """The mean over the rows of the explained positions, (T, T) -> (T,)."""
+    if state is not None and state.label != OUTPUT:
+        return (whole if state.places is None else whole[list(state.places)]).mean(0)
+    return whole[_positions_read(inputs, 0 if target is None else target).to(whole.device)].mean(0)
+
+
+def _positions_read(inputs: Inputs, target: int) -> Tensor:
+    """Which positions of the last layer's output the class score depends on, (T,), bool."""
+    last = list(inputs.model.layers.values())[-1]
+    with torch.no_grad():
+        state = inputs.noisy(None, last).perturb(inputs.arguments, torch.arange(1))
+    state.requires_grad_()
+    with torch.enable_grad():
+        scores = inputs.noisy(last, None).perturb((state,), torch.arange(1))
+        scores = scores if inputs.encoding.target else scores[..., target]
+        [slope] = torch.autograd.grad(scores.sum(), state)
+    return slope[0].abs().sum(-1) > 0
 
 
 class Rules(TorchFunctionMode):

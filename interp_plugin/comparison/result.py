@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from interp_plugin.comparison import views
 from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.journal import differences
+from interp_plugin.comparison.views import CLASS, GROUPS, NEXT, Group, StudyCell
 from interp_plugin.files import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 from interp_plugin.optional import load
-from interp_plugin.report.model import Point, Table
+from interp_plugin.report import figures, html, terminal
+from interp_plugin.report.markdown import markdown
+from interp_plugin.report.model import Point, Points, Table
 from interp_plugin.statistics import Means, holm, means, paired, signed_rank
 from interp_plugin.text.rows import plain
 
@@ -29,9 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-CLASS, NEXT = "class", "next token"  # the questions that are about no state
-Group = Literal["unsigned", "signed"]
-GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 OWN = "information kept"
 BEST = "best"
 DPI = 200  # of figures in files
@@ -171,7 +173,7 @@ class StudyResult:
             "metric": [metric.name for metric in self.metrics],
         }
 
-    def number(self, kind: Literal["question", "method", "metric"], name: str) -> int:
+    def number(self, kind: str, name: str) -> int:
         """The index of a question, method or metric.
 
         Raises:
@@ -211,12 +213,22 @@ class StudyResult:
         sign = 1 if self.metrics[metric].higher_is_better else -1
         return max(methods, key=lambda method: sign * self.summary.mean[question, method, metric])
 
-    def against(self, question: int, metric: int, methods: Sequence[int], best: int) -> dict[int, float]:
-        """p of each other method's paired difference to the best, Holm-corrected; NaN where no text has both."""
-        others = [method for method in methods if method != best]
-        values = self.cells[:, question, :, metric]
-        ps = holm([signed_rank(values[:, best] - values[:, method]) for method in others])
-        return dict(zip(others, ps.tolist(), strict=True))
+    @cached_property
+    def judged(self) -> dict[tuple[int, int, int], StudyCell]:
+        """Question, metric and method -> its mean, compared with the best of its group."""
+        found = {}
+        for q, k, _, methods in self.groups():
+            best = self.best(q, k, methods)
+            others = [method for method in methods if method != best]
+            values = self.cells[:, q, :, k]
+            ps = dict(
+                zip(others, holm([signed_rank(values[:, best] - values[:, m]) for m in others]).tolist())
+            )
+            for m in methods:
+                p = ps.get(m, math.nan)
+                mean, low, high, n = (getattr(self.summary, f.name)[q, m, k].item() for f in fields(Means))
+                found[q, k, m] = StudyCell(mean, low, high, n, m == best, None if math.isnan(p) else p)
+        return found
 
     # -- tables and tests
 
@@ -230,14 +242,11 @@ class StudyResult:
             >>> example().values().head(1).values.tolist()
             [[0, 'class', 'by hand', 'recall', 1.0]]
         """
-        pandas = load("pandas", "a table of a study", "compare")
+        categorical = load("pandas", "a table of a study", "compare").Categorical.from_codes
         indices = np.nonzero(~np.isnan(self.cells))
-        columns = {
-            kind: pandas.Categorical.from_codes(codes, names)
-            for (kind, names), codes in zip(self.names.items(), indices[1:], strict=True)
-        }
-        frame: pd.DataFrame = pandas.DataFrame({"text": indices[0], **columns, "value": self.cells[indices]})
-        return frame
+        kinds = zip(self.names.items(), indices[1:], strict=True)
+        columns = {kind: categorical(codes, names) for (kind, names), codes in kinds}
+        return _frame({"text": indices[0], **columns, "value": self.cells[indices]})
 
     def table(self, question: str | None = None, metric: str | None = None) -> pd.DataFrame:
         """Means over the texts with 95 % bootstrap intervals, a row for each question, metric and method.
@@ -261,18 +270,11 @@ class StudyResult:
             None if question is None else [question], metrics=None if metric is None else [metric]
         )
         lines = []
-        for q, k, group, methods in some.groups():
-            best = some.best(q, k, methods)
-            ps = some.against(q, k, methods, best)
-            names = some.questions[q], some.metrics[k].name, group
-            for m in methods:
-                found = [getattr(some.summary, name)[q, m, k] for name in ("mean", "low", "high", "n")]
-                lines.append((*names, some.methods[m].name, *found, m == best, ps.get(m, np.nan)))
+        for (q, k, m), cell in some.judged.items():
+            names = some.questions[q], some.metrics[k].name, some.group(q, m), some.methods[m].name
+            lines.append((*names, *vars(cell).values()))
         columns = ("question", "metric", "group", "method", "mean", "low", "high", "n", "best", "p")
-        frame: pd.DataFrame = load("pandas", "a table of a study", "compare").DataFrame(
-            lines, columns=columns
-        )
-        return frame
+        return _frame(lines, columns).astype({"p": float})
 
     def comparisons(self, reference: str = OWN) -> pd.DataFrame:
         """Paired differences of one method to each other of its group, on the texts that both have.
@@ -316,10 +318,7 @@ class StudyResult:
             *("question", "metric", "group", "reference", "method"),
             *("n", "difference", "low", "high", "p", "holm", "better"),
         )
-        frame: pd.DataFrame = load("pandas", "a table of a study", "compare").DataFrame(
-            lines, columns=columns
-        )
-        return frame
+        return _frame(lines, columns)
 
     def front(self, quality_metric: str, question: str) -> tuple[Point, ...]:
         """Every method's quality and seconds, and whether it is on the Pareto front of its group.
@@ -333,8 +332,6 @@ class StudyResult:
             >>> [(point.method, point.cost, point.on_front) for point in example().front("recall", "class")]
             [('by hand', 2.0, True), ('random', 0.5, True), ('with signs', 1.0, True)]
         """
-        from interp_plugin.comparison import views
-
         return views.points(self, self.number("question", question), self.number("metric", quality_metric))
 
     # -- parts, unions, files
@@ -355,44 +352,40 @@ class StudyResult:
             >>> example().select(methods=["random"], texts=slice(2))
             StudyResult(2 texts, 1 question, 1 method, 5 metrics)
         """
-        q = _indices(questions, self.questions, lambda name: self.number("question", name))
-        m = _indices(methods, self.methods, lambda name: self.number("method", name))
-        k = _indices(metrics, self.metrics, lambda name: self.number("metric", name))
-        n = list(range(len(self.texts)))[texts] if isinstance(texts, slice) else self._text_indices(texts)
-        question_names = {self.questions[i] for i in q}
-        method_names = {self.methods[i].name for i in m}
-        metric_names = {self.metrics[i].name for i in k} | {""}
-        new = {old: index for index, old in enumerate(n)}
-        failures = (
-            replace(f, text=new[f.text])
-            for f in self.failures
-            if f.text in new
-            and f.question in question_names
-            and f.method in method_names
-            and f.metric in metric_names
+        q, m, k = (
+            [self.number(kind, name) for name in (self.names[kind] if wanted is None else wanted)]
+            for kind, wanted in zip(_COLUMNS, (questions, methods, metrics))
         )
-        return replace(
+        if texts is None or isinstance(texts, slice):
+            n = list(range(len(self.texts))[texts or slice(None)])
+        else:
+            n = [self._place(text) for text in texts]
+        part = replace(
             self,
             texts=tuple(self.texts[i] for i in n),
             questions=tuple(self.questions[i] for i in q),
             methods=tuple(self.methods[i] for i in m),
             metrics=tuple(self.metrics[i] for i in k),
             cells=self.cells[np.ix_(n, q, m, k)],
-            failures=tuple(failures),
-            scores={
-                (new[text], question, method): scores
-                for (text, question, method), scores in self.scores.items()
-                if text in new and question in question_names and method in method_names
-            },
         )
+        names, new = part.names, {old: index for index, old in enumerate(n)}
 
-    def _text_indices(self, texts: Iterable[int] | None) -> list[int]:
+        def has(text: int, question: str, method: str) -> bool:
+            return text in new and question in names["question"] and method in names["method"]
+
+        failures = (
+            replace(f, text=new[f.text])
+            for f in self.failures
+            if has(f.text, f.question, f.method) and f.metric in ("", *names["metric"])
+        )
+        scores = {(new[cell[0]], *cell[1:]): found for cell, found in self.scores.items() if has(*cell)}
+        return replace(part, failures=tuple(failures), scores=scores)
+
+    def _place(self, text: int) -> int:
         count = len(self.texts)
-        wanted = list(range(count)) if texts is None else list(texts)
-        for text in wanted:
-            if not -count <= text < count:
-                raise ValueError(f"text {text} is not in the study, which has {count}, counted from 0")
-        return [text % count for text in wanted]
+        if not -count <= text < count:
+            raise ValueError(f"text {text} is not in the study, which has {count}, counted from 0")
+        return text % count
 
     @staticmethod
     def merge(*results: StudyResult) -> StudyResult:
@@ -415,21 +408,20 @@ class StudyResult:
                     f"the results are of different studies ({'; '.join(found)}), so their numbers do not compare: "
                     "merge only what was made with the same settings"
                 )
-        texts = _union([_by_digest(result.texts) for result in results], "text")
-        questions = _union([{name: name for name in result.questions} for result in results], "question")
-        methods = _union([{m.name: m for m in result.methods} for result in results], "method")
-        metrics = _union([{m.name: m for m in result.metrics} for result in results], "metric")
-        cells = np.full((len(texts), len(questions), len(methods), len(metrics)), np.nan)
+        texts: dict[tuple[str, int], StudyText] = {}
+        for result in results:
+            texts |= {key: text for key, text in result._by_digest().items() if key not in texts}
+        questions = list(dict.fromkeys(name for result in results for name in result.questions))
+        methods = _by_name("method", [method for result in results for method in result.methods])
+        metrics = _by_name("metric", [metric for result in results for metric in result.metrics])
+        names = {"question": questions, "method": list(methods), "metric": list(metrics)}
+        cells = np.full((len(texts), *map(len, names.values())), np.nan)
         failures: dict[Failure, None] = {}
         scores: dict[tuple[int, str, str], NDArray[np.float32]] = {}
         for result in results:
-            rows = [list(texts).index(key) for key in _by_digest(result.texts)]
-            indices = np.ix_(
-                rows,
-                [list(questions).index(name) for name in result.questions],
-                [list(methods).index(m.name) for m in result.methods],
-                [list(metrics).index(m.name) for m in result.metrics],
-            )
+            rows = [list(texts).index(key) for key in result._by_digest()]
+            columns = ([names[kind].index(name) for name in some] for kind, some in result.names.items())
+            indices = np.ix_(rows, *columns)
             result._check_same(cells[indices])
             cells[indices] = np.where(np.isnan(result.cells), cells[indices], result.cells)
             failures |= dict.fromkeys(replace(f, text=rows[f.text]) for f in result.failures)
@@ -437,7 +429,7 @@ class StudyResult:
         return replace(
             results[0],
             texts=tuple(texts.values()),
-            questions=tuple(questions.values()),
+            questions=tuple(questions),
             methods=tuple(methods.values()),
             metrics=tuple(metrics.values()),
             cells=cells,
@@ -446,6 +438,15 @@ class StudyResult:
             notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
             scores=scores,
         )
+
+    def _by_digest(self) -> dict[tuple[str, int], StudyText]:
+        """The texts by their digests and, for equal ones, a count."""
+        seen: Counter[str] = Counter()
+        found = {}
+        for text in self.texts:
+            found[text.digest, seen[text.digest]] = text
+            seen[text.digest] += 1
+        return found
 
     def _check_same(self, others: NDArray[np.float64]) -> None:
         """Numbers that another result has too must be equal."""
@@ -469,14 +470,12 @@ class StudyResult:
         """
         arrow, parquet = load_pyarrow("a saved study", "compare")
         indices = np.nonzero(~np.isnan(self.cells))
+        codes = [arrow.array(numbers, arrow.int32()) for numbers in indices]
         columns = {
-            name: arrow.DictionaryArray.from_arrays(
-                arrow.array(codes, arrow.int32()), self.names[name] or [""]
-            )
-            for name, codes in zip(_COLUMNS, indices[1:], strict=True)
+            kind: arrow.DictionaryArray.from_arrays(numbers, names or [""])
+            for (kind, names), numbers in zip(self.names.items(), codes[1:], strict=True)
         }
-        numbers = arrow.array(self.cells[indices], arrow.float64())
-        table = arrow.table({"text": arrow.array(indices[0], arrow.int32()), **columns, "value": numbers})
+        table = arrow.table({"text": codes[0], **columns, "value": self.cells[indices]})
         header = {
             "format": FORMAT,
             "questions": self.questions,
@@ -532,18 +531,10 @@ class StudyResult:
             >>> table.title, list(table.groups), table.rows[0].name, table.rows[0].cells[0].value
             ('class', ['unsigned methods', 'signed methods'], 'by hand', 0.75)
         """
-        return self._tables
-
-    @cached_property
-    def _tables(self) -> tuple[Table, ...]:
-        from interp_plugin.comparison import views
-
-        return tuple(replace(table, notes=(*table.notes, *self.notes)) for table in views.tables(self))
+        return views.tables(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The tables and what they depend on, ready for strict JSON; what is not finite is None."""
-        from interp_plugin.comparison import views
-
         found: dict[str, Any] = plain(
             {
                 "settings": dict(self.settings),
@@ -558,10 +549,7 @@ class StudyResult:
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
-        from interp_plugin.comparison import views
-        from interp_plugin.report.markdown import markdown
-
-        return markdown(views.report(self, charts=False))
+        return markdown(views.report(self))
 
     def to_html(
         self,
@@ -576,9 +564,6 @@ class StudyResult:
             quality: the metric of the figures; None: the first metric of each question.
             title: of the page.
         """
-        from interp_plugin.comparison import views
-        from interp_plugin.report import html
-
         replace_file(path, html.page(views.report(self, quality, title)).encode())
         return Path(path)
 
@@ -591,8 +576,6 @@ class StudyResult:
         Returns:
             the paths of the files.
         """
-        from interp_plugin.report.figures import can_be_drawn
-
         folder = Path(folder)
         self.save(folder / "result.parquet")
         replace_file(folder / "report.md", self.to_markdown().encode())
@@ -600,7 +583,7 @@ class StudyResult:
         written = [folder / name for name in ("result.parquet", "report.md", "report.html")]
         for table in self.tables():
             points = self.front(table.columns[0].name, table.title) if table.columns else ()
-            if any(map(can_be_drawn, points)):
+            if any(map(figures.can_be_drawn, points)):
                 name = re.sub(r"[^\w.-]+", "-", table.title)
                 path = folder / ("front.png" if len(self.questions) == 1 else f"front-{name}.png")
                 content = io.BytesIO()
@@ -622,9 +605,6 @@ class StudyResult:
         Raises:
             ValueError: another kind, no such question, or a metric without a number there.
         """
-        from interp_plugin.report import figures
-        from interp_plugin.report.model import Points
-
         if kind not in ("front", "bars"):
             raise ValueError(f"kind is {kind!r}; choose 'front' or 'bars'")
         table = self.tables()[0 if question is None else self.number("question", question)]
@@ -640,40 +620,25 @@ class StudyResult:
 
     def show(self, console: Console | None = None) -> None:
         """Print the tables (console: default stdout)."""
-        from interp_plugin.comparison import views
-        from interp_plugin.report import terminal
-
-        terminal.show(views.report(self, charts=False), console)
+        terminal.show(views.report(self), console)
 
 
-def _indices(wanted: Iterable[str] | None, known: Sequence[Any], number: Callable[[str], int]) -> list[int]:
-    return list(range(len(known))) if wanted is None else [number(name) for name in wanted]
+def _frame(values: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    frame: pd.DataFrame = load("pandas", "a table of a study", "compare").DataFrame(values, columns=columns)
+    return frame
 
 
-def _by_digest(texts: Sequence[StudyText]) -> dict[tuple[str, int], StudyText]:
-    """Texts by their digests and, for equal ones, a count."""
-    found: dict[tuple[str, int], StudyText] = {}
-    seen: dict[str, int] = {}
-    for text in texts:
-        found[text.digest, seen.setdefault(text.digest, 0)] = text
-        seen[text.digest] += 1
-    return found
+Named = TypeVar("Named", MethodInfo, StudyColumn)
 
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-def _union(parts: Sequence[Mapping[Key, Value]], kind: str) -> dict[Key, Value]:
-    """All entries, in order of their first appearance."""
-    found: dict[Key, Value] = {}
+def _by_name(kind: str, parts: Iterable[Named]) -> dict[str, Named]:
+    """Methods or metrics by their names, of which each stands for one thing."""
+    found: dict[str, Named] = {}
     for part in parts:
-        for key, value in part.items():
-            if kind != "text" and found.setdefault(key, value) != value:
-                raise ValueError(
-                    f"{kind} {key!r} is {found[key]!r} in one result and {value!r} in another; rename one of them"
-                )
-            found.setdefault(key, value)
+        if (before := found.setdefault(part.name, part)) != part:
+            raise ValueError(
+                f"{kind} {part.name!r} is {before!r} in one result and {part!r} in another; rename one of them"
+            )
     return found
 
 
@@ -710,19 +675,11 @@ def example() -> StudyResult:
         >>> example().texts[0].target
         'positive'
     """
-    recall = [[1.0, 0.5, 0.5], [0.5, 0.25, 0.5], [1.0, 0.0, 0.5], [0.5, np.nan, 0.5]]
     cells = np.zeros((4, 1, 3, 1 + len(COSTS)))
-    cells[:, 0, :, 0] = recall
+    cells[:, 0, :, 0] = [[1.0, 0.5, 0.5], [0.5, 0.25, 0.5], [1.0, 0.0, 0.5], [0.5, np.nan, 0.5]]
     cells[:, 0, :, 1] = [2.0, 0.5, 1.0]
-    cells[:, 0, 1, 1:][np.isnan(cells[:, 0, 1, 0])] = np.nan
+    cells[3, 0, 1, 1:] = np.nan
     texts = ("a good film", "a bold one", "what fun", "so charming")
-    settings = {
-        "model": "made up",
-        "special tokens": False,
-        "calibration": None,
-        "target": "predicted",
-        "seed": 0,
-    }
     return StudyResult(
         texts=tuple(
             StudyText(text, None, 2 + len(text.split()), "positive", "positive", str(i))
@@ -736,6 +693,8 @@ def example() -> StudyResult:
         ),
         metrics=(StudyColumn("recall", True, "made up"), *COSTS),
         cells=cells,
-        settings=settings,
+        settings={
+            "model": "made up", "special tokens": False, "calibration": None, "target": "predicted", "seed": 0
+        },
         failures=(Failure(3, "class", "random", "", "ValueError: made up"),),
-    )
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,8 +12,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from interp_plugin.comparison.captum_methods import baseline_of
 from interp_plugin.comparison.interface import MAX_ROWS, Inputs, Metric, Trial, seeded
-from interp_plugin.method.perturbation import first_tensor, in_this_thread, module_of, no_fastpath
+from interp_plugin.method.perturbation import (
+    first_tensor,
+    in_this_thread,
+    module_of,
+    no_fastpath,
+    replace_first,
+)
 from interp_plugin.text.models import Label, TextModel
 
 INFIDELITY_DRAWS = 64
@@ -42,7 +49,7 @@ def spread(scores: Tensor, size: int) -> Tensor:
     return (scores / size).reshape(1, -1, 1).repeat(1, 1, size)
 
 
-def perturbation(inputs: Inputs, kind: Kind, noise: float = INFIDELITY_NOISE) -> Perturb:
+def perturbation(inputs: Inputs, kind: Kind) -> Perturb:
     """A function for Captum that perturbs a random half (rounded up) of the tokens that may be removed.
 
     Their embeddings are replaced by that of [MASK], or get Gaussian noise.  The scores are multiplied with 1
@@ -53,75 +60,57 @@ def perturbation(inputs: Inputs, kind: Kind, noise: float = INFIDELITY_NOISE) ->
     Args:
         inputs: the text.
         kind: how a token is perturbed.
-        noise: standard deviation of the noise, in units of that of the text's embeddings.
 
     Returns:
         Embeddings, (R, T, K) -> the factors of the attributions, and the perturbed embeddings,
         (R, T, K) each.  It draws from torch's global generator, as Captum expects.
     """
     positions = inputs.players.nonzero()[:, 0]
-    scale = noise * float(inputs.embeddings.std())
+    scale = INFIDELITY_NOISE * float(inputs.embeddings.std())
+    masked = baseline_of(inputs, "[MASK]") if kind == "mask" else None
 
     def perturb(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.rand(len(embeddings), len(positions), dtype=torch.float32).argsort(1)[
-            :, : (len(positions) + 1) // 2
-        ]
+        order = torch.rand(len(embeddings), len(positions), dtype=torch.float32).argsort(1)
+        chosen = order[:, : (len(positions) + 1) // 2]
         perturbed = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
         perturbed.scatter_(1, positions[chosen], True)
         where = perturbed.unsqueeze(-1).to(embeddings.device)  # (R, T, 1)
-        if kind == "mask":
-            other = inputs.masked_embeddings
-        else:
+        other = masked
+        if other is None:
             other = embeddings + scale * torch.randn(embeddings.shape, dtype=torch.float32).to(embeddings)
         return where.expand_as(embeddings).to(embeddings), torch.where(where, other, embeddings)
 
     return perturb
 
 
-def infidelity(
-    name: str, kind: Kind, draws: int = INFIDELITY_DRAWS, noise: float = INFIDELITY_NOISE
-) -> Metric:
+def infidelity(trial: Trial, kind: Kind, draws: int = INFIDELITY_DRAWS) -> float | None:
     """Captum's ``infidelity`` with ``normalize=True``, as a share of the answer's mean squared change.
 
     The error with which the sum of the perturbed tokens' scores, at its best scale, predicts the change of the
     answer (a class's probability, minus the distance of a state): 0 for a perfect prediction, 1 for none.
 
     Args:
-        name: its name in tables.
         kind: how tokens are perturbed, see :func:`perturbation`.
         draws: perturbations of each text, the same for all methods.
-        noise: standard deviation for the kind "noise".
     """
-    if draws < 1 or noise <= 0:
-        raise ValueError(f"draws is {draws} and noise {noise}; give at least one draw and noise above 0")
+    import captum.metrics
 
-    def measure(trial: Trial) -> float | None:
-        import captum.metrics
-
-        inputs = trial.inputs
-        if int(inputs.players.sum()) < 2:
-            return None
-        scores = torch.where(inputs.players, trial.scores, 0.0).to(inputs.embeddings)
-        answers = _Answers(trial)
-        with seeded(inputs.seed):
-            found = captum.metrics.infidelity(
-                answers,
-                perturbation(inputs, kind, noise),
-                inputs.embeddings,
-                spread(scores, inputs.embeddings.shape[2]),
-                n_perturb_samples=draws,
-                max_examples_per_batch=min(MAX_ROWS, draws),
-                normalize=True,
-            )
-        return float(found) / (answers.squares / draws) if answers.squares else None
-
-    return Metric(
-        name,
-        measure,
-        higher_is_better=False,
-        source="Yeh et al. 2019; Captum infidelity, normalised",
-        removal="mask" if kind == "mask" else None,
-    )
+    inputs = trial.inputs
+    if int(inputs.players.sum()) < 2:
+        return None
+    scores = torch.where(inputs.players, trial.scores, 0.0).to(inputs.embeddings)
+    answers = _Answers(trial)
+    with seeded(inputs.seed):
+        found = captum.metrics.infidelity(
+            answers,
+            perturbation(inputs, kind),
+            inputs.embeddings,
+            spread(scores, inputs.embeddings.shape[2]),
+            n_perturb_samples=draws,
+            max_examples_per_batch=min(MAX_ROWS, draws),
+            normalize=True,
+        )
+    return float(found) / (answers.squares / draws) if answers.squares else None
 
 
 class _Answers:
@@ -160,8 +149,7 @@ def moved(inputs: Inputs, offsets: Tensor) -> Iterator[Inputs]:
         ...     (other.embeddings - inputs.embeddings)[0, :, 0]
         tensor([0.0000, 0.5000, 0.5000, 0.5000, 0.0000])
     """
-    layer = module_of(inputs.model.embedding)
-    assert layer is not None
+    layer = _word_embedding(inputs.model)
     hooks = _MovedTokens(inputs.ids[0], offsets)
     handles = [
         layer.register_forward_pre_hook(in_this_thread(hooks.before), with_kwargs=True),
@@ -183,9 +171,8 @@ class _MovedTokens:
 
     def __init__(self, ids: Tensor, offsets: Tensor) -> None:
         self.ids = ids
-        self.offsets = torch.cat(
-            [offsets, torch.zeros_like(offsets[:1])]
-        )  # the last row is for all other ids
+        # the last row is for all other ids
+        self.offsets = torch.cat([offsets, torch.zeros_like(offsets[:1])])
         self.rows: Tensor | None = None  # of the offsets, for each id of the call
 
     def before(
@@ -206,11 +193,10 @@ class _MovedTokens:
         if self.rows is None:
             return None
         first = first_tensor(output)
-        first = first + self.offsets.to(first)[self.rows.to(first.device)]
-        return type(output)([first, *output[1:]]) if isinstance(output, (tuple, list)) else first
+        return replace_first(output, first + self.offsets.to(first)[self.rows.to(first.device)])
 
 
-def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, samples: int = SAMPLES) -> Metric:
+def max_sensitivity(trial: Trial, samples: int = SAMPLES) -> float:
     """Captum's ``sensitivity_max``: the largest change of the scores in a small ball, relative to their norm.
 
     The ball is Captum's (each element of an embedding changes by at most the radius; special tokens keep
@@ -218,31 +204,19 @@ def max_sensitivity(name: str = "max-sensitivity", radius: float = RADIUS, sampl
     same ones each time.  The method runs once for each sample.
 
     Args:
-        name: its name in tables.
-        radius: in units of the standard deviation of the text's embeddings.
         samples: points of the ball, the same for all methods.
     """
-    if radius <= 0 or samples < 1:
-        raise ValueError(
-            f"radius is {radius} and samples {samples}; give a radius above 0 and 1 or more samples"
+    import captum.metrics
+
+    inputs = trial.inputs
+    with seeded(inputs.seed):
+        found = captum.metrics.sensitivity_max(
+            _scores_at(trial),
+            inputs.embeddings,
+            perturb_radius=RADIUS * float(inputs.embeddings.std()),
+            n_perturb_samples=samples,
         )
-
-    def measure(trial: Trial) -> float:
-        import captum.metrics
-
-        inputs = trial.inputs
-        with seeded(inputs.seed):
-            found = captum.metrics.sensitivity_max(
-                _scores_at(trial),
-                inputs.embeddings,
-                perturb_radius=radius * float(inputs.embeddings.std()),
-                n_perturb_samples=samples,
-            )
-        return float(found)
-
-    return Metric(
-        name, measure, higher_is_better=False, source="Yeh et al. 2019, def. 2.2; Captum sensitivity_max"
-    )
+    return float(found)
 
 
 def _scores_at(trial: Trial) -> Callable[[Any], Any]:
@@ -287,23 +261,16 @@ def rank_correlation(one: Tensor, other: Tensor) -> float | None:
     return float(spearmanr(one.numpy(), other.numpy()).statistic)
 
 
-def seed_stability(name: str = "seed stability", others: int = 1) -> Metric:
+def seed_stability(trial: Trial, others: int = 1) -> float | None:
     """The mean rank correlation with the scores for other seeds; 1 for methods without random numbers.
 
     Args:
-        name: its name in tables.
         others: number of other seeds, those after the text's; the method runs once for each.
     """
-    if others < 1:
-        raise ValueError(f"others is {others}; give at least one other seed")
-
-    def measure(trial: Trial) -> float | None:
-        seeds = range(trial.inputs.seed + 1, trial.inputs.seed + 1 + others)
-        found = [_over_players(trial, trial.again(seed=seed)) for seed in seeds]
-        known = [value for value in found if value is not None]
-        return sum(known) / others if known else None
-
-    return Metric(name, measure, higher_is_better=True, source="Spearman over tokens, between seeds")
+    seeds = range(trial.inputs.seed + 1, trial.inputs.seed + 1 + others)
+    found = [_over_players(trial, trial.again(seed=seed)) for seed in seeds]
+    known = [value for value in found if value is not None]
+    return sum(known) / others if known else None
 
 
 def two_models(other: TextModel, name: str = "two models") -> Metric:
@@ -335,55 +302,27 @@ def two_models(other: TextModel, name: str = "two models") -> Metric:
     return Metric(name, measure, higher_is_better=True, source="Spearman over tokens, between training seeds")
 
 
-def weight_randomisation(
-    name: str = "weight randomisation", *, embeddings: bool = False, seed: int = 0
-) -> Metric:
+_randomised: WeakKeyDictionary[nn.Module, dict[bool, TextModel]] = WeakKeyDictionary()
+
+
+def weight_randomisation(trial: Trial, embeddings: bool = False) -> float | None:
     """The absolute rank correlation with the scores for a model of random weights; lower is better.
 
     The expected value for two unrelated rankings of n tokens is about 0.8 / sqrt(n - 1).
     The random model is made once for each model.
 
     Args:
-        name: its name in tables.
         embeddings: True: the word embeddings, which most methods take as the input, are random too.
-        seed: seed of the weights.
     """
-    copies: WeakKeyDictionary[nn.Module, TextModel] = WeakKeyDictionary()
-
-    def measure(trial: Trial) -> float | None:
-        model = trial.inputs.model
-        if model.module not in copies:
-            found = stages(trial.inputs)
-            drawn = [stage for stage in found if embeddings or stage != EMBEDDINGS]
-            copies[model.module] = randomised(model, upper(found, drawn), seed)
-        mine = trial.uncalibrated
-        found_rank = _over_players(mine, mine.again(model=copies[model.module]))
-        return None if found_rank is None else abs(found_rank)
-
-    return Metric(
-        name, measure, higher_is_better=False, source="Adebayo et al. 2018, cascading randomisation"
-    )
-
-
-def randomisation_curve(trial: Trial, seed: int = 0) -> dict[Label, float | None]:
-    """The rank correlation with the scores for models whose weights are random from the top down to each stage.
-
-    Args:
-        trial: the method's scores for the model itself.
-        seed: seed of the weights.
-
-    Returns:
-        A value for each stage of :func:`stages`: its weights and those of all stages above are random.  The absolute
-        values at the first layer and at "embeddings" are those of :func:`weight_randomisation`.
-    """
-    mine, found = trial.uncalibrated, stages(trial.inputs)
-    names = list(found)
-    return {
-        stage: _over_players(
-            mine, mine.again(model=randomised(mine.inputs.model, upper(found, names[: place + 1]), seed))
-        )
-        for place, stage in enumerate(names)
-    }
+    model = trial.inputs.model
+    copies = _randomised.setdefault(model.module, {})
+    if embeddings not in copies:
+        found = stages(trial.inputs)
+        drawn = (found[stage] for stage in found if embeddings or stage != EMBEDDINGS)
+        copies[embeddings] = randomised(model, [name for names in drawn for name in names])
+    mine = trial.uncalibrated
+    found_rank = _over_players(mine, mine.again(model=copies[embeddings]))
+    return None if found_rank is None else abs(found_rank)
 
 
 def _over_players(trial: Trial, other: Tensor) -> float | None:
@@ -456,11 +395,6 @@ def _draw(module: nn.Module, names: Sequence[str], seed: int) -> None:
         value = parameters[name]
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
         value.copy_(value.mean() + value.std(correction=0) * noise)
-
-
-def upper(found: dict[Label, tuple[str, ...]], last: Collection[Label]) -> list[str]:
-    """The names of the parameters of some stages in one list, from the top down."""
-    return [name for stage, names in found.items() if stage in last for name in names]
 
 
 @torch.no_grad()

@@ -19,17 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp_plugin.comparison.costs import (
-    COSTS,
-    Cost,
-    StudyColumn,
-    measured,
-    seconds_per_pass,
-    typical_passes,
-)
+from interp_plugin.comparison.costs import COSTS, Cost, StudyColumn, measured, seconds_per_pass
 from interp_plugin.comparison.interface import Inputs, Method, Metric, Trial, chosen
 from interp_plugin.comparison.journal import Cell, Entry, Journal, StudyState
-from interp_plugin.comparison.result import CLASS, NEXT, Failure, MethodInfo, StudyResult, StudyText
+from interp_plugin.comparison.methods import METHODS, quick
+from interp_plugin.comparison.metrics import METRICS, rationale_tokens
+from interp_plugin.comparison.metrics import QUICK as QUICK_METRICS
+from interp_plugin.comparison.result import Failure, MethodInfo, StudyResult, StudyText
+from interp_plugin.comparison.views import CLASS, NEXT
 from interp_plugin.data import Texts, in_memory
 from interp_plugin.files import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
@@ -142,24 +139,18 @@ class Study:
         calibration: Calibration | None = None,
         seed: int = 0,
     ) -> None:
-        from interp_plugin.comparison import methods as known_methods
-        from interp_plugin.comparison import metrics as known_metrics
-
         self._explainer = TextExplainer(model, tokenizer, calibration=calibration)
         self.model = self._explainer.model
         self.questions = tuple(self._questions(layers, explain_class))
         self.with_special = with_special
         self.calibration = calibration
         self.seed = seed
-        self._optional_methods, self._optional_metrics = methods in (None, QUICK), metrics in (None, QUICK)
-        methods = known_methods.quick(self.model) if methods == QUICK else methods
-        metrics = known_metrics.QUICK if metrics == QUICK else metrics
-        self.methods = tuple(
-            self._suited("method", chosen(known_methods.METHODS, methods), self._optional_methods)
-        )
-        self.metrics = tuple(
-            self._suited("metric", chosen(known_metrics.METRICS, metrics), self._optional_metrics)
-        )
+        # what the user did not name may be left out where it does not suit the model
+        self._optional = {"method": methods in (None, QUICK), "metric": metrics in (None, QUICK)}
+        wanted = chosen(METHODS, quick(self.model) if methods == QUICK else methods)
+        self.methods: tuple[Method, ...] = tuple(self._suited("method", wanted))
+        measures = chosen(METRICS, QUICK_METRICS if metrics == QUICK else metrics)
+        self.metrics: tuple[Metric, ...] = tuple(self._suited("metric", measures))
 
     def run(
         self,
@@ -210,30 +201,23 @@ class Study:
         warn_of_training(self.model.module, stacklevel=3)
         lost: tuple[str, ...] = ()
         if isinstance(texts, Texts):
-            if texts.left_out:
-                first = "; ".join(texts.left_out[:3])
-                lost = (f"Records left out, as they have no text: {len(texts.left_out)} ({first}).",)
+            lost = tuple(self._not_used(texts))
             rationales = texts.rationales if rationales is None else rationales
             if self.model.task != "next token":
                 labels = texts.labels if labels is None else labels
-                if texts.targets or texts.foils:
-                    lost += (
-                        f"Targets of the data are not used: {self.model.name} predicts classes and no next token.",
-                    )
             elif isinstance(target, str) and target == "predicted" and (texts.targets or texts.foils):
                 target = list(texts.targets or [None] * len(texts.texts))
                 instead_of = list(texts.foils or ()) or instead_of
-            texts = list(texts.texts)
         some, notes = examples(
             self._explainer, texts, labels, rationales, target, truncation, skip_invalid, instead_of
         )
+        given = not isinstance(target, str) or target not in ("predicted", "label")
         settings = self.settings()
-        columns = (*self.metrics, *COSTS)
         state = StudyState(
             some,
             [question.name for question in self.questions],
             [method.name for method in self.methods],
-            [column.name for column in columns],
+            [*(metric.name for metric in self.metrics), *(column.name for column in COSTS)],
             self._applies(),
             keep_scores,
         )
@@ -243,29 +227,34 @@ class Study:
             if retry_failed:
                 state.forget_failures()
             total = state.count_missing()
-            bar = (
+            lines = show_progress == "lines"
+            with (
                 _ProgressLines(total)
-                if show_progress == "lines"
-                else tqdm(total=total, desc="trials", disable=not show_progress)
-            )
-            with bar:
-                run = _Run(self, some, state, journal, bar.update)
-                run.run_missing()
-        return replace(self._result(some, state, settings, target, run.left_out), notes=(*lost, *notes))
+                if lines
+                else tqdm(total=total, desc="trials", disable=not show_progress) as bar
+            ):
+                left_out = _Run(self, some, state, journal, bar.update).run_missing()
+        result = self._result(some, state, {**settings, "target": "given" if given else target})
+        return replace(result, left_out=left_out, notes=(*lost, *notes))
+
+    def _not_used(self, texts: Texts) -> Iterator[str]:
+        """What a reader must know of the records of a file that the study does not use."""
+        if texts.left_out:
+            first = "; ".join(texts.left_out[:3])
+            yield f"Records left out, as they have no text: {len(texts.left_out)} ({first})."
+        if self.model.task != "next token" and (texts.targets or texts.foils):
+            yield f"Targets of the data are not used: {self.model.name} predicts classes and no next token."
 
     def price(self, texts: Text | Sequence[Text] | Texts) -> str:
         """How much a run is, and about how long it takes, in words."""
-        whole: Any = list(texts.texts) if isinstance(texts, Texts) else in_memory(texts)
-        count = 1 if isinstance(whole, (str, tuple)) else len(whole)
+        whole = _listed(texts)
         return (
-            f"{count} texts, {len(self.methods)} methods, {len(self.metrics)} metrics: about "
+            f"{len(whole)} texts, {len(self.methods)} methods, {len(self.metrics)} metrics: about "
             f"{in_words(self.estimated_seconds(whole))}"
         )
 
-    def estimated_seconds(self, texts: Text | Sequence[Text]) -> float:
+    def estimated_seconds(self, texts: Text | Sequence[Text] | Texts) -> float:
         """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
-
-        The study's own methods and metrics of other names are not counted.
 
         Args:
             texts: those of the run, of which a hundred are looked at.
@@ -277,8 +266,7 @@ class Study:
             >>> few.estimated_seconds(["a good film"]) < many.estimated_seconds(["a good film"])
             True
         """
-        texts = in_memory(texts)
-        whole = [texts] if isinstance(texts, (str, tuple)) else list(texts)
+        whole = _listed(texts)
         few = whole[:: max(1, len(whole) // 100)]
         some, _ = examples(self._explainer, few, truncation=True, skip_invalid=True)
         middle = sorted(some, key=lambda example: len(example.encoding.ids))[len(some) // 2]
@@ -286,10 +274,13 @@ class Study:
         tokens = int(inputs.players.sum())
         passes = 0.0
         for question in self.questions:
-            metrics = [metric.name for metric in self.metrics if metric.can_judge(question.state)]
+            metrics = [metric for metric in self.metrics if metric.can_judge(question.state)]
             for method in self.methods:
                 if method.can_explain(question.state):
-                    passes += typical_passes(method.name, metrics, tokens)
+                    own = method.passes + method.passes_per_token * tokens
+                    passes += own
+                    for metric in metrics:
+                        passes += metric.passes + metric.passes_per_token * tokens + metric.calls * own
         return len(whole) * passes * seconds_per_pass(inputs)
 
     def settings(self) -> dict[str, Any]:
@@ -329,8 +320,9 @@ class Study:
         for state in self._explainer.states(layers) if wanted else ():
             yield Question(question_name(state.label), state)
 
-    def _suited(self, kind: str, parts: Sequence[Any], optional: bool) -> Iterator[Any]:
+    def _suited(self, kind: str, parts: Sequence[Any]) -> Iterator[Any]:
         """The methods or metrics that apply to any of the questions."""
+        optional = self._optional[kind]
         for part in parts:
             applies = part.can_explain if kind == "method" else part.can_judge
             of_the_model = part.task in (None, self.model.task)
@@ -367,20 +359,14 @@ class Study:
             return nullcontext()
         methods = {m.name: {"signed": m.signed, "source": m.source} for m in self.methods}
         metrics = {m.name: {"higher_is_better": m.higher_is_better, "source": m.source} for m in self.metrics}
-        return Journal(output, settings, {"method": methods, "metric": metrics})
+        return Journal.held(output, settings, {"method": methods, "metric": metrics})
 
     def _result(
-        self,
-        chosen: Sequence[Example],
-        state: StudyState,
-        settings: Mapping[str, Any],
-        target: Any,
-        left_out: Mapping[str, str],
+        self, chosen: Sequence[Example], state: StudyState, settings: Mapping[str, Any]
     ) -> StudyResult:
         names = [question.name for question in self.questions]
         methods = [method.name for method in self.methods]
-        metrics = (*(StudyColumn(m.name, m.higher_is_better, m.source) for m in self.metrics), *COSTS)
-        given = not isinstance(target, str) or target not in ("predicted", "label")
+        metrics = (StudyColumn(m.name, m.higher_is_better, m.source) for m in self.metrics)
         failures = (
             Failure(text, names[question], methods[method], metric, reason)
             for (text, question, method), reasons in sorted(state.errors.items())
@@ -390,11 +376,10 @@ class Study:
             texts=tuple(self._text(*pair) for pair in zip(chosen, state.targets.tolist(), strict=True)),
             questions=tuple(names),
             methods=tuple(MethodInfo(m.name, m.signed, m.source) for m in self.methods),
-            metrics=metrics,
+            metrics=(*metrics, *COSTS),
             cells=state.values,
-            settings={**settings, "target": "given" if given else target},
+            settings=settings,
             failures=tuple(failures),
-            left_out=dict(left_out),
             scores={(i, names[q], methods[m]): scores for (i, q, m), scores in state.scores.items()},
         )
 
@@ -425,7 +410,6 @@ class _Run:
         state: which results are known and which are missing.
         journal: the checkpoint log of all trials; None: none.
         progress: called with the number of texts that a trial completes.
-        left_out: what was left out -> why.
     """
 
     study: Study
@@ -434,19 +418,18 @@ class _Run:
     journal: Journal | None
     progress: Callable[[int], object]
     left_out: dict[str, str] = field(default_factory=dict)
+    _warm: set[str] = field(default_factory=set)  # methods that have been called once
+    _inputs: tuple[int, Inputs] | None = None
 
-    def __post_init__(self) -> None:
-        self._warm: set[str] = set()
-        self._inputs: tuple[int, Inputs] | None = None
-
-    def run_missing(self) -> None:
-        """Compute all missing results."""
+    def run_missing(self) -> dict[str, str]:
+        """Compute all missing results; returns what was left out -> why."""
         metrics = self.study.metrics
         for cell, missing in self.state.missing():
             entry = self._trial(cell, [metrics[i] for i in missing if i < len(metrics)])
             if entry is not None:
                 at = -1 if self.journal is None else self.journal.append(entry)
                 self.progress(self.state.put(entry, at))
+        return self.left_out
 
     def _trial(self, cell: Cell, metrics: Sequence[Metric]) -> Entry | None:
         """One method's scores for one question about one text, and the metrics' values; None: it was left out."""
@@ -467,8 +450,7 @@ class _Run:
                 if not self._is_of_this_text(cell, error):
                     return None
                 return replace(entry, errors={"": _reason(error)})
-            costs = (cost.seconds, cost.forward, cost.backward, cost.peak_mib)
-            values = {column.name: value for column, value in zip(COSTS, costs, strict=True)}
+            values = {column.name: value for column, value in zip(COSTS, vars(cost).values(), strict=True)}
         trial = Trial(inputs, target, state, method, scores, self.examples[text].rationale)
         for metric in metrics:
             try:
@@ -476,9 +458,8 @@ class _Run:
             except Exception as error:  # as above
                 if self._is_of_this_text(cell, error, metric):
                     errors[metric.name] = _reason(error)
-        if saved:
-            return replace(entry, values=values, errors=errors) if values or errors else None
-        return replace(entry, values=values, errors=errors, scores=tuple(scores.tolist()))
+        new = () if saved else tuple(scores.tolist())
+        return replace(entry, values=values, errors=errors, scores=new) if values or errors else None
 
     def _measured_scores(
         self, method: Method, inputs: Inputs, target: int | None, state: State | None
@@ -510,7 +491,7 @@ class _Run:
             return True
         name, question_name = self.study.methods[method].name, self.study.questions[question].name
         part = f"method {name!r}" if metric is None else f"metric {metric.name!r}"
-        optional = self.study._optional_methods if metric is None else self.study._optional_metrics
+        optional = self.study._optional["method" if metric is None else "metric"]
         unsuited = isinstance(error, _UNSUITED) and not isinstance(error, torch.OutOfMemoryError)
         if optional and unsuited:
             self.progress(self.state.leave_out(question, method, number))
@@ -544,7 +525,7 @@ class _Run:
 
 def examples(
     explainer: TextExplainer,
-    texts: Text | Sequence[Text],
+    texts: Text | Sequence[Text] | Texts,
     labels: Iterable[Any] | None = None,
     rationales: Iterable[Any] | None = None,
     target: Any = "predicted",
@@ -566,11 +547,7 @@ def examples(
         ValueError: too few or too many labels or rationales; without ``skip_invalid`` a text that cannot be used;
             with it, if none can.
     """
-    from interp_plugin.comparison.metrics import rationale_tokens
-
-    texts = in_memory(texts)
-    one = isinstance(texts, (str, tuple)) or is_cut_already(texts)
-    whole: Any = plain_values([texts] if one else texts)
+    whole = _listed(texts)
     model, by_label = explainer.model, isinstance(target, str) and target == "label"
     targets, foils = _next_tokens(model, target, instead_of, labels, len(whole))
     encodings: Sequence[Encoding | None] = [None] * len(whole)
@@ -611,6 +588,13 @@ def examples(
             f"{_first(list(dict.fromkeys(no_classes)))}."
         )
     return found, tuple(notes)
+
+
+def _listed(texts: Text | Sequence[Text] | Texts) -> list[Text]:
+    """The texts, of which one may be given by itself."""
+    found: Any = in_memory(list(texts.texts) if isinstance(texts, Texts) else texts)
+    one = isinstance(found, (str, tuple)) or is_cut_already(found)
+    return list(plain_values([found] if one else found))
 
 
 def _next_tokens(

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from interp_plugin.comparison.costs import COSTS, StudyColumn
-from interp_plugin.comparison.result import CLASS, GROUPS, NEXT, StudyResult
 from interp_plugin.report import numbers, shades
+from interp_plugin.report.figures import can_be_drawn
 from interp_plugin.report.model import Cell, Column, Point, Points, Report, Row, Section, Table
 from interp_plugin.statistics import RESAMPLES
 
+if TYPE_CHECKING:
+    from interp_plugin.comparison.result import StudyResult
+
+CLASS, NEXT = "class", "next token"  # the questions that are about no state
+Group = Literal["unsigned", "signed"]
+GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 SECONDS = "seconds"
-TIED = "≈"  # not significantly different from the best
 LEVEL = 0.05  # of the tests
+TIED = "≈"  # not significantly different from the best
 _SHOWN = 160  # characters of a reason
 _COST_NAMES = frozenset(column.name for column in COSTS)
 
@@ -68,7 +74,6 @@ def report(
     findings: StudyResult,
     quality: str | None = None,
     title: str = "Attribution methods compared",
-    charts: bool = True,
 ) -> Report:
     """The report of a study: a section for each question.
 
@@ -76,13 +81,11 @@ def report(
         findings: the study.
         quality: the metric of the charts; None: the first of each question that is no cost.
         title: of the whole.
-        charts: draw quality against seconds.
     """
-    drawn = fronts(findings, quality) if charts else {}
-    sections = []
-    for table in findings.tables():
-        shown = (drawn[table.title],) if table.title in drawn else ()
-        sections.append(Section(table.title, _answer(table), tables=(table,), charts=shown))
+    sections = (
+        Section(table.title, _answer(table), tables=(table,), charts=_charts(findings, q, quality))
+        for q, table in enumerate(tables(findings))
+    )
     return Report(
         title,
         tuple(sections),
@@ -92,62 +95,76 @@ def report(
     )
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """The numbers about one question: the metrics that have any, and group -> method -> a cell for each metric."""
+
+    question: str
+    metrics: tuple[StudyColumn, ...]
+    groups: Mapping[str, Mapping[str, Sequence[StudyCell | None]]]
+    notes: tuple[str, ...]
+
+
+def _by_question(findings: StudyResult) -> Iterator[_Judged]:
+    for q, question in enumerate(findings.questions):
+        known = findings.summary.n[q].astype(bool)  # (M, K)
+        shown = np.flatnonzero(known.any(0)).tolist()
+        groups: dict[str, dict[str, list[StudyCell | None]]] = {}
+        for group in GROUPS:
+            for m in np.flatnonzero(known.any(1)).tolist():
+                if findings.group(q, m) == group:
+                    cells = [findings.judged.get((q, k, m)) for k in shown]
+                    groups.setdefault(group, {})[findings.methods[m].name] = cells
+        metrics = tuple(findings.metrics[k] for k in shown)
+        yield _Judged(question, metrics, groups, (*notes(findings, q), *findings.notes))
+
+
 def tables(findings: StudyResult) -> tuple[Table, ...]:
     """A table for each question."""
-    cells = _cells(findings)
     found = []
-    for q, question in enumerate(findings.questions):
-        shown = [k for k in range(len(findings.metrics)) if findings.summary.n[q, :, k].any()]
-        columns = tuple(
-            Column(m.name, m.higher_is_better, m.source) for m in (findings.metrics[k] for k in shown)
-        )
-        most = max((cell.n for (place, _, _), cell in cells.items() if place == q), default=0)
-        groups = {}
-        for group, methods in _members(findings, q).items():
-            by_metric = [
-                metric_cells(findings.metrics[k], [cells.get((q, m, k)) for m in methods], most)
-                for k in shown
-            ]
-            groups[f"{group} methods"] = tuple(
-                Row(findings.methods[m].name, tuple(column[place] for column in by_metric))
-                for place, m in enumerate(methods)
-            )
-        found.append(Table(question, "method", columns, groups, tuple(notes(findings, q))))
+    for judged in _by_question(findings):
+        rows = {f"{group} methods": _rows(judged, methods) for group, methods in judged.groups.items()}
+        columns = tuple(Column(m.name, m.higher_is_better, m.source) for m in judged.metrics)
+        found.append(Table(judged.question, "method", columns, rows, judged.notes))
     return tuple(found)
+
+
+def _rows(judged: _Judged, methods: Mapping[str, Sequence[StudyCell | None]]) -> tuple[Row, ...]:
+    """A group's rows, by method."""
+    every = (cell for some in judged.groups.values() for cells in some.values() for cell in cells)
+    most = max((cell.n for cell in every if cell is not None), default=0)
+    columns = (
+        metric_cells(metric, [cells[place] for cells in methods.values()], most)
+        for place, metric in enumerate(judged.metrics)
+    )
+    return tuple(Row(name, cells) for name, cells in zip(methods, zip(*columns)))
 
 
 def plain(findings: StudyResult) -> list[dict[str, Any]]:
     """The tables as plain values, for JSON."""
-    cells = _cells(findings)
-    found = []
-    for q, question in enumerate(findings.questions):
-        shown = [k for k in range(len(findings.metrics)) if findings.summary.n[q, :, k].any()]
-        groups = {
-            group: {
-                findings.methods[m].name: [
-                    None if (cell := cells.get((q, m, k))) is None else dict(vars(cell)) for k in shown
-                ]
-                for m in methods
-            }
-            for group, methods in _members(findings, q).items()
+    return [
+        {
+            "title": judged.question,
+            "columns": [dict(vars(metric)) for metric in judged.metrics],
+            "groups": {
+                group: {
+                    name: [cell and dict(vars(cell)) for cell in cells] for name, cells in methods.items()
+                }
+                for group, methods in judged.groups.items()
+            },
+            "notes": list(judged.notes),
         }
-        columns = [dict(vars(findings.metrics[k])) for k in shown]
-        found.append(
-            {
-                "title": question,
-                "columns": columns,
-                "groups": groups,
-                "notes": [*notes(findings, q), *findings.notes],
-            }
-        )
-    return found
+        for judged in _by_question(findings)
+    ]
 
 
 def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ...]:
     """A point for each method that has a number there; cost is NaN where its seconds are not known."""
     summary = findings.summary
     known = [m for m in range(len(findings.methods)) if summary.n[question, m, metric]]
-    seconds = summary.mean[question, :, findings.number("metric", SECONDS)]
+    names = findings.names["metric"]
+    unknown = np.full(len(findings.methods), np.nan)
+    seconds = summary.mean[question, :, names.index(SECONDS)] if SECONDS in names else unknown
     quality = summary.mean[question, :, metric]
     sign = 1 if findings.metrics[metric].higher_is_better else -1
 
@@ -170,24 +187,16 @@ def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ..
     )
 
 
-def fronts(findings: StudyResult, quality: str | None = None) -> dict[str, Points]:
-    """Quality against seconds for each question where some method has both.
-
-    Args:
-        findings: the study.
-        quality: a metric; None: the first that judges the question and is no cost.
-    """
-    found = {}
-    wanted = None if quality is None else findings.number("metric", quality)
-    for q, question in enumerate(findings.questions):
-        some = [k for k, metric in enumerate(findings.metrics) if metric.name not in _COST_NAMES]
-        some = [k for k in (some if wanted is None else [wanted]) if findings.summary.n[q, :, k].any()]
-        for k in some[:1]:
-            metric, drawn = findings.metrics[k], points(findings, q, k)
-            if any(math.isfinite(point.cost) and point.cost > 0 for point in drawn):
-                title = f"{metric.name}, {question}: up is better, left is cheaper"
-                found[question] = Points(title, metric.name, metric.higher_is_better, drawn)
-    return found
+def _charts(findings: StudyResult, question: int, quality: str | None) -> tuple[Points, ...]:
+    """A metric against seconds, where some method has both; None: the first that has any number and is no cost."""
+    names = [metric.name for metric in findings.metrics if metric.name not in _COST_NAMES]
+    for k in [findings.number("metric", name) for name in (names if quality is None else [quality])]:
+        if findings.summary.n[question, :, k].any():
+            metric, drawn = findings.metrics[k], points(findings, question, k)
+            title = f"{metric.name}, {findings.questions[question]}: up is better, left is cheaper"
+            chart = Points(title, metric.name, metric.higher_is_better, drawn)
+            return (chart,) if any(map(can_be_drawn, drawn)) else ()
+    return ()
 
 
 def notes(findings: StudyResult, question: int) -> Iterator[str]:
@@ -244,17 +253,8 @@ def _failures(findings: StudyResult, question: str) -> Iterator[str]:
         yield f"{what} failed on {len(reasons)} of {len(findings.texts)} texts, first on {reasons[0]}."
 
 
-def _members(findings: StudyResult, question: int) -> dict[str, list[int]]:
-    """The methods of each group that have any number there."""
-    found = {
-        group: [
-            m
-            for m in range(len(findings.methods))
-            if findings.group(question, m) == group and findings.summary.n[question, m].any()
-        ]
-        for group in GROUPS
-    }
-    return {group: methods for group, methods in found.items() if methods}
+def _short(reason: str) -> str:
+    return numbers.shortened(" ".join(reason.split()).rstrip("."), _SHOWN)
 
 
 def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: int) -> list[Cell | None]:
@@ -284,42 +284,18 @@ def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: i
 
 def _answer(table: Table) -> str:
     """The best of each group by the first metric that is no cost, and who is not told apart from it."""
+    judging = [c for c, column in enumerate(table.columns) if column.name not in _COST_NAMES]
     said = []
-    for c, column in enumerate(table.columns):
-        if column.name in _COST_NAMES:
-            continue
+    for c in judging[:1]:
         for group, rows in table.groups.items():
-            best = next((row for row in rows if (cell := row.cells[c]) and cell.best), None)
-            if best is None or (cell := best.cells[c]) is None:
-                continue
-            near = [row.name for row in rows if (other := row.cells[c]) and other.mark]
-            also = (
-                f"; not told apart: {', '.join(near[:3])}{' and more' if len(near) > 3 else ''}"
-                if near
-                else ""
-            )
-            said.append(f"Best of the {group} by {column.name}: {best.name} ({cell.text}){also}.")
-        break
+            cells = {row.name: cell for row in rows if (cell := row.cells[c])}
+            near = [name for name, cell in cells.items() if cell.mark]
+            also = f"; not told apart: {', '.join(near[:3])}" if near else ""
+            also += " and more" if len(near) > 3 else ""
+            best = [f"{name} ({cell.text})" for name, cell in cells.items() if cell.best]
+            if best:
+                said.append(f"Best of the {group} by {table.columns[c].name}: {best[0]}{also}.")
     return " ".join(said)
-
-
-def _cells(findings: StudyResult) -> dict[tuple[int, int, int], StudyCell]:
-    """By question, method and metric."""
-    found = {}
-    summary = findings.summary
-    for q, k, _, methods in findings.groups():
-        best = findings.best(q, k, methods)
-        ps = findings.against(q, k, methods, best)
-        for m in methods:
-            mean, low, high = (float(x[q, m, k]) for x in (summary.mean, summary.low, summary.high))
-            p = None if m == best or np.isnan(ps[m]) else ps[m]
-            found[q, m, k] = StudyCell(mean, low, high, int(summary.n[q, m, k]), m == best, p)
-    return found
-
-
-def _short(reason: str) -> str:
-    line = " ".join(reason.split()).rstrip(".")
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
 def known(kind: str) -> list[dict[str, Any]]:

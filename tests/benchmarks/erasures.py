@@ -29,8 +29,8 @@ from torch import Tensor
 
 from interp_plugin import ErasureFit, LayerInformationErased, TextExplainer, huggingface
 from interp_plugin.comparison import METHODS
-from interp_plugin.comparison.erasure import erasure
 from interp_plugin.comparison.interface import REMOVALS, Answer, Inputs, Method, Trial
+from interp_plugin.comparison.metrics import erasure
 from interp_plugin.text.states import State
 
 RIVALS = (

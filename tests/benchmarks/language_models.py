@@ -24,7 +24,7 @@ from torch import Tensor
 
 from interp_plugin import Solver, TextExplainer
 from interp_plugin.comparison import Method, Study
-from interp_plugin.comparison.information import information_kept
+from interp_plugin.comparison.methods import information_kept
 
 PROMPTS = (
     "The capital of France is",

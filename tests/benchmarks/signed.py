@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 from interp_plugin import LayerInformationLoss, huggingface
 from interp_plugin.attribution import Score
 from interp_plugin.comparison import Study
-from interp_plugin.comparison.gradients import integrated_gradients
+from interp_plugin.comparison.captum_methods import integrated_gradients
 from interp_plugin.comparison.interface import Answer, Inputs, Method
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.result import StudyResult

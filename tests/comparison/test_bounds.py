@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tiny_bag import inputs_of, sigmoid, trial_of
 from torch import Tensor
 
-from interp_plugin.comparison.erasure import Bounds, normalised, order_bounds
 from interp_plugin.comparison.interface import Trial
-from interp_plugin.comparison.metrics import METRICS
+from interp_plugin.comparison.metrics import METRICS, Bounds, normalised, order_bounds
 
 
 def any_loss(count: int, seed: int) -> Tensor:
@@ -97,16 +96,16 @@ def test_normalised_is_the_place_between_the_worst_and_the_best_of_all_orders() 
 
 def test_the_best_order_of_all_reaches_one_and_the_worst_zero() -> None:
     curves = all_orders()
-    metric = normalised("mine", Bounds())
+    bounds = Bounds()
     best, worst = max(curves, key=lambda order: curves[order]), min(curves, key=lambda order: curves[order])
-    assert metric(trial_in(best)) == pytest.approx(1.0, abs=1e-5)
-    assert metric(trial_in(worst)) == pytest.approx(0.0, abs=1e-5)
+    assert normalised(trial_in(best), bounds) == pytest.approx(1.0, abs=1e-5)
+    assert normalised(trial_in(worst), bounds) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_bounds_are_looked_for_once_and_again_when_the_weights_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import interp_plugin.comparison.erasure as module
+    import interp_plugin.comparison.metrics as module
 
     calls: list[int] = []
 
@@ -126,14 +125,9 @@ def test_bounds_are_looked_for_once_and_again_when_the_weights_change(
 
 def test_a_text_over_the_stated_length_is_not_judged() -> None:
     trial = trial_of(inputs_of(WORTHS), WORTHS)
-    assert normalised("mine", Bounds(longest=4))(trial) is None
-    assert normalised("mine", Bounds(longest=5))(trial) is not None
+    assert normalised(trial, Bounds(longest=4)) is None
+    assert normalised(trial, Bounds(longest=5)) is not None
 
 
 def test_a_model_that_does_not_look_at_its_words_is_not_judged() -> None:
     assert METRICS["normalised sufficiency"](trial_of(inputs_of([0.0, 0.0, 0.0]), [1.0, 2.0, 3.0])) is None
-
-
-def test_limits_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="exact is 99"):
-        Bounds(exact=99)

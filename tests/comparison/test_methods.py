@@ -14,11 +14,11 @@ from tiny_models import tiny
 from tiny_plain import WORDS, lstm, tokenizer
 from torch import Tensor, nn
 
-from interp_plugin.comparison.gradients import BASELINES, baseline_of, rollout
+from interp_plugin.comparison.captum_methods import BASELINES, Game, baseline_of
 from interp_plugin.comparison.interface import Answer, Inputs, Method, chosen
-from interp_plugin.comparison.methods import METHODS, from_scores
+from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.metrics import METRICS
-from interp_plugin.comparison.perturbations import Game
+from interp_plugin.comparison.propagation import rollout
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.models import PlainModel
 from interp_plugin.text.states import State
@@ -502,26 +502,12 @@ def test_every_known_name_survives_being_listed() -> None:
         assert chosen(known, ",".join(known)) == list(known.values())  # type: ignore[type-var]
 
 
-def test_external_scores_are_looked_up_by_text() -> None:
-    method = from_scores("theirs", [[1, 2, 3, 4, 5, 6, 7], [3.0]], texts=[TEXT, "film"], signed=True)
-    assert method.signed
+def test_external_scores_have_one_for_each_token() -> None:
+    known = {TEXT: [1, 2, 3, 4, 5, 6, 7], "film": [3.0]}
+    method = Method("theirs", lambda inputs, *question: known[inputs.encoding.text])
     assert method(Inputs(BERT, BERT.encode(TEXT)), 1, None).tolist() == [1, 2, 3, 4, 5, 6, 7]
-    with pytest.raises(
-        ValueError, match=r"'theirs' has 1 scores for 'film', which has 3 tokens \(\[CLS\] film"
-    ):
+    with pytest.raises(ValueError, match=r"'theirs' gives scores of shape \(1,\) for 3 tokens"):
         method(Inputs(BERT, BERT.encode("film")), 1, None)
-    with pytest.raises(ValueError, match="no scores for 'good'"):
-        method(Inputs(BERT, BERT.encode("good")), 1, None)
-    with pytest.raises(ValueError, match="2 lists of scores and 1 texts"):
-        from_scores("theirs", [[1.0], [2.0]], texts=["a"])
-    with pytest.raises(ValueError, match="two different lists of scores for 'a'"):
-        from_scores("theirs", [[1.0], [2.0]], texts=["a", "a"])
-
-
-def test_external_scores_of_pairs_have_both_texts_as_their_key() -> None:
-    encoding = BERT.encode("the film", "was good")
-    method = from_scores("theirs", {("the film", "was good"): torch.arange(len(encoding.ids))})
-    assert method(Inputs(BERT, encoding), 1, None).tolist() == list(range(len(encoding.ids)))
 
 
 def test_every_method_says_where_it_is_from() -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from interp_plugin import TextExplainer, data
 from interp_plugin.comparison import METHODS, METRICS, Method, Study
-from interp_plugin.comparison.erasure import BINS, bin_counts
 from interp_plugin.comparison.interface import Answer, Inputs, Trial
+from interp_plugin.comparison.metrics import BINS, bin_counts
 from interp_plugin.huggingface import HuggingFaceModel
 from interp_plugin.text.models import state_sites
 from interp_plugin.text.states import State

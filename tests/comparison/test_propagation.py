@@ -12,7 +12,7 @@ from by_formula import by_formula
 from tiny_models import tiny
 from torch import Tensor
 
-from interp_plugin.comparison.gradients import baseline_of
+from interp_plugin.comparison.captum_methods import baseline_of
 from interp_plugin.comparison.interface import Answer, Inputs
 from interp_plugin.comparison.methods import METHODS
 from interp_plugin.comparison.propagation import _PRODUCTS, _gradient, _plain, _rules, following, slope

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import captum.metrics
 import pytest
@@ -23,14 +24,12 @@ from interp_plugin.comparison.robustness import (
     max_sensitivity,
     moved,
     perturbation,
-    randomisation_curve,
     randomised,
     rank_correlation,
     seed_stability,
     spread,
     stages,
     two_models,
-    upper,
     weight_randomisation,
 )
 from interp_plugin.huggingface import HuggingFaceModel
@@ -94,7 +93,7 @@ def test_infidelity_is_captums_as_a_share_of_the_squared_change(kind, state) -> 
             forward, recorded, whole, spread(scores, whole.shape[2]), n_perturb_samples=20, normalize=True
         )
     share = float(direct) / float(torch.cat(changes).square().mean())
-    assert infidelity("mine", kind, draws=20)(trial) == pytest.approx(share, rel=1e-4)
+    assert infidelity(trial, kind, draws=20) == pytest.approx(share, rel=1e-4)
 
 
 def test_scores_that_add_up_to_the_states_distance_have_no_infidelity() -> None:
@@ -148,9 +147,9 @@ def test_max_sensitivity_is_captums_on_the_same_method_as_a_function_of_embeddin
             perturb_radius=0.1 * float(inputs.embeddings.std()),
             n_perturb_samples=4,
         )
-    found = max_sensitivity(samples=4)(asked(SLOPE, inputs))
+    found = max_sensitivity(asked(SLOPE, inputs), samples=4)
     assert found == pytest.approx(float(expected), rel=1e-3)
-    assert found > 0  # type: ignore[operator]
+    assert found > 0
 
 
 def test_scores_that_do_not_look_at_the_embeddings_have_no_sensitivity() -> None:
@@ -229,7 +228,7 @@ def test_seed_stability_is_spearmans_over_the_players() -> None:
     for seed in (1, 2, 3):
         torch.manual_seed(seed)
         found.append(spearmanr(trial.scores[players], torch.rand(sentence().length)[players]).statistic)
-    assert seed_stability(others=3)(trial) == pytest.approx(sum(found) / 3)
+    assert seed_stability(trial, others=3) == pytest.approx(sum(found) / 3)
 
 
 def test_scores_that_are_all_ties_have_no_rank_correlation() -> None:
@@ -264,6 +263,11 @@ def test_models_that_cut_texts_differently_are_refused() -> None:
 
 
 # -- random weights
+
+
+def upper(found: dict[Any, tuple[str, ...]], last: list[Any]) -> list[str]:
+    """The names of the parameters of some stages, from the top down."""
+    return [name for stage, names in found.items() if stage in last for name in names]
 
 
 def plain(model: TextModel) -> Inputs:
@@ -335,16 +339,14 @@ def test_what_is_not_drawn_is_shared_and_not_copied() -> None:
         assert (other[name] is parameter) == (name not in found["head"])
 
 
-def test_weight_randomisation_ends_the_curve() -> None:
-    for state in (None, third_layer()):
-        trial = asked(SLOPE, sentence(), state)
-        curve = randomisation_curve(trial)
-        assert list(curve) == ["head", 4, 3, 2, 1, "embeddings"]
-        assert METRICS["weight randomisation"](trial) == pytest.approx(abs(curve[1]))  # type: ignore[arg-type]
-        assert METRICS["weight randomisation (all)"](trial) == pytest.approx(abs(curve["embeddings"]))  # type: ignore[arg-type]
-    assert curve["head"] == pytest.approx(1)  # layer 3 is below the head and layer 4
-    assert curve[4] == pytest.approx(1)
-    assert curve[3] < 1  # type: ignore[operator]
+@pytest.mark.parametrize("state", [None, third_layer()])
+def test_weight_randomisation_is_spearmans_with_random_weights_from_the_top_down(state: State | None) -> None:
+    trial, found = asked(SLOPE, sentence(), state), stages(sentence())
+    assert list(found) == ["head", 4, 3, 2, 1, "embeddings"]
+    for name, last in (("weight randomisation", 5), ("weight randomisation (all)", 6)):
+        other = randomised(sentence().model, upper(found, list(found)[:last]))
+        expected = two_models(other)(trial)
+        assert METRICS[name](trial) == pytest.approx(abs(expected))  # type: ignore[arg-type]
 
 
 def test_a_method_that_does_not_look_at_the_weights_keeps_its_ranking() -> None:
@@ -357,10 +359,9 @@ def test_random_models_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made: list[int] = []
     monkeypatch.setattr(module, "randomised", lambda *given: made.append(1) or randomised(*given))
-    metric = weight_randomisation()
-    for text in (TEXT, "a bad film"):
-        inputs = replace(sentence(), encoding=sentence().model.encode(text))
-        metric(asked(SLOPE, inputs))
+    model = cnn()
+    for text in ("the cat sat", "it was good"):
+        weight_randomisation(asked(SLOPE, Inputs(model, model.encode(text))))
     assert len(made) == 1
 
 
@@ -373,9 +374,8 @@ def test_random_models_leave_with_theirs() -> None:
     import gc
     import weakref
 
-    metric = weight_randomisation()
     inputs = plain(cnn())
-    metric(asked(SLOPE, inputs))
+    weight_randomisation(asked(SLOPE, inputs))
     gone = weakref.ref(inputs.model.module)
     del inputs
     gc.collect()

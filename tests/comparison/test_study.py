@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -493,8 +493,8 @@ ENTRY = Entry(
 )
 
 
-def opened(folder: Path) -> Journal:
-    return Journal(folder, {"seed": 0}, {})
+def opened(folder: Path) -> AbstractContextManager[Journal]:
+    return Journal.held(folder, {"seed": 0}, {})
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -789,6 +789,13 @@ def test_a_result_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ValueError, match="metric 'taste' has no number for 'class'; choose from 'quality', 'seconds'"
     ):
         result.plot("bars", "taste")
+
+
+def test_a_part_without_seconds_is_shown_without_a_picture_of_them(tmp_path: Path) -> None:
+    part = made_up(VALUES, seconds=[3.0, 1.0, 2.0, 4.0]).select(metrics=["quality"])
+    assert not any(point.on_front for point in part.front("quality", "class"))
+    page = part.to_html(tmp_path / "study.html").read_text(encoding="utf-8")
+    assert "up is better, left is cheaper" not in page
 
 
 def test_the_users_model_comes_back_as_it_was() -> None:

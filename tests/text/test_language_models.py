@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.cli import app
-from interp_plugin.cli.explain import parse_fixed, parse_units
+from interp_plugin.cli.options import parse_fixed, parse_units
 from interp_plugin.method.perturbation import LayerCall
 from interp_plugin.method.solver import Solver
 from interp_plugin.text.explainer import TextExplainer
