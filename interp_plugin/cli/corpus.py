@@ -152,9 +152,7 @@ def corpus(
             help="Standard error of log sigma to reach; 0.1 will do for a head.", show_default="the solver's"
         ),
     ] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="Who scores: this process, or actors of Ray Data.")
-    ] = "local",
+    engine: Annotated[Engine, typer.Option(help="Who scores: this process, or actors of Ray.")] = "local",
     address: Annotated[
         str | None,
         typer.Option(help="Of a Ray cluster.", show_default="RAY_ADDRESS, or one of its own, here"),
@@ -191,8 +189,7 @@ def corpus(
             "ways": check_ways(ways.split(",")), "passes": passes or PASSES,
         }  # fmt: skip
         header = False if any(isinstance(each, int) for each in columns.values()) else None
-        place = str(Path(source).absolute()) if Path(source).exists() else source  # a worker may be elsewhere
-        texts = partial(data.records, place, split, header, encoding, limit)
+        texts = partial(data.records, source, split, header, encoding, limit)
         head = None if amortised is None else amortised.absolute()
         loads = [
             partial(load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -216,7 +213,7 @@ def corpus(
                     if cluster is None:
                         mine().run(texts(), *common, processes.rank, processes.count, **columns)
                     else:
-                        run_on_ray(theirs, texts, *common, cluster=cluster, study=mine(), columns=columns)
+                        run_on_ray(theirs, texts(), *common, cluster=cluster, study=mine(), columns=columns)
             processes.wait()
             if processes.rank:
                 return

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from interp_plugin.corpus.reading import Failure, Item
-from interp_plugin.files import check_local, load_pyarrow, replace_file
+from interp_plugin.files import load_pyarrow, replace_file
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import Label
 from interp_plugin.text.scores import Unit, group
@@ -278,10 +278,9 @@ class Folder:
         Raises:
             ImportError: pyarrow is missing.
             OSError: it cannot be made or written to.
-            ValueError: it is the URI of an object store; another study is at work there.
+            ValueError: another study is at work there.
         """
         load_pyarrow("a corpus study")
-        check_local(path)
         with ExitStack() as leave:
             with _explained(Path(path)):
                 Path(path).mkdir(parents=True, exist_ok=True)
@@ -301,7 +300,7 @@ class Folder:
                 return Part(path, about)
         return None
 
-    def write(self, part: PartFiles) -> None:
+    def write(self, part: PartFiles) -> Part:
         """Write the part of a window, in place of an older one.
 
         Raises:
@@ -316,6 +315,7 @@ class Folder:
             if path not in new:
                 path.unlink(missing_ok=True)
         self._files[window] = new
+        return Part(new[-1], part.about)
 
     def _has_errors(self, about: About) -> bool:
         if about.errors is None:

@@ -188,7 +188,7 @@ class Reader:
 
 
 def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
-    """The rows of a corpus, ``size`` at a time.
+    """The rows of a corpus, ``size`` at a time; the columns of the first ones are looked at at once.
 
     Raises:
         TypeError: the source is one text, not many.
@@ -199,14 +199,12 @@ def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
         [(0, 2, False), (1, 1, True)]
     """
     rows = source.only(read.wanted) if isinstance(source, data.Records) else data.rows_of(source)
-    return _windows(rows, size, read)
+    first = list(islice(rows, size))
+    read.find_columns(first)
+    return _windows(chain(first, rows), size, read)
 
 
 def _windows(rest: Iterator[object], size: int, read: Reader) -> Iterator[Window]:
-    first = list(islice(rest, size))
-    read.find_columns(first)
-    rest = chain(first, rest)
-    del first  # or it would be held to the end
     number, ahead = 0, list(islice(rest, 1))
     while ahead:
         # each row becomes a text before the next is read: rows may hold far more than their texts

@@ -1,20 +1,23 @@
-"""Scoring: the texts of a window become explanations or failures; a text that cannot be scored spoils no other."""
+"""Scoring: the texts of a window become a part; a text that cannot be scored becomes a failure and spoils no other."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from interp_plugin.corpus.parts import Scored
-from interp_plugin.corpus.reading import Failure, Item
+from interp_plugin.corpus.parts import About, PartFiles, Scored, part_files
+from interp_plugin.corpus.reading import Failure, Item, Window
+from interp_plugin.files import ids_digest
 from interp_plugin.memory import give_back
 from interp_plugin.text.batch import batches
 from interp_plugin.text.explanation import ErasedRow, TextExplanation
 from interp_plugin.text.models import Encoding, TextModel
-from interp_plugin.text.scoring import ErasureFinder, Finder, Plan, score
+from interp_plugin.text.scoring import ErasureFinder, Finder, Plan, score, warn_of_unreached_states
 
 CHECKED_SHARE = 0.01  # of predicted texts that the solver checks
 OTHER_DRAWS = 1_000_003  # added to the seed: a head may have been trained on the study's own draws
@@ -28,6 +31,7 @@ class Scorer:
     Args:
         model: that reads them.
         plan: what to compute for each.
+        settings: that the numbers depend on; the window's size among them.
         batch_size: texts at most in a batch.
         truncation: cut off what the model cannot take; otherwise too long a text fails.
         finder: finds the rows in the solver's place: a head, of whose texts the solver checks some, or the erasure
@@ -41,13 +45,58 @@ class Scorer:
         self,
         model: TextModel,
         plan: Plan,
-        batch_size: int = 16,
-        truncation: bool = False,
+        settings: Mapping[str, Any],
+        batch_size: int,
+        truncation: bool,
         finder: Finder | None = None,
     ) -> None:
-        self.model, self.plan, self.batch_size, self.truncation = model, plan, batch_size, truncation
-        self.finder = finder
+        self.model, self.plan, self.settings = model, plan, settings
+        self.batch_size, self.truncation, self.finder = batch_size, truncation, finder
         self.has_scored = False
+        self._warned = False
+
+    def part(
+        self,
+        window: Window,
+        scored: Sequence[Scored] = (),
+        failed: Sequence[Failure] = (),
+        done: Callable[[int, list[Failure]], None] | None = None,
+    ) -> PartFiles:
+        """The part of a window.
+
+        Args:
+            window: of the corpus.
+            scored, failed: what is known already of its first texts.
+            done: as of calling it.
+
+        Raises:
+            RuntimeError: as of calling it.
+        """
+        start = time.perf_counter()
+        known = {each.item.row for each in scored} | {failure.row for failure in failed}
+        found, refused = self([item for item in window.items if item.row not in known], done)
+        self._warn(found)
+        failures = sorted([*window.failures, *failed, *refused], key=lambda failure: failure.row)
+        about = About(
+            window=window.number,
+            first_row=window.number * self.settings["window"],
+            rows=len(window.entries),
+            last=window.last,
+            digest=window.digest,
+            ids=self.ids(window),
+            texts=len(scored) + len(found),
+            failures=len(failures),
+            settings=self.settings,
+            seconds=time.perf_counter() - start,
+        )
+        return part_files(about, [*scored, *found], failures)
+
+    def ids(self, window: Window) -> str:
+        """A digest of the token ids of the first text of a window that has any."""
+        for item in window.items:
+            for encoding in self.encoded([item])[0].values():
+                return ids_digest(encoding.ids)
+        return ""
 
     def __call__(
         self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] | None = None
@@ -55,7 +104,7 @@ class Scorer:
         """The scored texts, and those that failed, each in the order of their rows.
 
         Args:
-            items: the texts of a window.
+            items: some texts.
             done: called after every batch, with how many texts are done and which of them failed.
 
         Raises:
@@ -127,6 +176,12 @@ class Scorer:
         solver = replace(self.plan.solver, seed=self.plan.solver.seed + OTHER_DRAWS)
         plan = replace(self.plan, solver=solver)
         return dict(zip(some, score(self.model, list(some.values()), plan))) if some else {}
+
+    def _warn(self, scored: Sequence[Scored]) -> None:
+        unreached = [each.found for each in scored if any(row.distortion == 0 for row in each.found.rows)]
+        if unreached and not self._warned:
+            self._warned = True
+            warn_of_unreached_states(unreached)
 
 
 def _check_finite(found: TextExplanation) -> None:

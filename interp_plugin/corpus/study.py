@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from tqdm.auto import tqdm
-
 from interp_plugin.corpus.agreement import HeldOut, warn_of_drift
-from interp_plugin.corpus.engines import Run, begun
-from interp_plugin.corpus.parts import Folder
-from interp_plugin.corpus.reading import Reader, Source, windows
+from interp_plugin.corpus.engines import begun
+from interp_plugin.corpus.reading import Reader, Source
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.scoring import Scorer
 from interp_plugin.data import Column
@@ -180,19 +177,16 @@ class CorpusStudy:
         if rank not in range(world_size):
             raise ValueError(f"rank is {rank}, and world_size {world_size}; give 0 to {world_size - 1}")
         warn_of_training(self.model.module, stacklevel=3)
-        settings = self.settings(window)
-        total = len(texts) if isinstance(texts, Sized) else None
-        read = begun(windows(texts, window, Reader(text_column, pair_column, tag_column)), output_dir)
-        with Folder.held(output_dir, settings, rank, world_size) as folder:
-            run = Run(folder, settings, self.scorer(), max_errors)
-            with tqdm(
-                total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress
-            ) as bar:
-                for each in read:
-                    run.visit(each, each.number % world_size == rank, bar)
-            run.finish()
+        reader, scorer = Reader(text_column, pair_column, tag_column), self.scorer(window)
+        with begun(texts, reader, scorer, output_dir, max_errors, show_progress, rank, world_size) as (
+            run,
+            read,
+        ):
+            for each in read:
+                if not run.is_done(each, mine=each.number % world_size == rank):
+                    run.score(each)
         if world_size > 1 and not run.folder.windows():  # the others have not finished any yet
-            return CorpusResult(run.folder.path, (), run.settings)
+            return CorpusResult(run.folder.path, (), scorer.settings)
         result = CorpusResult.load(output_dir, partial=world_size > 1)
         if self.amortised is not None and world_size == 1:
             warn_of_drift(result.check())
@@ -219,11 +213,10 @@ class CorpusStudy:
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
-    def scorer(self) -> Scorer:
-        """A scorer for the texts of a window."""
-        return Scorer(
-            self.model, self.plan, self.batch_size, self.truncation, self.amortised or self.erasures
-        )
+    def scorer(self, window: int) -> Scorer:
+        """A scorer of windows of so many rows."""
+        finder = self.amortised or self.erasures
+        return Scorer(self.model, self.plan, self.settings(window), self.batch_size, self.truncation, finder)
 
 
 def _check_positive(name: str, value: int) -> None:
