@@ -1,29 +1,22 @@
-"""Engines that take a study through its corpus: one process (or several that share it), and actors on a Ray cluster."""
+"""Engines for more than one process: those that share a corpus, and workers on a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tqdm.auto import tqdm
-
-from interp_plugin.corpus.parts import About, Folder, PartFiles, Scored
-from interp_plugin.corpus.reading import Failure, Item, Reader, Source, Window, windows
+from interp_plugin.corpus.parts import PartFiles, Scored
+from interp_plugin.corpus.reading import Failure, Item, Reader, Source, Window
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.corpus.scoring import Scorer
-from interp_plugin.files import check_local, differences
+from interp_plugin.corpus.study import CorpusStudy, Scorer, begun
 from interp_plugin.optional import load
-from interp_plugin.text.models import shown
-
-if TYPE_CHECKING:
-    from interp_plugin.corpus.study import CorpusStudy
 
 LONGEST_WAIT = timedelta(days=30)  # of a process that is done for those that are not
 # of Ray
@@ -31,176 +24,6 @@ LEAST_SHARE = 1 / 64  # of a CPU, for a worker
 ANSWER = 10.0  # seconds that the head of a cluster has to answer
 DEATHS = 2  # workers that died of a window before its texts are scored one by one, and of a text before it is left out
 TRIES = 12  # of a window
-
-
-class Run:
-    """One process's pass over the corpus, window by window, that skips the finished ones.
-
-    Args:
-        folder: of the study, locked.
-        scorer: that scores the texts, and knows the settings that the numbers depend on.
-        max_errors: more failures than this stop it; None: however many.
-        bar: shows how many texts are done.
-
-    Raises:
-        ValueError: the folder holds a study with other settings.
-    """
-
-    def __init__(self, folder: Folder, scorer: Scorer, max_errors: int | None, bar: tqdm[Any]) -> None:
-        self.folder, self.scorer, self.max_errors, self.bar = folder, scorer, max_errors, bar
-        self.failures = 0
-        self.windows = 0
-        first = next((part for number in folder.windows() if (part := folder.part(number))), None)
-        if first is not None:
-            self._check_settings(first.about)
-
-    def is_done(self, window: Window, mine: bool = True) -> bool:
-        """Whether a window has a part, or is another process's to do; counts it, and the failures of its part.
-
-        A study of the first rows of a corpus goes on with the others: its last part, where that is not full, is
-        scored again.
-
-        Raises:
-            ValueError: the part is of other texts or settings; too many texts failed.
-        """
-        self.windows += 1
-        part = self.folder.part(window.number) if mine else None
-        if part is not None:
-            about = part.about
-            self._check_settings(about)
-            fewer = about.last and about.rows < len(window.entries)
-            if fewer and window.digest_of(about.rows) == about.digest:
-                return False
-            self._check_texts(about, window)
-            self._count(part.failures)
-            self.scorer.has_scored |= about.texts > 0
-        elif mine:
-            return False
-        # or the bar's rate would count windows that took no time; a bar that is switched off has no ``initial``
-        self.bar.initial = getattr(self.bar, "initial", 0) + len(window.entries)
-        self.bar.update(len(window.entries))
-        return True
-
-    def score(self, window: Window) -> None:
-        """Score a window here, and write its part.
-
-        Raises:
-            ValueError: too many texts failed.
-            OSError: the part cannot be written.
-            RuntimeError: as of :class:`Scorer`.
-        """
-
-        def done(texts: int, failed: Sequence[Failure]) -> None:
-            self.bar.update(texts)
-            self._count(failed)
-
-        done(len(window.failures), window.failures)
-        self.folder.write(self.scorer.part(window, done=done))
-
-    def take(self, made: PartFiles) -> None:
-        """Write a part that another process made.
-
-        Raises:
-            ValueError: it has other settings; too many texts failed.
-            OSError: the part cannot be written.
-        """
-        found = self._other_settings(made.about)
-        if found:
-            raise ValueError(
-                f"a worker has other settings: {found}; give all workers the same model and packages"
-            )
-        self._count(self.folder.write(made).failures)
-        self.bar.update(made.about.rows)
-
-    def finish(self) -> None:
-        """Check that the corpus had any rows, and no fewer than before."""
-        if not self.windows:
-            raise ValueError("there are no texts: the corpus must hold at least one")
-        beyond = [number for number in self.folder.windows() if number >= self.windows]
-        if beyond:
-            first = beyond[0] * self.scorer.settings["window"]
-            raise ValueError(
-                f"{str(self.folder.path)!r} has {len(beyond)} parts of rows from {first} on, and these texts end "
-                "before: it holds a study of more texts; give all of them, or another folder"
-            )
-
-    def _check_settings(self, about: About) -> None:
-        found = self._other_settings(about)
-        if found:
-            raise ValueError(
-                f"{str(self.folder.path)!r} holds a study with other settings: {found}; give the same "
-                "settings, or another folder"
-            )
-
-    def _other_settings(self, about: About) -> str:
-        return ", ".join(
-            f"{name} is {ours!r} now and {theirs!r} there"
-            for name, ours, theirs in differences(self.scorer.settings, about.settings)
-        )
-
-    def _check_texts(self, about: About, window: Window) -> None:
-        place = repr(str(self.folder.path))
-        rows = f"rows {about.first_row} to {about.first_row + about.rows - 1}"
-        same = window.digest == about.digest
-        more = len(window.entries) < about.rows or (same and window.last and not about.last)
-        if more:
-            end = about.first_row + len(window.entries)
-            raise ValueError(
-                f"{place} holds a study of more texts than these {end}: give all of them, or another folder"
-            )
-        if not same:
-            raise ValueError(
-                f"{place} holds a study of other texts: {rows} differ, or their tags do; give the "
-                "same texts in the same order, or another folder"
-            )
-        if about.ids != self.scorer.ids(window):
-            raise ValueError(
-                f"{place} holds a study with another tokenizer: {rows} have other tokens; give the "
-                "same tokenizer, or another folder"
-            )
-
-    def _count(self, failures: Sequence[Failure]) -> None:
-        self.failures += len(failures)
-        if self.max_errors is not None and self.failures > self.max_errors:
-            last = [f"row {one.row}, {shown(one.beginning)}: {one.reason}" for one in failures[-1:]]
-            raise ValueError(
-                f"{self.failures} texts failed and max_errors is {self.max_errors}"
-                f"{''.join(f'; the last is {one}' for one in last)}; mend the texts, or allow more"
-            )
-
-
-@contextmanager
-def begun(
-    texts: Source,
-    reader: Reader,
-    scorer: Scorer,
-    output_dir: str | os.PathLike[str],
-    max_errors: int | None,
-    show_progress: bool,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[tuple[Run, Iterator[Window]]]:
-    """A run in a folder that nobody else writes to inside the block, and the windows of the corpus.
-
-    Args:
-        texts, output_dir, max_errors, show_progress, rank, world_size: as of :meth:`CorpusStudy.run`.
-        reader: that makes texts of the rows.
-        scorer: of the study.
-
-    Raises:
-        ValueError, OSError: the beginning of the corpus cannot be read, so that wrong columns are an error before a
-            folder is made; the folder cannot be used, as of :meth:`CorpusStudy.run`.
-    """
-    check_local(output_dir)
-    total = len(texts) if isinstance(texts, Sized) else None
-    read = windows(texts, scorer.settings["window"], reader)
-    with (
-        Folder.held(output_dir, scorer.settings, rank, world_size) as folder,
-        tqdm(total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar,
-    ):
-        run = Run(folder, scorer, max_errors, bar)
-        yield run, read
-        run.finish()
 
 
 # -- processes that share a corpus

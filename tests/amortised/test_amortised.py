@@ -19,7 +19,7 @@ from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, CorpusS
 from interp_plugin.amortised import estimator, features
 from interp_plugin.amortised.estimator import common_settings
 from interp_plugin.corpus.agreement import Agreement, HeldOut
-from interp_plugin.corpus.scoring import is_checked
+from interp_plugin.corpus.study import is_checked
 
 SIZE, CAP, RATE = 6, 3.0, 0.1
 VOCABULARY = 30

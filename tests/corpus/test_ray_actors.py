@@ -10,8 +10,9 @@ import pytest
 from tiny_corpus import TEXTS, WINDOW, study, texts
 
 from interp_plugin import CorpusResult
-from interp_plugin.corpus.engines import DEATHS, TRIES, Job, Worker, _check_reachable, _share, begun
+from interp_plugin.corpus.engines import DEATHS, TRIES, Job, Worker, _check_reachable, _share
 from interp_plugin.corpus.reading import Reader, Window, windows
+from interp_plugin.corpus.study import begun
 
 
 class Died(BaseException):
