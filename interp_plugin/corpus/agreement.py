@@ -60,6 +60,15 @@ class Agreement:
         found: Floats = np.sqrt(self.square.mean(0))
         return found
 
+    def summary(self) -> dict[str, Floats]:
+        """r.m.s. difference, r.m.s. noise, and the means of the others that a table shows, (L,) each."""
+        return {
+            "error": self.error,
+            "noise": np.sqrt(self.noise.mean(0)),
+            "spearman": _mean(self.spearman),
+            "covered": self.covered.mean(0),
+        }
+
     @property
     def logs(self) -> Floats:
         """log of the mean square of each text, (N, L)."""
@@ -112,11 +121,8 @@ class HeldOut:
     def of(cls, found: Agreement) -> HeldOut:
         """The summary over the texts."""
         columns = {
-            "error": found.error,
-            "noise": np.sqrt(found.noise.mean(0)),
+            **found.summary(),
             "mean_error": np.sqrt(np.square(found.shift).mean(0)),
-            "spearman": _mean(found.spearman),
-            "covered": found.covered.mean(0),
             "log_mean": found.logs.mean(0),
             "log_std": found.logs.std(0, ddof=1),
         }
@@ -144,23 +150,22 @@ def table(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str,
     known = HeldOut.restored(held_out)
     texts, shifts = _read(parts, layers)
     nothing = np.full(len(layers), np.nan)
+    unknown = ("error", "noise", "spearman", "covered", "shift", "shift_error", "p", "p_holm")
     columns: dict[str, Any] = {"layer": list(layers), "texts": len(texts), "held_out": known.error}
+    columns |= {**dict.fromkeys(unknown, nothing), "drift": False}
     if texts:
         found = Agreement.of(texts)
         p = _p_of_drift(found, known)
-        corrected = holm(p)
         nats = np.array(shifts)  # (N, L)
         spread = nats.std(0, ddof=1) / math.sqrt(len(texts)) if len(texts) > 1 else nothing
         columns |= {
-            "error": found.error, "noise": np.sqrt(found.noise.mean(0)), "spearman": _mean(found.spearman),
-            "covered": found.covered.mean(0), "shift": nats.mean(0), "shift_error": spread, "p": p,
-            "p_holm": corrected, "drift": corrected < LEVEL,
-        }  # fmt: skip
-    else:
-        columns |= dict.fromkeys(
-            ("error", "noise", "spearman", "covered", "shift", "shift_error", "p", "p_holm"), nothing
-        )
-        columns["drift"] = False
+            **found.summary(),
+            "shift": nats.mean(0),
+            "shift_error": spread,
+            "p": p,
+            "p_holm": holm(p),
+        }
+        columns["drift"] = columns["p_holm"] < LEVEL
     return pd.DataFrame(columns)
 
 

@@ -157,17 +157,13 @@ class Sentences:
             raise ValueError(NO_NUMBERS)
 
         def joined(name: str) -> Any:
-            return np.concatenate([getattr(each, name) for each in found])
+            values = [getattr(each, name) for each in found]
+            if isinstance(values[0], dict):
+                return {key: np.concatenate([each[key] for each in values]) for key in values[0]}
+            return np.concatenate(values)
 
-        def joined_by_name(name: str) -> dict[str, Floats]:
-            return {
-                key: np.concatenate([getattr(each, name)[key] for each in found])
-                for key in getattr(found[0], name)
-            }
-
-        arrays = {name: joined(name) for name in ("rows", "keys", "tokens", "words")}
-        mappings: dict[str, Any] = {name: joined_by_name(name) for name in ("totals", "errors", "facts")}
-        return cls(tuple(layers), erased, size=found[0].size, **arrays, **mappings)
+        names = ("rows", "keys", "tokens", "words", "totals", "errors", "facts")
+        return cls(tuple(layers), erased, size=found[0].size, **{name: joined(name) for name in names})
 
     @classmethod
     def _of(cls, batch: pa.RecordBatch, layers: Sequence[Label], erased: bool) -> Sentences:
@@ -211,16 +207,6 @@ class Sentences:
             errors={name: shaped(values) for name, values in errors.items()},
             facts={name: shaped(batch.column(name).to_numpy(zero_copy_only=False)) for name in names},
         )
-
-    def of(self, label: Label) -> int:
-        """The number of a layer.
-
-        Raises:
-            ValueError: it is not in the study.
-        """
-        if label not in self.layers:
-            raise ValueError(f"layer {label!r} is not in the study: choose from {self.layers}")
-        return self.layers.index(label)
 
     @property
     def converged(self) -> Floats:
@@ -361,16 +347,11 @@ def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
     import pandas as pd
 
     pairs = chain(sentences.layers)
-    names = ("layer", "after", "growth", "standard_error", "low", "high", "share", "p", "p_holm", "violation",
-             "converged")  # fmt: skip
-    if not pairs:
-        return pd.DataFrame({name: [] for name in names})
+    before, after = ([sentences.layers.index(pair[end]) for pair in pairs] for end in (0, 1))
     kept, converged = sentences.totals["kept"], sentences.converged
-    columns = [(sentences.of(a), sentences.of(b)) for a, b in pairs]
-    change = np.stack([kept[:, b] - kept[:, a] for a, b in columns], axis=1)
-    ones = np.ones(len(change))
-    mean, error = ratio(change, ones)
-    low, high = bootstrap(change, ones, resamples, seed)
+    change = kept.take(after, axis=1) - kept.take(before, axis=1)
+    mean, error = ratio(change, np.ones(len(change)))
+    low, high = bootstrap(change, np.ones(len(change)), resamples, seed)
     p = t_test(change, "greater")
     corrected = holm(p)
     return pd.DataFrame(
@@ -385,9 +366,9 @@ def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
             "p": p,
             "p_holm": corrected,
             "violation": (mean > 0) & (corrected < 0.05),
-            "converged": [(converged[:, a] * converged[:, b]).mean() for a, b in columns],
+            "converged": (converged.take(before, axis=1) * converged.take(after, axis=1)).mean(0),
         }
-    )[list(names)]
+    )
 
 
 def chain(layers: Sequence[Label]) -> list[tuple[Label, Label]]:
@@ -427,7 +408,7 @@ def differences(ours: Sentences, theirs: Sentences, resamples: int, seed: int) -
             f"row {rows[other][0]} and {int(other.sum()) - 1} more are other texts in the other study; compare studies "
             "of the same texts"
         )
-    left, right = ([s.of(label) for label in labels] for s in (ours, theirs))
+    left, right = ([s.layers.index(label) for label in labels] for s in (ours, theirs))
     both = ours.converged[here][:, left] * theirs.converged[there][:, right]
     found: list[pd.DataFrame] = []
     for per in PER_ERASED if ours.erased else PER:
