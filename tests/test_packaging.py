@@ -291,7 +291,7 @@ MAY_IMPORT = {
         "text",
         "text.models",
     },
-    "data": {"files", "text.models"},
+    "data": {"files", "optional", "text.models"},
     "files": {"optional"},
     "huggingface": {"method", "optional", "text.models"},
     "interop": {"attribution", "huggingface", "method", "text"},
