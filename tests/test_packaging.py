@@ -272,7 +272,6 @@ MAY_IMPORT = {
         "attribution",
         "data",
         "files",
-        "memory",
         "method",
         "optional",
         "report",
@@ -283,7 +282,6 @@ MAY_IMPORT = {
     "corpus": {
         "data",
         "files",
-        "memory",
         "method",
         "optional",
         "report",
@@ -296,7 +294,6 @@ MAY_IMPORT = {
     "huggingface": {"method", "optional", "text.models"},
     "interop": {"attribution", "huggingface", "method", "text"},
     "interpreter": {"attribution", "method", "report"},
-    "memory": set(),
     "method": set(),
     "optional": set(),
     "report": set(),

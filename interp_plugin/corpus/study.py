@@ -20,12 +20,11 @@ from interp_plugin.corpus.reading import Failure, Item, Reader, Source, Window, 
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.data import Column
 from interp_plugin.files import check_local, differences, ids_digest, weights_digest
-from interp_plugin.memory import give_back
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import Site
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import Solver
-from interp_plugin.text.batch import batches
+from interp_plugin.text.batch import batches, give_back
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import ErasedRow, TextExplanation
