@@ -132,7 +132,7 @@ def run_on_ray(
     """
     ray, cluster = load("ray", "engine ray", "ray"), cluster or Cluster()
     _check_reachable(cluster.address or os.environ.get("RAY_ADDRESS"))
-    scorer = (study or make_study()).scorer(window)
+    scorer = Scorer(study or make_study(), window)
     reader = Reader(**(columns or {}))
     with begun(texts, reader, scorer, output_dir, max_errors, show_progress) as (run, read):
         todo = (each for each in read if not run.is_done(each))
@@ -270,7 +270,7 @@ class Worker:
     @cached_property
     def scorer(self) -> Scorer:
         """Of the study."""
-        return self.make_study().scorer(self.size)
+        return Scorer(self.make_study(), self.size)
 
     def score(self, item: Item) -> tuple[list[Scored], list[Failure]]:
         """A text alone."""

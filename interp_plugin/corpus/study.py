@@ -30,7 +30,7 @@ from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import ErasedRow, TextExplanation
 from interp_plugin.text.inputs import Layers
 from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
-from interp_plugin.text.scoring import ErasureFinder, Finder, Plan, score, warn_of_unreached_states
+from interp_plugin.text.scoring import ErasureFinder, Finder, score, warn_of_unreached_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -189,7 +189,7 @@ class CorpusStudy:
         if rank not in range(world_size):
             raise ValueError(f"rank is {rank}, and world_size {world_size}; give 0 to {world_size - 1}")
         warn_of_training(self.model.module, stacklevel=3)
-        reader, scorer = Reader(text_column, pair_column, tag_column), self.scorer(window)
+        reader, scorer = Reader(text_column, pair_column, tag_column), Scorer(self, window)
         with begun(texts, reader, scorer, output_dir, max_errors, show_progress, rank, world_size) as (
             run,
             read,
@@ -224,11 +224,6 @@ class CorpusStudy:
             settings |= {"amortised": self.amortised.digest, "held_out": asdict(self.amortised.held_out)}
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
-
-    def scorer(self, window: int) -> Scorer:
-        """A scorer of windows of so many rows."""
-        finder = self.amortised or self.erasures
-        return Scorer(self.model, self.plan, self.settings(window), self.batch_size, self.truncation, finder)
 
 
 def _check_positive(name: str, value: int) -> None:
@@ -412,33 +407,25 @@ def begun(
 # -- scoring the texts of a window
 
 
+def _ignore(texts: int, failed: list[Failure]) -> None:
+    """For who does not want to know how far the scorer is."""
+
+
 class Scorer:
     """Scores texts with one model; a text that cannot be scored leaves the others alone.
 
     Args:
-        model: that reads them.
-        plan: what to compute for each.
-        settings: that the numbers depend on; the window's size among them.
-        batch_size: texts at most in a batch.
-        truncation: cut off what the model cannot take; otherwise too long a text fails.
-        finder: finds the rows in the solver's place: a head, of whose texts the solver checks some, or the erasure
-            channel; None: the solver.
+        study: that says what to compute for each, and how.
+        window: rows in a window.
 
     Attributes:
+        settings: that the numbers depend on.
         has_scored: whether the model has scored any text; until then many failures are an error.
     """
 
-    def __init__(
-        self,
-        model: TextModel,
-        plan: Plan,
-        settings: Mapping[str, Any],
-        batch_size: int,
-        truncation: bool,
-        finder: Finder | None = None,
-    ) -> None:
-        self.model, self.plan, self.settings = model, plan, settings
-        self.batch_size, self.truncation, self.finder = batch_size, truncation, finder
+    def __init__(self, study: CorpusStudy, window: int) -> None:
+        self.study, self.model, self.plan = study, study.model, study.plan
+        self.settings = study.settings(window)
         self.has_scored = False
         self._warned = False
 
@@ -447,7 +434,7 @@ class Scorer:
         window: Window,
         scored: Sequence[Scored] = (),
         failed: Sequence[Failure] = (),
-        done: Callable[[int, list[Failure]], None] | None = None,
+        done: Callable[[int, list[Failure]], None] = _ignore,
     ) -> PartFiles:
         """The part of a window.
 
@@ -486,7 +473,7 @@ class Scorer:
         return ""
 
     def __call__(
-        self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] | None = None
+        self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] = _ignore
     ) -> tuple[list[Scored], list[Failure]]:
         """The scored texts, and those that failed, each in the order of their rows.
 
@@ -499,13 +486,11 @@ class Scorer:
                 lost.
         """
         encodings, failures = self.encoded(items)
-        if done is not None and failures:
-            done(len(failures), failures)
+        done(len(failures), failures)
         scored: list[Scored] = []
         kept, refused = list(encodings), 0
-        for some in batches([encodings[item] for item in kept], self.batch_size, self.model.pads):
-            chosen = [kept[i] for i in some]
-            found, failed = self._of_batch(chosen, [encodings[item] for item in chosen])
+        for some in batches(list(encodings.values()), self.study.batch_size, self.model.pads):
+            found, failed = self._of_batch({kept[i]: encodings[kept[i]] for i in some})
             scored += found
             failures += failed
             self.has_scored |= bool(found)
@@ -515,8 +500,7 @@ class Scorer:
                     f"the model failed on the first {refused} texts, the last because of {failures[-1].reason}; mend "
                     "that and run again"
                 )
-            if done is not None:
-                done(len(chosen), failed)
+            done(len(some), failed)
             give_back()
         return sorted(scored, key=lambda s: s.item.row), sorted(failures, key=lambda f: f.row)
 
@@ -526,40 +510,38 @@ class Scorer:
         failures: list[Failure] = []
         for item in items:
             try:
-                encodings[item] = self.model.encode(item.text, item.pair, truncation=self.truncation)
+                encodings[item] = self.model.encode(item.text, item.pair, truncation=self.study.truncation)
             except Exception as error:  # a tokenizer may raise anything
                 failures.append(Failure.of(item.row, error, item))
         return encodings, failures
 
-    def _of_batch(
-        self, items: Sequence[Item], encodings: Sequence[Encoding]
-    ) -> tuple[list[Scored], list[Failure]]:
+    def _of_batch(self, encodings: Mapping[Item, Encoding]) -> tuple[list[Scored], list[Failure]]:
         """A batch together; one by one where that fails, so that only the bad text does."""
         try:
-            return self._scored(items, encodings), []
+            return self._scored(encodings), []
         except Exception as error:  # a model may raise anything
             _check_device(error)
-            if len(items) == 1:
-                return [], [Failure.of(items[0].row, error, items[0])]
+            if len(encodings) == 1:
+                return [], [Failure.of(item.row, error, item) for item in encodings]
         scored: list[Scored] = []
         failures: list[Failure] = []
-        for item, encoding in zip(items, encodings):
-            found, failed = self._of_batch([item], [encoding])
+        for item, encoding in encodings.items():
+            found, failed = self._of_batch({item: encoding})
             scored += found
             failures += failed
         return scored, failures
 
-    def _scored(self, items: Sequence[Item], encodings: Sequence[Encoding]) -> list[Scored]:
-        found = score(self.model, encodings, self.plan, self.finder)
-        predicted = self.finder is not None and not isinstance(self.finder, ErasureFinder)
-        solved = self._solved(items, encodings) if predicted else {}
+    def _scored(self, encodings: Mapping[Item, Encoding]) -> list[Scored]:
+        finder = self.study.amortised or self.study.erasures
+        found = score(self.model, list(encodings.values()), self.plan, finder)
+        solved = {} if self.study.amortised is None else self._solved(encodings)
         for each in (*found, *solved.values()):
             _check_finite(each)
-        return [Scored(item, each, solved.get(item)) for item, each in zip(items, found)]
+        return [Scored(item, each, solved.get(item)) for item, each in zip(encodings, found)]
 
-    def _solved(self, items: Sequence[Item], encodings: Sequence[Encoding]) -> dict[Item, TextExplanation]:
-        """The solver's explanations of the texts that it checks."""
-        some = {item: encoding for item, encoding in zip(items, encodings) if is_checked(item.row)}
+    def _solved(self, encodings: Mapping[Item, Encoding]) -> dict[Item, TextExplanation]:
+        """The solver's explanations of the texts of a head that it checks."""
+        some = {item: encoding for item, encoding in encodings.items() if is_checked(item.row)}
         solver = replace(self.plan.solver, seed=self.plan.solver.seed + OTHER_DRAWS)
         plan = replace(self.plan, solver=solver)
         return dict(zip(some, score(self.model, list(some.values()), plan))) if some else {}

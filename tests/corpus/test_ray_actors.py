@@ -12,7 +12,7 @@ from tiny_corpus import TEXTS, WINDOW, study, texts
 from interp_plugin import CorpusResult
 from interp_plugin.corpus.engines import DEATHS, TRIES, Job, Worker, _check_reachable, _share
 from interp_plugin.corpus.reading import Reader, Window, windows
-from interp_plugin.corpus.study import begun
+from interp_plugin.corpus.study import Scorer, begun
 
 
 class Died(BaseException):
@@ -21,7 +21,7 @@ class Died(BaseException):
 
 def run(folder: Path, make_study: Any = study) -> CorpusResult:
     """The whole corpus by workers of which one takes the place of another that died."""
-    with begun(texts(), Reader(), study().scorer(WINDOW), folder, None, False) as (run, read):
+    with begun(texts(), Reader(), Scorer(study(), WINDOW), folder, None, False) as (run, read):
         worker = Worker(make_study, WINDOW)
         for job in map(Job, (window for window in read if not run.is_done(window))):
             made = None
@@ -117,7 +117,10 @@ def test_workers_that_die_of_texts_together_but_not_of_each_alone_end_the_run() 
 def test_parts_of_other_models_are_refused(tmp_path: Path) -> None:
     made = Worker(study, WINDOW).part(some_window(0), [], [])
     refusal = pytest.raises(ValueError, match=r"a worker has other settings: rate is 0\.2 now and 0\.1 there")
-    with refusal, begun(texts(), Reader(), study(rate=0.2).scorer(WINDOW), tmp_path, None, False) as (run, _):
+    with (
+        refusal,
+        begun(texts(), Reader(), Scorer(study(rate=0.2), WINDOW), tmp_path, None, False) as (run, _),
+    ):
         run.take(made)
     assert not list(tmp_path.glob("*.parquet"))
 
