@@ -253,7 +253,7 @@ MAY_IMPORT = {
         "text.models",
     },
     "__main__": {"cli", "optional"},
-    "amortised": {"corpus", "files", "method", "text", "text.models"},
+    "amortised": {"corpus", "files", "method", "statistics", "text", "text.models"},
     "attribution": {"method"},
     "cli": {
         "",

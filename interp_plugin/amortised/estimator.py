@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from interp_plugin import files
 from interp_plugin.amortised.head import Head, Recorder, examples, features, solved_texts, train, watch
-from interp_plugin.corpus.agreement import HeldOut
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.files import Kinds, check_fields, differences, weights_digest
 from interp_plugin.method.solver import Solver
+from interp_plugin.statistics import HeldOut
 from interp_plugin.text.batch import Batch, batches
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer

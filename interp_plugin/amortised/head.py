@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
-from interp_plugin.corpus.agreement import Agreement, HeldOut
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.files import ids_digest
 from interp_plugin.method.perturbation import in_this_thread, no_fastpath
+from interp_plugin.statistics import Agreement, Compared, HeldOut
 from interp_plugin.text.batch import Batch, batches
 from interp_plugin.text.explanation import TextExplanation
 from interp_plugin.text.models import Encoding, TextModel, shown
 from interp_plugin.text.scoring import Plan
 from interp_plugin.text.states import State
-
-if TYPE_CHECKING:
-    from interp_plugin.corpus.agreement import Compared
 
 SIZE = 96  # of the head's own vectors
 HEADS = 4

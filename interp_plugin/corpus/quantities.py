@@ -1,9 +1,10 @@
-"""Statistics of a study's sentences: means over the corpus by layer, change with depth, differences of studies."""
+"""Tables of a study's sentences: means by layer, change with depth, differences of studies, checks of predictions."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_plugin.corpus.parts import Part, batches_of
-from interp_plugin.statistics import holm, resample_counts, t_test
+from interp_plugin.corpus.parts import SOLVED, Part, batches_of
+from interp_plugin.statistics import Agreement, Compared, HeldOut, holm, p_of_drift, resample_counts, t_test
 from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 LEVEL = 0.95
+DRIFT = 0.01  # level of the test of predictions
 Z = 1.959963984540054  # of a normal distribution, two-sided 95 %
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a unit Gaussian, a dimension
 NO_NUMBERS = "the study has no numbers: every text of its corpus failed, see failures(), or none is done yet"
@@ -451,3 +453,87 @@ def _linear(nats: Floats, within: Floats, across: Floats) -> Floats:
     mean, _ = ratio(values, across)
     found: Floats = mean + (values - mean * across[:, None]) / across.mean()
     return found
+
+
+# -- predictions against the solver
+
+
+def agreement(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str, Any]) -> pd.DataFrame:
+    """Predictions against the solver on the texts that it checked; see ``CorpusResult.check``.
+
+    Args:
+        parts: of a study that was amortised.
+        layers: their labels.
+        held_out: the fields of the head's :class:`HeldOut`.
+    """
+    import pandas as pd
+
+    known = HeldOut.restored(held_out)
+    texts, shifts = _read(parts, layers)
+    nothing = np.full(len(layers), np.nan)
+    unknown = ("error", "noise", "spearman", "covered", "shift", "shift_error", "p", "p_holm")
+    columns: dict[str, Any] = {"layer": list(layers), "texts": len(texts), "held_out": known.error}
+    columns |= {**dict.fromkeys(unknown, nothing), "drift": False}
+    if texts:
+        found = Agreement.of(texts)
+        p = p_of_drift(found, known)
+        nats = np.array(shifts)  # (N, L)
+        spread = nats.std(0, ddof=1) / math.sqrt(len(texts)) if len(texts) > 1 else nothing
+        columns |= {
+            **found.summary(),
+            "shift": nats.mean(0),
+            "shift_error": spread,
+            "p": p,
+            "p_holm": holm(p),
+        }
+        columns["drift"] = columns["p_holm"] < DRIFT
+    return pd.DataFrame(columns)
+
+
+def warn_of_drift(found: pd.DataFrame, stacklevel: int = 2) -> None:
+    """Say that the head is further off than where it was held out, if it is.
+
+    Args:
+        found: of :func:`agreement`.
+        stacklevel: of the warning.
+    """
+    drifted = found[found["drift"]]
+    if len(drifted):
+        layers = ", ".join(
+            f"{line.layer!r} ({line.error:.2g} against {line.held_out:.2g})" for line in drifted.itertuples()
+        )
+        warnings.warn(
+            "the head's error of log sigma is larger on this corpus than on the texts held out when it was trained, "
+            f"at layer {layers}: these texts are unlike those, so train a head on some of them, or score them exactly",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _read(parts: Sequence[Part], layers: Sequence[Label]) -> tuple[list[list[Compared]], list[list[float]]]:
+    """log sigma and its error, predicted and solved, of every text and layer that has both; and the nats kept of a
+    token, predicted less solved, mean over the tokens.
+    """
+    texts: list[list[Compared]] = []
+    shifts: list[list[float]] = []
+    for batch in batches_of(parts, len(layers), (*NATS, "standard_error", *SOLVED)):
+        some = batch.filter(batch.column(SOLVED[0]).is_valid()).to_pylist()
+        for place in range(0, len(some), len(layers)):
+            lines = some[place : place + len(layers)]
+            texts.append([_logs(line) for line in lines])
+            shifts.append([_shift(line) for line in lines])
+    return texts, shifts
+
+
+def _shift(line: Mapping[str, Any]) -> float:
+    """Nats kept of a token, predicted less solved, mean over the tokens of a line."""
+    predicted, solved = (
+        nats_kept(line["size"], line["max_sigma"], line["input_std"], np.array(line[name], dtype=float))
+        for name in ("sigma", SOLVED[0])
+    )
+    return float((predicted - solved).mean())
+
+
+def _logs(line: Mapping[str, Any]) -> Compared:
+    names = ("sigma", "standard_error", *SOLVED)
+    sigma, error, solved, solved_error = (np.array(line[name], dtype=float) for name in names)
+    return np.log(sigma), error, np.log(solved), solved_error

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from tqdm.auto import tqdm
 
-from interp_plugin.corpus.agreement import HeldOut, warn_of_drift
 from interp_plugin.corpus.parts import About, Folder, PartFiles, Scored, part_files
+from interp_plugin.corpus.quantities import warn_of_drift
 from interp_plugin.corpus.reading import Failure, Item, Reader, Source, Window, windows
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.data import Column
@@ -24,6 +24,7 @@ from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import Site
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import Solver
+from interp_plugin.statistics import HeldOut
 from interp_plugin.text.batch import batches, give_back
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer

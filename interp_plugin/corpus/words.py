@@ -325,7 +325,7 @@ def knowledge(
     """A line for each layer; see ``CorpusResult.knowledge``.  Two passes over the parts."""
     import pandas as pd
 
-    kept, lost, counts, classes, size = _nats(parts, layers, classify, foreground)
+    kept, lost, counts, classes, size = _split(parts, layers, classify, foreground)
     if not (counts.sum(0) > 0).all():
         there = ", ".join(map(repr, classes))
         raise ValueError(
@@ -339,7 +339,7 @@ def knowledge(
         for i, mean in enumerate((fore, back))
     ]
     _, contrast_error = ratio(residual[0] - residual[1], np.ones(len(counts)))
-    bar = ratio(lost, counts[:, 1])[0] - threshold * size
+    bar = ratio(lost[..., 1], counts[:, 1])[0] - threshold * size
     points = np.concatenate(list(_points(parts, layers, classify, foreground, bar)))
     rates = [ratio(points[..., i], np.ones(len(points))) for i in (0, 1)]
     both = points.sum(-1)
@@ -371,23 +371,22 @@ def knowledge(
     )
 
 
-def _nats(
+def _split(
     parts: Sequence[Part], layers: Sequence[Label], classify: Classify, foreground: Collection[str]
 ) -> tuple[Floats, Floats, Floats, list[str], int]:
-    """Nats kept of foreground and background in each sentence (N, L, 2), nats lost of background (N, L), the tokens of
-    both (N, 2), classes and K.
+    """Nats kept and lost of foreground and background in each sentence, (N, L, 2) each, their tokens, (N, 2), classes
+    and K.
     """
     sums, size = Sums(layers), 0
-    kept, background, counts = [], [], []
+    found: list[list[Floats]] = [[], [], []]
     for batch in batches_of(parts, len(layers), COLUMNS):
         size = batch.column("size")[0].as_py()
-        nats, lost, tokens = by_class(batch, layers, classify, sums)
+        values = by_class(batch, layers, classify, sums)
         fore = _is_foreground(sums, foreground)
-        kept.append(np.stack([nats[..., fore].sum(-1), nats[..., ~fore].sum(-1)], axis=-1))
-        background.append(lost[..., ~fore].sum(-1))
-        counts.append(np.stack([tokens[:, fore].sum(1), tokens[:, ~fore].sum(1)], axis=1))
-    nats_kept, nats_lost, tokens = (np.concatenate(each) for each in (kept, background, counts))
-    return nats_kept, nats_lost, tokens, sums.classes, size
+        for known, each in zip(found, values):
+            known.append(np.stack([each[..., fore].sum(-1), each[..., ~fore].sum(-1)], axis=-1))
+    kept, lost, tokens = map(np.concatenate, found)
+    return kept, lost, tokens, sums.classes, size
 
 
 def _points(

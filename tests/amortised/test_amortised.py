@@ -19,8 +19,8 @@ from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, CorpusS
 from interp_plugin.amortised import estimator
 from interp_plugin.amortised import head as heads
 from interp_plugin.amortised.estimator import common_settings
-from interp_plugin.corpus.agreement import Agreement, HeldOut
 from interp_plugin.corpus.study import is_checked
+from interp_plugin.statistics import Agreement, HeldOut
 
 SIZE, CAP, RATE = 6, 3.0, 0.1
 VOCABULARY = 30
