@@ -134,9 +134,8 @@ def run_on_ray(
     _check_reachable(cluster.address or os.environ.get("RAY_ADDRESS"))
     scorer = Scorer(study or make_study(), window)
     reader = Reader(**(columns or {}))
-    with begun(texts, reader, scorer, output_dir, max_errors, show_progress) as (run, read):
-        todo = (each for each in read if not run.is_done(each))
-        jobs = map(Job, todo)
+    with begun(texts, reader, scorer, output_dir, max_errors, show_progress) as run:
+        jobs = map(Job, run.todo())
         some = list(islice(jobs, cluster.workers))
         if some:
             with _joined(ray, cluster) as options:
@@ -216,9 +215,9 @@ class Job:
     @property
     def call(self) -> tuple[str, tuple[Any, ...]]:
         """The method of a worker that goes on with it, and its arguments."""
-        return (
-            ("score", (self.alone[0],)) if self.alone else ("part", (self.window, self.scored, self.failed))
-        )
+        if self.alone:
+            return "score", (self.alone[0],)
+        return "part", (self.window, self.scored, self.failed)
 
     def done(self, found: Any) -> PartFiles | None:
         """Take what the worker found; the part, where that is it."""

@@ -191,13 +191,9 @@ class CorpusStudy:
             raise ValueError(f"rank is {rank}, and world_size {world_size}; give 0 to {world_size - 1}")
         warn_of_training(self.model.module, stacklevel=3)
         reader, scorer = Reader(text_column, pair_column, tag_column), Scorer(self, window)
-        with begun(texts, reader, scorer, output_dir, max_errors, show_progress, rank, world_size) as (
-            run,
-            read,
-        ):
-            for each in read:
-                if not run.is_done(each, mine=each.number % world_size == rank):
-                    run.score(each)
+        with begun(texts, reader, scorer, output_dir, max_errors, show_progress, rank, world_size) as run:
+            for each in run.todo():
+                run.score(each)
         if world_size > 1 and not run.folder.windows():  # the others have not finished any yet
             return CorpusResult(run.folder.path, (), scorer.settings)
         result = CorpusResult.load(output_dir, partial=world_size > 1)
@@ -241,31 +237,51 @@ class Run:
     Args:
         folder: of the study, locked.
         scorer: that scores the texts, and knows the settings that the numbers depend on.
+        read: the windows of the corpus.
         max_errors: more failures than this stop it; None: however many.
         bar: shows how many texts are done.
+        rank, world_size: as of :meth:`CorpusStudy.run`.
 
     Raises:
         ValueError: the folder holds a study with other settings.
     """
 
-    def __init__(self, folder: Folder, scorer: Scorer, max_errors: int | None, bar: tqdm[Any]) -> None:
-        self.folder, self.scorer, self.max_errors, self.bar = folder, scorer, max_errors, bar
+    def __init__(
+        self,
+        folder: Folder,
+        scorer: Scorer,
+        read: Iterator[Window],
+        max_errors: int | None,
+        bar: tqdm[Any],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.folder, self.scorer, self.read, self.max_errors, self.bar = folder, scorer, read, max_errors, bar
+        self.rank, self.world_size = rank, world_size
         self.failures = 0
         self.windows = 0
         first = next((part for number in folder.windows() if (part := folder.part(number))), None)
         if first is not None:
             self._check_settings(first.about)
 
-    def is_done(self, window: Window, mine: bool = True) -> bool:
-        """Whether a window has a part, or is another process's to do; counts it, and the failures of its part.
+    def todo(self) -> Iterator[Window]:
+        """The windows that are this process's to do and have no part; the others are counted.
+
+        Raises:
+            ValueError: a part is of other texts or settings; too many texts failed.
+        """
+        for window in self.read:
+            self.windows += 1
+            if not self._is_done(window):
+                yield window
+
+    def _is_done(self, window: Window) -> bool:
+        """Whether a window has a part, or is another process's to do.
 
         A study of the first rows of a corpus goes on with the others: its last part, where that is not full, is
         scored again.
-
-        Raises:
-            ValueError: the part is of other texts or settings; too many texts failed.
         """
-        self.windows += 1
+        mine = window.number % self.world_size == self.rank
         part = self.folder.part(window.number) if mine else None
         if part is not None:
             about = part.about
@@ -381,8 +397,8 @@ def begun(
     show_progress: bool,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[tuple[Run, Iterator[Window]]]:
-    """A run in a folder that nobody else writes to inside the block, and the windows of the corpus.
+) -> Iterator[Run]:
+    """A run in a folder that nobody else writes to inside the block.
 
     Args:
         texts, output_dir, max_errors, show_progress, rank, world_size: as of :meth:`CorpusStudy.run`.
@@ -400,8 +416,8 @@ def begun(
         Folder.held(output_dir, scorer.settings, rank, world_size) as folder,
         tqdm(total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar,
     ):
-        run = Run(folder, scorer, max_errors, bar)
-        yield run, read
+        run = Run(folder, scorer, read, max_errors, bar, rank, world_size)
+        yield run
         run.finish()
 
 

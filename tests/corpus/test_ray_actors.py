@@ -21,9 +21,9 @@ class Died(BaseException):
 
 def run(folder: Path, make_study: Any = study) -> CorpusResult:
     """The whole corpus by workers of which one takes the place of another that died."""
-    with begun(texts(), Reader(), Scorer(study(), WINDOW), folder, None, False) as (run, read):
+    with begun(texts(), Reader(), Scorer(study(), WINDOW), folder, None, False) as run:
         worker = Worker(make_study, WINDOW)
-        for job in map(Job, (window for window in read if not run.is_done(window))):
+        for job in map(Job, run.todo()):
             made = None
             while made is None:
                 try:
@@ -119,7 +119,7 @@ def test_parts_of_other_models_are_refused(tmp_path: Path) -> None:
     refusal = pytest.raises(ValueError, match=r"a worker has other settings: rate is 0\.2 now and 0\.1 there")
     with (
         refusal,
-        begun(texts(), Reader(), Scorer(study(rate=0.2), WINDOW), tmp_path, None, False) as (run, _),
+        begun(texts(), Reader(), Scorer(study(rate=0.2), WINDOW), tmp_path, None, False) as run,
     ):
         run.take(made)
     assert not list(tmp_path.glob("*.parquet"))
