@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, cast
 
 from interp_plugin.files import load_pyarrow
+from interp_plugin.optional import load
 from interp_plugin.text.models import shown
 
 Text = str | tuple[str, str]
@@ -31,7 +32,9 @@ SUFFIXES = (".txt", *TABLES)
 TEXT_COLUMNS = ("text", "sentence", "content", "review", "document")
 LABEL_COLUMNS = ("label", "labels", "class", "sentiment")
 RATIONALE_COLUMNS = ("rationale", "rationales")
-TARGET_COLUMNS, FOIL_COLUMNS = ("target",), ("instead_of",)
+USUAL_COLUMNS = {
+    "labels": LABEL_COLUMNS, "rationales": RATIONALE_COLUMNS, "targets": ("target",), "foils": ("instead_of",),
+}  # fmt: skip
 SEPARATORS = ",;\t|"
 EMPTY = "an empty line"
 LONGEST = 2**25  # bytes of a line; a longer one is skipped without being held in memory
@@ -203,7 +206,7 @@ def lines(opened: BinaryIO, name: str, encoding: str = "utf-8") -> Records:
         ['a good film', 'not bad']
     """
     _check_encoding(encoding)
-    return Records(lambda wanted: _plain(opened, name, encoding), name)
+    return Records(lambda wanted: _lines(opened, name, encoding, _plain), name)
 
 
 def columns(
@@ -239,16 +242,13 @@ def columns(
     readable = [record for record in known if record.error is None]
     if text is not None or not readable:
         return text
-    votes: Counter[Column] = Counter()
-    unknown: ValueError | None = None
-    for record in readable:
-        try:
-            votes[_text_column(record)] += 1
-        except ValueError as error:
-            unknown = unknown or error
+    found = map(_text_column, readable)
+    votes = Counter(column for column in found if column is not None)
     if not votes:
-        assert unknown is not None
-        raise unknown
+        raise ValueError(
+            f"the column of texts cannot be told from {_names(readable[0].values)}; name it, or give its number where "
+            "a file has no header"
+        )
     usual = [name for name in TEXT_COLUMNS if name in votes]
     return usual[0] if usual else votes.most_common(1)[0][0]
 
@@ -328,50 +328,58 @@ def read_texts(
         >>> found.left_out
         ("films.tsv, line 2 holds '' in column 0: it must be some words",)
     """
-    wanted = (text_column, pair_column, label_column, rationale_column, target_column, foil_column)
+    given = dict(zip(USUAL_COLUMNS, (label_column, rationale_column, target_column, foil_column)))
+    named = tuple(column for column in (pair_column, *given.values()) if column is not None)
     if not isinstance(source, Records):
-        header = False if any(isinstance(column, int) for column in wanted) else None
+        header = False if any(isinstance(column, int) for column in (text_column, *named)) else None
         source = records(source, split, header, encoding)
-    named = tuple(column for column in wanted[1:] if column is not None)
-    usual = (*LABEL_COLUMNS, *RATIONALE_COLUMNS, *TARGET_COLUMNS, *FOIL_COLUMNS)
-    chosen = source.only(Wanted(text_column, named, usual))
-    found = (record for record in chosen if record.error != EMPTY)
+    usual = tuple(name for names in USUAL_COLUMNS.values() for name in names)
+    found = (record for record in source.only(Wanted(text_column, named, usual)) if record.error != EMPTY)
     # the column is found from the first records; of a limit no more need be read
     first = list(islice(found, 1000 if limit is None else limit))
     text_column = columns(first, text_column, named)
     text_column = TEXT_COLUMNS[0] if text_column is None else text_column
-    names = {name for record in first for name in record.values}
-
-    def there(column: Column | None, usual: Sequence[str]) -> Column | None:
-        return next((name for name in usual if name in names), None) if column is None else column
-
-    known_columns = there(label_column, LABEL_COLUMNS), there(rationale_column, RATIONALE_COLUMNS)
-    asked = there(target_column, TARGET_COLUMNS), there(foil_column, FOIL_COLUMNS)
+    there = {name for record in first for name in record.values}
+    known: dict[str, Column] = {}
+    for what, column in given.items():
+        chosen = (
+            next((name for name in USUAL_COLUMNS[what] if name in there), None) if column is None else column
+        )
+        if chosen is not None:
+            known[what] = chosen
     texts: list[Text] = []
-    values: list[list[Any]] = [[], [], [], []]
+    others: dict[str, list[Any]] = {what: [] for what in known}
     left_out: list[str] = []
     for record in chain(first, found):
         if len(texts) == limit:
             break
         try:
             text = record.text(text_column, pair_column)
-            of_text = [None if column is None else record.value(column) for column in known_columns]
+            of_text = {what: _other(record, what, column) for what, column in known.items()}
         except ValueError as error:
             left_out.append(str(error))
             continue
         texts.append(text)
-        # an empty cell asks for the model's own prediction
-        cells = [None if column is None else record.values.get(column) for column in asked]
-        of_text += [None if cell == "" else cell for cell in cells]
-        for known, value in zip(values, of_text):
-            known.append(value)
+        for what, value in of_text.items():
+            others[what].append(value)
     if not texts:
         reason = f": {left_out[0]}" if left_out else ""
         raise ValueError(f"{source.name!r} holds no texts{reason}; give a file or data set with at least one")
-    labels, rationales, targets, foils = (
-        None if column is None else tuple(known) for column, known in zip((*known_columns, *asked), values)
+    return Texts(
+        tuple(texts), left_out=tuple(left_out), **{what: tuple(values) for what, values in others.items()}
     )
-    return Texts(tuple(texts), labels, rationales, tuple(left_out), targets, foils)
+
+
+def _other(record: Record, what: str, column: Column) -> Any:
+    """A label or rationale, which a text must have; or a target or foil: no or an empty cell asks for the model's own.
+
+    Raises:
+        ValueError: a label or rationale is not there.
+    """
+    if what in ("labels", "rationales"):
+        return record.value(column)
+    cell = record.values.get(column)
+    return None if cell == "" else cell
 
 
 def chats(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
@@ -432,10 +440,10 @@ def rows_of(source: Any) -> Iterator[Any]:
         raise TypeError(
             f"texts is a {type(source).__name__}: give an iterable of texts; of a file, data.records(path)"
         )
-    if callable(getattr(source, "itertuples", None)):  # pandas
+    if hasattr(source, "itertuples"):  # pandas
         names = list(source.columns)
         return (dict(zip(names, row)) for row in source.itertuples(index=False, name=None))
-    if callable(getattr(source, "iter_rows", None)):  # polars
+    if hasattr(source, "iter_rows"):  # polars
         return iter(source.iter_rows(named=True))
     return iter(source)
 
@@ -453,7 +461,7 @@ def in_memory(texts: Any) -> Any:
     if isinstance(texts, (str, PathLike)) and Path(texts).suffix in SUFFIXES and _is_file(Path(texts)):
         path = str(texts)
         raise ValueError(f"{path!r} is a file, and texts are wanted; give data.read_texts({path!r}).texts")
-    if callable(getattr(texts, "itertuples", None)) or callable(getattr(texts, "iter_rows", None)):
+    if hasattr(texts, "itertuples") or hasattr(texts, "iter_rows"):
         texts = [Record(f"row {number}", row) for number, row in enumerate(rows_of(texts))]
     elif not isinstance(texts, Records):
         return texts
@@ -479,21 +487,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _text_column(record: Record) -> Column:
-    """The column of one record that holds its text.
-
-    Raises:
-        ValueError: there is no telling.
-    """
+def _text_column(record: Record) -> Column | None:
+    """The column of one record that holds its text; None: there is no telling."""
     strings = {name: value for name, value in record.values.items() if isinstance(value, str)}
     usual: list[Column] = [name for name in TEXT_COLUMNS if name in strings]
     found = usual[:1] or [name for name, value in strings.items() if not _is_number(value)]
-    if len(found) != 1:
-        raise ValueError(
-            f"the column of texts cannot be told from {_names(record.values)}; name it, or give its number where a "
-            "file has no header"
-        )
-    return found[0]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_number(cell: str) -> bool:
@@ -510,7 +509,7 @@ def _names(values: Mapping[Column, Any]) -> str:
 
 def _check_encoding(encoding: str) -> None:
     try:
-        fits = codecs.lookup(encoding) and "\n,".encode(encoding) == b"\n,"
+        fits = "\n,".encode(encoding) == b"\n,"
     except LookupError:
         fits = False
     if not fits:
@@ -609,25 +608,36 @@ def _of_file(file: _File, header: bool | None, encoding: str, wanted: Wanted | N
         elif file.suffix in (".csv", ".tsv"):
             yield from _separated(opened, file.name, file.suffix == ".tsv", header, encoding)
         else:
-            yield from (_plain if file.suffix == ".txt" else _json)(opened, file.name, encoding)
+            yield from _lines(opened, file.name, encoding, _plain if file.suffix == ".txt" else _json)
 
 
-def _plain(opened: BinaryIO, name: str, encoding: str) -> Iterator[Record]:
-    for where, line in _lines(opened, name, encoding):
-        yield line if isinstance(line, Record) else Record(where, {"text": line})
-
-
-def _json(opened: BinaryIO, name: str, encoding: str) -> Iterator[Record]:
-    for where, line in _lines(opened, name, encoding):
-        if isinstance(line, Record):
-            yield line
+def _lines(
+    opened: BinaryIO, name: str, encoding: str, read: Callable[[str, str], Record]
+) -> Iterator[Record]:
+    """A record of each line, of which ``read`` makes one from where and what it is, unless it cannot be had."""
+    for number, raw in enumerate(_without_mark(opened), 1):
+        where = f"{name}, line {number}"
+        if raw is None:
+            yield Record(where, {}, f"more than {LONGEST} bytes")
             continue
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists in lists
-            yield Record(where, {}, f"not JSON that can be read ({error})")
+            line = raw.decode(encoding).rstrip("\r\n")
+        except UnicodeDecodeError:
+            yield Record(where, {}, _not_decoded(encoding))
             continue
-        yield Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
+        yield read(where, line) if line.strip() else Record(where, {}, EMPTY)
+
+
+def _plain(where: str, line: str) -> Record:
+    return Record(where, {"text": line})
+
+
+def _json(where: str, line: str) -> Record:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists in lists
+        return Record(where, {}, f"not JSON that can be read ({error})")
+    return Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
 
 
 def _separated(
@@ -702,21 +712,6 @@ def _is_header(row: Sequence[str]) -> bool:
     return not any(_is_number(cell) or len(cell.split()) > words for cell in cells)
 
 
-def _lines(opened: BinaryIO, name: str, encoding: str) -> Iterator[tuple[str, str | Record]]:
-    """Where and what each line is; a record of it where it holds nothing to read."""
-    for number, raw in enumerate(_without_mark(opened), 1):
-        where = f"{name}, line {number}"
-        if raw is None:
-            yield where, Record(where, {}, f"more than {LONGEST} bytes")
-            continue
-        try:
-            line = raw.decode(encoding).rstrip("\r\n")
-        except UnicodeDecodeError:
-            yield where, Record(where, {}, _not_decoded(encoding))
-            continue
-        yield where, line if line.strip() else Record(where, {}, EMPTY)
-
-
 def _not_decoded(encoding: str) -> str:
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         return "not UTF-8 text; where it is Latin-1, give the encoding latin-1"
@@ -737,16 +732,10 @@ def _without_mark(opened: BinaryIO) -> Iterator[bytes | None]:
 
 
 def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(
-            f"{name!r} is no file, and reading it as a data set needs datasets, which is not installed: pip install "
-            "interp-plugin[compare]"
-        ) from error
+    datasets = load("datasets", f"{name!r} is no file, and reading it as a data set", "compare")
     path, _, configuration = (name, "", "") if Path(name).exists() else name.partition(":")
     try:
-        loaded = load_dataset(
+        loaded = datasets.load_dataset(
             path,
             configuration or None,
             split=split or "train",

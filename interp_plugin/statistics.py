@@ -1,11 +1,12 @@
-"""Statistics of means over texts: bootstrap intervals, signed-rank and t-tests, Holm's correction."""
+"""Statistics over texts: means with bootstrap intervals, tests, Holm's correction, and agreement of predictions."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,12 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from interp_plugin.optional import load
 
 Floats = NDArray[np.float64]
+Compared = tuple[Floats, Floats, Floats, Floats]  # log sigma and its error, predicted, then solved, (T,) each
 
 RESAMPLES = 9999
 LEVEL = 0.95
 SEED = 0
 _BATCH = 500  # resamples at a time
 _COLUMNS = 256  # at a time
+# of predictions
+WIDE = 2.0  # standard errors
+MARGIN = 1.1  # times the held-out error: a smaller increase would not matter
+FLOOR = 1e-8  # of a mean square: texts with all tokens at the cap are predicted without any error
 
 
 @dataclass(frozen=True)
@@ -204,3 +210,140 @@ def _same_rows(columns: Floats) -> Iterator[tuple[NDArray[np.int64], list[int]]]
         if len(rows):
             for start in range(0, len(group), _COLUMNS):
                 yield rows, group[start : start + _COLUMNS]
+
+
+# -- predictions against the solver
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Predicted against solved log sigma of N texts at L layers, (N, L) each.
+
+    Attributes:
+        square: mean over the tokens of the squared difference.
+        noise: that part of it which is the solver's: mean of its squared standard errors.
+        shift: mean over the tokens of predicted less solved.
+        spearman: rank correlation over the tokens; NaN where all are equal.
+        covered: share of the tokens that differ by at most two standard errors of the difference.
+    """
+
+    square: Floats
+    noise: Floats
+    shift: Floats
+    spearman: Floats
+    covered: Floats
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[Compared]]) -> Agreement:
+        """From the values to compare, of each text and layer."""
+        found = np.array([[_agreement(*layer) for layer in text] for text in texts], dtype=float)
+        return cls(*np.moveaxis(found.reshape(len(texts), -1, 5), 2, 0))
+
+    @property
+    def error(self) -> Floats:
+        """r.m.s. difference over the texts, (L,)."""
+        found: Floats = np.sqrt(self.square.mean(0))
+        return found
+
+    def summary(self) -> dict[str, Floats]:
+        """r.m.s. difference, r.m.s. noise, and the means of the others that a table shows, (L,) each."""
+        return {
+            "error": self.error,
+            "noise": np.sqrt(self.noise.mean(0)),
+            "spearman": _mean(self.spearman),
+            "covered": self.covered.mean(0),
+        }
+
+    @property
+    def logs(self) -> Floats:
+        """log of the mean square of each text, (N, L)."""
+        return np.log(self.square + FLOOR)
+
+
+def _agreement(
+    predicted: Floats, predicted_error: Floats, solved: Floats, solved_error: Floats
+) -> tuple[float, float, float, float, float]:
+    stats = load("scipy.stats", "the agreement of predictions", "compare")
+    off = predicted - solved
+    ranks = [stats.rankdata(values) - (len(values) + 1) / 2 for values in (predicted, solved)]
+    size = math.sqrt(float(ranks[0] @ ranks[0]) * float(ranks[1] @ ranks[1]))
+    rank_correlation = float(ranks[0] @ ranks[1]) / size if size else math.nan
+    wide = WIDE * np.sqrt(np.square(predicted_error) + np.square(solved_error))
+    return (
+        float(np.square(off).mean()),
+        float(np.square(solved_error).mean()),
+        float(off.mean()),
+        rank_correlation,
+        float((np.abs(off) <= wide).mean()),
+    )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How far a head's predictions are from the solver on texts that it did not learn from; L layers, L of each.
+
+    Attributes:
+        texts: how many.
+        error: r.m.s. error of log sigma; the solver's own is part of it.
+        noise: r.m.s. standard error of the solver there.
+        mean_error: r.m.s. error of the mean of log sigma over a text's tokens.
+        spearman: rank correlation over the tokens, mean over the texts.
+        covered: share of the tokens within two standard errors, mean over the texts.
+        log_mean, log_std: over the texts, of the log of a text's mean squared error.
+    """
+
+    texts: int
+    error: tuple[float, ...]
+    noise: tuple[float, ...]
+    mean_error: tuple[float, ...]
+    spearman: tuple[float, ...]
+    covered: tuple[float, ...]
+    log_mean: tuple[float, ...]
+    log_std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, found: Agreement) -> HeldOut:
+        """The summary over the texts."""
+        columns = {
+            **found.summary(),
+            "mean_error": np.sqrt(np.square(found.shift).mean(0)),
+            "log_mean": found.logs.mean(0),
+            "log_std": found.logs.std(0, ddof=1),
+        }
+        return cls(len(found.square), **{name: tuple(column.tolist()) for name, column in columns.items()})
+
+    @classmethod
+    def restored(cls, plain: Mapping[str, Any]) -> HeldOut:
+        """From its fields as JSON gives them: lists for tuples."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+        }
+        return cls(**fields)
+
+
+def p_of_drift(found: Agreement, known: HeldOut) -> Floats:
+    """Welch's test, one-sided, that texts' errors are larger here by more than a margin, (L,).
+
+    Logarithms make the few texts with large errors count no more than others.  A solver that is less certain here than
+    it was there makes larger differences, which are no fault of the head.
+    """
+    stats = load("scipy.stats", "a test of predictions", "compare")
+    if len(found.square) < 2:
+        return np.ones(found.square.shape[1])
+    square, noise = np.square(known.error) + FLOOR, np.square(known.noise)
+    allowed = np.log(1 + np.maximum(found.noise.mean(0) - noise, 0) / square) + 2 * math.log(MARGIN)
+    logs = found.logs - allowed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = stats.ttest_ind_from_stats(
+            logs.mean(0), logs.std(0, ddof=1), len(logs), np.array(known.log_mean), np.array(known.log_std),
+            known.texts, equal_var=False, alternative="greater",
+        ).pvalue  # fmt: skip
+    return np.where(np.isnan(p), 1.0, p)
+
+
+def _mean(columns: Floats) -> Floats:
+    """Over the texts, of those that have a value."""
+    known = ~np.isnan(columns)
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.where(known, columns, 0).sum(0) / known.sum(0)
+    return found

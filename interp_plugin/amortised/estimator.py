@@ -16,12 +16,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp_plugin import files
-from interp_plugin.amortised.features import Recorder, numbers, vectors, watch
-from interp_plugin.amortised.head import Head, examples, solved_texts, train
-from interp_plugin.corpus.agreement import HeldOut
+from interp_plugin.amortised.head import Head, Recorder, examples, features, solved_texts, train, watch
 from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.files import Kinds, check_fields, differences, weights_digest
 from interp_plugin.method.solver import Solver
+from interp_plugin.statistics import HeldOut
 from interp_plugin.text.batch import Batch, batches
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
@@ -121,13 +120,7 @@ class AmortisedEstimator:
         self._explainer, self._head = explainer, head
         known = about.settings
         solver = Solver(**{name: known[name] for name in SOLVER})
-        self._plan = explainer.plan(
-            known["layers"],
-            rate=known["rate"],
-            max_sigma=known["max_sigma"],
-            input_std=known["input_std"],
-            solver=solver,
-        )
+        self._plan = _plan(explainer, known, solver)
 
     @classmethod
     def train(
@@ -168,10 +161,7 @@ class AmortisedEstimator:
         known = common_settings(results)
         explainer = explainer_of(model, tokenizer, known, calibration, "the study")
         texts = solved_texts(explainer.model, results)
-        plan = explainer.plan(
-            known["layers"], rate=known["rate"], max_sigma=known["max_sigma"], input_std=known["input_std"]
-        )
-        given = examples(explainer.model, plan, texts, batch_size, show_progress)
+        given = examples(explainer.model, _plan(explainer, known), texts, batch_size, show_progress)
         found = [text for text, _ in texts]
         head, error = train(found, given, held_out, epochs, seed, show_progress)
         shortest = sorted(texts, key=lambda pair: len(pair[1].ids))[:WORDS]
@@ -278,15 +268,14 @@ class AmortisedEstimator:
         Raises:
             ValueError: less or more was seen inside the model than when the head was trained.
         """
-        states = vectors(self.model, batch, plan.states)
-        few = numbers(states, batch.token_mask, seen)
-        head = self._head.to(states[0].device)
+        vectors, few = features(self.model, batch, plan.states, seen)
+        head = self._head.to(vectors.device)
         if few.shape[-1] != head.few:
             raise ValueError(
                 f"a forward gives {few.shape[-1]} numbers of each token, and the head learned from {head.few}: "
                 "attention runs by another kernel; load the model as it was loaded then (attn_implementation)"
             )
-        log_sigma = head(torch.cat(states, -1), few, batch.token_mask).cpu()
+        log_sigma = head(vectors, few, batch.token_mask).cpu()
         return [
             tuple(self._row(number, plan, values[mask, number]) for number in range(len(plan.states)))
             for values, mask in zip(log_sigma, batch.token_mask.cpu())
@@ -379,16 +368,23 @@ def explainer_of(
         ValueError: it is another one.
     """
     bare = TextExplainer(model, tokenizer)
-    check_settings({"weights": weights_digest(bare.model.module)}, {"weights": known["weights"]}, what)
-    _check_output(bare.model, known["layers"])
-    plan = bare.plan(
-        known["layers"], rate=known["rate"], max_sigma=known["max_sigma"], input_std=known["input_std"]
-    )
+    check_settings({"weights": weights_digest(bare.model.module)}, known, what)
+    if OUTPUT in known["layers"] and bare.model.task == "next token":
+        raise ValueError(
+            "a head cannot predict the output of a language model, which depends on its target; leave 'output' out of "
+            "the layers"
+        )
+    plan = _plan(bare, known)
     usual = bare.settings(plan).noise_layer == known["noise_layer"]
     explainer = TextExplainer(bare.model, None, None if usual else known["noise_layer"], calibration)
-    digest = explainer.settings(plan).calibration
-    check_settings({"calibration": digest}, {"calibration": known["calibration"]}, what)
+    check_settings({"calibration": explainer.settings(plan).calibration}, known, what)
     return explainer
+
+
+def _plan(explainer: TextExplainer, known: Mapping[str, Any], solver: Solver | None = None) -> Plan:
+    """What is computed under the settings of a head."""
+    names = ("rate", "max_sigma", "input_std")
+    return explainer.plan(known["layers"], solver=solver, **{name: known[name] for name in names})
 
 
 def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:
@@ -426,11 +422,3 @@ def _is_words(each: Any) -> bool:
         return False
     text, pair, ids = each
     return isinstance(text, str) and isinstance(pair, (str, type(None))) and isinstance(ids, list)
-
-
-def _check_output(model: TextModel, layers: Sequence[int | str]) -> None:
-    if OUTPUT in layers and model.task == "next token":
-        raise ValueError(
-            "a head cannot predict the output of a language model, which depends on its target; leave "
-            "'output' out of the layers"
-        )

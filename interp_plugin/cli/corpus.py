@@ -99,7 +99,7 @@ def corpus(
     amortised: Annotated[Path | None, Amortised] = None,
     train_amortised: Annotated[Path | None, TrainAmortised] = None,
     tolerance: Annotated[float | None, Tolerance] = None,
-    engine: Annotated[Engine, option("Who scores: this process, or actors of Ray Data.", True)] = "local",
+    engine: Annotated[Engine, option("Who scores: this process, or actors of Ray.", True)] = "local",
     address: Annotated[str | None, Address] = None,
     workers: Annotated[int, option("Actors of Ray.", True, min=1)] = 2,
     gpus: Annotated[float, option("GPUs of each actor of Ray.", True, min=0)] = 0.0,
@@ -133,8 +133,7 @@ def corpus(
             "ways": check_ways(ways.split(",")), "passes": passes or PASSES,
         }  # fmt: skip
         header = False if any(isinstance(each, int) for each in columns.values()) else None
-        place = str(Path(source).absolute()) if Path(source).exists() else source  # a worker may be elsewhere
-        texts = partial(data.records, place, split, header, encoding, limit)
+        texts = partial(data.records, source, split, header, encoding, limit)
         head = None if amortised is None else amortised.absolute()
         loads = [
             partial(options.load_explainer, name, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -163,7 +162,7 @@ def corpus(
                     if cluster is None:
                         mine().run(texts(), *common, processes.rank, processes.count, **columns)
                     else:
-                        run_on_ray(theirs, texts, *common, cluster=cluster, study=mine(), columns=columns)
+                        run_on_ray(theirs, texts(), *common, cluster=cluster, study=mine(), columns=columns)
             processes.wait()
             if processes.rank:
                 return

@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp_plugin.comparison.interface import Inputs
-from interp_plugin.memory import PeakMemory
 from interp_plugin.method.perturbation import in_this_thread
+from interp_plugin.text.batch import give_back
 from interp_plugin.text.models import TextModel
+
+_PROCESS = Path("/proc/self")
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,48 @@ def measured(model: TextModel) -> Iterator[Cost]:
             memory.wait()
             cost.seconds = time.perf_counter() - start
             cost.peak_mib = memory.mib()
+
+
+class PeakMemory:
+    """The peak of the memory in use, from the creation of this object on.
+
+    Args:
+        device: of a GPU its allocated memory is measured, of the CPU the resident memory of the process (Linux
+            only, where its peak can be reset: ``getrusage`` and psutil know only that of the process's whole life).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start: int | None = None
+        if device.type == "cuda":
+            self.wait()
+            torch.cuda.reset_peak_memory_stats(device)
+            self.start = torch.cuda.memory_allocated(device)
+        elif device.type == "cpu" and (_PROCESS / "clear_refs").exists():
+            give_back()  # or a computation that uses freed memory again would seem to need none
+            try:  # resets the peak: proc(5)
+                (_PROCESS / "clear_refs").write_text("5", encoding="ascii")
+            except OSError:  # forbidden in some containers: then the peak is not known
+                return
+            self.start = self._kib("VmRSS")
+
+    def wait(self) -> None:
+        """Wait until the GPU has finished its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def mib(self) -> float | None:
+        """The peak above the memory in use at the start, in MiB; None where it cannot be measured."""
+        if self.start is None:
+            return None
+        if self.device.type == "cuda":
+            return (torch.cuda.max_memory_allocated(self.device) - self.start) / _MIB
+        return max(self._kib("VmHWM") - self.start, 0) / 1024
+
+    @staticmethod
+    def _kib(name: str) -> int:
+        lines = (_PROCESS / "status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 class _Passes:

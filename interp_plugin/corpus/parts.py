@@ -11,11 +11,10 @@ import re
 import socket
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import ModuleType
@@ -25,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from interp_plugin.corpus.reading import Failure, Item
-from interp_plugin.files import check_local, load_pyarrow, replace_file
+from interp_plugin.files import load_pyarrow, replace_file
 from interp_plugin.text.explanation import ErasedRow, Row, TextExplanation
 from interp_plugin.text.models import Label
 from interp_plugin.text.scores import Unit, group
@@ -40,10 +39,10 @@ FORMAT = 2  # raise it when a reader of the old format would go wrong
 KEY = b"interp_plugin_corpus"  # of the files' metadata
 SOLVED = ("solved_sigma", "solved_error")
 """Columns of a part whose numbers were predicted: the solver's for the texts that it checked."""
-FOLDER_LOCK = (
-    ".study.lock"  # held while the other locks are looked at; a dot hides it from readers of Parquet
-)
+# held while the other locks are looked at; a dot hides it from readers of Parquet
+FOLDER_LOCK = ".study.lock"
 WAIT = 60.0  # seconds for the folder's lock, which others hold for milliseconds
+_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name not in ("rows", "words"))
 _NAME = re.compile(r"(part|errors)-(\d{8,})-([0-9a-f]{16})\.parquet")
 
 
@@ -110,8 +109,7 @@ def part_files(about: About, scored: Sequence[Scored], failures: Sequence[Failur
     arrow, _ = load_pyarrow("a corpus study")
     files: dict[str, bytes] = {}
     if failures:
-        listed = [asdict(failure) for failure in failures]
-        content = _encoded(arrow.Table.from_pylist(listed, schema=_error_schema(arrow)), {})
+        content = _encoded(arrow.Table.from_pylist([asdict(failure) for failure in failures]), {})
         about = replace(about, errors=_name("errors", about.window, content))
         files[str(about.errors)] = content
     rows = [line for text in scored for line in _lines(text, about.settings)]
@@ -125,16 +123,13 @@ def part_files(about: About, scored: Sequence[Scored], failures: Sequence[Failur
     return PartFiles(about, files)
 
 
-def digest_of(chunks: Iterator[bytes]) -> str:
+def _digest(content: bytes) -> str:
     """The digest of a file's content that stands in its name."""
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _name(kind: str, window: int, content: bytes) -> str:
-    return f"{kind}-{window:08}-{digest_of(iter([content]))}.parquet"
+    return f"{kind}-{window:08}-{_digest(content)}.parquet"
 
 
 def _encoded(table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP) -> bytes:
@@ -156,15 +151,8 @@ def _lines(scored: Scored, settings: Mapping[str, Any]) -> Iterator[dict[str, An
         for token in unit.tokens:
             word_of[token] = number
     shared = {
+        **{name: getattr(text, name) for name in _TEXT},
         "row": scored.item.row,
-        "text": text.text,
-        "pair": text.pair,
-        "tokens": text.tokens,
-        "offsets": text.offsets,
-        "size": text.size,
-        "predicted": text.predicted,
-        "probability": text.probability,
-        "target": text.target,
         "words": [unit.name for unit in units],
         "word_of": word_of,
         "tags": _tags(scored.item, units),
@@ -209,10 +197,6 @@ def _schema(arrow: ModuleType, settings: Mapping[str, Any]) -> pa.Schema:
     )
 
 
-def _error_schema(arrow: ModuleType) -> pa.Schema:
-    return arrow.schema({"row": arrow.int64(), "reason": arrow.string(), "beginning": arrow.string()})
-
-
 @dataclass(frozen=True)
 class Part:
     """A part that was found whole.
@@ -234,12 +218,13 @@ class Part:
         """
         if self.about.errors is None:
             return []
-        table = _table(self.path.with_name(self.about.errors))
-        if table is None or table.num_rows != self.about.failures:
+        arrow, parquet = load_pyarrow("a corpus study")
+        content = _whole(self.path.with_name(self.about.errors))
+        if content is None:
             raise ValueError(
                 f"{self.about.errors!r} beside {str(self.path)!r} is damaged or gone; run the study again to mend it"
             )
-        return [Failure(**line) for line in table.to_pylist()]
+        return [Failure(**line) for line in parquet.read_table(arrow.BufferReader(content)).to_pylist()]
 
 
 class Folder:
@@ -278,10 +263,9 @@ class Folder:
         Raises:
             ImportError: pyarrow is missing.
             OSError: it cannot be made or written to.
-            ValueError: it is the URI of an object store; another study is at work there.
+            ValueError: another study is at work there.
         """
         load_pyarrow("a corpus study")
-        check_local(path)
         with ExitStack() as leave:
             with _explained(Path(path)):
                 Path(path).mkdir(parents=True, exist_ok=True)
@@ -297,11 +281,13 @@ class Folder:
         """The whole part of a window; None: there is none."""
         for path in filter(_is_part, self._files.get(window, [])):
             about = _about(path)
-            if about is not None and about.window == window and self._has_errors(about):
+            if about is None or about.window != window:
+                continue
+            if about.errors is None or _whole(self.path / about.errors) is not None:
                 return Part(path, about)
         return None
 
-    def write(self, part: PartFiles) -> None:
+    def write(self, part: PartFiles) -> Part:
         """Write the part of a window, in place of an older one.
 
         Raises:
@@ -316,12 +302,7 @@ class Folder:
             if path not in new:
                 path.unlink(missing_ok=True)
         self._files[window] = new
-
-    def _has_errors(self, about: About) -> bool:
-        if about.errors is None:
-            return about.failures == 0
-        path = self.path / about.errors
-        return path.is_file() and _is_whole(path)
+        return Part(new[-1], part.about)
 
 
 def batches_of(parts: Iterable[Part], n_layers: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -343,11 +324,11 @@ def batches_of(parts: Iterable[Part], n_layers: int, columns: Sequence[str]) -> 
 def _about(path: Path) -> About | None:
     """The metadata of a part; None: it is not whole."""
     arrow, parquet = load_pyarrow("a corpus study")
-    if not _is_whole(path):
+    content = _whole(path)
+    if content is None:
         return None
     try:
-        with path.open("rb") as opened:
-            metadata = parquet.read_metadata(opened)
+        metadata = parquet.read_metadata(arrow.BufferReader(content))
         header = json.loads((metadata.metadata or {})[KEY])
         version = header.pop("format")
         if version < FORMAT:
@@ -364,23 +345,18 @@ def _about(path: Path) -> About | None:
         return None
 
 
-def _is_whole(path: Path) -> bool:
+def _whole(path: Path) -> bytes | None:
+    """The content of a file, where its digest is that of its name; None: it is gone or damaged."""
     match = _NAME.fullmatch(path.name)
-    with path.open("rb") as file:
-        return match is not None and digest_of(iter(partial(file.read, 1 << 20), b"")) == match[3]
+    if match is None or not path.is_file():
+        return None
+    content = path.read_bytes()
+    return content if _digest(content) == match[3] else None
 
 
 def _is_part(path: Path) -> bool:
     match = _NAME.fullmatch(path.name)
     return match is not None and match[1] == "part"
-
-
-def _table(path: Path) -> pa.Table | None:
-    _, parquet = load_pyarrow("a corpus study")
-    if not path.is_file() or not _is_whole(path):
-        return None
-    with path.open("rb") as opened:
-        return parquet.ParquetFile(opened).read()
 
 
 @contextmanager
@@ -398,10 +374,6 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name not in ("rows", "words"))
-_ROW = tuple(field.name for field in fields(Row) if field.name != "layer")
-
-
 def explanations(
     parts: Sequence[Part], layers: Sequence[Label], rows: Collection[int] | None
 ) -> Iterator[tuple[int, TextExplanation]]:
@@ -411,30 +383,26 @@ def explanations(
         first, count = part.about.first_row, part.about.rows
         if rows is not None and not any(first <= row < first + count for row in rows):
             continue
-        erased = (*ERASED_FLOATS, "damage") if part.about.settings.get("erased") is not None else ()
-        columns = (*_TEXT, *_ROW, "row", "layer", *erased)
+        kind = Row if part.about.settings.get("erased") is None else ErasedRow
+        columns = ["row", *_TEXT, *(field.name for field in fields(kind))]
         for batch in batches_of([part], len(labels), columns):
             table = batch.to_pylist()
             for place in range(0, len(table), len(labels)):
                 some = table[place : place + len(labels)]
                 if rows is None or some[0]["row"] in rows:
-                    yield some[0]["row"], _restored(some, labels, (*_ROW, *erased))
+                    yield some[0]["row"], _restored(some, labels, kind)
 
 
 def _restored(
-    some: Sequence[Mapping[str, Any]], labels: Mapping[str, Label], names: Sequence[str]
+    some: Sequence[Mapping[str, Any]], labels: Mapping[str, Label], kind: type[Row]
 ) -> TextExplanation:
-    """The explanation of a text from its lines, whose columns ``names`` are those of its rows."""
-    kind: Callable[..., Row] = ErasedRow if "damage" in names else Row
+    """The explanation of a text from its lines, each of which is a row of this kind."""
     rows = []
     for line in some:
-        values = {
-            name: torch.tensor(line[name], dtype=torch.float32)
-            if name in (*FLOATS, *ERASED_FLOATS)
-            else line[name]
-            for name in names
-        }
-        rows.append(kind(layer=labels[line["layer"]], **values))
+        values = {field.name: line[field.name] for field in fields(kind)}
+        for name in values.keys() & {*FLOATS, *ERASED_FLOATS}:
+            values[name] = torch.tensor(values[name], dtype=torch.float32)
+        rows.append(kind(**{**values, "layer": labels[line["layer"]]}))
     known = {name: some[0][name] for name in _TEXT}
     known["tokens"] = tuple(known["tokens"])
     known["offsets"] = tuple(None if offset is None else tuple(offset) for offset in known["offsets"])
@@ -459,8 +427,14 @@ def locked(folder: Path, settings: Mapping[str, Any], rank: int = 0, world_size:
     group = hashlib.sha256(json.dumps([settings, world_size], sort_keys=True).encode()).hexdigest()[:8]
     mine = folder / f".study-{group}-{rank}.lock"
     lock = _lock(mine)
+    try:  # for milliseconds, so that no process sees the locks of others half taken
+        taking = _lock(folder / FOLDER_LOCK).acquire(timeout=WAIT)
+    except Timeout as error:
+        raise ValueError(
+            f"{str(folder / FOLDER_LOCK)!r} is held by another process; wait for it, or give another folder"
+        ) from error
     with ExitStack() as undo:
-        with _folder_lock(folder):
+        with taking:
             for path in sorted(folder.glob(".study-*.lock")):
                 if _is_held(path) and (path == mine or not path.name.startswith(f".study-{group}-")):
                     raise ValueError(
@@ -469,29 +443,11 @@ def locked(folder: Path, settings: Mapping[str, Any], rank: int = 0, world_size:
             lock.acquire(blocking=False)
             undo.callback(lock.release)
             undo.callback(_clear, mine)
-            here = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-            }
-            mine.write_text(json.dumps(here), encoding="utf-8")
+            holder = (
+                f"process {os.getpid()} on {socket.gethostname()} (since {datetime.now():%Y-%m-%d %H:%M:%S})"
+            )
+            mine.write_text(holder, encoding="utf-8")
         yield
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time, for milliseconds, so that none sees the locks of others half taken."""
-    lock = _lock(folder / FOLDER_LOCK)
-    try:
-        lock.acquire(timeout=WAIT)
-    except Timeout as error:
-        raise ValueError(
-            f"{str(folder / FOLDER_LOCK)!r} is held by another process; wait for it, or give another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _lock(path: Path) -> FileLock:
@@ -513,16 +469,13 @@ def _is_held(path: Path) -> bool:
 
 def _clear(path: Path) -> None:
     """Remove the file of a lock, which is no lock without a process that holds it."""
-    with suppress(
-        OSError
-    ):  # the disk may have become read-only, which is an error where something is written
+    # the disk may have become read-only, which is an error where something is written
+    with suppress(OSError):
         path.unlink()
 
 
 def _holder(path: Path) -> str:
     """Who holds a lock, in words."""
-    # it may be being written, or not be readable here
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {held['pid']} on {held['host']} (since {held['since']})"
+    with suppress(OSError, ValueError):  # it may not be readable here
+        return path.read_text(encoding="utf-8") or "another process"
     return "another process"

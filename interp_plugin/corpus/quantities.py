@@ -1,9 +1,10 @@
-"""Statistics of a study's sentences: means over the corpus by layer, change with depth, differences of studies."""
+"""Tables of a study's sentences: means by layer, change with depth, differences of studies, checks of predictions."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp_plugin.corpus.parts import Part, batches_of
-from interp_plugin.statistics import holm, resample_counts, t_test
+from interp_plugin.corpus.parts import SOLVED, Part, batches_of
+from interp_plugin.statistics import Agreement, Compared, HeldOut, holm, p_of_drift, resample_counts, t_test
 from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 LEVEL = 0.95
+DRIFT = 0.01  # level of the test of predictions
 Z = 1.959963984540054  # of a normal distribution, two-sided 95 %
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a unit Gaussian, a dimension
 NO_NUMBERS = "the study has no numbers: every text of its corpus failed, see failures(), or none is done yet"
@@ -157,17 +159,13 @@ class Sentences:
             raise ValueError(NO_NUMBERS)
 
         def joined(name: str) -> Any:
-            return np.concatenate([getattr(each, name) for each in found])
+            values = [getattr(each, name) for each in found]
+            if isinstance(values[0], dict):
+                return {key: np.concatenate([each[key] for each in values]) for key in values[0]}
+            return np.concatenate(values)
 
-        def joined_by_name(name: str) -> dict[str, Floats]:
-            return {
-                key: np.concatenate([getattr(each, name)[key] for each in found])
-                for key in getattr(found[0], name)
-            }
-
-        arrays = {name: joined(name) for name in ("rows", "keys", "tokens", "words")}
-        mappings: dict[str, Any] = {name: joined_by_name(name) for name in ("totals", "errors", "facts")}
-        return cls(tuple(layers), erased, size=found[0].size, **arrays, **mappings)
+        names = ("rows", "keys", "tokens", "words", "totals", "errors", "facts")
+        return cls(tuple(layers), erased, size=found[0].size, **{name: joined(name) for name in names})
 
     @classmethod
     def _of(cls, batch: pa.RecordBatch, layers: Sequence[Label], erased: bool) -> Sentences:
@@ -211,16 +209,6 @@ class Sentences:
             errors={name: shaped(values) for name, values in errors.items()},
             facts={name: shaped(batch.column(name).to_numpy(zero_copy_only=False)) for name in names},
         )
-
-    def of(self, label: Label) -> int:
-        """The number of a layer.
-
-        Raises:
-            ValueError: it is not in the study.
-        """
-        if label not in self.layers:
-            raise ValueError(f"layer {label!r} is not in the study: choose from {self.layers}")
-        return self.layers.index(label)
 
     @property
     def converged(self) -> Floats:
@@ -361,16 +349,11 @@ def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
     import pandas as pd
 
     pairs = chain(sentences.layers)
-    names = ("layer", "after", "growth", "standard_error", "low", "high", "share", "p", "p_holm", "violation",
-             "converged")  # fmt: skip
-    if not pairs:
-        return pd.DataFrame({name: [] for name in names})
+    before, after = ([sentences.layers.index(pair[end]) for pair in pairs] for end in (0, 1))
     kept, converged = sentences.totals["kept"], sentences.converged
-    columns = [(sentences.of(a), sentences.of(b)) for a, b in pairs]
-    change = np.stack([kept[:, b] - kept[:, a] for a, b in columns], axis=1)
-    ones = np.ones(len(change))
-    mean, error = ratio(change, ones)
-    low, high = bootstrap(change, ones, resamples, seed)
+    change = kept.take(after, axis=1) - kept.take(before, axis=1)
+    mean, error = ratio(change, np.ones(len(change)))
+    low, high = bootstrap(change, np.ones(len(change)), resamples, seed)
     p = t_test(change, "greater")
     corrected = holm(p)
     return pd.DataFrame(
@@ -385,9 +368,9 @@ def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
             "p": p,
             "p_holm": corrected,
             "violation": (mean > 0) & (corrected < 0.05),
-            "converged": [(converged[:, a] * converged[:, b]).mean() for a, b in columns],
+            "converged": (converged.take(before, axis=1) * converged.take(after, axis=1)).mean(0),
         }
-    )[list(names)]
+    )
 
 
 def chain(layers: Sequence[Label]) -> list[tuple[Label, Label]]:
@@ -427,7 +410,7 @@ def differences(ours: Sentences, theirs: Sentences, resamples: int, seed: int) -
             f"row {rows[other][0]} and {int(other.sum()) - 1} more are other texts in the other study; compare studies "
             "of the same texts"
         )
-    left, right = ([s.of(label) for label in labels] for s in (ours, theirs))
+    left, right = ([s.layers.index(label) for label in labels] for s in (ours, theirs))
     both = ours.converged[here][:, left] * theirs.converged[there][:, right]
     found: list[pd.DataFrame] = []
     for per in PER_ERASED if ours.erased else PER:
@@ -470,3 +453,87 @@ def _linear(nats: Floats, within: Floats, across: Floats) -> Floats:
     mean, _ = ratio(values, across)
     found: Floats = mean + (values - mean * across[:, None]) / across.mean()
     return found
+
+
+# -- predictions against the solver
+
+
+def agreement(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str, Any]) -> pd.DataFrame:
+    """Predictions against the solver on the texts that it checked; see ``CorpusResult.check``.
+
+    Args:
+        parts: of a study that was amortised.
+        layers: their labels.
+        held_out: the fields of the head's :class:`HeldOut`.
+    """
+    import pandas as pd
+
+    known = HeldOut.restored(held_out)
+    texts, shifts = _read(parts, layers)
+    nothing = np.full(len(layers), np.nan)
+    unknown = ("error", "noise", "spearman", "covered", "shift", "shift_error", "p", "p_holm")
+    columns: dict[str, Any] = {"layer": list(layers), "texts": len(texts), "held_out": known.error}
+    columns |= {**dict.fromkeys(unknown, nothing), "drift": False}
+    if texts:
+        found = Agreement.of(texts)
+        p = p_of_drift(found, known)
+        nats = np.array(shifts)  # (N, L)
+        spread = nats.std(0, ddof=1) / math.sqrt(len(texts)) if len(texts) > 1 else nothing
+        columns |= {
+            **found.summary(),
+            "shift": nats.mean(0),
+            "shift_error": spread,
+            "p": p,
+            "p_holm": holm(p),
+        }
+        columns["drift"] = columns["p_holm"] < DRIFT
+    return pd.DataFrame(columns)
+
+
+def warn_of_drift(found: pd.DataFrame, stacklevel: int = 2) -> None:
+    """Say that the head is further off than where it was held out, if it is.
+
+    Args:
+        found: of :func:`agreement`.
+        stacklevel: of the warning.
+    """
+    drifted = found[found["drift"]]
+    if len(drifted):
+        layers = ", ".join(
+            f"{line.layer!r} ({line.error:.2g} against {line.held_out:.2g})" for line in drifted.itertuples()
+        )
+        warnings.warn(
+            "the head's error of log sigma is larger on this corpus than on the texts held out when it was trained, "
+            f"at layer {layers}: these texts are unlike those, so train a head on some of them, or score them exactly",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _read(parts: Sequence[Part], layers: Sequence[Label]) -> tuple[list[list[Compared]], list[list[float]]]:
+    """log sigma and its error, predicted and solved, of every text and layer that has both; and the nats kept of a
+    token, predicted less solved, mean over the tokens.
+    """
+    texts: list[list[Compared]] = []
+    shifts: list[list[float]] = []
+    for batch in batches_of(parts, len(layers), (*NATS, "standard_error", *SOLVED)):
+        some = batch.filter(batch.column(SOLVED[0]).is_valid()).to_pylist()
+        for place in range(0, len(some), len(layers)):
+            lines = some[place : place + len(layers)]
+            texts.append([_logs(line) for line in lines])
+            shifts.append([_shift(line) for line in lines])
+    return texts, shifts
+
+
+def _shift(line: Mapping[str, Any]) -> float:
+    """Nats kept of a token, predicted less solved, mean over the tokens of a line."""
+    predicted, solved = (
+        nats_kept(line["size"], line["max_sigma"], line["input_std"], np.array(line[name], dtype=float))
+        for name in ("sigma", SOLVED[0])
+    )
+    return float((predicted - solved).mean())
+
+
+def _logs(line: Mapping[str, Any]) -> Compared:
+    names = ("sigma", "standard_error", *SOLVED)
+    sigma, error, solved, solved_error = (np.array(line[name], dtype=float) for name in names)
+    return np.log(sigma), error, np.log(solved), solved_error

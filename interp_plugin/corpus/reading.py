@@ -96,10 +96,11 @@ class Window:
         return found.hexdigest()[:16]
 
 
+@dataclass
 class Reader:
     """Makes a text of each row, or a failure.
 
-    Args:
+    Attributes:
         text_column, pair_column, tag_column: of rows that have columns.  text_column None: the usual name, or the only
             column of words in most rows of the first window.
 
@@ -113,13 +114,9 @@ class Reader:
         'ValueError: the text is empty'
     """
 
-    def __init__(
-        self,
-        text_column: Column | None = None,
-        pair_column: Column | None = None,
-        tag_column: Column | None = None,
-    ) -> None:
-        self.text_column, self.pair_column, self.tag_column = text_column, pair_column, tag_column
+    text_column: Column | None = None
+    pair_column: Column | None = None
+    tag_column: Column | None = None
 
     @property
     def wanted(self) -> Wanted:
@@ -169,10 +166,11 @@ class Reader:
         return Item(row, *parts)
 
     def _of_record(self, row: int, record: data.Record) -> Item:
-        found = record.text(TEXT_COLUMNS[0] if self.text_column is None else self.text_column)
-        pair = None if self.pair_column is None else record.text(self.pair_column)
-        assert isinstance(found, str) and not isinstance(pair, tuple)
-        return Item(row, found, pair, self._tags(record, found))
+        words = record.text(
+            TEXT_COLUMNS[0] if self.text_column is None else self.text_column, self.pair_column
+        )
+        text, pair = words if isinstance(words, tuple) else (words, None)
+        return Item(row, text, pair, self._tags(record, text))
 
     def _tags(self, record: data.Record, text: str) -> Tags:
         tags = None if self.tag_column is None else record.value(self.tag_column)
@@ -188,7 +186,7 @@ class Reader:
 
 
 def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
-    """The rows of a corpus, ``size`` at a time.
+    """The rows of a corpus, ``size`` at a time; the columns of the first ones are looked at at once.
 
     Raises:
         TypeError: the source is one text, not many.
@@ -199,14 +197,12 @@ def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
         [(0, 2, False), (1, 1, True)]
     """
     rows = source.only(read.wanted) if isinstance(source, data.Records) else data.rows_of(source)
-    return _windows(rows, size, read)
+    first = list(islice(rows, size))
+    read.find_columns(first)
+    return _windows(chain(first, rows), size, read)
 
 
 def _windows(rest: Iterator[object], size: int, read: Reader) -> Iterator[Window]:
-    first = list(islice(rest, size))
-    read.find_columns(first)
-    rest = chain(first, rest)
-    del first  # or it would be held to the end
     number, ahead = 0, list(islice(rest, 1))
     while ahead:
         # each row becomes a text before the next is read: rows may hold far more than their texts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_plugin.corpus import agreement, quantities, views, words
+from interp_plugin.corpus import quantities, views, words
 from interp_plugin.corpus.parts import Folder, Part, explanations
 from interp_plugin.corpus.quantities import RESAMPLES, Sentences
 from interp_plugin.corpus.reading import Failure
@@ -221,7 +221,7 @@ class CorpusResult:
         """
         if not self.is_amortised:
             raise ValueError(f"the solver found all the numbers of {str(self.path)!r}: nothing was predicted")
-        return agreement.table(self.parts, self.layer_labels, self.settings["held_out"])
+        return quantities.agreement(self.parts, self.layer_labels, self.settings["held_out"])
 
     def word_classes(
         self,
@@ -431,7 +431,8 @@ class CorpusResult:
     def _classifier(
         self, by: By, lexicon: Mapping[str, str] | None, stop_words: Collection[str] | None
     ) -> tuple[words.Classify, list[str] | None]:
-        self._check_any()
+        if not self.texts:
+            raise ValueError(quantities.NO_NUMBERS)
         return words.classifier(by, self.parts, len(self.layer_labels), lexicon, stop_words)
 
     def _check_noise(self, what: str) -> None:
@@ -439,7 +440,3 @@ class CorpusResult:
             raise ValueError(
                 f"{what}: of information kept, and the study was run with score='erased'; run it with score='kept'"
             )
-
-    def _check_any(self) -> None:
-        if not self.texts:
-            raise ValueError(quantities.NO_NUMBERS)

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence, Sized
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import torch
 from tqdm.auto import tqdm
 
-from interp_plugin.corpus.agreement import HeldOut, warn_of_drift
-from interp_plugin.corpus.engines import Run, begun
-from interp_plugin.corpus.parts import Folder
-from interp_plugin.corpus.reading import Reader, Source, windows
+from interp_plugin.corpus.parts import About, Folder, PartFiles, Scored, part_files
+from interp_plugin.corpus.quantities import warn_of_drift
+from interp_plugin.corpus.reading import Failure, Item, Reader, Source, Window, windows
 from interp_plugin.corpus.result import CorpusResult
-from interp_plugin.corpus.scoring import Scorer
 from interp_plugin.data import Column
-from interp_plugin.files import weights_digest
+from interp_plugin.files import check_local, differences, ids_digest, weights_digest
 from interp_plugin.method.erasure import PASSES, Erasure, Side, Way, check_ways
 from interp_plugin.method.perturbation import Site
 from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import Solver
+from interp_plugin.statistics import HeldOut
+from interp_plugin.text.batch import batches, give_back
 from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
+from interp_plugin.text.explanation import ErasedRow, TextExplanation
 from interp_plugin.text.inputs import Layers
-from interp_plugin.text.models import OUTPUT, Label, TextModel
-from interp_plugin.text.scoring import ErasureFinder, Finder
+from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
+from interp_plugin.text.scoring import ErasureFinder, Finder, score, warn_of_unreached_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHECKED_SHARE = 0.01  # of predicted texts that the solver checks
+OTHER_DRAWS = 1_000_003  # added to the seed: a head may have been trained on the study's own draws
+CHECKED_EARLY = 4  # so many texts more with every e-fold of the rows, until the share takes over
+MOST_FAILURES = 32  # texts that the model fails on before it has scored any: then it is not the texts
 
 
 class Estimator(Finder, Protocol):
@@ -180,19 +190,12 @@ class CorpusStudy:
         if rank not in range(world_size):
             raise ValueError(f"rank is {rank}, and world_size {world_size}; give 0 to {world_size - 1}")
         warn_of_training(self.model.module, stacklevel=3)
-        settings = self.settings(window)
-        total = len(texts) if isinstance(texts, Sized) else None
-        read = begun(windows(texts, window, Reader(text_column, pair_column, tag_column)), output_dir)
-        with Folder.held(output_dir, settings, rank, world_size) as folder:
-            run = Run(folder, settings, self.scorer(), max_errors)
-            with tqdm(
-                total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress
-            ) as bar:
-                for each in read:
-                    run.visit(each, each.number % world_size == rank, bar)
-            run.finish()
+        reader, scorer = Reader(text_column, pair_column, tag_column), Scorer(self, window)
+        with begun(texts, reader, scorer, output_dir, max_errors, show_progress, rank, world_size) as run:
+            for each in run.todo():
+                run.score(each)
         if world_size > 1 and not run.folder.windows():  # the others have not finished any yet
-            return CorpusResult(run.folder.path, (), run.settings)
+            return CorpusResult(run.folder.path, (), scorer.settings)
         result = CorpusResult.load(output_dir, partial=world_size > 1)
         if self.amortised is not None and world_size == 1:
             warn_of_drift(result.check())
@@ -219,13 +222,380 @@ class CorpusStudy:
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
-    def scorer(self) -> Scorer:
-        """A scorer for the texts of a window."""
-        return Scorer(
-            self.model, self.plan, self.batch_size, self.truncation, self.amortised or self.erasures
-        )
-
 
 def _check_positive(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}; give a positive number")
+
+
+# -- one process's pass over the corpus
+
+
+class Run:
+    """One process's pass over the corpus, window by window, that skips the finished ones.
+
+    Args:
+        folder: of the study, locked.
+        scorer: that scores the texts, and knows the settings that the numbers depend on.
+        read: the windows of the corpus.
+        max_errors: more failures than this stop it; None: however many.
+        bar: shows how many texts are done.
+        rank, world_size: as of :meth:`CorpusStudy.run`.
+
+    Raises:
+        ValueError: the folder holds a study with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        scorer: Scorer,
+        read: Iterator[Window],
+        max_errors: int | None,
+        bar: tqdm[Any],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.folder, self.scorer, self.read, self.max_errors, self.bar = folder, scorer, read, max_errors, bar
+        self.rank, self.world_size = rank, world_size
+        self.failures = 0
+        self.windows = 0
+        first = next((part for number in folder.windows() if (part := folder.part(number))), None)
+        if first is not None:
+            self._check_settings(first.about)
+
+    def todo(self) -> Iterator[Window]:
+        """The windows that are this process's to do and have no part; the others are counted.
+
+        Raises:
+            ValueError: a part is of other texts or settings; too many texts failed.
+        """
+        for window in self.read:
+            self.windows += 1
+            if not self._is_done(window):
+                yield window
+
+    def _is_done(self, window: Window) -> bool:
+        """Whether a window has a part, or is another process's to do.
+
+        A study of the first rows of a corpus goes on with the others: its last part, where that is not full, is
+        scored again.
+        """
+        mine = window.number % self.world_size == self.rank
+        part = self.folder.part(window.number) if mine else None
+        if part is not None:
+            about = part.about
+            self._check_settings(about)
+            fewer = about.last and about.rows < len(window.entries)
+            if fewer and window.digest_of(about.rows) == about.digest:
+                return False
+            self._check_texts(about, window)
+            self._count(part.failures)
+            self.scorer.has_scored |= about.texts > 0
+        elif mine:
+            return False
+        # or the bar's rate would count windows that took no time; a bar that is switched off has no ``initial``
+        self.bar.initial = getattr(self.bar, "initial", 0) + len(window.entries)
+        self.bar.update(len(window.entries))
+        return True
+
+    def score(self, window: Window) -> None:
+        """Score a window here, and write its part.
+
+        Raises:
+            ValueError: too many texts failed.
+            OSError: the part cannot be written.
+            RuntimeError: as of :class:`Scorer`.
+        """
+
+        def done(texts: int, failed: Sequence[Failure]) -> None:
+            self.bar.update(texts)
+            self._count(failed)
+
+        done(len(window.failures), window.failures)
+        self.folder.write(self.scorer.part(window, done=done))
+
+    def take(self, made: PartFiles) -> None:
+        """Write a part that another process made.
+
+        Raises:
+            ValueError: it has other settings; too many texts failed.
+            OSError: the part cannot be written.
+        """
+        found = self._other_settings(made.about)
+        if found:
+            raise ValueError(
+                f"a worker has other settings: {found}; give all workers the same model and packages"
+            )
+        self._count(self.folder.write(made).failures)
+        self.bar.update(made.about.rows)
+
+    def finish(self) -> None:
+        """Check that the corpus had any rows, and no fewer than before."""
+        if not self.windows:
+            raise ValueError("there are no texts: the corpus must hold at least one")
+        beyond = [number for number in self.folder.windows() if number >= self.windows]
+        if beyond:
+            first = beyond[0] * self.scorer.settings["window"]
+            raise ValueError(
+                f"{str(self.folder.path)!r} has {len(beyond)} parts of rows from {first} on, and these texts end "
+                "before: it holds a study of more texts; give all of them, or another folder"
+            )
+
+    def _check_settings(self, about: About) -> None:
+        found = self._other_settings(about)
+        if found:
+            raise ValueError(
+                f"{str(self.folder.path)!r} holds a study with other settings: {found}; give the same "
+                "settings, or another folder"
+            )
+
+    def _other_settings(self, about: About) -> str:
+        return ", ".join(
+            f"{name} is {ours!r} now and {theirs!r} there"
+            for name, ours, theirs in differences(self.scorer.settings, about.settings)
+        )
+
+    def _check_texts(self, about: About, window: Window) -> None:
+        place = repr(str(self.folder.path))
+        rows = f"rows {about.first_row} to {about.first_row + about.rows - 1}"
+        same = window.digest == about.digest
+        more = len(window.entries) < about.rows or (same and window.last and not about.last)
+        if more:
+            end = about.first_row + len(window.entries)
+            raise ValueError(
+                f"{place} holds a study of more texts than these {end}: give all of them, or another folder"
+            )
+        if not same:
+            raise ValueError(
+                f"{place} holds a study of other texts: {rows} differ, or their tags do; give the "
+                "same texts in the same order, or another folder"
+            )
+        if about.ids != self.scorer.ids(window):
+            raise ValueError(
+                f"{place} holds a study with another tokenizer: {rows} have other tokens; give the "
+                "same tokenizer, or another folder"
+            )
+
+    def _count(self, failures: Sequence[Failure]) -> None:
+        self.failures += len(failures)
+        if self.max_errors is not None and self.failures > self.max_errors:
+            last = [f"row {one.row}, {shown(one.beginning)}: {one.reason}" for one in failures[-1:]]
+            raise ValueError(
+                f"{self.failures} texts failed and max_errors is {self.max_errors}"
+                f"{''.join(f'; the last is {one}' for one in last)}; mend the texts, or allow more"
+            )
+
+
+@contextmanager
+def begun(
+    texts: Source,
+    reader: Reader,
+    scorer: Scorer,
+    output_dir: str | os.PathLike[str],
+    max_errors: int | None,
+    show_progress: bool,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Run]:
+    """A run in a folder that nobody else writes to inside the block.
+
+    Args:
+        texts, output_dir, max_errors, show_progress, rank, world_size: as of :meth:`CorpusStudy.run`.
+        reader: that makes texts of the rows.
+        scorer: of the study.
+
+    Raises:
+        ValueError, OSError: the beginning of the corpus cannot be read, so that wrong columns are an error before a
+            folder is made; the folder cannot be used, as of :meth:`CorpusStudy.run`.
+    """
+    check_local(output_dir)
+    total = len(texts) if isinstance(texts, Sized) else None
+    read = windows(texts, scorer.settings["window"], reader)
+    with (
+        Folder.held(output_dir, scorer.settings, rank, world_size) as folder,
+        tqdm(total=total, desc="texts", unit=" texts", smoothing=0, disable=not show_progress) as bar,
+    ):
+        run = Run(folder, scorer, read, max_errors, bar, rank, world_size)
+        yield run
+        run.finish()
+
+
+# -- scoring the texts of a window
+
+
+def _ignore(texts: int, failed: list[Failure]) -> None:
+    """For who does not want to know how far the scorer is."""
+
+
+class Scorer:
+    """Scores texts with one model; a text that cannot be scored leaves the others alone.
+
+    Args:
+        study: that says what to compute for each, and how.
+        window: rows in a window.
+
+    Attributes:
+        settings: that the numbers depend on.
+        has_scored: whether the model has scored any text; until then many failures are an error.
+    """
+
+    def __init__(self, study: CorpusStudy, window: int) -> None:
+        self.study, self.model, self.plan = study, study.model, study.plan
+        self.settings = study.settings(window)
+        self.has_scored = False
+        self._warned = False
+
+    def part(
+        self,
+        window: Window,
+        scored: Sequence[Scored] = (),
+        failed: Sequence[Failure] = (),
+        done: Callable[[int, list[Failure]], None] = _ignore,
+    ) -> PartFiles:
+        """The part of a window.
+
+        Args:
+            window: of the corpus.
+            scored, failed: what is known already of its first texts.
+            done: as of calling it.
+
+        Raises:
+            RuntimeError: as of calling it.
+        """
+        start = time.perf_counter()
+        known = {each.item.row for each in scored} | {failure.row for failure in failed}
+        found, refused = self([item for item in window.items if item.row not in known], done)
+        self._warn(found)
+        failures = sorted([*window.failures, *failed, *refused], key=lambda failure: failure.row)
+        about = About(
+            window=window.number,
+            first_row=window.number * self.settings["window"],
+            rows=len(window.entries),
+            last=window.last,
+            digest=window.digest,
+            ids=self.ids(window),
+            texts=len(scored) + len(found),
+            failures=len(failures),
+            settings=self.settings,
+            seconds=time.perf_counter() - start,
+        )
+        return part_files(about, [*scored, *found], failures)
+
+    def ids(self, window: Window) -> str:
+        """A digest of the token ids of the first text of a window that has any."""
+        for item in window.items:
+            for encoding in self.encoded([item])[0].values():
+                return ids_digest(encoding.ids)
+        return ""
+
+    def __call__(
+        self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] = _ignore
+    ) -> tuple[list[Scored], list[Failure]]:
+        """The scored texts, and those that failed, each in the order of their rows.
+
+        Args:
+            items: some texts.
+            done: called after every batch, with how many texts are done and which of them failed.
+
+        Raises:
+            RuntimeError: the model fails on all of the first texts, so that something else is wrong; or the device is
+                lost.
+        """
+        encodings, failures = self.encoded(items)
+        done(len(failures), failures)
+        scored: list[Scored] = []
+        kept, refused = list(encodings), 0
+        for some in batches(list(encodings.values()), self.study.batch_size, self.model.pads):
+            found, failed = self._of_batch({kept[i]: encodings[kept[i]] for i in some})
+            scored += found
+            failures += failed
+            self.has_scored |= bool(found)
+            refused += len(failed)
+            if not self.has_scored and refused >= MOST_FAILURES:
+                raise RuntimeError(
+                    f"the model failed on the first {refused} texts, the last because of {failures[-1].reason}; mend "
+                    "that and run again"
+                )
+            done(len(some), failed)
+            give_back()
+        return sorted(scored, key=lambda s: s.item.row), sorted(failures, key=lambda f: f.row)
+
+    def encoded(self, items: Sequence[Item]) -> tuple[dict[Item, Encoding], list[Failure]]:
+        """The texts as the model reads them, and those it cannot read."""
+        encodings: dict[Item, Encoding] = {}
+        failures: list[Failure] = []
+        for item in items:
+            try:
+                encodings[item] = self.model.encode(item.text, item.pair, truncation=self.study.truncation)
+            except Exception as error:  # a tokenizer may raise anything
+                failures.append(Failure.of(item.row, error, item))
+        return encodings, failures
+
+    def _of_batch(self, encodings: Mapping[Item, Encoding]) -> tuple[list[Scored], list[Failure]]:
+        """A batch together; one by one where that fails, so that only the bad text does."""
+        try:
+            return self._scored(encodings), []
+        except Exception as error:  # a model may raise anything
+            _check_device(error)
+            if len(encodings) == 1:
+                return [], [Failure.of(item.row, error, item) for item in encodings]
+        scored: list[Scored] = []
+        failures: list[Failure] = []
+        for item, encoding in encodings.items():
+            found, failed = self._of_batch({item: encoding})
+            scored += found
+            failures += failed
+        return scored, failures
+
+    def _scored(self, encodings: Mapping[Item, Encoding]) -> list[Scored]:
+        finder = self.study.amortised or self.study.erasures
+        found = score(self.model, list(encodings.values()), self.plan, finder)
+        solved = {} if self.study.amortised is None else self._solved(encodings)
+        for each in (*found, *solved.values()):
+            _check_finite(each)
+        return [Scored(item, each, solved.get(item)) for item, each in zip(encodings, found)]
+
+    def _solved(self, encodings: Mapping[Item, Encoding]) -> dict[Item, TextExplanation]:
+        """The solver's explanations of the texts of a head that it checks."""
+        some = {item: encoding for item, encoding in encodings.items() if is_checked(item.row)}
+        solver = replace(self.plan.solver, seed=self.plan.solver.seed + OTHER_DRAWS)
+        plan = replace(self.plan, solver=solver)
+        return dict(zip(some, score(self.model, list(some.values()), plan))) if some else {}
+
+    def _warn(self, scored: Sequence[Scored]) -> None:
+        unreached = [each.found for each in scored if any(row.distortion == 0 for row in each.found.rows)]
+        if unreached and not self._warned:
+            self._warned = True
+            warn_of_unreached_states(unreached)
+
+
+def _check_finite(found: TextExplanation) -> None:
+    for row in found.rows:
+        values, name = (row.erased, "scores") if isinstance(row, ErasedRow) else (row.sigma, "sigmas")
+        if not (values.isfinite().all() and row.standard_error.isfinite().all()):
+            raise ValueError(
+                f"layer {row.layer!r} has {name} that are not finite: the model gives NaN under noise or erasures"
+            )
+
+
+def _check_device(error: Exception) -> None:
+    """A lost device fails every text, which is no fault of theirs."""
+    lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+    if lost and not isinstance(error, torch.OutOfMemoryError):
+        raise error
+
+
+def is_checked(row: int) -> bool:
+    """Whether the solver checks a predicted row: one in a hundred at random, more often near the beginning.
+
+    It depends on the row's number alone, so every run, process and engine picks the same ones.
+
+    Examples::
+        >>> [row for row in range(20) if is_checked(row)], sum(map(is_checked, range(10_000)))
+        ([0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 12, 16], 111)
+    """
+    digest = hashlib.sha256(f"check {row}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < max(
+        CHECKED_SHARE, CHECKED_EARLY / (CHECKED_EARLY + row)
+    )

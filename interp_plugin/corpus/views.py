@@ -24,6 +24,17 @@ Quantity = Literal["kept", "loss", "erased"]
 ERASED = "lost when erased; output: nats, layers: D"
 
 INTERVAL = "95 % of bootstrap means"
+# of the table of layers: quantity, per and heading; the first is drawn too
+KEPT_MEANS: tuple[tuple[Quantity, Per, str], ...] = (
+    ("kept", "token", "kept per token"),
+    ("kept", "sentence", "per text"),
+    ("kept", "dimension", "per dimension"),
+    ("loss", "sentence", "H(X|S) per text"),
+)
+ERASED_MEANS: tuple[tuple[Quantity, Per, str], ...] = (
+    ("erased", "word", "lost per word"),
+    ("erased", "sentence", "per text"),
+)
 
 SHOWN_FAILURES = 100  # on a page
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -138,61 +149,37 @@ def report(result: CorpusResult, other: CorpusResult | None = None, whole: bool 
 
 def _layers(result: CorpusResult) -> Section:
     """The answer, the curve, and the means of each layer."""
-    lines = result.layers().to_dict("records")
+    means = result.layers()
     layers = list(result.layer_labels)
-    of = {(line["quantity"], line["per"], line["layer"]): line for line in lines}
-    erased = result.is_erased
-    keys = (
-        [
-            ("erased", "word", "lost per word"),
-            ("erased", "sentence", "per text"),
-            ("damage", "sentence", "damage"),
-        ]
-        if erased
-        else [
-            ("kept", "token", "kept per token"),
-            ("kept", "sentence", "per text"),
-            ("kept", "dimension", "per dimension"),
-            ("loss", "sentence", "H(X|S) per text"),
-        ]
-    )
-    columns = [_means([of[quantity, per, layer] for layer in layers]) for quantity, per, _ in keys]
-    names = [name for _, _, name in keys]
-    if erased:
-        names.append("unit")
-        columns.append([Cell(result.units[layer]) for layer in layers])
+    of = {(line["quantity"], line["per"], line["layer"]): line for line in means.to_dict("records")}
+
+    def at_layers(quantity: str, per: str) -> list[dict[str, Any]]:
+        return [of[quantity, per, layer] for layer in layers]
+
+    shown = ERASED_MEANS if result.is_erased else KEPT_MEANS
+    columns = {heading: _means(at_layers(quantity, per)) for quantity, per, heading in shown}
+    if result.is_erased:
+        columns["damage"] = _means(at_layers("damage", "sentence"))
+        columns["unit"] = [Cell(result.units[layer]) for layer in layers]
     else:
-        names.append("E (median)")
-        medians = [of["regime_index", "median sentence", layer]["mean"] for layer in layers]
-        columns.append([Cell(significant(median), median) for median in medians])
-        names.append("predicted" if result.is_amortised else "converged")
-        shares = [of["converged", "sentence", layer]["converged"] for layer in layers]
-        columns.append([Cell("100 %", 1.0) if result.is_amortised else _share(share) for share in shares])
-    names.append("passes")
-    passes = [
-        (of["n_forward", "sentence", layer]["mean"], of["n_backward", "sentence", layer]["mean"])
-        for layer in layers
-    ]
-    columns.append(
-        [Cell(f"{forward:.0f} + {backward:.0f}", forward + backward) for forward, backward in passes]
+        medians = [line["mean"] for line in at_layers("regime_index", "median sentence")]
+        columns["E (median)"] = [Cell(significant(median), median) for median in medians]
+        if result.is_amortised:
+            columns["predicted"] = [Cell("100 %", 1.0)] * len(layers)
+        else:
+            columns["converged"] = [_share(line["converged"]) for line in at_layers("converged", "sentence")]
+    forward, backward = (
+        [line["mean"] for line in at_layers(n, "sentence")] for n in ("n_forward", "n_backward")
     )
-    rows = tuple(
-        Row(str(layer), tuple(column[place] for column in columns)) for place, layer in enumerate(layers)
-    )
-    table = Table("Means over the corpus", "layer", tuple(map(Column, names)), {"": rows})
-    quantity, per = keys[0][:2]
-    line = Curve(
-        str(result.settings["model"]),
-        layers,
-        *([of[quantity, per, layer][end] for layer in layers] for end in _ENDS),
-    )
+    columns["passes"] = [Cell(f"{f:.0f} + {b:.0f}", f + b) for f, b in zip(forward, backward, strict=True)]
+    rows = tuple(Row(str(layer), cells) for layer, cells in zip(layers, zip(*columns.values()), strict=True))
+    table = Table("Means over the corpus", "layer", tuple(map(Column, columns)), {"": rows})
+    quantity, per, _ = shown[0]
+    line = curve(means, str(result.settings["model"]), per, quantity)
     chart = curves(result, [line], None, None)
     return Section(
         "Layers", _answer(result, line), tables=(table,), charts=(chart,), status=_status(result, of, layers)
     )
-
-
-_ENDS = ("mean", "low", "high")
 
 
 def _answer(result: CorpusResult, line: Curve) -> str:
@@ -239,13 +226,11 @@ def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:
     )  # fmt: skip
     rows = []
     for line in lines:
-        digits = numbers.decimals([line["shift"]], [line["shift_error"]])
-        spread = f"±{number(line['shift_error'], digits)}"
         drift = f"yes (p {significant(line['p_holm'], 2)})" if line["drift"] else "no"
         cells = (
             *(Cell(significant(line[name]), line[name]) for name in ("error", "held_out", "spearman")),
             _share(line["covered"]),
-            Cell(number(line["shift"], digits), line["shift"], spread, spread),
+            _with_error(line, "shift"),
             Cell(drift),
         )
         rows.append(Row(str(line["layer"]), cells))
@@ -312,17 +297,19 @@ def _words(result: CorpusResult) -> list[Section]:
     if WORD not in found or len(found) == 1 or result.is_erased:
         return sections
     lines = result.knowledge().to_dict("records")
+    names = (
+        "concentration",
+        "concentration_ratio",
+        "foreground_points",
+        "background_points",
+        "foreground_share",
+    )
     rows = []
     for line in lines:
-        known = []
-        for name in ("concentration", "foreground_points", "background_points", "foreground_share"):
-            value, error = line[name], line[f"{name}_error"]
-            digits = numbers.decimals([value], [error])
-            spread = f"±{number(error, digits)}"
-            known.append(Cell(number(value, digits), value, spread, spread))
-        ratio = Cell(significant(line["concentration_ratio"]), line["concentration_ratio"])
         background = Cell(significant(line["background"], 4), line["background"])
-        rows.append(Row(str(line["layer"]), (background, known[0], ratio, *known[1:])))
+        ratio = Cell(significant(line["concentration_ratio"]), line["concentration_ratio"])
+        cells = {name: ratio if name == "concentration_ratio" else _with_error(line, name) for name in names}
+        rows.append(Row(str(line["layer"]), (background, *cells.values())))
     columns = (
         "background, nats per token", "concentration: foreground less background", "as a ratio",
         "points per sentence, foreground", "points per sentence, background", "quality",
@@ -379,6 +366,14 @@ def _means(lines: Sequence[Mapping[str, Any]]) -> list[Cell]:
         error = f"±{number(half, digits)}" if known else ""
         cells.append(Cell(text, line["mean"], interval, error, low=line["low"], high=line["high"]))
     return cells
+
+
+def _with_error(line: Mapping[str, Any], name: str) -> Cell:
+    """A number of a table's line with its standard error."""
+    value, error = line[name], line[f"{name}_error"]
+    digits = numbers.decimals([value], [error])
+    spread = f"±{number(error, digits)}"
+    return Cell(number(value, digits), value, spread, spread)
 
 
 def _share(share: float) -> Cell:

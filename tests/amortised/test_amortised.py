@@ -16,10 +16,11 @@ from tiny_plain import WORDS, cnn
 from torch import Tensor, nn
 
 from interp_plugin import AmortisedEstimator, Calibration, CorpusResult, CorpusStudy, PlainModel, Solver
-from interp_plugin.amortised import estimator, features
+from interp_plugin.amortised import estimator
+from interp_plugin.amortised import head as heads
 from interp_plugin.amortised.estimator import common_settings
-from interp_plugin.corpus.agreement import Agreement, HeldOut
-from interp_plugin.corpus.scoring import is_checked
+from interp_plugin.corpus.study import is_checked
+from interp_plugin.statistics import Agreement, HeldOut
 
 SIZE, CAP, RATE = 6, 3.0, 0.1
 VOCABULARY = 30
@@ -211,7 +212,7 @@ def test_a_forward_that_shows_less_than_in_training_is_refused(
     found = CorpusStudy(model, layers=[1], solver=CLOSED).run(some, tmp_path, show_progress=False)
     head = AmortisedEstimator.train(model, None, found, held_out=0.3, epochs=1, show_progress=False)
     blind = gains()  # neither attends nor normalises
-    monkeypatch.setattr(estimator, "watch", lambda model, encodings: features.watch(blind, encodings))
+    monkeypatch.setattr(estimator, "watch", lambda model, encodings: heads.watch(blind, encodings))
     with pytest.raises(
         ValueError, match=r"numbers of each token, and the head learned from .* another kernel"
     ):

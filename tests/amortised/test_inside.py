@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig, PretrainedConfig
 
-from interp_plugin.amortised.features import LEAST_ATTENTION, Recorder
+from interp_plugin.amortised.head import LEAST_ATTENTION, Recorder
 
 TOKENS, HEADS = 7, 4
 MASK = torch.ones(3, TOKENS, dtype=torch.bool)

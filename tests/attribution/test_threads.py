@@ -29,7 +29,7 @@ from interp_plugin import (
     TextExplainer,
     huggingface,
 )
-from interp_plugin.amortised.features import Recorder
+from interp_plugin.amortised.head import Recorder
 from interp_plugin.huggingface import tokenization
 from interp_plugin.method.perturbation import ForwardMode, at_site, no_fastpath, note_fast_paths, uncompiled
 

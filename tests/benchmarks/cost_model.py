@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from interp_plugin import NoiseFit
-from interp_plugin.corpus.scoring import CHECKED_SHARE
+from interp_plugin.corpus.study import CHECKED_SHARE
 
 TOKENS = 10**9
 DAY = 86400

@@ -195,7 +195,7 @@ def test_memory_that_the_allocator_kept_from_an_earlier_call_counts_again() -> N
 
 
 def test_a_peak_that_cannot_be_read_is_not_made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("interp_plugin.memory._PROCESS", tmp_path)
+    monkeypatch.setattr("interp_plugin.comparison.costs._PROCESS", tmp_path)
     with measured(BERT) as cost:
         pass
     assert cost.peak_mib is None

@@ -158,7 +158,7 @@ def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(
 def test_a_finished_study_is_not_scored_again(
     undisturbed: CorpusResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp_plugin.corpus.scoring.score", None)
+    monkeypatch.setattr("interp_plugin.corpus.study.score", None)
     assert run(undisturbed.path).texts == TEXTS
 
 

@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_is_replaced_and_a_text_that_kills_each_is_recor
     killer = threading.Thread(target=kill)
     killer.start()
     result = run_on_ray(
-        partial(deadly, folder, mark), partial(list, TEXTS), out, window=WINDOW, show_progress=False,
+        partial(deadly, folder, mark), TEXTS, out, window=WINDOW, show_progress=False,
         study=make_study(folder),
     )  # fmt: skip
     killer.join()
@@ -160,7 +160,7 @@ def test_each_worker_of_a_cluster_that_is_there_has_a_gpu_of_its_own(
     mark = tmp_path / "workers"
     mark.mkdir()
     result = run_on_ray(
-        partial(with_a_gpu, folder, mark), partial(list, TEXTS), tmp_path / "out", window=WINDOW,
+        partial(with_a_gpu, folder, mark), TEXTS, tmp_path / "out", window=WINDOW,
         show_progress=False, cluster=Cluster(address, workers=2, gpus=1), study=make_study(folder),
     )  # fmt: skip
     assert result.table().equals(alone.table())
@@ -170,7 +170,7 @@ def test_each_worker_of_a_cluster_that_is_there_has_a_gpu_of_its_own(
 def test_a_cluster_without_room_is_said_to_be(folder: str, tmp_path: Path, address: str) -> None:
     with pytest.raises(ValueError, match=r"4 CPUs and 2 GPUs on 1 machines, and 3 workers"):
         run_on_ray(
-            partial(make_study, folder), partial(list, TEXTS), tmp_path / "out", show_progress=False,
+            partial(make_study, folder), TEXTS, tmp_path / "out", show_progress=False,
             cluster=Cluster(address, workers=3, gpus=1),
         )  # fmt: skip
 
@@ -178,7 +178,7 @@ def test_a_cluster_without_room_is_said_to_be(folder: str, tmp_path: Path, addre
 def test_what_stops_a_worker_is_raised_in_its_own_words(folder: str, tmp_path: Path, address: str) -> None:
     with pytest.raises(RuntimeError, match="a worker of Ray failed: ValueError: there is no model"):
         run_on_ray(
-            without_model, partial(list, TEXTS), tmp_path, show_progress=False,
+            without_model, TEXTS, tmp_path, show_progress=False,
             cluster=Cluster(address), study=make_study(folder),
         )  # fmt: skip
 
