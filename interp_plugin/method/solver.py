@@ -93,8 +93,9 @@ class Solver:
         seed: of the noise.
         max_passes: sample passes of an example at most, beside those of the closed form and of the pilot samples; None:
             as many as ``iterations`` says.
-        lower_rate: for states of at most 32 elements, such as class outputs: solve at a smaller rate where the map at
-            the one asked for would depend on the samples; ``NoiseFit.rate`` says at which.
+        lower_rate: solve at a smaller rate, which ``NoiseFit.rate`` says, where the scales at the one asked for would
+            depend on the samples: states of at most 32 elements, such as class outputs; and in
+            ``TextExplainer.explain`` states that saturate.
 
     Examples::
         >>> Solver().max_batches, Solver(tolerance=0.01).max_batches, Solver(max_passes=280).max_batches
@@ -165,8 +166,8 @@ class NoiseFit:
             never reach lambda, or reach it at several places; or a scale goes on rising from batch to batch.  A lower
             rate mends it.
         n_forward, n_backward: sample passes spent on each example, (B,).
-        rate: lambda, (B,): the one asked for, or a smaller one where a state of few elements, such as a class
-            output, has no answer there that samples can tell (``Solver.lower_rate``).
+        rate: lambda, (B,): the one asked for, or a smaller one, at which samples determine the scales of a state of few
+            elements, such as a class output (``Solver.lower_rate``).
         asked_rate: lambda as it was asked for.
         max_sigma: the cap, (B,).
         input_std: tau, the standard deviation of the inputs' elements, (B,).

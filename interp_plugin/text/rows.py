@@ -71,8 +71,8 @@ class Row(Record):
         distortion: D at sigma.
         converged: whether the standard error met the tolerance.
         n_forward, n_backward: sample passes spent.
-        rate: lambda at which it was solved, smaller than the one asked for where a class output has no answer there
-            that samples can tell; NaN where that is not known.
+        rate: lambda at which it was solved: smaller than the one asked for where samples determine no scales there,
+            as of a class output, or the state saturates; NaN where that is not known.
 
     Raises:
         TypeError: the layer is neither an int nor a str.

@@ -380,3 +380,17 @@ def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str])
     TextExplainer(lstm()).explain(TEXTS, layers="lstm", solver=FAST, show_progress=True)
     shown = capsys.readouterr()
     assert "5/5" in shown.err and not shown.out
+
+
+def test_a_vector_that_saturates_is_solved_at_a_smaller_rate() -> None:
+    """Nine of ten rows of positions="each" did not converge at the usual rate."""
+    model = TextExplainer(*huggingface.load(huggingface.default_model_path()))
+    text = "a very well made , funny and entertaining picture"
+    for seed in (0, 1):
+        [kept] = model.explain(text, layers=3, positions=2, solver=Solver(seed=seed, lower_rate=False))[
+            0
+        ].rows
+        [row] = model.explain(text, layers=3, positions=2, solver=Solver(seed=seed))[0].rows
+        assert not kept.converged and kept.rate == pytest.approx(0.1)
+        assert row.converged and row.rate == pytest.approx(0.01) and 0.65 < row.regime_index < 1.5
+        assert row.n_backward > kept.n_backward
