@@ -53,7 +53,7 @@ OWN_VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0)  # of the part that is each round's 
 
 @dataclass(frozen=True)
 class Erasure:
-    """How the channel is learned.
+    """Settings of the erasure channel's estimator.
 
     Attributes:
         side: "damage": the fewest erasures that damage most; "keep": the most erasures that harm least.
@@ -80,7 +80,7 @@ class Erasure:
 
     @property
     def masks(self) -> int:
-        """That are tried in all."""
+        """Number of masks tried in all."""
         return self.passes - 2 * PRIOR_POINTS
 
 
@@ -154,7 +154,7 @@ def _clamped_sigmoid(x: Array) -> Array:
 
 
 def draw_masks(p: Array, count: int, generator: np.random.Generator) -> Array:
-    """Erasures of n tokens with probability p, (count, n), bool, every column balanced.
+    """Draw masks of n tokens, each erased with its probability p, (count, n), bool; every column is balanced.
 
     Token i is erased in count p_i of them, rounded up or down at random.
     """
@@ -182,7 +182,7 @@ def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[
     which = torch.from_numpy(rounds)[:, None]
     means = (which == which.unique()).double()
     along = (x @ torch.from_numpy(prior).double())[:, None]
-    # effects without a prior, (m, h)
+    # effects with a flat prior, (m, h)
     free = torch.cat([means, along], 1) if along.max() > along.min() else means
     expected = x.new_zeros(len(prior), free.shape[1])  # what these say of the coefficients
     expected[:, means.shape[1] :] = torch.from_numpy(prior)[:, None]
@@ -264,16 +264,16 @@ def learn_erasure(
     for number, each in enumerate(masks):
         each.prior = guess[number, each.places]
     for index in range(len(ROUNDS)):
-        asked = [
+        drawn = [
             (number, each.next(index))
             for number, each in enumerate(masks)
             if len(each.places) and (index == 0 or not each.is_small)
         ]
-        if not asked:
+        if not drawn:
             break
-        rows = [np.full(len(erased), number) for number, erased in asked]
+        rows = [np.full(len(erased), number) for number, erased in drawn]
         whole = np.zeros((sum(map(len, rows)), players.shape[1]), dtype=bool)
-        for at, (number, erased) in zip(np.cumsum([0, *map(len, rows)]), asked):
+        for at, (number, erased) in zip(np.cumsum([0, *map(len, rows)]), drawn):
             whole[at : at + len(erased), masks[number].places] = erased
         found = (
             damage(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(whole)).detach().cpu().double()
@@ -284,7 +284,7 @@ def learn_erasure(
             raise ExampleError(
                 f"the model gave NaN or infinite values for example {number} with tokens erased", number
             )
-        for (number, erased), values in zip(asked, found.split(list(map(len, rows)))):
+        for (number, erased), values in zip(drawn, found.split(list(map(len, rows)))):
             masks[number].take(erased, values.numpy())
     learned = [each.learned() for each in masks]
     forwards = [ways * len(each.damages) + (0 if each.is_small else PRIOR_POINTS) for each in masks]
@@ -309,7 +309,7 @@ def learn_erasure(
 
 
 class _Masks:
-    """The erasures of one example that were tried so far, and what they say."""
+    """The masks of one example that were tried so far, their damages, and the scores estimated from them."""
 
     def __init__(self, places: Array, settings: Erasure) -> None:
         self.places, self.settings = places, settings
@@ -322,7 +322,7 @@ class _Masks:
         self.rounds = np.zeros(0, dtype=int)
 
     def next(self, index: int) -> Array:
-        """The erasures of a round, (m, n)."""
+        """Masks of a round, (m, n)."""
         n = len(self.places)
         if self.is_small:
             return every_erasure(n)
@@ -331,7 +331,7 @@ class _Masks:
         return draw_masks(self.p, total - done, self.generator)
 
     def take(self, masks: Array, damages: Array) -> None:
-        """What was asked for, and the damage that it does."""
+        """Add masks and the damage of each."""
         self.masks = np.concatenate([self.masks, masks])
         self.damages = np.concatenate([self.damages, damages])
         self.rounds = np.append(self.rounds, np.full(len(masks), self.rounds.max(initial=-1) + 1))
@@ -453,7 +453,7 @@ class Erasing:
         return total
 
     def _together(self, way: Way, examples: Tensor, erased: Tensor) -> Iterator[tuple[Way, Tensor]]:
-        """Rows that share a forward, and how: where no token would be left, baselines stand for all of them."""
+        """Yield rows that share a forward, and how to erase: by baselines where deletion would leave no token."""
         most = self.objective.max_rows
         if way != "delete":
             yield from ((way, rows) for rows in torch.arange(len(erased), device=erased.device).split(most))
@@ -488,7 +488,7 @@ class Erasing:
         return distortion(state, reference, objective.weight[examples])
 
     def prior(self, examples: Tensor) -> Tensor:
-        """Integrated gradients of the damage on the straight way to all tokens erased, (b,) -> (b, T).
+        """Integrated gradients of the damage on the straight path to all tokens erased, (b,) -> (b, T).
 
         Sundararajan et al., ICML 2017, eq. 1, at the eight points of Gauss and Legendre's rule.
         """
@@ -518,9 +518,9 @@ def answer_and_gradient(
         terms = (state.detach(), objective.reference[examples], objective.weight[examples])
         answer, push = -distortion(*terms), -distortion_gradient(*terms)
     largest = push.reshape(len(push), -1).abs().amax(1).clamp(min=torch.finfo(push.dtype).tiny)
-    lift = torch.exp2(-largest.log2().round())  # half precision has no room for the gradient of a mean
-    lifted = push * lift.reshape(-1, *[1] * (push.ndim - 1))
-    slope = objective.gradient(state, points, lifted) / lift.unsqueeze(1)
+    scale = torch.exp2(-largest.log2().round())  # half precision underflows at the gradient of a mean
+    scaled = push * scale.reshape(-1, *[1] * (push.ndim - 1))
+    slope = objective.gradient(state, points, scaled) / scale.unsqueeze(1)
     objective.check_finite(slope.sum(1) + answer, examples, "way to the erased input")
     return answer, slope
 
@@ -531,7 +531,7 @@ PATH_ROUND = 2**32 + 4  # a stream of samples of its own
 
 @dataclass(frozen=True)
 class NoisePath:
-    """Of B examples with T tokens.
+    """Scores of B examples with T tokens along a path of noise.
 
     Attributes:
         score: what each token adds to the state, (B, T), below 0 where it takes away; 0 at masked tokens.
@@ -543,12 +543,12 @@ class NoisePath:
 
     @property
     def error(self) -> Tensor:
-        """By how much the scores miss ``change``, (B,): the error of the integration."""
+        """Sum of the scores less ``change``, (B,): the error of the integration."""
         return self.score.sum(1) - self.change
 
 
 def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> NoisePath:
-    """What each token adds to a state of one number, seen from noise that says nothing.
+    """Attribute a state of one number to the tokens, along a path from white noise to the input.
 
     The input fades into white noise of the mean and spread of the inputs, x(theta) = m + cos(theta) (x - m) +
     sin(theta) eps, theta from 0 to pi/2, and the gradient is integrated on the way: score_i = -E int <d answer/dx_i,
@@ -600,7 +600,7 @@ def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> No
 
 @torch.no_grad()
 def entry_path(objective: Objective, mean: Tensor, std: Tensor, seed: int, examples: Tensor) -> NoisePath:
-    """What each token adds when the tokens enter one after another, in random orders, in place of the path's noise.
+    """Attribute a state of one number to the tokens by replacing noise with them one by one, in random orders.
 
     Each of the :func:`noise_path`'s four noises is one way, every second in the reverse order of the one before it.
     The scores are differences of answers on the way: they sum to the change whatever the state does between, where an
@@ -622,7 +622,7 @@ def entry_path(objective: Objective, mean: Tensor, std: Tensor, seed: int, examp
     clean = objective.reference[examples].reshape(count)
     for path in range(PATHS):
         key = keys[path // 2] * (-1) ** path
-        # when each token enters, from 0; those without noise never do
+        # position of each token in the order of entry; tokens without noise come last
         place = torch.where(groups.active, key, torch.inf).argsort(1).argsort(1)
         end = mean.to(origin) + noise[path].to(origin) * std.to(origin)[examples, None]
         steps = torch.cartesian_prod(torch.arange(tokens), torch.arange(count)).to(origin.device)

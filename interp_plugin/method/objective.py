@@ -248,7 +248,7 @@ class TokenGroups:
 
     @cached_property
     def width(self) -> int | None:
-        """Elements of every token if all tokens are equally many neighbours, as a sequence's embeddings are."""
+        """Elements of each token if all have as many, side by side, as in a sequence of embeddings; else None."""
         elements = self.index.shape[1]
         size, rest = divmod(elements, self.n_tokens)
         if rest or len(self.index) > 1:
@@ -355,7 +355,7 @@ def default_rows(elements: int) -> int:
 
 
 def rows_of(values: Tensor, rows: Tensor) -> Tensor:
-    """The given rows of ``values``; of a single example its one row, which broadcasts without a copy."""
+    """Select rows of ``values``; the one row of a single example is returned as it is, because it broadcasts."""
     return values if len(values) == 1 else values[rows]
 
 
@@ -386,7 +386,7 @@ class Evaluation:
 
 
 def join(parts: Sequence[Evaluation]) -> Evaluation:
-    """The draws of several, one after another; of one no copy is made."""
+    """Concatenate the draws of several evaluations; a single one is returned without a copy."""
     if len(parts) == 1:
         return parts[0]
     return Evaluation(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts))))
@@ -431,9 +431,9 @@ class Objective:
         return self.origin.device
 
     def leave_padding_out(self, lengths: Tensor) -> None:
-        """Run examples at about their own lengths from now on, if their states are the same without padding.
+        """Cut padding off: run each example at about its own length from now on, if that leaves its state the same.
 
-        That is tried under noise of the size of the inputs; all are run whole if one of them differs.
+        This is tested under noise of the size of the inputs.  If one example differs, all are run at full length.
 
         Args:
             lengths: how many tokens each example has before its padding, (B,), in dimension 1 of the model's inputs,
@@ -463,7 +463,7 @@ class Objective:
 
     @torch.no_grad()
     def _runs_without_padding(self, length: int, rows: Tensor, points: Tensor) -> bool | None:
-        """Whether the state of these examples, cut after so many tokens, is cut too; None: they cannot be cut."""
+        """Whether the state gets shorter with its input, cut after so many tokens; None: its values change."""
         shape, short = self.model.origin[0].shape, self.model.shorter(length)
         points = points.reshape(len(rows), *shape[1:]).to(self.model.origin[0].dtype)
         self.clean_passes[rows] += 2
@@ -499,7 +499,7 @@ class Objective:
         return short
 
     def by_length(self, examples: Tensor) -> list[tuple[Objective, Tensor]]:
-        """Objectives cut to the lengths that examples are run at, and which of the given ones (b,) each is for."""
+        """Objectives cut to the lengths at which examples are run, each with the indices of its examples."""
         if self._lengths is None:
             return [(self, torch.arange(len(examples), device=self.device))]
         lengths = self._lengths[examples]
@@ -545,7 +545,7 @@ class Objective:
         rows = join(parts)
         values, slopes = rows.distortion.reshape(count, b), rows.stationarity.reshape(count, b, -1)
         no_gradient = values.any(0) & ~slopes.any(2).any(0)
-        # a state that noise does not reach still differs in its last digits among other numbers of rows
+        # rounding of a state that noise does not reach depends on the number of rows
         still = no_gradient & (values.amax(0) < (16 * torch.finfo(self.model.origin[0].dtype).eps) ** 2)
         values, no_gradient = values.masked_fill(still, 0), no_gradient & ~still
         if no_gradient.any():

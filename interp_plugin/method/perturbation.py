@@ -1,4 +1,4 @@
-"""The model as a function from noise to state: hooks, what a forward runs under, and where the state is read."""
+"""The model as a function from noise to state: hooks, the context of a forward, and where the state is read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ExampleError(ValueError):
 
 
 class StateRead(BaseException):
-    """Raised by a hook to leave the model's forward: what comes after the state is not needed."""
+    """Raised by a hook to stop the model's forward once the state has been read."""
 
 
 # torch.nn.MultiheadAttention without its fast path, and what torch.nn.LSTM, GRU and RNN call
@@ -50,7 +50,7 @@ _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 class ForwardMode(TorchFunctionMode):
-    """How the forwards of a model that is explained differ from others, in this thread alone.
+    """Changes how torch functions run during the forwards of an explained model, in this thread alone.
 
     * The graph is recorded also where the forward itself switches gradients off (``torch.no_grad``).
     * torch's fast path for attention, which without gradients zeroes padded positions, is off: it is wherever a
@@ -93,7 +93,7 @@ class ForwardMode(TorchFunctionMode):
 
 
 def _in_single_precision(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """A recurrent kernel of half precision tensors, which rounds its result alone."""
+    """Run a recurrent kernel of half precision tensors in single precision; only its result is rounded."""
     half = args[0].dtype
     return tree_map(
         lambda x: _cast(x, torch.float32, half),
@@ -114,7 +114,7 @@ def _as_in_training(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def refuse_inference_mode() -> None:
-    """The error of a forward that no gradient can be had of."""
+    """Raise the error for a forward under inference mode, which has no gradient."""
     raise ValueError(
         "the model's forward runs under torch.inference_mode, in which nothing has a gradient; replace it by "
         "torch.no_grad there (which may stay), or leave it out"
@@ -122,13 +122,13 @@ def refuse_inference_mode() -> None:
 
 
 class RecordedOnce:
-    """Refuses layers that run once more, without our hooks, when gradients are taken; made before the forward."""
+    """Refuses layers in activation checkpoints, which recompute them without hooks; created before the forward."""
 
     def __init__(self) -> None:
         self._with_gradients, self._had_hooks = torch.is_grad_enabled(), _has_saving_hooks()
 
     def check(self, kind: str, module: nn.Module | None, is_replaced: bool = True) -> None:
-        """Called where the layer runs.
+        """Check a layer; called while it runs.
 
         Args:
             kind: "noise", "state" or the like.
@@ -161,7 +161,7 @@ def _has_saving_hooks() -> bool:
 
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
-    """Gradients on, whatever the caller has switched off."""
+    """Enable gradients, whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -184,7 +184,7 @@ def gradients_on() -> Iterator[None]:
 
 
 def no_fastpath() -> contextlib.AbstractContextManager[Any]:
-    """Without gradients torch's fast path for attention zeroes padded positions; with them it does not.
+    """Switch off torch's fast path for attention, which zeroes padded positions where there are no gradients.
 
     Any mode keeps it off; ``torch.backends.mha`` would switch it off in all threads.
     """
@@ -193,7 +193,7 @@ def no_fastpath() -> contextlib.AbstractContextManager[Any]:
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's hook that does nothing in other threads: they may run the same model, and must not feel it."""
+    """Restrict a module's hook to this thread: other threads may run the same model at the same time."""
     owner = threading.get_ident()
 
     def hook_of_one_thread(*given: Any) -> Any:
@@ -207,7 +207,7 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_one_device(module: Any) -> Any:
-    """A DataParallel that does not divide its rows: its replicas run in threads that feel neither hooks nor modes."""
+    """Restrict a DataParallel to one device: its replicas run in threads of their own, without our hooks and modes."""
     if not isinstance(module, nn.DataParallel) or len(module.device_ids) < 2:
         return module
     alone = copy.copy(module)
@@ -216,7 +216,7 @@ def on_one_device(module: Any) -> Any:
 
 
 class _Uncompiled:
-    """The threads inside :func:`uncompiled`, and the stance of ``torch.compile`` meanwhile, which is the process's."""
+    """Counts the threads inside :func:`uncompiled`, and sets the process's stance of ``torch.compile`` meanwhile."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held for no more than setting the stance
@@ -267,7 +267,7 @@ class _Stance(str):
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled modules as they were written, in this thread: their code skips hooks that were made after it."""
+    """Run compiled modules eagerly in this thread: compiled code skips hooks that were registered after compilation."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and loading it takes a second
         yield
         return
@@ -280,7 +280,7 @@ def uncompiled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def left_early() -> Iterator[None]:
-    """A forward that ends where a hook raises :class:`StateRead`."""
+    """Catch :class:`StateRead`, with which a hook stops the forward."""
     try:
         yield
     except StateRead as stop:
@@ -288,9 +288,9 @@ def left_early() -> Iterator[None]:
 
 
 def _offload_again(traceback: TracebackType | None) -> None:
-    """Let accelerate put away the weights of the modules that were left before their end.
+    """Let accelerate offload the weights of the modules whose forward was stopped.
 
-    Its hooks load a module's own weights before its forward and put them away after it, but not when it raises.
+    Its hooks load a module's weights before its forward and offload them after it, but not when it raises.
     """
     while traceback is not None:
         frame = traceback.tb_frame
@@ -304,7 +304,7 @@ def _offload_again(traceback: TracebackType | None) -> None:
 
 
 def modules_behind(given: Any) -> list[nn.Module]:
-    """A module itself; of a plain function, the modules that it calls by name."""
+    """List the modules behind a forward: a module itself, or those that a plain function refers to by name."""
     if not inspect.isfunction(given):
         return [given] if isinstance(given, nn.Module) else []
     try:
@@ -354,7 +354,7 @@ def first_tensor(output: Any) -> Any:
 
 
 def replace_first(output: Any, value: Tensor) -> Any:
-    """The same output with another first tensor; the output itself stays as it is.
+    """Return a copy of the output with its first tensor replaced.
 
     Examples::
         >>> replace_first((torch.zeros(1), "rest"), torch.ones(1))
@@ -371,7 +371,7 @@ def is_packed(output: Any) -> bool:
 
 
 def _find(output: Any) -> tuple[Any, Put]:
-    """The first tensor, depth first, and how to make the output with another in its place."""
+    """The first tensor, depth first, and a function that rebuilds the output around another tensor."""
     if isinstance(output, PackedSequence):
         return pad_packed_sequence(output, batch_first=True)[0], lambda value: _packed_like(output, value)
     entries: list[tuple[Any, Any]] = []
@@ -408,7 +408,7 @@ def _packed_like(packed: PackedSequence, value: Tensor) -> PackedSequence:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the examples lie in what passes at a site.
+    """Where the batch is in the tensor that passes at a site.
 
     Attributes:
         dim: the dimension that runs over the examples: 0; in XLNet, whose layers give (T, B, K), 1.
@@ -421,7 +421,7 @@ class Layout:
     length: int | None = None
 
     def apart(self, value: Tensor) -> Tensor:
-        """What passes, with the examples first: (R, ...), or (R, S, ...) where an example has several entries."""
+        """Move the batch first: (R, ...), or (R, S, ...) where an example has several entries."""
         if self == Layout():
             return value  # whatever it is
         value = value.movedim(self.dim, 0)
@@ -432,7 +432,7 @@ class Layout:
         return value
 
     def joined(self, value: Tensor) -> Tensor:
-        """The way back to how the model has it; packed sequences are packed again elsewhere."""
+        """Undo :meth:`apart`; packed sequences are packed again elsewhere."""
         return (value.flatten(0, 1) if self.each > 1 else value).movedim(0, self.dim)
 
 
@@ -510,7 +510,7 @@ def note_fast_paths(models: Iterable[nn.Module]) -> None:
 
 @contextlib.contextmanager
 def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
-    """Let ``hook`` see, and replace if it returns something, what passes at ``site`` in this thread."""
+    """Call ``hook`` with the value at ``site`` in this thread; what it returns, unless None, replaces the value."""
     if site is None:
         yield
         return
@@ -548,14 +548,14 @@ def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def _order_of(module: nn.Module, kwargs: dict[str, Any]) -> list[str]:
-    """Names of a forward's arguments, as it is written, and after them those that it does not name."""
+    """Names of a forward's arguments in their order, then keyword arguments that its signature does not name."""
     named = list(inspect.signature(module.forward).parameters)
     return [*named, *(name for name in kwargs if name not in named)]
 
 
 @dataclass
 class Recorder:
-    """Keeps what passes at a site and counts how often."""
+    """Records the value that passes at a site, and how often one does."""
 
     name: str
     site: Site | None
@@ -570,11 +570,11 @@ class Recorder:
         self.packed |= is_packed(passing)
 
     def take(self, rows: int, layout: Layout) -> Tensor:
-        """The value, if it passed exactly once with the batch dimension first, or laid out so."""
+        """The value with the batch first, if exactly one passed."""
         return checked(layout.apart(self.once()), rows, f"output of the {self.name}")
 
     def once(self) -> Any:
-        """The value, if it passed exactly once."""
+        """The value, if exactly one passed."""
         if not self.fired and isinstance(self.site, LayerCall) and self.site.call is not None:
             raise ValueError(
                 f"the {self.name} {type(self.site.layer).__name__} has no run {self.site.call} in one forward (counted "
@@ -730,7 +730,7 @@ class NoisyModel:
         return other.learned_from(self)
 
     def learned_from(self, other: NoisyModel) -> NoisyModel:
-        """This one, with what was learned of the forward by the other."""
+        """Take over what the other one learned of the forward; return this one."""
         self._layouts, self._needs_mode = other._layouts, other._needs_mode
         return self
 
@@ -753,7 +753,7 @@ class NoisyModel:
         chunks = torch.arange(self.batch).split(self.max_rows or self.batch)
         outputs, recorders = zip(*(self._recorded(sites, rows) for rows in chunks))
         self._find_layouts(recorders, sites, chunks[0])
-        # the model may have worked in place on what it was given
+        # the model may have changed its inputs in place
         origins = [
             (self._taken(noise_at, rows),) if self.noise_layer else self._rows(rows)
             for (noise_at, *_), rows in zip(recorders, chunks)
@@ -769,7 +769,7 @@ class NoisyModel:
         return [torch.cat(parts) for parts in zip(*states)]
 
     def _recorded(self, sites: Sequence[Site | None], rows: Tensor) -> tuple[Any, list[Recorder]]:
-        """The forward's output, where it is a state, and what passed at the noise layer and at each site."""
+        """Run the forward; return its output, where that is a state, and recorders of the noise layer and each site."""
         recorders = [Recorder("noise layer", self.noise_layer)]
         recorders += [Recorder("state layer", site) for site in sites]
         inputs = self._rows(rows)
@@ -784,7 +784,7 @@ class NoisyModel:
         return output if None in sites else None, recorders
 
     def _in_this_thread(self) -> Forward:
-        """The forward, without the threads of DataParallel, in which no hook and no mode acts."""
+        """The forward without DataParallel's threads, in which hooks and modes do not act."""
         forward: Any = self.forward
         if not is_dataclass(forward) or not hasattr(forward, "module"):
             return self.forward
@@ -797,7 +797,7 @@ class NoisyModel:
     def _find_layouts(
         self, recorders: Sequence[list[Recorder]], sites: Sequence[Site | None], rows: Tensor
     ) -> None:
-        """How examples lie at each site; where that is unclear, seen by one more forward, of the first example."""
+        """Find the batch dimension at each site; where the shapes leave it open, by one more forward of one example."""
         for chunks in zip(*recorders):
             if chunks[0].packed:
                 self._layouts[chunks[0].site] = Layout(length=max(at.once().shape[1] for at in chunks))
@@ -880,7 +880,7 @@ class NoisyModel:
         return Layout() if site is None else self._layouts.get(site, Layout())
 
     def _refuse_unseen(self, written: int, unread: Sequence[Site | None]) -> None:
-        """The error of a forward with noise that did not pass where the one without noise did."""
+        """Raise the error for a noisy forward that skipped a layer which the clean one ran."""
         if self.noise_layer and written != 1:
             name, module, times = "noise", module_of(self.noise_layer), written
         else:
@@ -909,7 +909,7 @@ class RunningStd:
         self._squares: Tensor | None = None
 
     def update(self, values: Tensor, mask: Tensor | None = None) -> None:
-        """Take in samples.
+        """Add samples.
 
         Args:
             values: (N, ...), one sample a row; with ``mask``, (B, T, ...).

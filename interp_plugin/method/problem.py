@@ -1,4 +1,4 @@
-"""What is asked of the solver: the caller's terms checked, and the way back to the shapes of the inputs."""
+"""The problem that the solver gets: the caller's arguments checked, results in the inputs' shapes, and warnings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONSTANT = 1e-5  # times the root mean square: a smaller standard deviation is r
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything the solver needs, and the way back to Captum's shapes."""
+    """A problem for the solver, and its results in Captum's shapes."""
 
     objective: Objective
     rate: float
@@ -43,7 +43,7 @@ class Problem:
     input_std: Tensor
 
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
-        """Solve it, with gradients on whatever the caller has switched off."""
+        """Solve the problem, with gradients enabled."""
         [fit] = fit_together([self], solver, show_progress)
         if (fit.distortion == 0).any():
             example = int((fit.distortion == 0).nonzero()[0, 0])
@@ -84,7 +84,7 @@ class Problem:
         return path.score
 
     def shaped(self, values: Tensor) -> tuple[Tensor, ...]:
-        """A value of each token, (B, T), at each of its elements, in the shapes of what bears the noise."""
+        """Expand a value of each token, (B, T), to its elements, in the shapes of the inputs that bear the noise."""
         shapes = [x.shape for x in self.objective.model.origin]
         parts = self.objective.groups.spread(values).split([shape[1:].numel() for shape in shapes], 1)
         return tuple(part.reshape(shape).contiguous() for part, shape in zip(parts, shapes))
@@ -207,7 +207,7 @@ def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | 
 
 
 def nothing(layer: nn.Module | None, objective: Objective) -> Tensor:
-    """The input that says nothing, (1, N): an embedding table's mean row, zeros anywhere else."""
+    """An uninformative input, (1, N): the mean row of an embedding table, zeros for other layers."""
     origin = objective.origin
     if not isinstance(layer, nn.Embedding):
         return torch.zeros_like(origin[:1])
@@ -298,7 +298,7 @@ def default_cap(input_std: float) -> float:
 
 
 def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
-    """Warn once of the examples whose scores are not what was asked for, at the user's line."""
+    """Warn once, at the user's line, of examples that did not converge or were solved at another rate."""
     count, said = len(fit.converged), []
     bad = ~fit.converged & bool(solver.max_batches)
     saturated = bad & fit.saturated
@@ -328,9 +328,9 @@ def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
 
 
 def warn_of_training(*modules: Any, stacklevel: int | None = None) -> None:
-    """Warn of modules whose output is not a function of their input alone, at the user's line.
+    """Warn, at the user's line, of modules in training mode whose output is not a function of their input alone.
 
-    Of a plain function, the modules it calls by name are looked at.
+    Of a plain function, the modules that it refers to by name are checked.
     """
     for module in [found for given in modules for found in modules_behind(given)]:
         if any(m.training and _is_noisy(m) for m in module.modules()):
@@ -363,7 +363,7 @@ def user_level() -> int:
 
 
 def repeated(value: Value, batch: int, ndim: int) -> Value:
-    """What has an entry for each of fewer examples, each entry as often as NoiseTunnel and sensitivity_max repeat it.
+    """Repeat per-example values as often as NoiseTunnel and sensitivity_max repeat their examples.
 
     Args:
         value: whatever the caller gave; a tensor of ``ndim`` dimensions whose length divides ``batch`` is repeated.

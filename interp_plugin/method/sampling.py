@@ -74,7 +74,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class JacobianNorms:
-    """What the Jacobian at the clean input says of B examples with T tokens.
+    """Squared norms of the Jacobian at the clean input, of B examples with T tokens.
 
     Attributes:
         estimates: independent estimates of c, (P, B, T), all the same where they are exact.
@@ -193,7 +193,7 @@ def antithetic_pairs(objective: Objective, examples: Tensor, sigma: Tensor, nois
 def without_quadratic_part(
     pairs: Evaluation, noise: Tensor, groups: TokenGroups, earlier: Tensor, expected: Tensor
 ) -> Evaluation:
-    """Less the control variates of :func:`quadratic_controls`; D's part is half of g's, as of a quadratic D."""
+    """Subtract the control variates of :func:`quadratic_controls`; that of D is half of g's, as for a quadratic D."""
     removed = quadratic_controls(pairs.stationarity, pairs.gradient, noise, groups, earlier, expected)
     distortion, slope = pairs.distortion - removed.sum(-1) / 2, pairs.stationarity - removed
     return Evaluation(distortion, slope, pairs.gradient)
@@ -202,7 +202,7 @@ def without_quadratic_part(
 def without_linear_part(
     pairs: Evaluation, noise: Tensor, groups: TokenGroups, sigma: Tensor, jacobian: Tensor
 ) -> Evaluation:
-    """With the linear model's D and g on these draws replaced by their means.
+    """Replace the linear model's D and g on these draws by their means.
 
     Args:
         pairs: at ``sigma``, from ``noise``, (S, N).
@@ -230,7 +230,7 @@ def quadratic_controls(
     earlier: Tensor,
     expected: Tensor,
 ) -> Tensor:
-    """What to take from each draw's stationarity, of mean 0, (S, b, T); 0 for an example that it does not help.
+    """Control variates of the stationarity, of mean 0, (S, b, T); 0 for an example whose variance they do not reduce.
 
     Args:
         stationarity: g, (S, b, T).
@@ -256,7 +256,7 @@ def quadratic_controls(
 
 
 def _quadratic(gradients: Tensor, noise: Tensor, groups: TokenGroups) -> tuple[Tensor, Tensor]:
-    """Products of a draw's noise with the gradients of earlier ones: across tokens and within, (S, b, T)."""
+    """Products of a draw's noise with the gradients of earlier draws: across tokens, and within each, (S, b, T)."""
     products = groups.products(gradients, noise)  # (R, S, b, T)
     lengths = groups.squares(gradients)  # (R, b, T)
     total = lengths.sum(-1)
@@ -266,7 +266,7 @@ def _quadratic(gradients: Tensor, noise: Tensor, groups: TokenGroups) -> tuple[T
     weight = weight.unsqueeze(1) * is_earlier.unsqueeze(2)  # (R, S, b)
     squares = torch.einsum("rsbt,rsb->sbt", products.square(), weight)
     across = torch.einsum("rsbt,rsb->sbt", products, weight * products.sum(-1)) - squares
-    # of a single token that matters nothing is left but rounding, which no regression may blow up
+    # where only one token matters the rest is rounding, which the regression must not amplify
     real = across.square().mean((0, 2)) > ROUNDING**2 * squares.square().mean((0, 2))
     return across * real.unsqueeze(1), squares - torch.einsum("rbt,rsb->sbt", lengths, weight)
 
@@ -278,13 +278,13 @@ def _size(noise: Tensor, groups: TokenGroups) -> Tensor:
 
 
 def _root_mean_square(features: Tensor) -> Tensor:
-    """Of each example's, (b, 1, F)."""
+    """Root mean square of each example's features, (b, 1, F)."""
     square = features.square().mean((0, 2)).unsqueeze(1)
     return square.sqrt().clamp(min=torch.finfo(square.dtype).tiny ** 0.5)
 
 
 def _coefficients(values: Tensor, features: Tensor, groups: TokenGroups) -> Tensor:
-    """Of the regression on all other draws, one for all tokens of an example, (S, b, F)."""
+    """Coefficients of the regression on all other draws, shared by the tokens of an example, (S, b, F)."""
     values, features = values - values.mean(0), features - features.mean(0)
     normal = torch.einsum("sbtf,sbtg->sbfg", features, features)
     right = torch.einsum("sbtf,sbt->sbf", features, values)

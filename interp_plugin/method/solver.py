@@ -1,4 +1,4 @@
-"""The solver: Newton steps in log sigma on fresh noise draws, averaged until they are known well enough."""
+"""The solver: Newton steps in log sigma on fresh noise draws, averaged until their standard error is small enough."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from interp_plugin.method.sampling import (
     without_quadratic_part,
 )
 
-# tests/benchmarks/README.md says what the devices that these belong to save (ablation.py).
+# tests/benchmarks/README.md: what halving or doubling a constant, or leaving out its device, does (ablation.py).
 PROBES = 8  # vector-Jacobian products of the closed form
 FEW_PROBES = 4  # of several states together, which start from one another
 EXACT = 32  # state elements up to which the Jacobian is computed whole
@@ -81,7 +81,7 @@ ORDER_STREAM, PILOT_STREAM = NORM_STREAM + 1, NORM_STREAM + 2  # of random numbe
 
 @dataclass(frozen=True)
 class Solver:
-    """How hard to look; the defaults suit hidden states of trained networks.
+    """Settings of the solver; the defaults suit hidden states of trained networks.
 
     Args:
         draws: noise draws a batch, mirror images included; the first batch takes half of them.
@@ -130,7 +130,7 @@ class Solver:
 
     @property
     def max_batches(self) -> int:
-        """Batches of samples at most."""
+        """Maximum number of batches of samples."""
         if self.iterations is not None:
             return self.iterations
         if self.max_passes is not None:
@@ -139,7 +139,7 @@ class Solver:
 
     @property
     def order_batches(self) -> int:
-        """Batches after which an example that meets the tolerance is done, however its tokens would be ordered."""
+        """Number of batches after which an example that meets the tolerance is done, whatever its token order."""
         return max(MIN_BATCHES, math.ceil(self._samples(self.tolerance) / self.draws - 1e-9))
 
     @staticmethod
@@ -347,15 +347,14 @@ class SolverState:
         return SolverState(**{name: value[rows] for name, value in vars(self).items()})
 
     def without_gradients(self) -> SolverState:
-        """Without what only further batches need: it is large."""
+        """Drop the gradients, which only further batches need: they are large."""
         return replace(self, gradients=self.gradients[:, :0])
 
     def take_in(self, step: Step, cap: Tensor) -> None:
-        """Average a batch's Newton estimate with those before.
+        """Add a batch's Newton estimate to the average.
 
-        A long step that goes on in the direction of the one before starts the average afresh.
-
-        A Newton step is wrong by a share of its length: its batch counts as so many pairs from nearby.
+        A long step in the direction of the one before restarts the average.  The error of a Newton step is a share of
+        its length: a batch with a longer step has a smaller weight.
         """
         free, tiny = step.free, torch.finfo(self.log_sigma.dtype).tiny
         noise = token_mean(step.variance, free) / step.count
@@ -367,20 +366,20 @@ class SolverState:
         moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
         common = step.common_variance / step.count + moved
         estimate = torch.minimum(self.log_sigma + step.move, cap)
-        # a layer's steps may overshoot where the differences between tokens are steep: their average does not
+        # where the differences between tokens are steep a layer's steps may overshoot; their average does not
         is_layer = self.jacobian.shape[1] == 0
         onwards = (step.move * self.move).sum(1) > 0
         old = torch.where(far & (onwards | (not is_layer)), 0.0, self.weight)
         again = old > 0
         if is_layer:
-            # the variance of a sample, here and so far: outliers show that there are such, not how many
+            # variance of a sample, in this batch and before: batches with outliers have a smaller weight
             here, before = (
                 v.clamp(min=tiny) for v in (noise * step.count, token_mean(self.variance, free) * old)
             )
             new = torch.where(again, new * (OUTLIER * before / here).clamp(max=1.0), new)
             old = torch.where(again, old * (OUTLIER * here / before).clamp(max=1.0), old)
         apart, explained = (estimate - self.log_sigma).square() * free, variance + self.variance
-        # a token that moved more than two of its standard errors: Newton's step is too long where D grows as sigma^4
+        # of tokens that moved by more than two standard errors: Newton's step is too long where D grows as sigma^4
         self.excess = torch.where(again.unsqueeze(1), (apart - 4 * explained).clamp(min=0) / 4, 0.0)
         gap, expected = token_mean(apart, free), token_mean(explained, free).clamp(min=ROUNDING**2)
         self.surprise = torch.where(again, self.surprise + gap / expected, 0.0)
@@ -399,7 +398,7 @@ class SolverState:
         self.residual, self.free, self.move = step.residual, free, step.move
 
     def error(self) -> Tensor:
-        """Variance of log sigma, (b, T); of class outputs, whose samples are few or all alike, no smaller than that."""
+        """Variance of log sigma, (b, T); for class outputs with what disagreeing batches and rare samples add."""
         if not self.jacobian.shape[1]:
             return self.variance
         return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
@@ -411,7 +410,7 @@ class SolverState:
         return self.common_variance * self.inflation() + self._unseen()
 
     def inflation(self) -> Tensor:
-        """By how much more the batches scatter than their own variances explain, at least 1, (b,)."""
+        """Ratio of the batches' scatter to what their own variances explain, at least 1, (b,)."""
         return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
 
     def has_arrived(self, closed: Tensor, cap: Tensor) -> Tensor:
@@ -435,7 +434,7 @@ class SolverState:
         return (arrived | ~self.free).all(1)
 
     def _unseen(self) -> Tensor:
-        """What rare samples may add where a class output is not linear and the samples saw none, (b,)."""
+        """Variance that unseen rare samples may add where a class output is not linear, (b,)."""
         scatter = token_mean(self.variance, self.variance > 0) * self.inflation()
         return (scatter > ROUNDING**2 / 100).to(scatter.dtype) * UNSEEN**2
 
@@ -480,7 +479,7 @@ def closed_log_sigma(norms: Tensor, rate: Tensor, active: Tensor, cap: Tensor) -
 
 
 def _split(mask: Tensor, objective: Objective) -> list[Tensor]:
-    """The marked examples in parts that may keep their gradients: memory must not grow with the batch."""
+    """Split the marked examples into parts whose gradients fit in memory, whatever the batch size."""
     most = max(1, KEPT_ELEMENTS // (KEPT_GRADIENTS * objective.origin.shape[1]))
     return [rows for rows in mask.nonzero()[:, 0].split(most) if len(rows)]
 
@@ -488,7 +487,7 @@ def _split(mask: Tensor, objective: Objective) -> list[Tensor]:
 def _iterate(
     objective: Objective, state: SolverState, cap: Tensor, solver: Solver, passes: Tensor, bar: Any
 ) -> list[SolverState]:
-    """Batches of samples until every example has converged; adds to ``passes``, (B,)."""
+    """Draw batches of samples until every example has converged; adds to ``passes``, (B,)."""
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
     done: list[SolverState] = []
     for index in range(solver.max_batches):
@@ -508,7 +507,7 @@ def _iterate(
         state.gradients = torch.cat([pairs.gradient.transpose(0, 1), state.gradients], 1)[:, :KEPT_GRADIENTS]
         error = state.error()
         size = token_mean(error, state.free).sqrt()
-        # a second batch has to agree, but where nothing scatters: the state is linear
+        # a second batch has to agree, unless nothing scatters because the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
         saturated = state.power < 2 * SATURATED
         active, caps = objective.groups.active[state.example], cap[state.example]
@@ -521,7 +520,7 @@ def _iterate(
                 state.log_sigma, error.sqrt(), state.free, solver.tolerance, jitter
             )
         if index + 1 >= max(MIN_BATCHES, solver.max_batches // 2):
-            finished = finished | saturated  # more samples do not help there
+            finished = finished | saturated  # more samples do not help
         done.append(state.at(finished).without_gradients())
         state = state.at(~finished)
         bar.update()
@@ -539,7 +538,7 @@ def _pairs(objective: Objective, state: SolverState, noise: Tensor, passes: Tens
 def _from_small_noise(
     objective: Objective, state: SolverState, pairs: Evaluation, noise: Tensor, passes: Tensor
 ) -> Evaluation:
-    """The pairs where D is not above the rate, for which all of an example's noise shrinks.
+    """Shrink an example's noise until D is not above the rate; return the pairs of samples there.
 
     D = rate / p at the minimum that continues from small noise, with p = 2 where D is quadratic and more elsewhere;
     beyond it a state that saturates has others ("everything at the cap") from which no step comes back.
@@ -564,7 +563,7 @@ def _is_quadratic(pairs: Evaluation) -> Tensor:
 
 
 def _by_closed_form(objective: Objective, state: SolverState, cap: Tensor) -> SolverState:
-    """The optimum of examples whose D is quadratic, which no further sample would make more certain."""
+    """The optimum of examples whose D is quadratic: exact, so that no further samples are needed."""
     active = objective.groups.active[state.example]
     state.log_sigma = closed_log_sigma(state.norms, state.rate, active, cap[state.example])
     parts = state.log_sigma.exp().square() * state.norms * active  # of D
@@ -580,7 +579,7 @@ def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Te
     if state.jacobian.shape[1]:
         seen = without_linear_part(pairs, noise, groups, sigma, state.jacobian)
     else:
-        # from the closed form, for what these samples say themselves is no expectation: it would leave a bias
+        # from the closed form: an expectation from these very samples would bias the result
         expected = state.norms * sigma.square() * groups.active
         seen = without_quadratic_part(pairs, noise, groups, state.gradients.transpose(0, 1), expected)
     return newton_step(state.log_sigma, seen, groups.active, cap[state.example], state.rate)
@@ -618,12 +617,12 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
     count = len(seen.stationarity)
     each = residual(seen.stationarity, rate, active.sum(1))  # of each sample, (S, b, T)
     mean = each.mean(0)
-    # at the cap only a push inwards counts (Karush, Kuhn and Tucker)
+    # a token at the cap is free only if its residual pushes it inwards (Karush-Kuhn-Tucker conditions)
     free = active & ((log_sigma < cap - 1e-6) | (mean > 0))
     distortion = seen.distortion.mean(0)
     slope = seen.stationarity.mean(0)
     power, own = ((slope * of).sum(1) / distortion.clamp(min=1e-30) for of in (active, free))
-    # tokens at the cap add to D what has no part in a step: then D is taken as quadratic, where it saturates
+    # tokens at the cap contribute to D and do not move: then a saturating D is taken as quadratic
     saturates = (free == active).all(1) & (power < 2)
     elasticity = torch.where(saturates, 2 * power - 2, own.clamp(min=2.0))
     bounded = elasticity.clamp(LEAST_ELASTICITY, LARGEST_ELASTICITY)
@@ -712,7 +711,7 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
             break
     rate = torch.where(steady, largest, largest * 0.5**MARGIN)
     offset = torch.where(steady.unsqueeze(1), offset, offset * 0.5**MARGIN)  # proportional to the rate
-    # a larger pilot sample, of noise twice as large, has to scatter little enough too
+    # a larger pilot sample, at twice the noise, must not scatter too much either
     log_sigma, looking = (closed(rate) + offset).minimum(caps), sound.nonzero()[:, 0]
     for index in range(MOST_CHECKS):
         if not len(looking):
@@ -728,8 +727,8 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
 
 
 def _scatter(step: Step, active: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviation of log sigma by one pair, and how often the rate has to be halved for it, (b,) each."""
-    # where nothing is below the cap, what scatters there counts
+    """Standard deviation of log sigma by one pair, and how often to halve the rate for it, (b,) each."""
+    # where no token is below the cap, the scatter of all active tokens counts
     counts = step.free | (active & ~step.free.any(1, keepdim=True))
     scatter = token_mean(step.variance, counts).sqrt()
     # D = rate / p at the optimum that continues from small noise, with p at least 2
@@ -741,7 +740,7 @@ def _scatter(step: Step, active: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
 def keep_their_order(
     log_sigma: Tensor, errors: Tensor, free: Tensor, tolerance: float, noise: Tensor
 ) -> Tensor:
-    """Whether another fit as noisy as this one would order the free tokens alike, (b,); too many are not ordered.
+    """Whether another fit as noisy as this one would order the free tokens alike, (b,); True for very long examples.
 
     Args:
         log_sigma, errors: log sigma and its standard errors, (b, T).
@@ -794,7 +793,7 @@ def _fit(
     input_std: Tensor,
     passes: Tensor,
 ) -> NoiseFit:
-    """Put the examples back in order."""
+    """Assemble the result, with the examples in their order."""
     order = torch.cat([part.example for part in parts]).argsort()
 
     def whole(read: Callable[[SolverState], Tensor]) -> Tensor:

@@ -46,10 +46,10 @@ Positions = int | Sequence[int] | Literal["each", "all"] | None
 
 @dataclass(frozen=True)
 class Plan:
-    """What to find out of every text.
+    """What to compute for each text of a batch.
 
     Attributes:
-        states: a row each, in this order.
+        states: of which there is a row each, in this order.
         positions: of the states that have tokens: None watches all together, or where a language model's target is
             predicted, "all" always all, an index (from the end where negative), several or "each" one by one.
         noise_layer: where noise enters.
@@ -77,11 +77,11 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Sample passes that a row may take, about."""
+        """Approximate maximum number of sample passes for a row."""
         return PROBES + self.solver.max_batches * self.solver.draws
 
     def rows_of(self, encoding: Encoding) -> int:
-        """How many rows a text will have, about."""
+        """Approximate number of rows of a text."""
         given = plain_values(self.positions)
         places = (
             len(encoding.ids) if given == "each" else len(given) if isinstance(given, (list, tuple)) else 1
@@ -90,12 +90,12 @@ class Plan:
 
 
 class Progress:
-    """A bar over the rows of texts that moves with each sample pass; tqdm works out the time left.
+    """A progress bar over the rows of texts that moves with each sample pass.
 
     Args:
         rows: of all texts.
-        passes: that a row may take; the bar jumps to its end where it took fewer.
-        name: of what has the rows.
+        passes: maximum of a row; the bar jumps ahead where it took fewer.
+        name: what has the rows.
         is_shown: whether there is a bar.
     """
 
@@ -119,17 +119,17 @@ class Progress:
         self.bar.close()
 
     def begin(self, rows: int) -> None:
-        """So many rows are begun together."""
+        """Record that so many rows are started together."""
         self.begun, self.since = rows, 0
 
     def tick(self, passes: int) -> None:
-        """So many passes are made."""
+        """Record that so many passes were made."""
         self.passes += passes
         self.since += passes
         self._move(self.done * self.share + min(self.since, self.begun * self.share))
 
     def end(self) -> None:
-        """The rows that were begun are found, or one of each of several states."""
+        """Record that the rows in work are done, or one row of each of their texts."""
         self.done, self.since = min(self.done + self.begun, self.rows), 0
         self._move(self.done * self.share)
 
@@ -139,27 +139,27 @@ class Progress:
 
 
 class Finder(Protocol):
-    """Finds the rows of every text of a batch in the solver's place."""
+    """Computes the rows of each text of a batch in place of the solver."""
 
     def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> AbstractContextManager[Any]:
-        """Entered while the model runs on the batch without noise; :meth:`rows` gets what it enters as."""
+        """A context around the forward without noise; its value is passed to :meth:`rows`."""
         ...
 
     def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
-        """The rows of every text, as :func:`solved` gives them."""
+        """The rows of each text, as :func:`solved` returns them."""
         ...
 
 
 def score(
     model: TextModel, encodings: Sequence[Encoding], plan: Plan, finder: Finder | None = None
 ) -> list[TextExplanation]:
-    """The explanation of every text of one batch.
+    """Explain each text of one batch.
 
     Args:
         model: what reads the texts.
         encodings: of the texts.
-        plan: what to find out of each.
-        finder: finds the rows of every text; None: the solver.
+        plan: what to compute.
+        finder: computes the rows of each text; None: the solver.
     """
     guesses: list[tuple[str, float] | None] = [None] * len(encodings)
     has_output = any(state.site is None for state in plan.states)
@@ -198,7 +198,7 @@ def score(
 
 
 def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) -> TextExplanation:
-    """The explanations of the tokens of a continuation as the rows of one text; a row keeps 0 of what follows it.
+    """Gather the explanations of a continuation's tokens as rows of one text; a row keeps 0 of what follows it.
 
     Args:
         model: what read them.
@@ -230,7 +230,7 @@ def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) ->
 
 
 def _widened(row: Row, count: int) -> Row:
-    """A row with further tokens, which the state does not depend on."""
+    """Append tokens to a row, on which its state does not depend."""
     more = count - len(row.sigma)
     if isinstance(row, ErasedRow):
         zeros = torch.zeros(more)
@@ -252,7 +252,7 @@ def _widened(row: Row, count: int) -> Row:
 
 
 def target_name(model: TextModel, encoding: Encoding) -> str:
-    """What is asked for, and what it is compared with."""
+    """Name of the target, and of the one that it is compared with."""
     name = model.target_name(encoding)
     if not encoding.foils:
         return name
@@ -260,7 +260,7 @@ def target_name(model: TextModel, encoding: Encoding) -> str:
 
 
 def solved(model: TextModel, batch: Batch, plan: Plan) -> list[tuple[Row, ...]]:
-    """The rows of every text by the solver, in the plan's order, positions of a state one after another.
+    """Solve for the rows of each text, in the plan's order, positions of a state one after another.
 
     Args:
         model, plan: as of :func:`score`.
@@ -300,7 +300,7 @@ def _solved_part(batch: Batch, part: Part, plan: Plan) -> list[list[Row]]:
 
 
 def _fits(batch: Batch, part: Part, plan: Plan) -> list[NoiseFit]:
-    """A fit for each state."""
+    """Fit each state of a part."""
     terms = Terms(plan.rate, plan.max_sigma, None, plan.input_std)
     end = None if plan.progress is None else plan.progress.end
     if plan.progress is not None:
@@ -324,12 +324,12 @@ def with_fewer_rows(plan: Plan, batch: Batch, call: Callable[[int], Found]) -> F
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory; on the CPU torch has no class of its own for it."""
+    """Whether an error says that memory ran out; torch has no class for it on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def warn_of_unreached_states(texts: Iterable[TextExplanation]) -> None:
-    """One warning for all states that noise does not reach at all: the core has one for each text."""
+    """Warn once of all states that noise does not reach: the solver would warn for each text."""
     unreached: dict[Label, str] = {}
     for item in texts:
         for row in item.rows:
@@ -345,9 +345,9 @@ def warn_of_unreached_states(texts: Iterable[TextExplanation]) -> None:
 
 
 def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
-    """Warn of layers whose distortion is that of one element or token: noise would say what it alone knows.
+    """Warn of layers whose distortion is mostly that of one element or token.
 
-    Where a text is its own unit, v^2 = mean s^2, an element with most of the sum of squares has most of the distortion.
+    Without a calibration v^2 is the mean of s^2: an element with most of the sum of squares has most of the distortion.
     """
     found: dict[str, list[str]] = {}
     for state in states:
@@ -379,7 +379,7 @@ def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
 def with_next_tokens(
     model: TextModel, encodings: Sequence[Encoding], max_rows: int | None = None
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
-    """Texts without a target get the model's own next token, and what it is with its probability."""
+    """Give texts without a target the model's own next token; return also its name and probability."""
     if all(e.target for e in encodings):
         return list(encodings), [None] * len(encodings)
     arguments, _ = model.collate([e.unasked for e in encodings])
@@ -400,7 +400,7 @@ def with_next_tokens(
 
 
 def _chosen(choices: Sequence[str], scores: Tensor) -> tuple[str, float]:
-    """The likeliest choice with its probability, by the score of each, (C,)."""
+    """Name and probability of the likeliest choice, by the scores of all, (C,)."""
     index, probability = likeliest(scores)
     return choices[index], probability
 
@@ -408,7 +408,7 @@ def _chosen(choices: Sequence[str], scores: Tensor) -> tuple[str, float]:
 def _with_answers(
     model: TextModel, encodings: Sequence[Encoding]
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
-    """Texts without an answer get the model's own for the ends that are asked for; what it is, with its probability.
+    """Give texts without an answer the ends of the model's own; return also the answer and its probability.
 
     It is the likeliest span of the text's own tokens (of its pair, where there is one), MOST_OF_ANSWER at most, as in
     the pipeline of transformers; probabilities are over all tokens.
@@ -439,7 +439,7 @@ def _with_answers(
 
 @dataclass(frozen=True)
 class Part:
-    """States that some of the texts have in common, to be fitted together."""
+    """States of some of the texts that are fitted together."""
 
     examples: list[int]
     states: list[State]
@@ -458,7 +458,7 @@ class Part:
 
 
 def parts(model: TextModel, batch: Batch, plan: Plan) -> Iterator[Part]:
-    """The plan cut so that every part is one state for each text."""
+    """Divide the plan into parts that have at most one row of each state for a text."""
     everyone = list(range(len(batch.encodings)))
     is_everywhere = isinstance(plan.positions, str) and plan.positions == "all"
     together = Part(everyone, [], [], [])
@@ -486,7 +486,7 @@ def parts(model: TextModel, batch: Batch, plan: Plan) -> Iterator[Part]:
 def _one_by_one(
     states: list[State], real: Tensor, positions: Positions, encodings: Sequence[Encoding]
 ) -> Iterator[Part]:
-    """A part for each position; texts that are too short for it are left out."""
+    """Yield a part for each position, without the texts that are too short for it."""
     wanted = [
         _indices(positions, length, f"layer {states[0].label!r} of text {shown(encoding.text)}")
         for length, encoding in zip(real.sum(1).tolist(), encodings)
@@ -501,7 +501,7 @@ def _one_by_one(
 
 
 def _indices(positions: Positions, length: int, name: str) -> list[int]:
-    """Positions of one text as numbers from 0, checked and without repeats."""
+    """Positions of one text, counted from 0, checked and without repeats."""
     given: Any = plain_values(positions)  # of NumPy or torch
     if given == "each":
         return list(range(length))
@@ -539,7 +539,7 @@ def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index:
 
 @dataclass(frozen=True)
 class ErasureFinder:
-    """Finds the rows of texts by the erasure channel, in the solver's place; special tokens are never erased.
+    """Computes the rows of texts by the erasure channel; special tokens are never erased.
 
     A class's answer is its log-odds (of a text without a target, that of the predicted class), that of a language
     model's target its log probability, summed over its tokens; of any other state the damage is D.
@@ -556,11 +556,11 @@ class ErasureFinder:
 
     @property
     def description(self) -> str:
-        """Side, ways and passes, as settings list them."""
+        """Side, ways and passes in words, for the settings."""
         return f"{self.erasure.side} by {' and '.join(self.ways)}, {self.erasure.passes} passes"
 
     def watch(self, model: TextModel, encodings: Sequence[Any]) -> AbstractContextManager[Any]:
-        """Nothing is watched."""
+        """Nothing needs to be recorded."""
         return nullcontext()
 
     def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
@@ -588,7 +588,7 @@ class ErasureFinder:
         return [tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])) for rows in found]
 
     def _answers(self, batch: Batch, part: Part, state: State) -> Iterator[tuple[list[int], Selector | None]]:
-        """Rows of a part that share an answer, and what picks it; None: the state itself."""
+        """Yield rows of a part that share an answer, with its selector; None: the whole state."""
         everyone = list(range(len(part.examples)))
         if state.site is not None or self.model.task not in ("sequence classes", "next token", "answer span"):
             yield everyone, None
