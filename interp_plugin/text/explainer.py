@@ -57,7 +57,7 @@ READ = "what the next block reads"  # of a pre-norm model: see HuggingFaceModel.
 
 
 class TextExplainer:
-    """Says how much of each token every layer of a model keeps, for any texts.
+    """Explains texts: how much of each token every layer of a model keeps, or which tokens carry an answer.
 
     Args:
         model: a model of Hugging Face, or a :class:`TextModel` (:class:`PlainModel` makes one of a plain
@@ -65,7 +65,8 @@ class TextExplainer:
         tokenizer: the model's, for a model of Hugging Face; a pipeline has its own.
         noise_layer: where noise enters: a module, its dotted name, or one of its runs.  None: the word
             embeddings.
-        calibration: the spread of the states (:meth:`calibrate` sets it); None: each text is its own yardstick.
+        calibration: the spread of the states (:meth:`calibrate` sets it), the unit of distortion; None: each text is
+            measured by its own states.
 
     Examples::
         >>> from interp_plugin import data, huggingface
@@ -104,7 +105,7 @@ class TextExplainer:
 
     @property
     def usual_solver(self) -> Solver:
-        """How hard to look where nothing is said.
+        """The solver's settings where the caller gives none.
 
         A language model's states scatter more than an encoder's from sample to sample: its log sigma are found to .05,
         which orders tokens well (Spearman .98 between seeds at layers 5, 15 and 29 of SmolLM2, in the mean).
@@ -134,7 +135,7 @@ class TextExplainer:
         )
 
     def states(self, layers: Layers = "all") -> list[State]:
-        """Where the states of layers are read, and in which unit; ``layers`` as in :meth:`explain`.
+        """Where the states of layers are read, and their units; ``layers`` as in :meth:`explain`.
 
         Raises:
             ValueError: a layer that is not there, or that the calibration does not have.
@@ -332,7 +333,7 @@ class TextExplainer:
     def _taking(
         self, forward_args: Mapping[str, Any] | None, count: int, is_one: bool
     ) -> tuple[TextExplainer, list[Mapping[str, Any]]]:
-        """The explainer with a model that takes these arguments, and those of each of so many texts."""
+        """An explainer whose model takes these arguments, and the arguments of each text."""
         if not forward_args:
             return self, [{}] * count
         if not isinstance(forward_args, Mapping):
@@ -354,7 +355,7 @@ class TextExplainer:
         show_progress: bool,
         are_texts: bool,
     ) -> tuple[TextExplanation, ...]:
-        """The explanation of every text; plans come with the texts that each is for."""
+        """Explain the texts; each plan comes with the indices of its texts."""
         found: dict[int, TextExplanation] = {}
         rows = sum(plan.rows_of(encodings[index]) for plan, indices in plans for index in indices)
         passes = plans[0][0].passes if finder is None else finder.erasure.passes
@@ -375,7 +376,7 @@ class TextExplainer:
         generation: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Explanation:
-        """What a language model generates after a text, and which tokens before it each generated token rests on.
+        """Generate a continuation of a text, and explain which earlier tokens each generated token rests on.
 
         Args:
             text: the prompt, or the messages of a chat.
@@ -403,7 +404,7 @@ class TextExplainer:
         units: Any,
         arguments: Sequence[Mapping[str, Any]],
     ) -> tuple[Encoding, list[Encoding]]:
-        """A text with its continuation, and one text for each token of that."""
+        """Encode a text with its continuation, and once more for each token of the continuation."""
         if not isinstance(self.model, huggingface.HuggingFaceModel) or self.model.task != "next token":
             raise ValueError(
                 f"{self.model.name} is no language model, and nothing continues its texts; use target"
@@ -421,13 +422,13 @@ class TextExplainer:
         ]
 
     def _usual_layers(self, target: Any, score: str, continuation: Any) -> Layers:
-        """The layers, where none are named."""
+        """The layers explained where the caller names none."""
         of_class = target is not None and self.model.task != "next token"
         has_output = continuation is not None or of_class or score == "erased"
         return OUTPUT if has_output and self.model.task != "none" else "all"
 
     def _usual_ways(self, labels: Sequence[Label]) -> tuple[Way, ...]:
-        """How tokens are erased where nothing is said: states with tokens need as many as there were."""
+        """The ways to erase where the caller names none; a state with positions needs all tokens in place."""
         is_decoder = self.model.task == "next token" and self.model.axis[OUTPUT] == "input"
         return ("delete",) if is_decoder and list(labels) == [OUTPUT] else ("mask",)
 
@@ -440,7 +441,7 @@ class TextExplainer:
         seed: int,
         labels: Sequence[Label],
     ) -> ErasureFinder | None:
-        """What finds the rows; None: the solver."""
+        """What computes the rows; None: the solver."""
         if score not in ("kept", "erased"):
             raise ValueError(f"score is {score!r}; choose 'kept' or 'erased'")
         if score == "kept":
@@ -462,7 +463,7 @@ class TextExplainer:
         input_std: float | None = None,
         solver: Solver | None = None,
     ) -> Plan:
-        """What :meth:`explain` asks of every text, for those that call :func:`scoring.score` themselves.
+        """The plan of :meth:`explain`, for callers of :func:`scoring.score`.
 
         Args:
             layers, rate, max_sigma, input_std, solver: as in :meth:`explain`.
@@ -564,7 +565,7 @@ class TextExplainer:
         )
 
     def _input_std(self) -> float | None:
-        """tau of the noise layer, of its table or as it was calibrated; None: each text has its own."""
+        """tau of the noise layer: of its embedding table, or as calibrated; None: each text has its own."""
         known, unit = std_of_table(module_of(self.noise_layer)), self.calibration
         if known is None and unit is not None and unit.noise_layer == self._noise_layer_name:
             known = unit.input_std
@@ -605,7 +606,7 @@ class TextExplainer:
         return encodings
 
     def settings(self, plan: Plan, neurons: Any = None, heads: Any = None) -> Settings:
-        """What the numbers that come of a plan depend on."""
+        """The settings that the numbers of a plan depend on."""
         return Settings(
             model=self.model.name,
             noise_layer=self._noise_layer_name,
@@ -633,7 +634,7 @@ class TextExplainer:
 
 
 def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokenizerBase | None) -> TextModel:
-    """A model that is one already, or one of Hugging Face with its tokenizer."""
+    """Return a TextModel as it is; wrap a model of Hugging Face with its tokenizer."""
     if hasattr(model, "encode") and hasattr(model, "collate"):
         return cast(TextModel, model)
     if isinstance(model, (str, PathLike)):
@@ -652,7 +653,7 @@ def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokeniz
 
 
 def _site_of(model: TextModel, layer: Site | str | None) -> Site:
-    """A noise layer given as a module, by its dotted name, or not at all."""
+    """The noise layer, given as a module, by its dotted name, or left to the model."""
     if layer is None:
         return model.embedding
     if not isinstance(layer, str):
