@@ -1,9 +1,9 @@
 """What each device of the solver saves: it is switched off, and passes to the same error are compared.
 
     python tests/benchmarks/ablation.py --data TSV --truths DIR [--classifier DIR] [--seeds 4]
-        [--states layer3 ...] [--devices "control variates" ...] [--constants]
+        [--states layer3 ...] [--devices "control variates" ...] [--constants [NAME ...]]
 
-With `--constants` the solver's constants are halved and doubled in the devices' place.
+With `--constants` the solver's constants (all, or those named) are halved and doubled in the devices' place.
 
 States: `layer1` to `layer6` of the pretrained MiniLM and `default1` to `default4` of the embedded model, in units of
 `state_std` of 100 texts; `smollm`, block 8 of SmolLM2 in its own; with `--classifier`, a BERT classifier made by
@@ -104,7 +104,7 @@ CONSTANTS: dict[str, tuple[str, ...]] = {
     # by what they belong to
     "cost": ("PROBES", "SAMPLES", "SPARE", "KEPT_GRADIENTS", "FIRST_BATCH"),
     "step": ("LARGEST_STEP", "LARGEST_RISE", "LARGEST_ELASTICITY", "LARGEST_SHRINK"),
-    "average": ("LONG_STEP", "NEWTON_ERROR", "OUTLIER"),
+    "average": ("LONG_STEP", "NEWTON_ERROR", "OUTLIER", "DRIFT"),
     "order of tokens": ("DISORDER", "REPEATS"),
     "class outputs": (
         "UNSEEN",
@@ -118,6 +118,9 @@ CONSTANTS: dict[str, tuple[str, ...]] = {
     ),
     "control variates": ("RIDGE",),
 }
+
+
+NAMES = [name for part in CONSTANTS.values() for name in part]
 
 
 def scaled(name: str, factor: float) -> Device:
@@ -258,7 +261,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, help="folder of a fine-tuned BERT classifier")
     parser.add_argument("--states", nargs="+", default=[*(f"layer{i}" for i in range(1, 7)), "default-class"])
     parser.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
-    parser.add_argument("--constants", action="store_true", help="halve and double the constants")
+    parser.add_argument("--constants", nargs="*", choices=NAMES, help="halve and double these, or all")
     parser.add_argument("--seeds", type=int, default=4)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -275,8 +278,8 @@ def main() -> None:
         print(f"{state:<14} standard error of the truth: {own:.2f} %")
         base = measure(fits, truths, Device(), arguments.seeds)
         devices = {name: DEVICES[name] for name in arguments.devices}
-        if arguments.constants:
-            names = [name for part in CONSTANTS.values() for name in part]
+        if arguments.constants is not None:
+            names = arguments.constants or NAMES
             devices = {f"{name} x {factor}": scaled(name, factor) for name in names for factor in (0.5, 2)}
         print(base.text(state, "none", base), flush=True)
         for name, device in devices.items():
