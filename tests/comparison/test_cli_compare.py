@@ -292,7 +292,7 @@ def test_a_language_model_is_asked_for_the_columns_of_next_tokens(tmp_path: Path
         (["FILMS", "--label-column", "gold"], "columns 'sentence', 'label'"),
         (["/no/such.tsv"], "there is no file '/no/such.tsv'"),
         (["FILMS", "--methods", "saliency"], "method 'saliency' is not known"),
-        (["FILMS", "--methods", "x*"], "method 'x*' fits none; choose from 'information kept'"),
+        (["FILMS", "--methods", "x*"], "method 'x*' matches none; choose from 'information kept'"),
         (["FILMS", "--methods", "random,,LIME"], "cannot be read"),
         (["FILMS", "--metrics", "accuracy"], "metric 'accuracy' is not known"),
         (["FILMS", "--layers", "4-2"], "layers '4-2' cannot be read"),

@@ -471,7 +471,7 @@ def test_a_method_is_chosen_by_name_or_given() -> None:
         chosen(METHODS, ["gradients"])
     with pytest.raises(ValueError, match="'mine' is given 2 times"):
         chosen(METHODS, [mine, mine])
-    with pytest.raises(ValueError, match="names none"):
+    with pytest.raises(ValueError, match="methods is empty"):
         chosen(METHODS, [])
     with pytest.raises(TypeError, match="method 3 is a int"):
         chosen(METHODS, [3])  # type: ignore[list-item]
@@ -491,7 +491,7 @@ def test_a_string_may_name_several_with_stars_and_brackets_for_themselves(
     text: str, expected: list[str] | None
 ) -> None:
     if expected is None:
-        with pytest.raises(ValueError, match="fits none"):
+        with pytest.raises(ValueError, match="matches none"):
             chosen(METHODS, text)
     else:
         assert [method.name for method in chosen(METHODS, text)] == expected

@@ -451,9 +451,9 @@ def other_weights() -> Any:
         ),
         (
             {"methods": [Method("place", place, signed=True)]},
-            "another method of the name 'place' .signed is False",
+            "another method with the name 'place' .signed is False",
         ),
-        ({"metrics": [Metric("top", TOP.measure, True, "by hand")]}, "another metric of the name 'top'"),
+        ({"metrics": [Metric("top", TOP.measure, True, "by hand")]}, "another metric with the name 'top'"),
     ],
 )
 def test_another_study_is_not_mixed_into_a_folder(
