@@ -171,7 +171,7 @@ def test_an_empty_text_and_labels_that_are_no_class_are_named_and_stop_nothing(
     assert data["texts"] == 2
     notes = " ".join(data["notes"])
     assert "left out, as they have no text: 1 (films.csv, line 3" in notes
-    assert "1 of 2 labels taken for not known, as the model has no such class" in notes
+    assert "1 of 2 labels treated as not known, as the model has no such class" in notes
     assert "'5 stars'" in notes
     assert set(data["notes"]) <= set(data["tables"][0]["notes"])
 
@@ -302,7 +302,7 @@ def test_a_language_model_is_asked_for_the_columns_of_next_tokens(tmp_path: Path
         (["FILMS", "--output", "FILMS"], "is a file; give a folder"),
         (["FILMS", "--html", "/no/such/folder/x.html"], "no file can be made in"),
         (["FILMS", "--calibrate", "/no/such/file"], "cannot read '/no/such/file'"),
-        (["FILMS", "--methods", "random", "--metrics", "state erasure (mask)"], "is not about classes"),
+        (["FILMS", "--methods", "random", "--metrics", "state erasure (mask)"], "does not apply to classes"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_sentence_on_stderr(

@@ -139,7 +139,7 @@ def test_markdown_says_question_notes_marks_and_sources() -> None:
     text = markdown(made_report(SMALL, title="SST-2"), title=True)
     assert text.startswith("# SST-2\n\n")
     for claim in (
-        "## layer 3", "- Special tokens are not ranked.", "↓: lower is better", "p ≥ 0.05", "compared apart",
+        "## layer 3", "- Special tokens are not ranked.", "↓: lower is better", "p ≥ 0.05", "compared separately",
         "- comprehensiveness ↑: DeYoung et al. 2020",
     ):  # fmt: skip
         assert claim in text
