@@ -236,9 +236,9 @@ def test_a_rationale_that_does_not_fit_says_what_would(rationale: Any, message: 
         ({"labels": ["bad", "ugly", None, None]}, "text 1, 'it was good': target 'ugly' is not a class"),
         ({"labels": [0.5, 0, 0, 0]}, "text 0, .*: target 0.5 is not a class of the model"),
         ({"target": "label"}, "there are no labels"),
-        ({"target": "label", "labels": [0, 1, None, 2]}, "text 2, .* it has none"),
+        ({"target": "label", "labels": [0, 1, None, 2]}, "text 2, .* it has no label"),
         ({"target": "true"}, "target is 'true'; choose 'predicted' or 'label'"),
-        ({"rationales": [[0]] * 4}, "text 0, .*: its rationale is a mask of 1"),
+        ({"rationales": [[0]] * 4}, "text 0, .*: its rationale is a mask of length 1"),
         ({"explain_class": False}, "nothing to explain"),
         ({"layers": "attic"}, "layer 'attic' does not exist"),
         ({"methods": "loom"}, "method 'loom' is not known"),
@@ -739,7 +739,7 @@ def test_what_does_not_belong_together_does_not_merge() -> None:
         StudyResult.merge()
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
         StudyResult.merge(run(TEXTS[:1]), run(TEXTS[1:2], seed=1))
-    with pytest.raises(ValueError, match="two results have 'quality' of 'a' for 'class' of text 'text 0'"):
+    with pytest.raises(ValueError, match="two results have different numbers for 'quality' of 'a' for 'class' of text 'text 0'"):
         StudyResult.merge(first, made_up(VALUES + 1))
     with pytest.raises(ValueError, match=r"method 'a' is .*signed=False.* and .*signed=True"):
         StudyResult.merge(first, made_up(VALUES, (True,) * 4, texts=40))
