@@ -412,7 +412,7 @@ class Method:
     passes_per_token: float = 0
 
     def can_explain(self, state: State | None) -> bool:
-        """Whether the method explains this state, or a class (None)."""
+        """Return whether the method explains this state, or a class (None)."""
         return self.explains in ("both", "class" if state is None else "state")
 
     def __call__(self, inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -519,7 +519,7 @@ class Metric:
     calls: int = 0
 
     def can_judge(self, state: State | None) -> bool:
-        """Whether the metric evaluates scores for this state, or for a class (None)."""
+        """Return whether the metric evaluates scores for this state, or for a class (None)."""
         return self.judges in ("both", "class" if state is None else "state")
 
     def __call__(self, trial: Trial) -> float | None:

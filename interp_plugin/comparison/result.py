@@ -356,8 +356,8 @@ class StudyResult:
             StudyResult(2 texts, 1 question, 1 method, 5 metrics)
         """
         q, m, k = (
-            [self.number(kind, name) for name in (self.names[kind] if wanted is None else wanted)]
-            for kind, wanted in zip(_COLUMNS, (questions, methods, metrics))
+            [self.number(kind, name) for name in (self.names[kind] if requested is None else requested)]
+            for kind, requested in zip(_COLUMNS, (questions, methods, metrics))
         )
         if texts is None or isinstance(texts, slice):
             n = list(range(len(self.texts))[texts or slice(None)])

@@ -219,7 +219,7 @@ def notes(result: StudyResult, question: int) -> Iterator[str]:
     yield from _failures(result, name)
     for part, why in result.left_out.items():
         if part.endswith(f", {name}"):
-            yield f"Left out, as it does not suit the model: {part.removesuffix(f', {name}')} ({_short(why)})."
+            yield f"Left out, as it does not support the model: {part.removesuffix(f', {name}')} ({_short(why)})."
 
 
 def _explained(result: StudyResult, question: str) -> str:

@@ -739,7 +739,10 @@ def test_what_does_not_belong_together_does_not_merge() -> None:
         StudyResult.merge()
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
         StudyResult.merge(run(TEXTS[:1]), run(TEXTS[1:2], seed=1))
-    with pytest.raises(ValueError, match="two results have different numbers for 'quality' of 'a' for 'class' of text 'text 0'"):
+    with pytest.raises(
+        ValueError,
+        match="two results have different numbers for 'quality' of 'a' for 'class' of text 'text 0'",
+    ):
         StudyResult.merge(first, made_up(VALUES + 1))
     with pytest.raises(ValueError, match=r"method 'a' is .*signed=False.* and .*signed=True"):
         StudyResult.merge(first, made_up(VALUES, (True,) * 4, texts=40))

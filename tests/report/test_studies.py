@@ -332,7 +332,7 @@ def test_where_lower_is_better_the_axis_is_turned_over_and_says_so() -> None:
     [axes] = draw_points(Points("", "infidelity", False, study_points(study_cells()))).axes
     low, high = axes.get_ylim()
     assert low > high
-    assert axes.get_ylabel() == "infidelity ↓\nlower is better: the axis is turned over"
+    assert axes.get_ylabel() == "infidelity ↓\nlower is better: the axis is inverted"
 
 
 def test_methods_without_a_cost_are_named_under_the_picture() -> None:
