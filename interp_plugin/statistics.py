@@ -143,9 +143,7 @@ def t_test(values: ArrayLike, alternative: Literal["two-sided", "greater"] = "tw
     stats = load("scipy.stats", "a test of differences", "compare")
     columns = np.asarray(values, np.float64)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.filterwarnings(
-            "ignore", "Precision loss occurred"
-        )  # SciPy's warning if all values are equal
+        warnings.filterwarnings("ignore", "Precision loss occurred")  # if all values are equal
         found = stats.ttest_1samp(columns, 0.0, alternative=alternative)
     p: Floats = np.where((columns == 0).all(0), 1.0, found.pvalue)
     return p

@@ -161,7 +161,7 @@ def explain(
         targets: Any = target if labels is None else labels
         if sum(value is not None for value in (generate, continuation, targets)) > 1:
             raise ValueError(
-                "--generate, --continuation and --target all choose what follows; give only one of them"
+                "--generate, --continuation and --target all choose what follows; give one of them"
             )
         if (generate is not None or continuation is not None) and len(inputs) != 1:
             raise ValueError(

@@ -307,7 +307,7 @@ def one_kind(**kinds: bool) -> str | None:
     """
     chosen = [kind for kind, is_chosen in kinds.items() if is_chosen]
     if len(chosen) > 1:
-        raise ValueError(f"--{' and --'.join(chosen)} are different kinds of texts; give only one of them")
+        raise ValueError(f"--{' and --'.join(chosen)} are different kinds of texts; give one of them")
     return chosen[0] if chosen else None
 
 

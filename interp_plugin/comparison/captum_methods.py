@@ -19,9 +19,7 @@ Baseline = Literal["zero", "[PAD]", "[MASK]", "mean"]
 BASELINES: tuple[Baseline, ...] = ("zero", "[PAD]", "[MASK]", "mean")
 """Embedding of an uninformative token: zeros, the padding token's, the mask token's, or the mean of the table."""
 STEPS = 50  # points on the path from the baseline, or number of samples
-NOISE = (
-    0.15  # SmoothGrad's noise level, as a share of the embeddings' range (Smilkov et al., 2017, section 3.1)
-)
+NOISE = 0.15  # of SmoothGrad, as a share of the embeddings' range (Smilkov et al., 2017, section 3.1)
 SAMPLES = 200  # texts sampled by LIME and KernelSHAP
 PERMUTATIONS = 25  # permutations in Shapley value sampling, Captum's default
 NOISER_DRAWS = 10

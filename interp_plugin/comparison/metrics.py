@@ -534,10 +534,8 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> float:
 
 
 _BOUNDS = Bounds()
-_PAIR = (
-    ("comprehensiveness", False),
-    ("sufficiency", True),
-)  # name, and whether the important tokens are kept
+# names, and whether the important tokens are kept
+_PAIR = (("comprehensiveness", False), ("sufficiency", True))
 _INFIDELITY = "Yeh et al. 2019; Captum infidelity, normalised"
 _ADEBAYO = "Adebayo et al. 2018, cascading randomisation"
 _LENGTH = "; as many tokens as the rationale has"

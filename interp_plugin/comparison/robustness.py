@@ -353,9 +353,8 @@ def stages(inputs: Inputs) -> dict[Label, tuple[str, ...]]:
     found: dict[Label, list[str]] = {label: [] for label in (HEAD, *reversed(labels), EMBEDDINGS)}
     for name, parameter in model.module.named_parameters():
         owner = name.rpartition(".")[0]
-        while (
-            owner and owner not in below
-        ):  # attention may use the weight of a submodule without calling the module
+        # attention may use the weight of a submodule without calling the submodule
+        while owner and owner not in below:
             owner = owner.rpartition(".")[0]
         level = below.get(owner, len(labels))
         stage = EMBEDDINGS if id(parameter) in words else HEAD if level == len(labels) else labels[level]

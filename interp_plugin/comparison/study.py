@@ -577,9 +577,7 @@ def examples(
         except (ValueError, TypeError) as error:
             if not skip_invalid:
                 raise ValueError(f"text {index}, {shown(str(text))}: {error}") from error
-            reason = (
-                str(error).removeprefix("text 0 is ").rstrip(".")
-            )  # the text was encoded alone, as number 0
+            reason = str(error).removeprefix("text 0 is ").rstrip(".")  # encoded alone, the text is number 0
             invalid.append(f"text {index}, {shown(str(text))}: {reason}")
             continue
         found.append(Example(encoding, number, number if by_label else None, rationale))

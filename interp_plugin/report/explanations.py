@@ -259,9 +259,8 @@ def lines(text: Values) -> tuple[tuple[Piece, ...], ...]:
     found: list[list[Piece]] = [[]]
     here, taken = 0, 0  # current segment, and number of its characters already written
     seen = {0}  # segments already begun; the text is repeated before each further choice
-    before = next(
-        (u for u, offset in enumerate(offsets) if offset is not None), 0
-    )  # number of leading special tokens
+    # number of leading special tokens
+    before = next((u for u, offset in enumerate(offsets) if offset is not None), 0)
     for u, (name, offset) in enumerate(zip(text["units"], offsets, strict=True)):
         if offset is None:
             found[-1].append(Piece(name, columns[u], special=True))
@@ -277,9 +276,8 @@ def lines(text: Values) -> tuple[tuple[Piece, ...], ...]:
         if start > taken:
             found[-1].append(Piece(segments[segment][taken:start]))
         own = segments[segment][max(start, taken) : end]
-        space = (
-            own[: len(own) - len(own.lstrip())] if own.strip() else ""
-        )  # the blank in " film" is not shaded
+        # the blank in " film" is not shaded
+        space = own[: len(own) - len(own.lstrip())] if own.strip() else ""
         if space:
             found[-1].append(Piece(space))
             own = own.removeprefix(space)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TypeGuard
 
 UNKNOWN = "-"
-_DIGITS = 4  # most significant digits
+_DIGITS = 4  # largest number of significant digits
 _DECIMALS = 6  # numbers with more decimals are written with an exponent
 _RANGE = 100.0  # ratio of largest to smallest number above which numbers need different decimals
 

@@ -93,9 +93,8 @@ def _show_section(section: Section, console: Console, details: bool, dark: bool)
             shaded.append(shown, style=_style(cell, dark) if not piece.special else "dim")
         console.print(shaded)
     for table in section.tables:
-        shown_table = (
-            table.turned() if section.lines else table
-        )  # tokens of a text are shown from top to bottom
+        # tokens of a text are shown from top to bottom
+        shown_table = table.turned() if section.lines else table
         if table.title and table.title != section.heading:
             console.print(Text(printable(table.title), style="dim"))
         if table.is_empty:
@@ -134,9 +133,8 @@ def _block(
     from rich.text import Text
 
     drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=True)
-    drawn.add_column(
-        Text(printable(table.corner)), width=name + 1, overflow="fold"
-    )  # + 1 for the left padding
+    # + 1 for the left padding
+    drawn.add_column(Text(printable(table.corner)), width=name + 1, overflow="fold")
     for c in columns:
         column = table.columns[c]
         # a module's dotted name may be wider than any cell and is then wrapped; numbers never are

@@ -278,7 +278,7 @@ def test_a_language_model_is_asked_for_the_columns_of_next_tokens(tmp_path: Path
     found = dict(zip(columns_of(tables[0]), signed["leave-one-out"], strict=True))
     assert found["contrastive comprehensiveness (delete)"]["n"] == 1  # the other has no foil
     assert found["comprehensiveness (attention)"]["n"] == 2
-    assert "predicts tokens and no classes" in refused(*arguments, "--target", "label")
+    assert "predicts tokens, not classes" in refused(*arguments, "--target", "label")
     [other] = compared(*arguments, "--metrics", "suff* (delete)", "--target-column", "next")["tables"]
     assert other["groups"]["signed"]["leave-one-out"][0]["n"] == 2
 

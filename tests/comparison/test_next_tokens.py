@@ -267,8 +267,8 @@ def test_records_with_targets_are_read_and_empty_ones_are_the_models_own(tmp_pat
     "options, message",
     [
         ({"target": [" bold"]}, "target lists 1 for 2 texts"),
-        ({"target": "label"}, "predicts tokens and no classes"),
-        ({"labels": [0, 1]}, "predicts tokens and no classes"),
+        ({"target": "label"}, "predicts tokens, not classes"),
+        ({"labels": [0, 1]}, "predicts tokens, not classes"),
         ({"instead_of": " dull"}, "instead_of is . dull. and there is no target"),
         ({"target": " bold", "instead_of": " bold"}, "must differ"),
     ],
