@@ -113,7 +113,7 @@ def explain(
     pairs: Annotated[bool, option("Every text is two sentences, separated by a tab.")] = False,
     choices: Annotated[bool, option("Every text is followed by its choices, separated by tabs.")] = False,
     chats: Annotated[bool, Chats] = False,
-    words: Annotated[bool, option("Every text is already split into words, separated by blanks.")] = False,
+    words: Annotated[bool, option("Every text is already split into words, separated by spaces.")] = False,
     forward_args: options.ForwardArgs = None,
     model: options.ModelName = None,
     tokenizer: options.TokenizerName = None,
