@@ -1,8 +1,7 @@
-"""Interoperability: our scores in the forms that shap, Quantus, inseq and interpreto read.
+"""Interoperability: convert scores to the formats of shap, Quantus, inseq and interpreto.
 
-Each of them takes a high score for an important token, so all are given information kept, never the loss.
-None of them is needed by anything else here, and none is installed with the package:
-``pip install "interp-plugin[interop]"`` brings in all four.
+In these packages a high score means an important token, so they get information kept, never information loss.
+They are optional: ``pip install "interp-plugin[interop]"`` installs all four.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 Choice = Layer | tuple[Layer, int] | None
 """A layer, a layer and one of its positions, or None for the last row of each text."""
 Important = Literal["kept", "signed"]
-"""The scores that are high where a token matters."""
+"""Scores that are high for important tokens."""
 
 
 def to_shap(
@@ -43,20 +42,20 @@ def to_shap(
     granularity: Granularity = "token",
     aggregate: Aggregate = "mean",
 ) -> Any:
-    """Information kept as a ``shap.Explanation``, for ``shap.plots.text`` and its other plots.
+    """Convert information kept to a ``shap.Explanation``, for ``shap.plots.text`` and other plots of shap.
 
-    The base value is 0; shap's sum, base value + values = f(x), is the nats that the state keeps of the whole text
-    where each unit's are the sum over its tokens. ``data`` are the pieces of the text, with the blanks between
-    them, and ``error_std`` the standard errors.
+    The base value is 0.  With ``aggregate="sum"``, shap's f(x) = base value + sum of values is the nats that the state
+    keeps of the whole text.  ``data`` holds the pieces of the text, including the white space between them, and
+    ``error_std`` the standard errors.
 
     Args:
-        explanation: texts, or one of them.
+        explanation: an explanation of texts, or one of its texts.
         layer: a label, or (label, position); None: the last row of each text.
         granularity: "token", "word" or "sentence".
-        aggregate: a unit's nats are the "mean" over its tokens, so that words compare, their "sum" or "max".
+        aggregate: how a unit's nats are computed from its tokens': "mean" (comparable between words), "sum" or "max".
 
     Returns:
-        Of one text, values (U,); of several, an array of such arrays, as shap's own text explainers give them.
+        For one text, values (U,); for several, an array of such arrays, as from shap's own text explainers.
 
     Raises:
         ImportError: shap is missing.
@@ -78,7 +77,7 @@ def to_shap(
         values, errors, pieces = _kept(explanation, layer, granularity, aggregate)
         return shap.Explanation(values, 0.0, pieces, feature_names=pieces.tolist(), error_std=errors)
     if not len(explanation):
-        raise ValueError("the explanation has 0 texts, and shap shows at least one; explain some first")
+        raise ValueError("the explanation has 0 texts, but shap needs at least one; explain some first")
     values, errors, pieces = (
         _ragged(part) for part in zip(*(_kept(item, layer, granularity, aggregate) for item in explanation))
     )
@@ -98,32 +97,33 @@ def quantus_explain_func(
     method: str | None = None,
     **settings: Any,
 ) -> NDArray[Any]:
-    """The ``explain_func`` of Quantus' metrics, which are called directly, with ``channel_first=True``.
+    """Compute scores as the ``explain_func`` of Quantus' metrics; call the metrics with ``channel_first=True``.
 
-    Text comes in as embeddings (B, T, K), to a module that takes them and returns class scores (B, C). Quantus
-    then has one score a token, (B, T, 1), spreads it over the K elements, and a step of K features
-    perturbs one whole token. Needs no package; but Quantus 0.6 takes areas under curves with a function that
-    numpy 2.4 removed: keep numpy below that beside it.
+    For text, inputs are embeddings (B, T, K), and the model maps embeddings to class scores (B, C). Quantus
+    gets one score per token, (B, T, 1), and broadcasts it over the K elements; a step of K features then
+    perturbs one whole token. This function does not need Quantus, but Quantus 0.6 computes areas under curves with a
+    function that numpy 2.4 removed: use an older numpy with it.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         inputs: (B, ...).
-        targets: a class for each example, (B,): its score is the state. None, or a state layer: not looked at.
-        state_layer: dotted name, in ``model``, of the module whose output is the state; a name, since
-            Quantus' randomisation metrics hand over copies.
-        axis: summed over, and kept with length 1, in inputs of three and more dimensions: the elements of a
-            token. Of images (B, C, H, W) it is 1, with a ``feature_mask`` that makes each pixel one token.
+        targets: a class for each example, (B,), whose score is the state; None: all outputs. Ignored with a state
+            layer.
+        state_layer: dotted name, in ``model``, of the module whose output is the state; it is a name because
+            Quantus' randomisation metrics pass copies of the model.
+        axis: axis of a token's elements, which is summed over and kept with length 1, for inputs of three and more
+            dimensions. For images (B, C, H, W), use 1 and a ``feature_mask`` that makes each pixel one token.
         score: "kept", or "signed" (with a target).
-        device: where to run; None: where the model is.
-        method: the name that ``quantus.evaluate`` knows this function by; not looked at.
-        **settings: of :meth:`InformationLoss.attribute`, given to a metric in its ``explain_func_kwargs``; a
-            number for ``input_std`` makes the scores of different examples comparable.
+        device: device to run on; None: the model's device.
+        method: name of this function in ``quantus.evaluate``; ignored.
+        **settings: arguments of :meth:`InformationLoss.attribute`, given to a metric in its ``explain_func_kwargs``.
+            A number for ``input_std`` makes the scores of different examples comparable.
 
     Returns:
-        float32; of the inputs' shape but for ``axis``.
+        The scores, float32, of the inputs' shape except that ``axis`` has length 1.
 
     Raises:
-        ValueError: another score.
+        ValueError: the score is neither "kept" nor "signed".
 
     Example::
 
@@ -155,19 +155,19 @@ def quantus_explain_func(
 def register_inseq() -> type[Any]:
     """Make "information_loss" an attribution method of inseq, and return its class.
 
-    ``inseq.load_model(model, "information_loss", tokenizer=...)`` then explains each generated token: noise enters
-    the embeddings of what was there before it (of an encoder-decoder, of the source, and of the decoder's
-    tokens with ``attribute_target=True``); the state is what inseq's ``attributed_fn`` computes (by default the
-    probability of the token), or a layer, ``load_model(..., state_layer="transformer.h.1")``. Settings of
+    ``inseq.load_model(model, "information_loss", tokenizer=...)`` then explains each generated token. Noise is added to
+    the embeddings of the preceding tokens (in an encoder-decoder: of the source, and with ``attribute_target=True`` of
+    the decoder's tokens too). The state is what inseq's ``attributed_fn`` computes (by default the probability of the
+    token), or the output of a layer, ``load_model(..., state_layer="transformer.h.1")``. Settings of
     :meth:`InformationLoss.attribute` (``rate``, ``solver``, ``score="signed"``, which integrates from zeros here)
     are keyword arguments of inseq's ``attribute``. ``input_std`` is that of the embedding table, as in
-    :class:`LayerInformationLoss`. With ``load_model(..., target_layer="transformer.h.0")`` noise enters at the output
-    of that layer, (B, T, K), in place of the embeddings.
+    :class:`LayerInformationLoss`. With ``load_model(..., target_layer="transformer.h.0")``, noise is added to the
+    output of that layer, (B, T, K), instead of the embeddings.
 
-    Scores are nats of each token, (T, generated), not normalised. Padding bears no noise; inseq puts it on
-    the left, where it moves the noise draws, so that a text in a batch differs from the same one alone within its
-    standard errors. Of each generated token ``step_scores`` hold "converged", 1 or 0, and "residual", the largest
-    distance of a token from the optimum, relative (``NoiseFit.residual``).
+    Scores are nats of each token, (T, generated), not normalised. Padding gets no noise. inseq pads on the left, which
+    shifts the noise draws, so a text's scores in a batch differ from its scores alone, within their standard errors.
+    For each generated token, ``step_scores`` holds "converged", 1 or 0, and "residual", the largest relative distance
+    of a token from the optimum (``NoiseFit.residual``).
 
     Raises:
         ImportError: inseq is missing.
@@ -206,22 +206,22 @@ def register_inseq() -> type[Any]:
                 self.method = LayerInformationLoss(forward, self.target_layer, layer)
 
         def prepare_and_attribute(self, *args: Any, **kwargs: Any) -> Any:
-            """As inseq's; the settings that it notes down are such as its ``save`` and ``load`` understand."""
+            """Attribute as inseq does, and record settings in a form that its ``save`` and ``load`` support."""
             outputs = super().prepare_and_attribute(*args, **kwargs)
             for output in outputs if isinstance(outputs, list) else [outputs]:
-                noted = output.info["attribution_args"]
-                output.info["attribution_args"] = {name: _plain(value) for name, value in noted.items()}
+                settings = output.info["attribution_args"]
+                output.info["attribution_args"] = {name: _plain(value) for name, value in settings.items()}
             return outputs
 
         def attribute_step(
             self, attribute_fn_main_args: dict[str, Any], attribution_args: dict[str, Any] | None = None
         ) -> Any:
-            """One generated token: scores (B, T) of the source, of the prefix, or of both."""
+            """Explain one generated token: scores (B, T) of the source, of the prefix, or of both."""
             settings = dict(attribution_args or {})
             score = settings.pop("score", "kept")
             settings.pop("return_input_shape", None)
             _check_important(score)
-            if isinstance(settings.get("solver"), dict):  # as a loaded result notes it
+            if isinstance(settings.get("solver"), dict):  # the form in a loaded result
                 settings["solver"] = Solver(**settings["solver"])
             model, inputs = self.attribution_model, attribute_fn_main_args["inputs"]
             _check_inseq(model, self.method, attribute_fn_main_args)
@@ -248,27 +248,28 @@ def to_interpreto(
     targets: int | str | None = None,
     aggregate: Aggregate = "mean",
 ) -> list[Any]:
-    """Information kept as ``AttributionOutput`` of interpreto, for its Insertion, Deletion and ``plot_attributions``.
+    """Convert information kept to interpreto's ``AttributionOutput``, for its metrics and ``plot_attributions``.
 
-    Of classifiers of sequences. What a language model generates is explained token by token: `register_inseq`.
+    Only for sequence classifiers.  For the text that a language model generates, use `register_inseq`.
 
     Args:
-        explanation: texts, or one of them, of this model and tokenizer.
-        model, tokenizer: as interpreto's own classes take them.
+        explanation: an explanation of texts, or one of its texts, by this model and tokenizer.
+        model, tokenizer: the model and tokenizer, as for interpreto's own classes.
         layer: a label, or (label, position); None: the last row of each text.
-        granularity: of interpreto, its ``Granularity`` or its name: "all_tokens", "token" (without special ones),
-            "word" (as the tokenizer sees them), "part_sentence" or "sentence".
-        targets: the class whose probability the metrics watch; None: the one that the explanation asked
-            for, or else the predicted one.
-        aggregate: a unit's nats are the "mean" over its tokens, so that words compare, their "sum" or "max".
+        granularity: interpreto's ``Granularity`` or its name: "all_tokens", "token" (without special tokens),
+            "word" (as defined by the tokenizer), "part_sentence" or "sentence".
+        targets: the class whose probability the metrics watch; None: the target of the explanation, or else the
+            predicted class.
+        aggregate: how a unit's nats are computed from its tokens': "mean" (comparable between words), "sum" or "max".
 
     Returns:
-        One for each text, attributions (1, U).
+        One output for each text, with attributions (1, U).
 
     Raises:
         ImportError: interpreto is missing.
         KeyError: the layer was not explained.
-        ValueError: another granularity, no class, or tokens that are not those of the explanation.
+        ValueError: the granularity is unknown, there is no class, or the tokenizer gives other tokens than those of
+            the explanation.
 
     Example::
 
@@ -287,8 +288,8 @@ def to_interpreto(
     text_model = HuggingFaceModel(model, tokenizer)
     if text_model.task != "sequence classes":
         raise ValueError(
-            f"{text_model.name} gives {text_model.task}, and to_interpreto takes classifiers of sequences; for what a "
-            "language model generates use register_inseq"
+            f"the task of {text_model.name} is {text_model.task!r}, but to_interpreto supports only sequence "
+            "classifiers; for the text that a language model generates, use register_inseq"
         )
     base = import_module("interpreto.attributions.base")
     try:
@@ -309,7 +310,7 @@ def _interpreto_output(
     target: Any,
     aggregate: Aggregate,
 ) -> Any:
-    """The nats of one text as ``AttributionOutput``; ``base`` is the module of that class."""
+    """Convert the nats of one text to an ``AttributionOutput``; ``base`` is the module of that class."""
     tokenizer = model.tokenizer
     encoding = model.encode(item.text, item.pair, truncation=True)
     inputs = tokenizer(
@@ -317,12 +318,12 @@ def _interpreto_output(
     )
     if encoding.tokens != item.tokens or list(encoding.ids) != inputs["input_ids"][0].tolist():
         raise ValueError(
-            f"text {item.text!r} has tokens {list(item.tokens)}, and this tokenizer makes {list(encoding.tokens)} of "
-            "it; give the model and tokenizer that were explained"
+            f"text {item.text!r} has tokens {list(item.tokens)}, but this tokenizer gives {list(encoding.tokens)}; "
+            "give the model and tokenizer that were explained"
         )
     name = next((each for each in (target, item.target, item.predicted) if each is not None), None)
     if name is None:
-        raise ValueError(f"text {item.text!r} has no predicted class; name the one to watch in targets")
+        raise ValueError(f"text {item.text!r} has no predicted class; give the class to watch as targets")
     kept, _, _ = _kept(item, layer, "token")
     check_aggregate(aggregate)
     combine = getattr(np, aggregate)
@@ -342,11 +343,11 @@ def _interpreto_output(
 
 
 def _of_pair(inputs: Any) -> Any:
-    """A tokenized pair of texts whose words are counted on in the second: interpreto joins words by their number."""
+    """Number the words of a tokenised pair without restarting in the second text: interpreto joins equal numbers."""
 
     class OfPair(type(inputs)):  # type: ignore[misc]
         def word_ids(self, batch_index: int = 0) -> list[int | None]:
-            """The number of each token's word; None where it is special."""
+            """Return the number of each token's word; None for a special token."""
             words, segments = super().word_ids(batch_index), self.sequence_ids(batch_index)
             count = 1 + max((w for w, s in zip(words, segments) if w is not None and s == 0), default=-1)
             return [w if w is None or s != 1 else w + count for w, s in zip(words, segments)]
@@ -365,7 +366,7 @@ def _check_segments(item: TextExplanation, units: list[list[int]], granularity: 
 
 
 def _peer(package: str, name: str) -> Any:
-    """A package that is not ours."""
+    """Import one of the supported packages."""
     try:
         return import_module(package)
     except ImportError as error:
@@ -384,7 +385,7 @@ def _check_important(score: str) -> None:
 def _kept(
     item: TextExplanation, layer: Choice, granularity: Granularity, aggregate: Aggregate = "sum"
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Information kept of one row, its standard errors and the pieces of the text, (U,) each."""
+    """Return the information kept of one row, its standard errors and the pieces of the text, (U,) each."""
     row = item.rows[-1] if layer is None else item.row(*layer if isinstance(layer, tuple) else (layer,))
     number = next(i for i, each in enumerate(item.rows) if each is row)
     scores = item.scores("kept", granularity, aggregate)
@@ -393,7 +394,7 @@ def _kept(
 
 
 def _pieces(item: TextExplanation, units: Sequence[str], offsets: Sequence[Offset | None]) -> list[str]:
-    """What the text says from each unit to the next one, so that shap, which joins them, shows the text."""
+    """Return the characters of the text from each unit to the next one, which shap joins to show the text."""
     texts, pieces = (item.text, item.pair or ""), []
     for unit, offset, following in zip(units, offsets, [*offsets[1:], None]):
         piece = ""
@@ -403,12 +404,12 @@ def _pieces(item: TextExplanation, units: Sequence[str], offsets: Sequence[Offse
                 piece = texts[segment][start : max(stop, following[1])]
             else:
                 piece = f"{texts[segment][start:].rstrip()} "
-        pieces.append(piece if piece.strip() else f"{unit} ")  # special, or "[UNK]" of nothing that shows
+        pieces.append(piece if piece.strip() else f"{unit} ")  # a special token, or "[UNK]" for white space
     return pieces
 
 
 def _ragged(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """An array of arrays, also where all have one length."""
+    """Make an array of arrays, also if all have the same length."""
     array = np.empty(len(rows), dtype=object)
     for number, row in enumerate(rows):
         array[number] = row
@@ -416,66 +417,66 @@ def _ragged(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _inseq_mask(inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...], **_: Any) -> Tensor:
-    """Which tokens of the inputs are no padding, (B, T): inseq's masks follow the attributed function."""
+    """Return which tokens of the inputs are not padding, (B, T): inseq's masks follow the attributed function."""
     place = next(i for i, each in enumerate(additional_forward_args) if callable(each))
     masks = takewhile(lambda each: isinstance(each, Tensor), additional_forward_args[place + 1 :])
     return torch.cat([mask.bool() for mask, _ in zip(masks, inputs)], dim=1)
 
 
 def _inseq_forward(attribution_model: nn.Module) -> Any:
-    """inseq's model as a function of its arguments, where texts to contrast with are repeated for each row."""
+    """Return inseq's model as a function of its arguments, with texts to contrast with repeated for each row."""
 
     def forward(*arguments: Any) -> Any:
-        given = list(arguments)
+        repeated = list(arguments)
         place = _names_place(arguments)
         for number, name in enumerate(arguments[place], place + 1):
-            if name in CONTRASTS and isinstance(given[number], (str, list)):
-                texts = [given[number]] if isinstance(given[number], str) else given[number]
-                given[number] = texts * len(arguments[0]) if len(texts) == 1 else texts
-        return attribution_model(*given)
+            if name in CONTRASTS and isinstance(repeated[number], (str, list)):
+                texts = [repeated[number]] if isinstance(repeated[number], str) else repeated[number]
+                repeated[number] = texts * len(arguments[0]) if len(texts) == 1 else texts
+        return attribution_model(*repeated)
 
     return forward
 
 
 CONTRASTS = ("contrast_sources", "contrast_targets")
-"""What inseq calls the texts that others are contrasted with."""
+"""inseq's names of the texts that others are contrasted with."""
 
 
 def _names_place(arguments: Sequence[Any]) -> int:
-    """Where the names of the attributed function's own arguments are; their values follow."""
+    """Return the index of the list of names of the attributed function's own arguments; their values follow."""
     return next(i for i, each in enumerate(arguments) if isinstance(each, list))
 
 
 def _check_inseq(model: Any, method: InformationLoss, main: dict[str, Any]) -> None:
-    """Refuse what would be explained wrongly."""
+    """Raise an error for requests that would be explained wrongly."""
     arguments, inputs = main["additional_forward_args"], main["inputs"]
     if len(inputs[0]) > 1 and set(CONTRASTS) & set(arguments[_names_place(arguments)]):
         raise ValueError(
-            f"{len(inputs[0])} texts are contrasted at once, and inseq aligns one; call attribute for each text"
+            f"{len(inputs[0])} texts are contrasted at once, but inseq aligns only one; call attribute for each text"
         )
     if isinstance(method, LayerInformationLoss) and model.is_encoder_decoder:
         layer = method.layer
         if len(inputs) > 1 or all(each is not layer for each in model.get_encoder().modules()):
             raise ValueError(
-                f"target_layer is {type(layer).__name__}: of an encoder-decoder model give a layer of the encoder, "
-                "without attribute_target"
+                f"target_layer is {type(layer).__name__}: for an encoder-decoder model, give a layer of the encoder "
+                "and no attribute_target"
             )
 
 
 def _inseq_values(
     method: InformationLoss, main: dict[str, Any], settings: dict[str, Any], score: Important
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The score of each token, (B, T), and how good the fit is, (B,) each."""
+    """Compute the score of each token, (B, T), and the quality of the fit, (B,) each."""
     arguments, inputs = main["additional_forward_args"], main["inputs"]
     is_constant = False
     if method.state_layer is None and set(CONTRASTS) & set(arguments[_names_place(arguments)]):
-        with torch.no_grad():  # contrasted with the same token: a difference that nothing changes
+        with torch.no_grad():  # contrasted with the same token, the difference is always 0
             is_constant = not method.forward_func(*inputs, *arguments).any()
     if not is_constant and score == "kept":
         fit = method.fit(**main, **settings)
         residual = fit.residual.abs().amax(1).float()
         return fit.kept(), {"converged": fit.converged.float(), "residual": residual}
-    # no noise is learned
+    # no noise is learned, so there is nothing to converge
     if is_constant:
         values = torch.zeros(len(inputs[0]), sum(each.shape[1] for each in inputs), dtype=torch.float32)
     else:
@@ -484,7 +485,7 @@ def _inseq_values(
 
 
 def _plain(value: Any) -> Any:
-    """A setting in numbers, words and lists."""
+    """Convert a setting to numbers, strings and lists."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Solver):

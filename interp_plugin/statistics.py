@@ -19,9 +19,9 @@ Compared = tuple[Floats, Floats, Floats, Floats]  # log sigma and its error, pre
 RESAMPLES = 9999
 LEVEL = 0.95
 SEED = 0
-_BATCH = 500  # resamples at a time
-_COLUMNS = 256  # at a time
-# of predictions
+_BATCH = 500  # resamples computed at a time
+_COLUMNS = 256  # columns computed at a time
+# of a head's predictions
 WIDE = 2.0  # standard errors
 MARGIN = 1.1  # times the held-out error: a smaller increase would not matter
 FLOOR = 1e-8  # of a mean square: texts with all tokens at the cap are predicted without any error
@@ -47,7 +47,7 @@ class Paired:
     """Differences of two methods on the same texts.
 
     Attributes:
-        n: number of texts that both have.
+        n: number of texts that both methods have.
         mean: mean of the differences, first minus second.
         low, high: bootstrap interval of the mean.
         p: p-value of Wilcoxon's signed-rank test, two-sided; NaN where n is 0.
@@ -61,20 +61,20 @@ class Paired:
 
 
 def means(values: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED) -> Means:
-    """Means of columns with percentile bootstrap intervals (Efron & Tibshirani 1993, section 13.3).
+    """Compute means of columns with percentile bootstrap intervals (Efron & Tibshirani 1993, section 13.3).
 
-    All columns that miss the same values share their resamples, so that intervals can be compared.  The interval is
-    that of ``scipy.stats.bootstrap(..., method="percentile", batch=500)`` with this seed, which takes six times as
-    long for a study of 200 texts and 430 columns.
+    Columns with missing values in the same rows share their resamples, so that their intervals can be compared.  The
+    interval equals ``scipy.stats.bootstrap(..., method="percentile", batch=500)`` with this seed, which takes six times
+    as long for a study of 200 texts and 430 columns.
 
     Args:
         values: (N, C), or (N,) for one column; NaN: no value.
         resamples: number of resamples of the texts, with replacement.
-        level: coverage.
+        level: coverage of the intervals.
         seed: seed of the resamples.
 
     Returns:
-        the means; the interval of a single value is NaN.
+        The means and intervals; the interval of a single value is NaN.
 
     Examples::
         >>> found = means([1.0, 2.0, float("nan"), 3.0])
@@ -100,14 +100,14 @@ def means(values: ArrayLike, resamples: int = RESAMPLES, level: float = LEVEL, s
 
 
 def paired(differences: ArrayLike) -> list[Paired]:
-    """Mean, interval and test of the differences of two methods on the same texts, for each column.
+    """Compute mean, interval and test of the differences between two methods on the same texts, for each column.
 
-    Wilcoxon's test ranks differences of 0 with the others and leaves them out of the sums (Pratt 1959),
-    gives ties their mean rank, and uses the exact distribution where SciPy does (few texts, no ties).
-    Where all differences are 0, p is 1.
+    Wilcoxon's test ranks differences of 0 together with the others and omits them from the sums (Pratt 1959).  Ties
+    get their mean rank.  The distribution is exact whenever SciPy uses the exact one (few texts, no ties).  If all
+    differences are 0, p is 1.
 
     Args:
-        differences: first minus second, (N, C); NaN: a text that one of them lacks.
+        differences: first minus second, (N, C); NaN: one of the two has no value for the text.
 
     Examples::
         >>> [found] = paired([[2.0], [2.5], [3.5], [4.0], [5.0]])
@@ -121,7 +121,7 @@ def paired(differences: ArrayLike) -> list[Paired]:
 
 
 def signed_rank(differences: ArrayLike) -> float:
-    """p-value of Wilcoxon's signed-rank test, two-sided; see :func:`paired` for zeros and ties.
+    """Compute the two-sided p-value of Wilcoxon's signed-rank test; see :func:`paired` for zeros and ties.
 
     Examples::
         >>> signed_rank([0.0, 0.0, float("nan")])
@@ -136,11 +136,11 @@ def signed_rank(differences: ArrayLike) -> float:
 
 
 def t_test(values: ArrayLike, alternative: Literal["two-sided", "greater"] = "two-sided") -> Floats:
-    """p-value of Student's t-test that the mean of each column is 0; of a column of zeros it is 1.
+    """Compute the p-value of Student's t-test that the mean of each column is 0, (C,); for a column of zeros it is 1.
 
     Args:
         values: (N, C).
-        alternative: "greater": a mean above 0.
+        alternative: "greater": the alternative is a mean above 0.
 
     Examples::
         >>> t_test([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]).round(4).tolist()
@@ -149,20 +149,20 @@ def t_test(values: ArrayLike, alternative: Literal["two-sided", "greater"] = "tw
     stats = load("scipy.stats", "a test of differences", "compare")
     columns = np.asarray(values, np.float64)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.filterwarnings("ignore", "Precision loss occurred")  # values that are all equal
+        warnings.filterwarnings("ignore", "Precision loss occurred")  # if all values are equal
         found = stats.ttest_1samp(columns, 0.0, alternative=alternative)
     p: Floats = np.where((columns == 0).all(0), 1.0, found.pvalue)
     return p
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Holm's step-down correction: the family-wise error of all tests together (Holm 1979).
+    """Apply Holm's step-down correction, which controls the family-wise error rate of all tests (Holm 1979).
 
     Args:
-        p_values: (m,); NaN: no test, which does not count.
+        p_values: (m,); NaN: no test, not counted.
 
     Returns:
-        (m,), none above 1, in the order given.
+        The corrected p-values, at most 1, in the given order, (m,).
 
     Examples::
         >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
@@ -178,13 +178,13 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def resample_counts(n: int, resamples: int, seed: int, batch: int = _BATCH) -> Iterator[Floats]:
-    """How often each of n values is in each bootstrap resample, (r, n) at a time.
+    """Yield how often each of n values occurs in each bootstrap resample, (r, n) at a time.
 
-    The resampled sums of any number of columns are one matrix product with them.
+    A matrix product with the counts gives the resampled sums of any number of columns.
 
     Args:
         n: number of values.
-        resamples: number of resamples, with replacement; all r add up to it.
+        resamples: number of resamples, with replacement; the r of all parts add up to it.
         seed: seed of the resamples.
         batch: the largest r.
 
@@ -200,7 +200,7 @@ def resample_counts(n: int, resamples: int, seed: int, batch: int = _BATCH) -> I
 
 
 def _same_rows(columns: Floats) -> Iterator[tuple[NDArray[np.int64], list[int]]]:
-    """The rows with values, and the columns that have values in exactly these rows, some columns at a time."""
+    """Yield rows, and the columns that have values in exactly these rows, up to 256 columns at a time."""
     groups: dict[bytes, list[int]] = {}
     known = ~np.isnan(columns)
     for index in range(columns.shape[1]):

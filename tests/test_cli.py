@@ -560,7 +560,9 @@ def test_a_table_is_saved_as_csv_and_other_names_are_refused(folder: str, tmp_pa
     arguments = ("a film", "--model", folder, "--layers", "1", "--tolerance", "0.2")
     assert run("explain", *arguments, "--save", str(path)).exit_code == 0
     assert path.read_text(encoding="utf-8").startswith("text_index,text,")
-    assert "give a name in .parquet (for Explanation.load) or .csv" in refused("a film", "--save", "x.json")
+    assert "give a name that ends in .parquet (for Explanation.load) or .csv" in refused(
+        "a film", "--save", "x.json"
+    )
 
 
 def test_a_tolerance_of_a_factor_is_refused() -> None:

@@ -587,7 +587,7 @@ def test_interpreto_gets_the_class_that_is_asked_for() -> None:
 def test_interpreto_is_told_what_does_not_fit() -> None:
     pytest.importorskip("interpreto")
     other = tiny("bert", "BertForSequenceClassification")
-    with pytest.raises(ValueError, match="this tokenizer makes"):
+    with pytest.raises(ValueError, match="this tokenizer gives"):
         to_interpreto(explained(), other.model, other.tokenizer)
     with pytest.raises(ValueError, match="granularity is 'letter': choose from all_tokens"):
         to_interpreto(explained(), *classifier(), granularity="letter")

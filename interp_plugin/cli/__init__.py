@@ -18,12 +18,12 @@ from interp_plugin.report.numbers import printable
 
 __all__ = ["app"]
 
-_UsageError: Any = typer.BadParameter.__base__  # of the click that this version of Typer uses
+_UsageError: Any = typer.BadParameter.__base__  # from the click that this version of Typer uses
 
 
 @contextmanager
 def _printable_errors() -> Iterator[None]:
-    """Usage errors repeat what was given, such as the name of a file that a pattern of the shell found."""
+    """Make usage errors printable: they repeat arguments, such as names of files that the shell's pattern matched."""
     try:
         yield
     except _UsageError as error:
@@ -52,8 +52,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -69,8 +69,8 @@ IN_ASCII = {
 }
 
 
-def _written_out(error: UnicodeError) -> tuple[str, int]:
-    """Characters that a terminal's encoding lacks, by similar ones or by their numbers."""
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that a terminal's encoding lacks by similar ones or by their escape codes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -79,11 +79,11 @@ def _written_out(error: UnicodeError) -> tuple[str, int]:
 
 
 def _print_anything() -> None:
-    """Let standard output and error of any encoding take all characters (ASCII terminals, cron, old Windows)."""
-    codecs.register_error("interp_plugin_written_out", _written_out)
+    """Let standard output and error accept all characters in any encoding (ASCII terminals, cron, old Windows)."""
+    codecs.register_error("interp_plugin_replaced", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="interp_plugin_written_out")
+            stream.reconfigure(errors="interp_plugin_replaced")
 
 
 @app.callback()

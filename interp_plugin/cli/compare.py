@@ -1,4 +1,4 @@
-"""The command ``interp-plugin compare``: which attribution method explains a model best on a set of texts."""
+"""The command ``interp-plugin compare``: compare attribution methods on a model and a set of texts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Examples:
 
     interp-plugin compare glue:sst2 --split validation --full --output study
 
-prompts.csv has the columns text, target and instead_of: a language model's next token, and its rival.
-Without choices four methods and two metrics are run on 50 texts, which takes minutes; the command says
-beforehand how long --full would take.  With --output a stopped run continues where it was, and one with
-more texts, methods or metrics computes only the missing results.
+prompts.csv has the columns text, target and instead_of: a language model's next token, and what it is
+compared with.  By default four methods and two metrics are run on 50 texts, which takes minutes; the
+command estimates first how long --full would take.  With --output, a run that was stopped continues where
+it was, and a run with more texts, methods or metrics computes only the missing results.
 
 Exit status: 0, or 2 for input that cannot be used, with one sentence that says why.
 """
@@ -50,44 +50,52 @@ def compare(
     split: options.Split = None,
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
-    label_column: Annotated[str | None, option("Of true classes.", "found")] = None,
+    label_column: Annotated[str | None, option("Column of true classes.", "detected")] = None,
     rationale_column: Annotated[
-        str | None, option("Of spans of characters, or masks of tokens.", "found")
+        str | None, option("Column of rationales: character spans, or masks of tokens.", "detected")
     ] = None,
     target_column: Annotated[
-        str | None, option("Of a language model's next token, such as ' Paris'.", "found, or its own")
+        str | None,
+        option("Column of a language model's next token, such as ' Paris'.", "detected, or the model's own"),
     ] = None,
     instead_of_column: Annotated[
-        str | None, option("Of the token that it is compared with.", "found")
+        str | None, option("Column of the token that the target is compared with.", "detected")
     ] = None,
-    limit: Annotated[int | None, option("The first texts.", "all", min=1)] = None,
+    limit: Annotated[int | None, option("Use only the first texts.", "all", min=1)] = None,
     sample: Annotated[
-        int | None, option("Random texts, by --seed.", "50; all with --full or --limit", min=1)
+        int | None, option("Number of random texts, by --seed.", "50; all with --full or --limit", min=1)
     ] = None,
     model: options.ModelName = None,
     tokenizer: options.TokenizerName = None,
     trust_remote_code: options.TrustRemoteCode = False,
     methods: Annotated[
-        str | None, option("By name, as --list shows them, with commas; * is anything.", "four")
+        str | None, option("Names from --list, separated by commas; * matches any characters.", "four")
     ] = None,
-    metrics: Annotated[str | None, option("In the same way.", "two or four")] = None,
-    full: Annotated[bool, typer.Option("--full", help="All texts, methods, metrics that suit.")] = False,
+    metrics: Annotated[str | None, option("Names of metrics, in the same form.", "two or four")] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Use all texts, and all methods and metrics that support the model."),
+    ] = False,
     layers: Annotated[
         str | None, option("Explain states too: all, or numbers, ranges, names: 1,3-4.", "none")
     ] = None,
-    no_class: Annotated[bool, typer.Option("--no-class", help="Explain states alone.")] = False,
-    special_tokens: Annotated[bool, typer.Option("--special-tokens", help="Rank them like others.")] = False,
-    target: Annotated[Target, option("Which class to explain.", True)] = "predicted",
+    no_class: Annotated[bool, typer.Option("--no-class", help="Explain only states.")] = False,
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens", help="Rank and remove special tokens like other tokens.")
+    ] = False,
+    target: Annotated[Target, option("Class to explain.", True)] = "predicted",
     calibrate: options.Calibrate = None,
     truncation: options.Truncation = False,
     output: Annotated[Path | None, option("Folder for a checkpoint log, reports and result.parquet.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --output: try again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --output: run again what failed.")
+    ] = False,
     html: options.Page = None,
-    markdown: Annotated[Path | None, option("Write tables here.")] = None,
+    markdown: Annotated[Path | None, option("Write the tables to this Markdown file.")] = None,
     as_json: options.AsJson = False,
     device: options.Device = "cpu",
     dtype: options.WeightType = "float32",
-    seed: Annotated[int, option("Of random numbers, and of --sample.", True, min=0)] = 0,
+    seed: Annotated[int, option("Seed of random numbers and of --sample.", True, min=0)] = 0,
     list_all: Annotated[bool, typer.Option("--list", help="Print methods and metrics, and exit.")] = False,
 ) -> None:
     """Compare attribution methods on a model and texts, and print the tables."""
@@ -97,10 +105,10 @@ def compare(
     with options.one_sentence():
         if source is None:
             raise ValueError(
-                "there is no INPUT: give a file, a folder, or the name of a data set; --list needs none"
+                "there is no INPUT: give a file, a folder, or the name of a data set (only --list needs none)"
             )
         if no_class and layers is None:
-            raise ValueError("--no-class leaves nothing to explain; give --layers, or leave it out")
+            raise ValueError("--no-class leaves nothing to explain; give --layers, or leave --no-class out")
         options.check_folder(output)
         options.check_outputs(html, markdown)
         options.check_installed("compare", "compare", "pandas", "pyarrow", "scipy", "sklearn")
@@ -155,7 +163,7 @@ def compare(
 
 
 def _print_list(as_json: bool) -> None:
-    """All methods and metrics: what they explain or judge, and their sources."""
+    """Print all methods and metrics: what they explain or evaluate, and their sources."""
     from interp_plugin.comparison import views
     from interp_plugin.report import terminal
 

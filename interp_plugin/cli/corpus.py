@@ -1,4 +1,4 @@
-"""``interp-plugin corpus``: a study of all texts of a file, on one process or several."""
+"""The command ``interp-plugin corpus``: a study of all texts of a file, in one process or several."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ EXAMPLES = """Examples:
 
     interp-plugin corpus reviews.txt --output corpus --engine ray --address auto --workers 8 --gpus 1 --device cuda
 
-A run that was stopped, however it was, goes on where it was. A text that cannot be read or scored is recorded with its
-reason, and the run goes on.
+A run that was stopped for any reason continues where it was. A text that cannot be read or scored is recorded with the
+reason, and the run continues.
 
-Exit status: 0, or 2 for what cannot be used as it was given, with one sentence that says why.
+Exit status: 0, or 2 for input that cannot be used, with one sentence that says why.
 """
 COMPARED = "compared"
-"""The folder, within that of the study, of the study of the other model."""
+"""Name of the folder, inside the study's folder, for the study of the other model."""
 
-Layers = option("all, or numbers, ranges and names: 1,3-4,output.", "all; output with --score erased")
+Layers = option("Layers: all, or numbers, ranges and names: 1,3-4,output.", "all; output with --score erased")
 Ways = option("With --score erased: how tokens are removed: mask, attention, delete, or several.", True)
 Compared = option("Folder or id of another model to score with the same draws.", "none")
-Limit = option("The first so many rows; a later run adds more.", "all", min=1)
-Window = option("Rows in a part: what a killed run loses at most.", True, min=1)
+Limit = option("Number of rows to use, from the first; a later run can add more.", "all", min=1)
+Window = option("Rows in a part; a killed run loses at most this many.", True, min=1)
 Amortised = option(
-    "A head, .safetensors: it predicts the numbers from one forward a text, and the solver checks some.",
-    "the solver finds all",
+    "Trained head (.safetensors): it predicts the numbers with one forward pass per text, and the solver checks some.",
+    "the solver computes all",
 )
-TrainAmortised = option("Train a head on what the solver found, and write it here.")
-Tolerance = option("Standard error of log sigma to reach; 0.1 will do for a head.", "the solver's")
-Address = option("Of a Ray cluster.", "RAY_ADDRESS, or one of its own, here")
+TrainAmortised = option("Train a head on the solver's results, and write it to this file.")
+Tolerance = option("Standard error of log sigma to reach; 0.1 is enough to train a head.", "the solver's")
+Address = option("Address of a Ray cluster.", "RAY_ADDRESS, or a new cluster on this machine")
 
 
 def corpus(
@@ -72,7 +72,7 @@ def corpus(
             "the name of a data set.",
         ),
     ],
-    output: Annotated[Path, option("Folder on this machine for the results, written as they come.", True)],
+    output: Annotated[Path, option("Folder on this machine for the results.", True)],
     model: options.ModelName = None,
     tokenizer: options.TokenizerName = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -81,33 +81,37 @@ def corpus(
     score: options.Score = "kept",
     side: options.Side = "damage",
     ways: Annotated[str, Ways] = "mask",
-    passes: Annotated[int | None, option("With --score erased: of each text and layer.", "100")] = None,
+    passes: Annotated[
+        int | None, option("With --score erased: passes for each text and layer.", "100")
+    ] = None,
     calibrate: options.Calibrate = None,
     compare: Annotated[str | None, Compared] = None,
     split: options.Split = None,
     text_column: options.TextColumn = None,
     pair_column: options.PairColumn = None,
-    tag_column: Annotated[str | None, option("Of word classes: a tag a text, or a word.", "none")] = None,
+    tag_column: Annotated[
+        str | None, option("Column of word classes: a tag for each text, or for each word.", "none")
+    ] = None,
     limit: Annotated[int | None, Limit] = None,
     encoding: options.Encoding = "utf-8",
     batch_size: options.BatchSize = 16,
     window: Annotated[int, Window] = 1024,
-    max_errors: Annotated[int | None, option("Stop when more texts fail.", "however many", min=0)] = None,
+    max_errors: Annotated[int | None, option("Stop if more texts than this fail.", "no limit", min=0)] = None,
     truncation: options.Truncation = False,
     html: options.Page = None,
     as_json: options.AsJson = False,
     amortised: Annotated[Path | None, Amortised] = None,
     train_amortised: Annotated[Path | None, TrainAmortised] = None,
     tolerance: Annotated[float | None, Tolerance] = None,
-    engine: Annotated[Engine, option("Who scores: this process, or actors of Ray.", True)] = "local",
+    engine: Annotated[Engine, option("Score in this process, or in actors of Ray.", True)] = "local",
     address: Annotated[str | None, Address] = None,
-    workers: Annotated[int, option("Actors of Ray.", True, min=1)] = 2,
-    gpus: Annotated[float, option("GPUs of each actor of Ray.", True, min=0)] = 0.0,
+    workers: Annotated[int, option("Number of Ray actors.", True, min=1)] = 2,
+    gpus: Annotated[float, option("GPUs of each Ray actor.", True, min=0)] = 0.0,
     device: options.Device = "cpu",
     dtype: options.WeightType = "float32",
-    seed: Annotated[int, option("Of the noise.", True, min=0)] = 0,
+    seed: Annotated[int, option("Seed of the noise.", True, min=0)] = 0,
 ) -> None:
-    """Score a whole corpus, and print what each layer keeps of it, or which words it rests on."""
+    """Score a whole corpus, and print what each layer keeps of it, or which words an output depends on."""
     with options.one_sentence():
         _check(output, html, engine, device, gpus)
         _check_heads(amortised, train_amortised, compare, score)
@@ -141,15 +145,15 @@ def corpus(
         ]
 
         def unit(load: Callable[..., TextExplainer], device: str) -> Calibration | None:
-            """The calibration of the options, by a model that is not kept in memory."""
+            """Compute the calibration that the options request, with a model that is not kept in memory."""
             return options.calibration(load(device=device), calibrate, unit_texts, progress)
 
         folders = [output, output / COMPARED][: len(loads)]
         cluster = Cluster(address, workers, gpus) if engine == "ray" else None
         with Processes.started() as processes:
             own_device = processes.device(device)
-            here = own_device if cluster is None else "cpu"  # with Ray the GPUs are the workers'
-            # before the first study runs: a model that cannot be loaded is an error now
+            here = own_device if cluster is None else "cpu"  # with Ray, the workers use the GPUs
+            # load all models before the first study runs, so that a model that cannot be loaded is an error now
             units = [processes.of_first(partial(unit, load, here)) for load in loads]
             for load, of_model, folder in zip(loads, units, folders, strict=True):
                 study: Callable[..., CorpusStudy] = partial(
@@ -157,7 +161,7 @@ def corpus(
                 )
                 mine, theirs = (partial(study, partial(load, device=each)) for each in (here, device))
                 common = (folder.absolute(), max_errors, window, progress)
-                # a model or a worker that fails on everything
+                # RuntimeError: the model or a worker fails on all texts
                 with options.one_sentence(RuntimeError):
                     if cluster is None:
                         mine().run(texts(), *common, processes.rank, processes.count, **columns)
@@ -177,7 +181,7 @@ def corpus(
 
 
 def _study(load: Callable[[], TextExplainer], head: Path | None, **settings: Any) -> CorpusStudy:
-    """The study, which workers of Ray make for themselves."""
+    """Make the study; each Ray worker makes its own."""
     from interp_plugin.amortised import AmortisedEstimator
     from interp_plugin.corpus.study import CorpusStudy
 
@@ -189,7 +193,7 @@ def _study(load: Callable[[], TextExplainer], head: Path | None, **settings: Any
 def _train(
     explainer: TextExplainer, result: CorpusResult, unit: Calibration | None, path: Path, progress: bool
 ) -> Path:
-    """Train a head, write it and print how good it is, on standard error: the tables may be JSON."""
+    """Train a head, write it, and print its quality on standard error (standard output may be JSON)."""
     from interp_plugin.amortised import AmortisedEstimator
 
     trained = AmortisedEstimator.train(explainer.model, None, result, unit, show_progress=progress)
@@ -197,14 +201,14 @@ def _train(
     held_out = trained.held_out
     for layer, error, spearman in zip(trained.layers, held_out.error, held_out.spearman):
         options.say(
-            f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, ranks of a text's "
-            f"tokens (Spearman) {spearman:.3f}",
+            f"head, {held_out.texts} texts held out, layer {layer}: error of log sigma {error:.3g}, Spearman "
+            f"correlation of a text's tokens {spearman:.3f}",
         )
     return path
 
 
 def _check(output: Path, html: Path | None, engine: Engine, device: str, gpus: float) -> None:
-    """Refuse impossible options before anything is read."""
+    """Raise an error for impossible options before anything is read."""
     options.check_folder(output)
     options.check_outputs(html)
     options.check_installed("corpus", "compare", "pandas", "pyarrow", "scipy")
@@ -213,11 +217,13 @@ def _check(output: Path, html: Path | None, engine: Engine, device: str, gpus: f
     if engine == "ray":
         options.check_installed("--engine ray", "ray", "ray")
         if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
-            raise ValueError(f"--engine ray has its own workers, and there are {count} processes; start one")
+            raise ValueError(
+                f"--engine ray has its own workers, but there are {count} processes; start only one"
+            )
         if device.startswith("cuda") and not gpus:
             raise ValueError(
-                f"--device is {device} and --gpus 0, and Ray shows a worker only the GPUs it is given; give --gpus 1, "
-                "or a share of one"
+                f"--device is {device} but --gpus is 0, and a Ray worker can use only the GPUs that it is given; give "
+                "--gpus 1, or a fraction"
             )
 
 
@@ -227,21 +233,22 @@ def _check_heads(
     options.check_outputs(train_amortised)
     if score == "erased" and (amortised is not None or train_amortised is not None):
         raise ValueError(
-            "a head learns the logarithm of sigma, and the scores of --score erased have both signs; leave --amortised "
-            "and --train-amortised out"
+            "a head learns log sigma, but --score erased learns no sigma; leave --amortised and --train-amortised out"
         )
     if amortised is not None and not amortised.is_file():
-        raise ValueError(f"--amortised {str(amortised)!r} is no file; give what --train-amortised wrote")
+        raise ValueError(
+            f"--amortised {str(amortised)!r} is not a file; give a file that --train-amortised wrote"
+        )
     if amortised is not None and train_amortised is not None:
-        raise ValueError("--train-amortised learns from what the solver finds; leave --amortised out")
+        raise ValueError("--train-amortised learns from the solver's results; leave --amortised out")
     if amortised is not None and compare is not None:
         raise ValueError(
-            f"--amortised is a head for one model, and --compare {compare!r} is another; leave one of the two out"
+            f"--amortised is a head for one model, but --compare {compare!r} is another model; leave one of them out"
         )
 
 
 def _report(results: list[CorpusResult], as_json: bool) -> None:
-    """Print the first study and, where there is another, how it differs from it."""
+    """Print the first study and, if there is another, how the two differ."""
     first, other = results[0], results[1] if len(results) > 1 else None
     if as_json:
         typer.echo(json.dumps(first.to_dict(other), allow_nan=False))

@@ -1,4 +1,4 @@
-"""``interp-plugin explain``: texts in, how much of each token every layer keeps out."""
+"""The command ``interp-plugin explain``: how much every layer keeps of each token of some texts."""
 
 from __future__ import annotations
 
@@ -39,54 +39,58 @@ Examples:
 
     interp-plugin explain "not a bad film" --score erased
 
-Exit status: 0, or 2 for what cannot be used as it was given, with one sentence that says why.
+Exit status: 0, or 2 for input that cannot be used, with one sentence that says why.
 """
 
-File = option("File of texts: a table (.csv, .tsv, .jsonl, .parquet), or a text a line; - is standard input.")
+File = option(
+    "File of texts: a table (.csv, .tsv, .jsonl, .parquet), or one text per line; - is standard input."
+)
 Layers = option(
-    "all, or numbers, ranges and names: 1,3-4 or all,output or encoder.1-3,decoder.2.",
+    "Layers: all, or numbers, ranges and names: 1,3-4 or all,output or encoder.1-3,decoder.2.",
     "all; output with a class as target, or with --score erased",
 )
 Target = option(
-    "Which output: a class or choice, by name or number, or each; start, end or both of an answer; for a language "
-    "model the continuation, and its layers are watched where that is predicted.",
+    "Output to explain: a class or choice, by name or number, or each; start, end or both for an answer; for a "
+    "language model the next tokens, with layers watched at the positions that predict them.",
     "all classes; both; the model's own next token",
 )
-Chats = option('Every text is a chat: messages as JSON, [{"role": "user", "content": "..."}], a chat a line.')
-Continuation = option("What follows the text, of a language model: a row for each of its tokens.")
-Generate = option("Let the model go on for so many tokens: a row for each of them.", min=1)
+Chats = option(
+    'Every text is a chat: messages as JSON, [{"role": "user", "content": "..."}], one chat per line.'
+)
+Continuation = option("For a language model, the text that follows: a row for each of its tokens.")
+Generate = option("Let a language model generate this many tokens: a row for each of them.", min=1)
 Fixed = option(
-    "Parts that bear no noise, with commas: special, roles of a chat, characters as in 0-14; or one regular "
+    "Parts without noise, separated by commas: special, roles of a chat, characters as in 0-14; or one regular "
     "expression, re:..."
 )
 Units = option(
-    "What shares one scale of noise: word, sentence, paragraph, message, or re:... for its matches.",
-    "every token has its own",
+    "Units with one noise scale each: word, sentence, paragraph, message, or re:... for the matches of an expression.",
+    "token",
 )
 Foil = option("What the target is compared with: --target Paris --instead-of London.")
 Function = option(
-    "What is watched of the target.", "log_probability of a language model or answer, logit of a class"
+    "Function of the target to watch.", "log_probability for a language model or answer, logit for a class"
 )
 Removal = option(
     "With --score erased: how tokens are removed: mask, attention, delete, or several.",
     "mask; delete for the target of a decoder",
 )
-Aggregated = option("How a word's or sentence's nats are computed from its tokens'.", True)
+Aggregated = option("How the nats of a word or sentence are computed from those of its tokens.", True)
 Positions = option(
-    "Watch a layer at single tokens: numbers, as in 0,-1, or each; all is together.",
-    "all tokens together; where a language model predicts its target",
+    "Watch a layer at single tokens: numbers, as in 0,-1, or each; all: all tokens together.",
+    "all; for a language model, the positions that predict its target",
 )
 Picture = option("Write a picture of layers x tokens; several texts are numbered: film-1.png, film-2.png.")
 Saved = option("Write a .parquet file, for Explanation.load, or a table as .csv.")
-Details = option("Print standard errors, diagnostics, how to read the numbers, and the cost too.")
+Details = option("Also print standard errors, diagnostics, how to read the numbers, and the cost.")
 Calibrate = option(
-    "File of texts: the states' spread over them is the unit, so that layers compare.",
-    "each text is its own unit",
+    "File of texts: the standard deviation of states over them is the unit, which makes layers comparable.",
+    "the size of each text's state",
 )
 Tolerance = option("Standard error of log sigma to reach.", "the solver's")
-Quick = option("The closed form alone, in 8 passes (4 of several layers), exact for small noise.")
+Quick = option("Use only the closed form, in 8 passes (4 with several layers), exact for small noise.")
 MaxPasses = option(
-    "Sample passes of a text and layer at most; with --score erased, about as many.",
+    "Largest number of sample passes for a text and layer; with --score erased, the approximate number.",
     "enough for most layers; 100 with --score erased",
     min=28,
 )
@@ -96,7 +100,9 @@ def explain(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TEXT", help="Texts to explain; none: standard input, a text a line.", show_default=False
+            metavar="TEXT",
+            help="Texts to explain; without any, standard input is read, one text per line.",
+            show_default=False,
         ),
     ] = None,
     file: Annotated[Path | None, File] = None,
@@ -104,10 +110,10 @@ def explain(
     pair_column: options.PairColumn = None,
     label_column: options.LabelColumn = None,
     encoding: options.Encoding = "utf-8",
-    pairs: Annotated[bool, option("Every text is two sentences with a tab between.")] = False,
-    choices: Annotated[bool, option("Every text is followed by its choices, with tabs between.")] = False,
+    pairs: Annotated[bool, option("Every text is two sentences, separated by a tab.")] = False,
+    choices: Annotated[bool, option("Every text is followed by its choices, separated by tabs.")] = False,
     chats: Annotated[bool, Chats] = False,
-    words: Annotated[bool, option("Every text is split into words already, with blanks between.")] = False,
+    words: Annotated[bool, option("Every text is already split into words, separated by spaces.")] = False,
     forward_args: options.ForwardArgs = None,
     model: options.ModelName = None,
     tokenizer: options.TokenizerName = None,
@@ -123,7 +129,7 @@ def explain(
     score: options.Score = "kept",
     side: options.Side = "damage",
     ways: Annotated[str | None, Removal] = None,
-    granularity: Annotated[Granularity, option("What a score is of.", True)] = "token",
+    granularity: Annotated[Granularity, option("Units that are scored.", True)] = "token",
     aggregate: Annotated[Aggregate, Aggregated] = "mean",
     positions: Annotated[str | None, Positions] = None,
     html: options.Page = None,
@@ -148,16 +154,18 @@ def explain(
     with options.one_sentence():
         kind = options.one_kind(pairs=pairs, choices=choices, chats=chats, words=words)
         if label_column is not None and target is not None:
-            raise ValueError("--target and --label-column both say which output; leave one out")
-        wanted: Any
+            raise ValueError("--target and --label-column both choose the output; leave one out")
+        inputs: Any
         columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
-        wanted, labels = options.given_texts(texts, file, encoding, kind, **columns)
-        aim: Any = target if labels is None else labels
-        if sum(given is not None for given in (generate, continuation, aim)) > 1:
-            raise ValueError("--generate, --continuation and --target all say what follows; give one of them")
-        if (generate is not None or continuation is not None) and len(wanted) != 1:
+        inputs, labels = options.input_texts(texts, file, encoding, kind, **columns)
+        targets: Any = target if labels is None else labels
+        if sum(value is not None for value in (generate, continuation, targets)) > 1:
             raise ValueError(
-                f"{len(wanted)} texts are given, and --generate and --continuation take one; leave one"
+                "--generate, --continuation and --target all choose what follows; give one of them"
+            )
+        if (generate is not None or continuation is not None) and len(inputs) != 1:
+            raise ValueError(
+                f"{len(inputs)} texts are given, but --generate and --continuation take only one; give one text"
             )
         settings: dict[str, Any] = {
             "layers": None if layers is None else options.parse_layers(layers), "rate": rate, "batch_size": batch_size,
@@ -187,9 +195,9 @@ def explain(
                 explainer, calibrate, sample, sys.stderr.isatty(), **sizes
             )
         if generate is not None:
-            explanation = explainer.generate(wanted, generate, **settings)
+            explanation = explainer.generate(inputs, generate, **settings)
         else:
-            explanation = explainer.explain(wanted, target=aim, continuation=continuation, **settings)
+            explanation = explainer.explain(inputs, target=targets, continuation=continuation, **settings)
         written = [path for path in (save, html) if path is not None]
         if save is not None:
             explanation.save(save, granularity, aggregate)

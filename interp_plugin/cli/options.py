@@ -1,4 +1,4 @@
-"""Options that the commands share: texts to read, layers, files to write, a model to load; checked before any work."""
+"""Options shared by the commands: texts to read, layers, files to write, a model to load; checked before any work."""
 
 from __future__ import annotations
 
@@ -24,45 +24,49 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def option(help: str, default: bool | str = False, **rules: Any) -> Any:
-    """What an option is for, and what its help calls the default; True: the value itself, False: nothing."""
+    """Describe an option; ``default`` is the default shown in its help (True: the value itself, False: nothing)."""
     return typer.Option(help=help, show_default=default, **rules)
 
 
 SHOWN_FAILURES = 3
 
 # options that the commands share
-ModelName = Annotated[str | None, option("Folder or Hugging Face id of a model.", "the one that ships")]
-TokenizerName = Annotated[str | None, option("Folder or id of its tokenizer.", "the model's")]
+ModelName = Annotated[str | None, option("Folder or Hugging Face id of a model.", "the default model")]
+TokenizerName = Annotated[str | None, option("Folder or id of a tokenizer.", "the model's")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
 ]
-Device = Annotated[str, option("cpu, cuda, cuda:1, mps.", True)]
+Device = Annotated[str, option("Device: cpu, cuda, cuda:1, mps.", True)]
 DeviceMap = Annotated[
     str | None,
-    option("Spread the model over several devices, in --device's place: auto, or JSON, a device by part."),
+    option(
+        "Spread the model over several devices, instead of --device: auto, or JSON with a device per part."
+    ),
 ]
-LoadIn = Annotated[Literal["8bit", "4bit"] | None, option("Weights in fewer bits, by bitsandbytes.")]
-WeightType = Annotated[Dtype, option("Of the weights; scores are float32.", True)]
+LoadIn = Annotated[Literal["8bit", "4bit"] | None, option("Load the weights in 8 or 4 bits (bitsandbytes).")]
+WeightType = Annotated[Dtype, option("Type of the weights; scores are float32.", True)]
 ForwardArgs = Annotated[
     str | None,
     option(
-        'Further arguments of the model\'s forward, as JSON: {"langs": 1}, or a list with a value a text.'
+        'Further arguments of the model\'s forward, as JSON: {"langs": 1}, or a list with one value per text.'
     ),
 ]
-Split = Annotated[str | None, option("Of a data set.", "train")]
+Split = Annotated[str | None, option("Split of a data set.", "train")]
 TextColumn = Annotated[
-    str | None, option("Of texts: its name; its number, from 0, without a header.", "found")
+    str | None, option("Column of texts: its name, or without a header its number, from 0.", "detected")
 ]
-PairColumn = Annotated[str | None, option("Of second texts.", "none")]
-LabelColumn = Annotated[str | None, option("Of each text's target: a class, by name or number.", "none")]
-Encoding = Annotated[str, option("Of text files, such as latin-1.", True)]
-BatchSize = Annotated[int, option("Texts at most in a batch.", True, min=1)]
-Truncation = Annotated[bool, typer.Option("--truncation", help="Cut off what the model cannot take.")]
+PairColumn = Annotated[str | None, option("Column of second texts.", "none")]
+LabelColumn = Annotated[str | None, option("Column of targets: a class, by name or number.", "none")]
+Encoding = Annotated[str, option("Encoding of text files, such as latin-1.", True)]
+BatchSize = Annotated[int, option("Largest number of texts in a batch.", True, min=1)]
+Truncation = Annotated[
+    bool, typer.Option("--truncation", help="Truncate texts that are too long for the model.")
+]
 Calibrate = Annotated[
     Path | None,
     option(
-        "File of texts: the states' spread over them is their unit; or a saved calibration, .safetensors.",
-        "each text is its own unit",
+        "File of texts: the standard deviation of states over them is the unit; or a saved calibration, .safetensors.",
+        "the size of each text's state",
     ),
 ]
 Score = Annotated[
@@ -75,15 +79,20 @@ Score = Annotated[
 ]
 Side = Annotated[
     Literal["damage", "keep"],
-    option("With --score erased: what to look for in erasures, damage or harmlessness.", True),
+    option(
+        "With --score erased: search for erasures that damage the answer, or for those that keep it.", True
+    ),
 ]
-Page = Annotated[Path | None, option("Write a page to this file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Page = Annotated[Path | None, option("Write an HTML page to this file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 
 
 @contextmanager
 def one_sentence(*kinds: type[Exception]) -> Iterator[None]:
-    """An error of these kinds, or one that the user can mend, is a sentence on standard error, with exit status 2."""
+    """Print errors of these kinds as one sentence on standard error and exit with status 2.
+
+    The default is the kinds of errors that a user can fix.
+    """
     caught = kinds or (ValueError, ImportError, OSError)
     try:
         yield
@@ -93,12 +102,12 @@ def one_sentence(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, with escape sequences in names and messages written out."""
+    """Print a line on standard error, with escape sequences in it made visible."""
     typer.echo(printable(line), err=True)
 
 
 def say_first(lines: Sequence[str], more: str) -> None:
-    """The first lines, and how many more there are."""
+    """Print the first lines, and how many more there are."""
     for line in lines[:SHOWN_FAILURES]:
         say(line)
     if len(lines) > SHOWN_FAILURES:
@@ -106,10 +115,10 @@ def say_first(lines: Sequence[str], more: str) -> None:
 
 
 def parse_layers(layers: str) -> list[int | str]:
-    """Layers from numbers, ranges and names with commas.
+    """Parse layers given as numbers, ranges and names, separated by commas.
 
     Raises:
-        ValueError: nothing between two commas, or a range that runs backwards.
+        ValueError: a part is empty, or a range runs backwards.
 
     Example::
 
@@ -124,7 +133,7 @@ def parse_layers(layers: str) -> list[int | str]:
         first, last = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
         if not part or first > last:
             raise ValueError(
-                f"layers {layers!r} cannot be read: write all, or numbers, ranges and names as in 1,3-4,output"
+                f"layers {layers!r} cannot be read: give all, or numbers, ranges and names as in 1,3-4,output"
             )
         numbers = range(first, last + 1)
         labels.extend([part] if not match else [f"{match[1]}{n}" for n in numbers] if match[1] else numbers)
@@ -132,16 +141,18 @@ def parse_layers(layers: str) -> list[int | str]:
 
 
 def read_texts(path: Path, encoding: str = "utf-8", as_lines: bool = False, **columns: str | None) -> Texts:
-    """The texts of a file (- is standard input): of a table by column, otherwise a text a line.
+    """Read texts from the columns of a table, or from the lines of another file; - is standard input.
 
-    What records hold no text is printed on standard error.
+    Records without a text are reported on standard error.
 
     Args:
-        as_lines: whether a table is read line by line, too.
-        columns: as of ``data.read_texts``.
+        path: path of the file.
+        encoding: encoding of text files.
+        as_lines: read a table line by line, too.
+        columns: arguments of ``data.read_texts``.
 
     Raises:
-        ValueError: it cannot be read, or holds no text.
+        ValueError: the file cannot be read, or holds no text.
     """
     from interp_plugin import data
 
@@ -166,10 +177,10 @@ def read_texts(path: Path, encoding: str = "utf-8", as_lines: bool = False, **co
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """See that files can be written, before hours of work.
+    """Check that files can be written, before hours of work.
 
     Raises:
-        ValueError: a path where no file can be written.
+        ValueError: a file cannot be written.
     """
     from interp_plugin.files import check_output
 
@@ -178,16 +189,16 @@ def check_outputs(*paths: Path | None) -> None:
             check_output(path)
         except OSError as error:
             raise ValueError(
-                f"cannot write {str(path)!r}: no file can be made in {str(path.parent)!r} ({error.strerror}); "
-                "give a folder that is there and yours"
+                f"cannot write {str(path)!r}: no file can be created in {str(path.parent)!r} ({error.strerror}); "
+                "give an existing folder that you can write to"
             ) from error
 
 
 def check_folder(path: Path | None) -> None:
-    """See that results can be written to a folder, before hours of work.
+    """Check that results can be written to a folder, before hours of work.
 
     Raises:
-        ValueError: it is a file, or the URI of an object store.
+        ValueError: the path is a file, or the URI of an object store.
     """
     from interp_plugin.files import check_local
 
@@ -195,14 +206,14 @@ def check_folder(path: Path | None) -> None:
         return
     check_local(path)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"--output {str(path)!r} is a file; give a folder, which need not be there")
+        raise ValueError(f"--output {str(path)!r} is a file; give a folder, which need not exist")
 
 
 def check_installed(option: str, extra: str, *packages: str) -> None:
-    """See that packages are installed, before hours of work.
+    """Check that packages are installed, before hours of work.
 
     Raises:
-        ValueError: one is not installed.
+        ValueError: a package is not installed.
     """
     for package in packages:
         if find_spec(package) is None:
@@ -212,17 +223,17 @@ def check_installed(option: str, extra: str, *packages: str) -> None:
 
 
 def check_save(path: Path | None) -> None:
-    """See that an explanation can be saved there, before hours of work.
+    """Check that an explanation can be saved to this path, before hours of work.
 
     Raises:
-        ValueError: another kind of file, or what writes it is not installed.
+        ValueError: the type of the file is unknown, or the package that writes it is not installed.
     """
     if path is None:
         return
     if path.suffix not in (".parquet", ".csv", ""):
         raise ValueError(
-            f"--save {str(path)!r} ends in {path.suffix}; give a name in .parquet (for Explanation.load) or .csv, or "
-            "use --html or --json"
+            f"--save {str(path)!r} ends in {path.suffix}; give a name that ends in .parquet (for Explanation.load) or "
+            ".csv, or use --html or --json"
         )
     check_installed("--save", "table", "pandas" if path.suffix == ".csv" else "pyarrow")
 
@@ -230,13 +241,16 @@ def check_save(path: Path | None) -> None:
 def load_explainer(
     model: str | None, tokenizer: str | None, device: str, device_map: str | None = None, **options: Any
 ) -> TextExplainer:
-    """The model in a folder or of a name, None for the one that ships, ready to explain.
+    """Load a model by folder or name, and make an explainer for it.
 
     Args:
-        options: further ones of ``huggingface.load``.
+        model: folder or Hugging Face id; None: the default model.
+        tokenizer: folder or id of its tokenizer; None: the model's.
+        device, device_map: where the model goes.
+        options: further arguments of ``huggingface.load``.
 
     Raises:
-        ValueError: it cannot be loaded, or the device cannot be used.
+        ValueError: the model cannot be loaded, or the device cannot be used.
     """
     from rich.console import Console
     from rich.text import Text as Words
@@ -259,16 +273,16 @@ def load_explainer(
             return TextExplainer(*found)
 
 
-def parse_json(written: str | None) -> Any:
-    """What is written as JSON; None where nothing is."""
+def parse_json(text: str | None) -> Any:
+    """Parse JSON; None stays None."""
     try:
-        return None if written is None else json.loads(written)
+        return None if text is None else json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{written!r} is not valid JSON: {error}") from error
+        raise ValueError(f"{text!r} is not valid JSON: {error}") from error
 
 
 def column(source: str, name: str | None) -> str | int | None:
-    """A column by its name, or by its number where there may be no header.
+    """Return a column's name, or its number if the source may have no header.
 
     Example::
 
@@ -284,7 +298,7 @@ def column(source: str, name: str | None) -> str | int | None:
 
 
 def one_kind(**kinds: bool) -> str | None:
-    """The kind of texts that is asked for, of options of which one at most may be given.
+    """Return the kind of texts that is requested; at most one of these options may be given.
 
     Example::
 
@@ -297,12 +311,12 @@ def one_kind(**kinds: bool) -> str | None:
     return chosen[0] if chosen else None
 
 
-def given_texts(
+def input_texts(
     texts: list[str] | None, file: Path | None, encoding: str, kind: str | None, **columns: str | None
 ) -> tuple[list[Any], list[Any] | None]:
-    """The texts of the command line, of a file, or of standard input, and the labels of --label-column.
+    """Return the texts of the command line, a file or standard input, and the labels of --label-column.
 
-    Pairs, choices and chats are lines; ``columns`` as of :func:`read_texts`.
+    Pairs, choices and chats are read line by line; ``columns`` are those of :func:`read_texts`.
     """
     from interp_plugin import data
 
@@ -311,14 +325,14 @@ def given_texts(
     has_labels = columns.get("label_column") is not None
     if has_labels and file is None:
         raise ValueError(
-            "--label-column names a column of a table, and there is none; give --file, or --target"
+            "--label-column names a column of a table, but there is no table; give --file, or use --target"
         )
     found: list[Any] = list(texts or [])
     labels: list[Any] | None = None
     if not texts:
         if file is None and sys.stdin.isatty():
             raise ValueError(
-                "there is no text: give one in quotes, --file, or a text a line on standard input"
+                "there is no text: give one in quotes, or --file, or one text per line on standard input"
             )
         as_lines = kind in ("pairs", "choices", "chats")
         read = read_texts(Path("-") if file is None else file, encoding, as_lines, **columns)
@@ -334,7 +348,7 @@ def given_texts(
 
 
 def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:
-    """The texts that --calibrate names; None where it names a calibration that was saved, or nothing."""
+    """Read the texts of --calibrate; None if it is not given or names a saved calibration."""
     from interp_plugin import data
 
     if path is None or path.suffix == ".safetensors":
@@ -346,7 +360,7 @@ def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:
 def calibration(
     explainer: TextExplainer, path: Path | None, texts: list[Text] | None, progress: bool, **options: Any
 ) -> Calibration | None:
-    """The calibration that --calibrate names, or one of its texts; ``options`` are of ``calibrate``."""
+    """Load the calibration of --calibrate, or compute it from texts; ``options`` are arguments of ``calibrate``."""
     from interp_plugin.text.calibration import Calibration
 
     if texts is not None:
@@ -355,7 +369,7 @@ def calibration(
 
 
 def parse_positions(positions: str | None) -> Literal["each", "all"] | list[int] | None:
-    """Token positions from "each" or "all", or from numbers with commas; negative ones count from the end.
+    """Parse token positions: "each", "all", or numbers separated by commas; negative ones count from the end.
 
     Example::
 
@@ -370,12 +384,12 @@ def parse_positions(positions: str | None) -> Literal["each", "all"] | list[int]
         return [int(part) for part in positions.split(",")]
     except ValueError as error:
         raise ValueError(
-            f"positions {positions!r} cannot be read: write each, all, or numbers as in 0,-1"
+            f"positions {positions!r} cannot be read: give each, all, or numbers as in 0,-1"
         ) from error
 
 
 def parse_fixed(fixed: str | None) -> list[Any] | None:
-    """Parts that bear no noise, from names, characters and an expression.
+    """Parse the parts that get no noise: names, character spans, or a regular expression.
 
     Example::
 
@@ -389,10 +403,10 @@ def parse_fixed(fixed: str | None) -> list[Any] | None:
 
 
 def parse_units(units: str | None) -> Any:
-    """A name of units, or an expression whose matches are units."""
+    """Parse the name of a kind of unit, or a regular expression whose matches are units."""
     if units is None or not units.startswith("re:"):
         return units
     try:
         return re.compile(units.removeprefix("re:"), re.DOTALL)
     except re.error as error:
-        raise ValueError(f"{units!r} is no regular expression: {error}") from error
+        raise ValueError(f"{units!r} is not a regular expression: {error}") from error

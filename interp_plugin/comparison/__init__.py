@@ -1,4 +1,4 @@
-"""Method comparison studies: attribution methods compared on one model and one data set, with statistics and costs."""
+"""Method comparison studies: compare attribution methods on one model and one data set, with statistics and costs."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # for a type checker any name would exist
+if not TYPE_CHECKING:  # a type checker would otherwise accept any attribute name
 
     def __getattr__(name: str) -> Any:
-        """A public name loads on first use (PEP 562)."""
+        """Import a public name on first use (PEP 562)."""
         for home, names in _HOMES.items():
             if name in names:
                 return getattr(import_module(f"{__name__}.{home}"), name)

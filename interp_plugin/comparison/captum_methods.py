@@ -1,4 +1,4 @@
-"""Captum's methods, by gradients and by perturbation, and two that it lacks: leave-one-out and Noiser."""
+"""Captum's gradient and perturbation methods, and two that Captum lacks: leave-one-out and Noiser."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from interp_plugin.text.states import State
 
 Baseline = Literal["zero", "[PAD]", "[MASK]", "mean"]
 BASELINES: tuple[Baseline, ...] = ("zero", "[PAD]", "[MASK]", "mean")
-"""The embedding of an uninformative token: zeros, that of the padding or mask token, or the mean of the table."""
-STEPS = 50  # points on the path from the baseline, or samples
+"""Embedding of an uninformative token: zeros, the padding token's, the mask token's, or the mean of the table."""
+STEPS = 50  # points on the path from the baseline, or number of samples
 NOISE = 0.15  # of SmoothGrad, as a share of the embeddings' range (Smilkov et al., 2017, section 3.1)
-SAMPLES = 200  # of LIME and KernelSHAP
-PERMUTATIONS = 25  # of Shapley value sampling, Captum's default
+SAMPLES = 200  # texts sampled by LIME and KernelSHAP
+PERMUTATIONS = 25  # permutations in Shapley value sampling, Captum's default
 NOISER_DRAWS = 10
-HALVINGS = 10  # of the interval from 0 to 1 that holds the largest noise of Noiser
-# Ribeiro et al.'s own choices for text: cosine distance, kernel width 25 in hundredths, ridge regression
+HALVINGS = 10  # bisection steps of Noiser, in the interval from 0 to 1
+# settings of Ribeiro et al. for text: cosine distance, kernel width 25 (in hundredths), ridge regression
 KERNEL_WIDTH = 0.25
 RIDGE = 1.0
 
 
 def signed(attributions: Tensor) -> Tensor:
-    """The sum over a token's elements, (1, T, K) -> (T,)."""
+    """Sum over each token's elements, (1, T, K) -> (T,)."""
     return attributions[0].sum(dim=-1)
 
 
 def absolute(attributions: Tensor) -> Tensor:
-    """The sum's absolute value, (T,)."""
+    """Absolute value of the sum over each token's elements, (T,)."""
     return signed(attributions).abs()
 
 
 def norm(attributions: Tensor) -> Tensor:
-    """The elements' L2 norm, (T,)."""
+    """L2 norm of each token's elements, (T,)."""
     norms: Tensor = torch.linalg.vector_norm(attributions[0], dim=-1)
     return norms
 
@@ -49,10 +49,10 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"signed": signed, "absolute
 
 
 def baseline_of(inputs: Inputs, kind: Baseline) -> Tensor:
-    """The embeddings of an uninformative text, (1, T, K): special tokens keep their own.
+    """Return the embeddings of an uninformative text, (1, T, K); special tokens keep their own embeddings.
 
     Raises:
-        ValueError: the model has no mask token, or its embedding is no table that has a mean.
+        ValueError: the model has no mask token, or its embedding layer has no table to take the mean of.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -77,27 +77,27 @@ def baseline_of(inputs: Inputs, kind: Baseline) -> Tensor:
 
 
 def _mean_row(layer: nn.Module, like: Tensor) -> Tensor:
-    """Mean row of the embedding table, (K,)."""
+    """Return the mean row of the embedding table, (K,)."""
     tables = [m for m in layer.modules() if isinstance(m, nn.Embedding)]
     table = max(tables, key=lambda table: table.weight.numel(), default=None)
     if table is None or table.embedding_dim != like.shape[-1]:
         raise ValueError(
-            f"the embedding {type(layer).__name__} has no table of {like.shape[-1]} dimensions, so no mean; use "
-            "another baseline"
+            f"the embedding {type(layer).__name__} has no table of {like.shape[-1]} dimensions to take the mean of; "
+            "use another baseline"
         )
-    scale = float(getattr(table, "embed_scale", 1.0))  # BART's and Gemma's tables scale their rows
+    scale = float(getattr(table, "embed_scale", 1.0))  # the tables of BART and Gemma scale their rows
     return table.weight.detach().mean(0) * scale
 
 
 def _leaf(inputs: Inputs) -> Tensor:
-    """A copy of the embeddings that collects gradients."""
+    """Return a copy of the embeddings that requires gradients."""
     return inputs.embeddings.clone().requires_grad_()
 
 
 def integrated_gradients(
     inputs: Inputs, target: int | None, state: State | None, *, baseline: Baseline, reduction: str
 ) -> Tensor:
-    """Integrated gradients in 50 steps from a baseline; ``reduction`` is one of :data:`REDUCTIONS`."""
+    """Integrated gradients with 50 steps from a baseline, (T,); ``reduction`` is one of :data:`REDUCTIONS`."""
     method = captum.attr.IntegratedGradients(Answer(inputs, target, state))
     return REDUCTIONS[reduction](
         method.attribute(
@@ -112,7 +112,7 @@ def saliency(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 
 
 def input_x_gradient(inputs: Inputs, target: int | None, state: State | None, *, reduction: str) -> Tensor:
-    """Input times gradient; ``reduction`` is one of :data:`REDUCTIONS`."""
+    """Input times gradient, (T,); ``reduction`` is one of :data:`REDUCTIONS`."""
     return REDUCTIONS[reduction](
         captum.attr.InputXGradient(Answer(inputs, target, state)).attribute(_leaf(inputs))
     )
@@ -121,7 +121,7 @@ def input_x_gradient(inputs: Inputs, target: int | None, state: State | None, *,
 def gradient_shap(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Expected gradients at 50 random points between the text and one of the baselines, (T,), signed.
 
-    The baselines are those of integrated gradients; [MASK] only where the model has a mask token.
+    The baselines are those of integrated gradients, without [MASK] if the model has no mask token.
     """
     kinds = [kind for kind in BASELINES if kind != "[MASK]" or inputs.model.mask_id is not None]
     return signed(
@@ -134,7 +134,7 @@ def gradient_shap(inputs: Inputs, target: int | None, state: State | None) -> Te
 def smooth_grad(
     inputs: Inputs, target: int | None, state: State | None, *, kind: Literal["smoothgrad", "smoothgrad_sq"]
 ) -> Tensor:
-    """Norm of the mean of gradients (or of their squares) at 50 noisy copies of the embeddings."""
+    """Norm of the mean gradient (or mean squared gradient) over 50 noisy copies of the embeddings, (T,)."""
     tunnel = captum.attr.NoiseTunnel(captum.attr.Saliency(Answer(inputs, target, state)))
     spread = float(inputs.embeddings.max() - inputs.embeddings.min())
     return norm(
@@ -146,21 +146,21 @@ def smooth_grad(
 
 
 def deep_lift(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """DeepLIFT's rescale rule against [MASK], (T,), signed.
+    """DeepLIFT's rescale rule with the baseline [MASK], (T,), signed.
 
-    Captum has the rule for the modules ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, Softmax and max pooling; all
-    other operations (GELU, attention's softmax, layer normalisation, activations called as functions) have plain
+    Captum applies the rule to the modules ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, Softmax and max pooling.  All
+    other operations (GELU, the softmax of attention, layer normalisation, activations called as functions) use plain
     gradients.
     """
     answer = Answer(inputs, target, state)
-    with _removing_left_tensors(answer), warnings.catch_warnings():
+    with _removing_leftover_tensors(answer), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting forward, backward hooks")
         return signed(captum.attr.DeepLift(answer).attribute(_leaf(inputs), baseline_of(inputs, "[MASK]")))
 
 
 @contextmanager
-def _removing_left_tensors(module: nn.Module) -> Iterator[None]:
-    """Removes the tensors that Captum's DeepLift leaves on activations that no gradient reached."""
+def _removing_leftover_tensors(module: nn.Module) -> Iterator[None]:
+    """Remove the tensors that Captum's DeepLift leaves on activations that no gradient reached."""
     before = {part: set(vars(part)) for part in module.modules()}
     try:
         yield
@@ -171,12 +171,12 @@ def _removing_left_tensors(module: nn.Module) -> Iterator[None]:
 
 
 class Game:
-    """The answer as a function of which of the P tokens are present, (R, P) of 0 or 1.
+    """The answer as a function of which of the P removable tokens are present, (R, P) of 0 or 1.
 
-    Captum's perturbation methods explain this function.  Special tokens are no features of it and always present.
+    Captum's perturbation methods explain this function.  Special tokens are not features and are always present.
 
     Args:
-        removal: of the other tokens; None: they become [MASK], and are deleted from what a decoder reads.
+        removal: how absent tokens are removed; None: they are replaced by [MASK], or deleted if the model is a decoder.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -195,41 +195,41 @@ class Game:
         self.length = inputs.length
 
     def __call__(self, present: Tensor) -> Tensor:
-        """(R, P) -> (R,)."""
+        """Evaluate the answer, (R, P) -> (R,)."""
         kept = torch.ones(len(present), self.length, dtype=torch.bool)
         kept[:, self.positions] = present.bool()
         return self.answer.of_kept(kept, self.removal)
 
     def attribute(self, method: Any, **options: Any) -> Tensor:
-        """Scores by one of Captum's methods, (T,); 0 for tokens that are no features."""
-        everyone = torch.ones(1, len(self.positions), dtype=torch.float32)
-        found = method.attribute(everyone, baselines=0.0, perturbations_per_eval=MAX_ROWS, **options)
-        return self.spread(found[0])
+        """Compute scores with one of Captum's methods, (T,); tokens that are not features get 0."""
+        whole = torch.ones(1, len(self.positions), dtype=torch.float32)
+        attributions = method.attribute(whole, baselines=0.0, perturbations_per_eval=MAX_ROWS, **options)
+        return self.spread(attributions[0])
 
     def spread(self, values: Tensor) -> Tensor:
-        """The values at the positions of their tokens, (P,) -> (T,)."""
+        """Place the values at the positions of their tokens, (P,) -> (T,)."""
         scores = torch.zeros(self.length, dtype=torch.float32)
         scores[self.positions] = values.float()
         return scores
 
 
 def feature_ablation(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """The decrease of the answer when the token is masked (of a decoder: deleted), (T,)."""
+    """Decrease of the answer when the token is masked (for a decoder: deleted), (T,)."""
     game = Game(inputs, target, state)
     return game.attribute(captum.attr.FeatureAblation(game))
 
 
 def occlusion(inputs: Inputs, target: int | None, state: State | None, *, window: int) -> Tensor:
-    """The mean decrease of the answer over the masked windows of ``window`` neighbouring tokens that hold the token."""
+    """Mean decrease of the answer when a window of ``window`` tokens that contains the token is masked, (T,)."""
     game = Game(inputs, target, state)
     size = min(window, len(game.positions))
     return game.attribute(captum.attr.Occlusion(game), sliding_window_shapes=(size,))
 
 
 def lime(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Coefficients of a ridge regression on 200 texts with random halves of the tokens masked, (T,).
+    """Coefficients of a ridge regression on 200 texts, each with a random half of the tokens masked, (T,).
 
-    The weight of a text falls with its cosine distance from the whole text.
+    A text has less weight the larger its cosine distance from the whole text is.
     """
     from captum._utils.models.linear_model import SkLearnRidge
     from captum.attr._core.lime import get_exp_kernel_similarity_function
@@ -246,20 +246,20 @@ def lime(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 def kernel_shap(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     """Shapley values by a weighted regression on 200 texts, (T,)."""
     game = Game(inputs, target, state)
-    if len(game.positions) == 1:  # Captum divides by zero, and the value of a single token is known
+    if len(game.positions) == 1:  # Captum would divide by zero; a single token has the whole difference
         present, absent = game(torch.tensor([[True], [False]]))
         return game.spread((present - absent).reshape(1))
     return game.attribute(captum.attr.KernelShap(game), n_samples=SAMPLES)
 
 
 def shapley_value_sampling(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Mean increase of the answer when a token is unmasked, over 25 random orders of unmasking all tokens, (T,)."""
+    """Mean increase of the answer when the token is unmasked, over 25 random orders of unmasking the tokens, (T,)."""
     game = Game(inputs, target, state)
     return game.attribute(captum.attr.ShapleyValueSampling(game), n_samples=PERMUTATIONS)
 
 
 def leave_one_out(inputs: Inputs, target: int | None, state: State | None, *, removal: Removal) -> Tensor:
-    """The decrease of the answer when the token alone is removed from the text, (T,)."""
+    """Decrease of the answer when only this token is removed from the text, (T,)."""
     game = Game(inputs, target, state, removal)
     count = len(game.positions)
     answers = game(~torch.eye(count + 1, count, dtype=torch.bool))  # the last row is the whole text
@@ -267,25 +267,25 @@ def leave_one_out(inputs: Inputs, target: int | None, state: State | None, *, re
 
 
 def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Noiser: decrease of the class's probability under the largest noise that keeps the prediction, (T,), signed.
+    """Noiser: decrease of the class probability under the largest noise that keeps the prediction, (T,), signed.
 
-    Ghasemi Madani et al. (2025), written from the paper with the constants of its code, as there is no package.
-    A token of K elements gets Gaussian noise of standard deviation ``k / sqrt(2 ln K)``, so that its largest
+    Implemented from Ghasemi Madani et al. (2025) with the constants of their code, because there is no package.
+    A token of K elements gets Gaussian noise of standard deviation ``k / sqrt(2 ln K)``, so that the largest noise
     element is about k.  Bisection finds the largest k up to 1 for which the mean probability over 10 draws (the
     same for every token and every k) is still highest for the predicted class.  Special tokens have score 0.
 
     Raises:
-        ValueError: a model with a single score predicts no class.
+        ValueError: the model has a single score, so it predicts no class.
     """
     game = Game(inputs, target, state)
     positions, size = game.positions, inputs.embeddings.shape[-1]
     noise = torch.randn(NOISER_DRAWS, 1, size, dtype=torch.float32).expand(-1, len(positions), -1)
     noise = noise / bound(size)
-    whole = _probabilities(inputs, inputs.embeddings)  # (1, C), or the probabilities of all next tokens
+    whole = _probabilities(inputs, inputs.embeddings)  # (1, C); C is the vocabulary size for a language model
     if whole.shape[1] < 2:
         raise ValueError(
-            f"{inputs.model.name} has a single output, so no predicted class that noise could change; use another "
-            "method"
+            f"{inputs.model.name} has a single output, so it has no predicted class that noise could change; use "
+            "another method"
         )
     low = torch.zeros(len(positions), dtype=torch.float32)
     high = torch.ones_like(low)
@@ -298,7 +298,7 @@ def noiser(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 
 
 def bound(size: int) -> float:
-    """The approximate maximum of K standard normal numbers, ``sqrt(2 ln K)``.
+    """Return the approximate maximum of K standard normal numbers, ``sqrt(2 ln K)``.
 
     Examples::
         >>> round(bound(384), 2)
@@ -308,20 +308,20 @@ def bound(size: int) -> float:
 
 
 def _with_noise_on_each(inputs: Inputs, positions: Tensor, noise: Tensor) -> Tensor:
-    """Mean probabilities over draws with noise on one token at a time, (draws, P, K) -> (P, C)."""
+    """Compute mean probabilities over draws, with noise on one token at a time, (draws, P, K) -> (P, C)."""
     draws, count, _ = noise.shape
-    found = []
+    probabilities = []
     for rows in torch.arange(draws * count).split(MAX_ROWS):
         points = inputs.embeddings.expand(len(rows), -1, -1).clone()
         token, draw = rows // draws, rows % draws
         points[torch.arange(len(rows)), positions[token]] += noise[draw, token].to(points)
-        found.append(_probabilities(inputs, points))
-    return torch.cat(found).reshape(count, draws, -1).mean(1)
+        probabilities.append(_probabilities(inputs, points))
+    return torch.cat(probabilities).reshape(count, draws, -1).mean(1)
 
 
 @torch.no_grad()
 def _probabilities(inputs: Inputs, points: Tensor) -> Tensor:
-    """Class probabilities for embeddings, (R, T, K) -> (R, C), on the CPU."""
+    """Compute class probabilities from embeddings, (R, T, K) -> (R, C), on the CPU."""
     rows = torch.zeros(len(points), dtype=torch.long)
     noisy = inputs.noisy(inputs.model.embedding, None)
     if inputs.encoding.target:

@@ -1,4 +1,4 @@
-"""Costs of a method: seconds, sample passes through the model, memory."""
+"""Costs of a method: time, forward and backward passes through the model, memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class StudyColumn:
-    """A metric, or a cost, as a column of a study's tables.
+    """A metric or cost as a column of a study's tables.
 
     Attributes:
-        name: in tables.
-        higher_is_better: what its numbers say.
-        source: where it comes from, paper and equation.
+        name: its name in tables.
+        higher_is_better: the direction of its numbers.
+        source: paper and equation, or how it is measured.
     """
 
     name: str
@@ -48,14 +48,14 @@ COSTS = (
 
 @dataclass
 class Cost:
-    """The costs of a block; complete when it has ended.
+    """The costs of a block of code, complete when the block has ended.
 
     Attributes:
         seconds: wall time.
         forward: forward passes: rows that entered the model and reached its first layer.
-        backward: rows through which a gradient was computed.
-        peak_mib: peak of the memory in use above that in use before, in MiB: of the GPU where the
-            model is on one, else of the process (Linux only).  None where it cannot be measured.
+        backward: backward passes: rows through which a gradient was computed.
+        peak_mib: peak memory above that in use before the block, in MiB: GPU memory if the model is on a
+            GPU, else memory of the process (Linux only).  None where it cannot be measured.
     """
 
     seconds: float = 0.0
@@ -66,11 +66,10 @@ class Cost:
 
 @contextmanager
 def measured(model: TextModel) -> Iterator[Cost]:
-    """Measures the costs of the block.
+    """Measure the costs of the block.
 
-    A lookup of embeddings is no pass; a forward that stops early, once the state is read, counts as one, and
-    so does each gradient through a graph that is used again.  Memory of other threads of the process counts
-    too.
+    A lookup of embeddings is not a pass.  A forward pass that stops early, once the state is read, counts as one, and
+    so does each gradient through a graph that is used again.  Memory of other threads of the process is included.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -139,16 +138,16 @@ class PeakMemory:
 
 
 class _Passes:
-    """Counts rows by hooks on the model, which the stack removes.
+    """Count rows with hooks on the model; the stack removes the hooks.
 
-    A forward pass begins when one of the modules around the embedding is called that is not inside the one
-    called before it: a classifier's head may be run without the model below it.  It counts once it has
-    passed the embedding: at a layer, or at the end of such a module.
+    A forward pass begins when a module that contains the embedding is called and is not inside the module called
+    before it: a classifier's head may run without the model below it.  The pass is counted once it has passed the
+    embedding: at a layer, or at the end of such a module.
     """
 
     def __init__(self, model: TextModel, cost: Cost, stack: ExitStack) -> None:
         self.cost, self.stack = cost, stack
-        self.rows, self.depth, self.entered = 0, 2**31, True  # no module was called before
+        self.rows, self.depth, self.entered = 0, 2**31, True  # no module has been called yet
         self.returns: Counter[int] = Counter()
         self.calls = 0
         for depth, module in enumerate(_around(model.module, model.embedding.layer)):
@@ -182,7 +181,7 @@ class _Passes:
             self.calls += 1
 
     def _count_backward(self, call: int, returns: Counter[int], rows: int) -> Any:
-        """A gradient that passes several hooks of one forward counts once: the hook with the most calls decides."""
+        """Count a gradient that passes several hooks of one forward once: use the hook with the most calls."""
 
         def hook(gradient: Tensor) -> None:
             most = max(returns.values(), default=0)
@@ -194,14 +193,14 @@ class _Passes:
 
 
 def _around(module: nn.Module, embedding: nn.Module) -> list[nn.Module]:
-    """The modules that contain the embedding, outermost first."""
+    """Return the modules that contain the embedding, outermost first."""
     path = next(name for name, part in module.named_modules() if part is embedding)
     names = path.split(".")[:-1]
     return [module.get_submodule(".".join(names[:end])) for end in range(len(names) + 1)]
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
+    """Yield all tensors in nested tuples, lists and mappings."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):
@@ -216,7 +215,7 @@ _TIMED_ROWS = 16
 
 
 def seconds_per_pass(inputs: Inputs) -> float:
-    """The measured time of a forward or backward pass of a text, in a batch of rows."""
+    """Measure the time of one forward or backward pass of a text, in a batch of 16 rows."""
     points = inputs.embeddings.expand(_TIMED_ROWS, -1, -1).clone().requires_grad_()
     noisy = inputs.noisy(inputs.model.embedding, None)
     rows = torch.zeros(_TIMED_ROWS, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""What methods and metrics receive: a text as model inputs, the number to explain; Method and Metric themselves."""
+"""Method and Metric, and what they receive: a text as model inputs, and the number to explain."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from interp_plugin.text.models import OUTPUT, Encoding, Task, TextModel, class_l
 from interp_plugin.text.states import State
 
 Removal = Literal["mask", "delete", "attention"]
-"""How a token is removed: replaced by [MASK] (or the unknown token), deleted, or hidden by the attention mask."""
+"""How a token is removed: replaced by [MASK] (or the unknown token), deleted, or hidden with the attention mask."""
 REMOVALS: tuple[Removal, ...] = ("mask", "delete", "attention")
-MAX_ROWS = 64  # rows of one forward pass
+MAX_ROWS = 64  # most rows of one forward pass
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Inputs:
     Attributes:
         model: the model.
         encoding: the tokenised text.
-        seed: seed of methods that draw random numbers.
-        with_special: whether special tokens are ranked and removed like others.
+        seed: seed for methods that draw random numbers.
+        with_special: whether special tokens are ranked and removed like other tokens.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -51,7 +51,7 @@ class Inputs:
 
     @property
     def length(self) -> int:
-        """T."""
+        """Number of tokens, T."""
         return len(self.encoding.ids)
 
     @cached_property
@@ -68,7 +68,8 @@ class Inputs:
     def players(self) -> Tensor:
         """The tokens that are ranked and may be removed, (T,), bool, on the CPU.
 
-        Of a decoder they stand before the first place that predicts its target: that place, and what follows, stays.
+        For a decoder these are the tokens before the first position that predicts its target: that position, and all
+        later ones, always stay.
         """
         real = torch.tensor([self.with_special or offset is not None for offset in self.encoding.offsets])
         if self.in_one:
@@ -77,12 +78,12 @@ class Inputs:
 
     @property
     def in_one(self) -> bool:
-        """Whether the model is a decoder, which predicts the next token in the sequence that it reads."""
+        """Whether the model is a decoder, which predicts the next token of the sequence that it reads."""
         return self.model.task == "next token" and self.model.axis[OUTPUT] == "input"
 
     @property
     def usual_removal(self) -> Removal:
-        """How methods remove tokens: by [MASK], and of a decoder, which knows none, by deletion."""
+        """How methods remove tokens: with [MASK], or by deletion for a decoder, which has no mask token."""
         return "delete" if self.in_one else "mask"
 
     @cached_property
@@ -91,7 +92,7 @@ class Inputs:
         return self.embedded(self.ids)
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """The embeddings of other token ids at the same positions, (1, T) -> (1, T, K)."""
+        """Return the embeddings of other token ids at the same positions, (1, T) -> (1, T, K)."""
         with torch.no_grad():
             return self.noisy(None, self.model.embedding).perturb((ids, *self.arguments[1:]), torch.arange(1))
 
@@ -102,18 +103,19 @@ class Inputs:
         selector: Selector | None = None,
         arguments: tuple[Tensor, ...] | None = None,
     ) -> NoisyModel:
-        """The model as a function from one layer to another, on this text or on variants of it.
+        """Return the model as a function from one layer to another, for this text or variants of it.
 
         Args:
-            noise_layer, state_layer: None: the arguments, and the :meth:`output`.
+            noise_layer: the layer where the function starts; None: the arguments of the model.
+            state_layer: the layer where it ends; None: the :meth:`output`.
             selector: which part of the state to keep.
-            arguments: of variants of the text; None: its own.
+            arguments: the arguments of variants of the text; None: those of the text itself.
         """
         inputs = self.arguments if arguments is None else arguments
         return NoisyModel(_Forward(self), inputs, noise_layer, state_layer, selector)
 
     def output(self, *arguments: Tensor) -> Tensor:
-        """The class scores, (R, C); of n target tokens their log-probabilities, less those of their foils, (R, n)."""
+        """Compute the class scores, (R, C), or the log-probabilities of n target tokens less their foils', (R, n)."""
         encoding = self.encoding
         if not encoding.target:
             return self.model(*arguments)
@@ -123,10 +125,10 @@ class Inputs:
         return watched(scores, ids, "log_probability", foils)
 
     def next_scores(self, *arguments: Tensor) -> Tensor:
-        """A language model's scores where the target is predicted, (R, n, vocabulary).
+        """Compute a language model's scores at the positions that predict the target, (R, n, vocabulary).
 
-        Variants of a text end in the same tokens, so that a decoder's places are counted from the last one that its
-        attention mask has: padding is to the right.
+        Variants of a text end in the same tokens, so a decoder's positions are counted from the last one in its
+        attention mask (padding is to the right).
         """
         ids, places = arguments[0], torch.tensor(self.encoding.target_positions, device=arguments[0].device)
         places = places.expand(len(ids), -1)
@@ -138,25 +140,25 @@ class Inputs:
         return scores_at(self.model, arguments, places)
 
     def at_target(self, state: State) -> State:
-        """The state where the target is predicted, of layers that have that place; otherwise all of it."""
+        """Return the state at the positions that predict the target, or the whole state of a layer without them."""
         axis = self.model.axis
         if not self.encoding.target or axis[state.label] != axis[OUTPUT] or state.site is None:
             return state
         return replace(state, places=self.encoding.target_positions)
 
     def rows(self, count: int) -> tuple[Tensor, ...]:
-        """The arguments repeated, (count, ...) each."""
+        """Repeat the arguments, (count, ...) each."""
         return tuple(argument.expand(count, *argument.shape[1:]) for argument in self.arguments)
 
     def without(self, kept: Tensor, removal: Removal) -> Iterator[tuple[Tensor, ...]]:
-        """Arguments of the forward passes in which only some tokens are left.
+        """Yield the arguments of forward passes in which only some tokens are left.
 
         Args:
             kept: (R, T), bool; which tokens stay in each row.
             removal: how the other tokens are removed.
 
         Yields:
-            the arguments of the next rows, (r, ...) each; the r of all parts add up to R.
+            the arguments for the next r rows, (r, ...) each; the r of all parts add up to R.
 
         Raises:
             ValueError: the model does not support this removal; the message says which one it supports.
@@ -172,7 +174,7 @@ class Inputs:
         if removal == "mask":
             if self.model.mask_id is None:
                 raise ValueError(
-                    f"{self.model.name} has no mask token to put in a word's place; use removal 'delete'"
+                    f"{self.model.name} has no mask token to replace a removed token; use removal 'delete'"
                 )
             return (torch.where(kept, ids, self.model.mask_id), *others)
         if not others or others[0].shape != ids.shape:
@@ -188,16 +190,16 @@ class Inputs:
 class Answer(nn.Module):
     """The number that a method explains, as a function of variants of one text.
 
-    For a class it is the log-odds, log p / (1 - p) (of two classes the difference of their logits), which do not
-    saturate; their sigmoid is the probability.  For the next token it is its log-probability, as explanations watch it;
-    where it has a foil, log p(target) - log p(foil), the log-odds between the two.  For a state it is minus its
-    distance from the state of the unchanged text, -D with D the mean over the state's elements of
-    ((Phi(x') - s) / v)^2.
+    * For a class: its log-odds, log p / (1 - p) (with two classes the difference of their logits).  They do not
+      saturate, and their sigmoid is the probability.
+    * For the next token: its log-probability, as in explanations; with a foil, the log-odds between the two,
+      log p(target) - log p(foil).
+    * For a state: minus its distance from the state of the unchanged text, -D, where D is the mean over the state's
+      elements of ((Phi(x') - s) / v)^2.
 
     Args:
         inputs: the text.
-        target: number of the class, or id of the first token that the text's encoding has as its target, where no
-            state is watched.
+        target: number of the class, or id of the first target token in the text's encoding; None if a state is given.
         state: the state that is watched; without ``state_std``, v^2 is the mean of s^2.
 
     Examples::
@@ -218,17 +220,17 @@ class Answer(nn.Module):
         if target is not None and inputs.model.task == "next token":
             if tokens[:1] != (target,):
                 raise ValueError(
-                    f"target is {target!r}, and the text was encoded with the target {tokens}; give its first token"
+                    f"target is {target!r}, but the text was encoded with the target {tokens}; give its first token"
                 )
         elif target is not None and inputs.model.task != "sequence classes":
             raise ValueError(
-                f"target is {target!r}, and {inputs.model.name} has no classes of texts; give a state"
+                f"target is {target!r}, but {inputs.model.name} does not classify texts; give a state"
             )
         self.inputs, self.target, self.state = inputs, target, state
-        self.module = inputs.model.module  # DeepLift looks for it among the children
+        self.module = inputs.model.module  # DeepLift looks for the model among the children
 
     def forward(self, embeddings: Tensor, *arguments: Tensor) -> Tensor:
-        """The answer from embeddings, (R, T, K), and arguments that have R rows, or 1; (R,)."""
+        """Compute the answer from embeddings, (R, T, K), and arguments with R rows or one; (R,)."""
         count = len(embeddings)
         rows = tuple(
             x.expand(count, *x.shape[1:]) if len(x) == 1 else x for x in arguments or self.inputs.arguments
@@ -236,20 +238,20 @@ class Answer(nn.Module):
         return self._read(rows, embeddings)
 
     def reading(self, *arguments: Tensor) -> Tensor:
-        """The answer for arguments of the model, (R, ...) each, with gradients; (R,)."""
+        """Compute the answer from arguments of the model, (R, ...) each, with gradients; (R,)."""
         return self._read(arguments, None)
 
     @torch.no_grad()
     def of_arguments(self, *arguments: Tensor) -> Tensor:
-        """The answer for arguments of the model, (R, ...) each, without gradients; (R,)."""
+        """Compute the answer from arguments of the model, (R, ...) each, without gradients; (R,)."""
         with no_fastpath():
             return self.reading(*arguments)
 
     def of_kept(self, kept: Tensor, removal: Removal) -> Tensor:
-        """The answer for the text with only some of its tokens left, (R, T) -> (R,), on the CPU.
+        """Compute the answer for the text with only some of its tokens left, (R, T) -> (R,), on the CPU.
 
-        The state of a shortened text has no vector for a deleted token: its distance is the mean over the tokens
-        that stay, each compared with its own vector in the whole text.
+        The state of a shortened text has no vector for a deleted token.  Its distance is the mean over the remaining
+        tokens, each compared with its own vector in the whole text.
 
         Raises:
             ValueError: tokens cannot be removed in this way.
@@ -260,14 +262,14 @@ class Answer(nn.Module):
 
     @torch.no_grad()
     def _with_deletions(self, kept: Tensor) -> Tensor:
-        """Minus the distance of a state when tokens are deleted, (R, T) -> (R,), on the CPU."""
+        """Compute minus the distance of a state when tokens are deleted, (R, T) -> (R,), on the CPU."""
         state = cast(State, self.state)
         everywhere = Answer(self.inputs, state=replace(state, places=None))
         whole = everywhere.origin.float()[0]
         if whole.ndim > 1 and len(whole) != self.inputs.length:
             raise ValueError(
-                f"the state has {len(whole)} positions for {self.inputs.length} tokens, and which of them belongs to a "
-                "deleted token is not known; use removal 'mask' or 'attention'"
+                f"the state has {len(whole)} positions for {self.inputs.length} tokens, so the position of a deleted "
+                "token is not known; use removal 'mask' or 'attention'"
             )
         distances: list[Tensor] = []
         for arguments in self.inputs.without(kept, "delete"):
@@ -285,18 +287,20 @@ class Answer(nn.Module):
 
     @torch.no_grad()
     def of_embeddings(self, embeddings: Tensor) -> Tensor:
-        """The answer from embeddings, (R, T, K) -> (R,), on the CPU and without a graph."""
+        """Compute the answer from embeddings, (R, T, K) -> (R,), on the CPU, without gradients."""
         with no_fastpath():
             return torch.cat([self(some).cpu() for some in embeddings.split(MAX_ROWS)])
 
     def log_probability(self, answers: Tensor) -> Tensor:
-        """The log-probability that answers about a class or next token stand for, float64."""
+        """Convert answers for a class or next token to log-probabilities, float64."""
         encoding = self.inputs.encoding
-        is_one_already = bool(encoding.target) and not encoding.foils
-        return answers.double() if is_one_already else logsigmoid(answers.double())
+        is_log_probability = bool(encoding.target) and not encoding.foils
+        return answers.double() if is_log_probability else logsigmoid(answers.double())
 
     def scaled(self, answers: Tensor) -> Tensor:
-        """Answers on the scale of the metrics, float64: a probability (with a foil, of the two), or minus D of a state.
+        """Convert answers to the scale of the metrics, float64: a probability, or minus D of a state.
+
+        With a foil it is the probability of the target among the two.
 
         Examples::
             >>> from interp_plugin import huggingface
@@ -314,7 +318,7 @@ class Answer(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """v of the state, which broadcasts to it."""
+        """Standard deviation of the state, v; broadcasts to the state."""
         origin, std = self.origin.float(), None if self.state is None else self.state.selected_std
         return origin.square().mean().sqrt() if std is None else std.to(origin.device)
 
@@ -327,7 +331,7 @@ class Answer(nn.Module):
         return -((value - self.origin.float()) / self.scale).square().flatten(1).mean(1)
 
     def _passing(self, arguments: tuple[Tensor, ...], embeddings: Tensor | None) -> Tensor:
-        """The model's output or the watched state, (R, ...), with gradients."""
+        """Compute the model's output or the watched state, (R, ...), with gradients."""
         site, selector = (None, None) if self.state is None else (self.state.site, self.state.selector)
         noise_layer = None if embeddings is None else self.inputs.model.embedding
         noisy = self.inputs.noisy(noise_layer, site, selector, arguments)
@@ -336,7 +340,7 @@ class Answer(nn.Module):
 
 
 class _Forward:
-    """What a text's variants give out, as :class:`NoisyModel` calls it."""
+    """The output for variants of a text, in the form in which :class:`NoisyModel` calls a model."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.module = inputs, inputs.model.module
@@ -347,29 +351,29 @@ class _Forward:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's and numpy's global generators inside the block (Captum uses both) and restores them after it.
+    """Seed the global generators of torch and numpy inside the block (Captum uses both) and restore them afterwards.
 
-    Python's own generator is restored too: scikit-learn uses it when it is first imported.
+    Python's own generator is restored too, because scikit-learn uses it when it is first imported.
     """
-    drawn, drawn_by_python = np.random.get_state(), random.getstate()
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         np.random.seed(seed)
         try:
             yield
         finally:
-            np.random.set_state(drawn)
-            random.setstate(drawn_by_python)
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 Score = Callable[[Inputs, int | None, State | None], Tensor | Sequence[float]]
-"""(text, class, state) -> a score for each token, (T,), high = important; class or state is None."""
+"""(text, class, state) -> a score for each token, (T,), high = important; either class or state is None."""
 Explains = Literal["class", "state", "both"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """An attribution method as a study runs it.
+    """An attribution method in a study.
 
     Attributes:
         name: its name in tables.
@@ -378,8 +382,8 @@ class Method:
         explains: what it explains: a class, a state, or both.
         source: the paper, or Captum's class.
         draws: whether the scores depend on the seed.
-        task: the only kind of model that it is about; None: any.
-        passes, passes_per_token: forward and backward passes for a text, about, for the estimate of a study's time.
+        task: the only task of models that it supports; None: any.
+        passes, passes_per_token: approximate forward and backward passes for a text, to estimate a study's time.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -389,7 +393,7 @@ class Method:
         >>> Method("earliest", earliest)(Inputs(model, model.encode("a good film")), 1, None)
         tensor([ 0., -1., -2., -3., -4.])
 
-    Scores that were computed elsewhere, of every token, special ones included::
+    Use scores that were computed elsewhere, one for each token, including special tokens::
 
         >>> known = {"a good film": [0, 0, 1, 0.5, 0]}
         >>> theirs = Method("theirs", lambda inputs, target, state: known[inputs.encoding.text], signed=True)
@@ -408,14 +412,14 @@ class Method:
     passes_per_token: float = 0
 
     def can_explain(self, state: State | None) -> bool:
-        """Whether the method explains this state, or a class (None)."""
+        """Return whether the method explains this state, or a class (None)."""
         return self.explains in ("both", "class" if state is None else "state")
 
     def __call__(self, inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-        """The scores, (T,), float32, on the CPU; the same ``inputs.seed`` gives the same scores.
+        """Compute the scores, (T,), float32, on the CPU; the same ``inputs.seed`` gives the same scores.
 
         Raises:
-            ValueError: scores of another shape, NaN or infinite scores.
+            ValueError: the scores have another shape, or are NaN or infinite.
         """
         with seeded(inputs.seed):
             found = self.score(inputs, target, state)
@@ -439,7 +443,7 @@ class Trial:
 
     Attributes:
         inputs: the text.
-        target, state: the class or the state that was explained; the other one is None.
+        target, state: the class or state that was explained; the other one is None.
         method: the method.
         scores: its scores, (T,).
         rationale: the tokens that annotators marked as the reason, (T,), bool; None: not known.
@@ -459,9 +463,9 @@ class Trial:
 
     @cached_property
     def uncalibrated(self) -> Trial:
-        """The trial without ``state_std``, which belongs to one model alone, for comparisons with another model.
+        """The trial without ``state_std``, for comparisons with another model: ``state_std`` belongs to one model.
 
-        Where there is a ``state_std`` the method runs once more.
+        If there is a ``state_std``, the method runs once more.
         """
         if self.state is None or self.state.state_std is None:
             return self
@@ -469,12 +473,12 @@ class Trial:
         return replace(self, state=state, scores=self.method(self.inputs, None, state))
 
     def order(self) -> list[int]:
-        """Positions of the tokens that may be removed, most important first; ties from left to right."""
+        """Return the positions of the tokens that may be removed, most important first; ties from left to right."""
         ranked = torch.sort(self.scores, descending=True, stable=True).indices.tolist()
         return [position for position in ranked if self.inputs.players[position]]
 
     def again(self, seed: int | None = None, model: TextModel | None = None) -> Tensor:
-        """The method's scores with another seed, or for another model of the same architecture."""
+        """Compute the method's scores with another seed, or for another model of the same architecture."""
         inputs = replace(
             self.inputs,
             seed=self.inputs.seed if seed is None else seed,
@@ -493,13 +497,14 @@ class Metric:
 
     Attributes:
         name: its name in tables.
-        measure: computes the number; None where it is not defined (no rationale, a text too long or too short).
+        measure: computes the number; returns None where it is not defined (no rationale, text too long or too short).
         higher_is_better: the direction of the number.
         source: paper and equation.
         judges: what it evaluates: scores for a class, for a state, or both.
-        removal: how it removes tokens, which not every model supports; None: it removes none.
-        task: the only kind of model that it is about; None: any.
-        passes, passes_per_token, calls: as of :class:`Method`, and calls of the method.
+        removal: how it removes tokens (not every model supports each way); None: it removes none.
+        task: the only task of models that it supports; None: any.
+        passes, passes_per_token: as in :class:`Method`.
+        calls: how often it calls the method.
     """
 
     name: str
@@ -514,7 +519,7 @@ class Metric:
     calls: int = 0
 
     def can_judge(self, state: State | None) -> bool:
-        """Whether the metric evaluates scores for this state, or for a class (None)."""
+        """Return whether the metric evaluates scores for this state, or for a class (None)."""
         return self.judges in ("both", "class" if state is None else "state")
 
     def __call__(self, trial: Trial) -> float | None:
@@ -525,16 +530,17 @@ Part = TypeVar("Part", Method, Metric)
 
 
 def chosen(known: Mapping[str, Part], parts: Iterable[str | Part] | str | Part | None) -> list[Part]:
-    """The methods (or metrics) of these names, each once, and given ones as they are; None: all that are known.
+    """Return the requested methods (or metrics), each once.
 
     Args:
         known: ``METHODS`` or ``METRICS``.
-        parts: names and objects; one of one's own is a function and a name.  In a name * stands for anything, and a
-            string may hold several names, separated by commas: a comma in brackets belongs to the name.
+        parts: names, and :class:`Method` (or :class:`Metric`) objects; None: all of ``known``.  In a name, * matches
+            any characters.  A string may hold several names, separated by commas; a comma in brackets belongs to the
+            name.
 
     Raises:
-        TypeError: an element that is neither a name nor an object of that kind.
-        ValueError: an unknown name, a pattern that fits none, no method, or two things of one name.
+        TypeError: an element is neither a name nor an object of that kind.
+        ValueError: a name is unknown, a pattern matches none, two objects have the same name, or there is no method.
 
     Examples::
         >>> from interp_plugin.comparison import METHODS
@@ -549,36 +555,37 @@ def chosen(known: Mapping[str, Part], parts: Iterable[str | Part] | str | Part |
         return list(known.values())
     kind = type(next(iter(known.values()))).__name__.lower()
     found: dict[str, Part] = {}
-    alone: list[str] = []  # what was given by itself, which is given once
-    for given in [parts] if isinstance(parts, (str, Method, Metric)) else parts:
-        some = _named(kind, known, given) if isinstance(given, str) else [given]
+    # names requested one by one rather than by a pattern; requesting one of these twice is an error
+    single: list[str] = []
+    for request in [parts] if isinstance(parts, (str, Method, Metric)) else parts:
+        some = _named(kind, known, request) if isinstance(request, str) else [request]
         for part in some:
             if type(part).__name__.lower() != kind:
                 raise TypeError(
                     f"{kind} {part!r} is a {type(part).__name__}; give a name, or {kind.title()}(name, function)"
                 )
-            if found.setdefault(part.name, part) is not part or (len(some) == 1 and part.name in alone):
+            if found.setdefault(part.name, part) is not part or (len(some) == 1 and part.name in single):
                 raise ValueError(
-                    f"{kind} {part.name!r} is given 2 times; give every {kind} a name of its own, and once"
+                    f"{kind} {part.name!r} is given 2 times; give each {kind} once, with a name of its own"
                 )
-        alone += [part.name for part in some if len(some) == 1]
+        single += [part.name for part in some if len(some) == 1]
     if not found and kind == "method":
-        raise ValueError("methods names none; give at least one, or None for all")
+        raise ValueError("methods is empty; give at least one, or None for all")
     return list(found.values())
 
 
 def _named(kind: str, known: Mapping[str, Part], names: str) -> list[Part]:
-    """What is meant by one or more names, or patterns, with commas between them; each once."""
+    """Return the methods or metrics that match comma-separated names or patterns, each once."""
     found: dict[str, Part] = {}
     for name in (part.strip() for part in re.split(r",(?![^()]*\))", names)):
         if not name:
-            raise ValueError(f"{names!r} cannot be read: write names with single commas between them")
+            raise ValueError(f"{names!r} has an empty name; separate the names by single commas")
         pattern = ".*".join(map(re.escape, name.split("*")))
-        fitting = {one: part for one, part in known.items() if re.fullmatch(pattern, one)}
-        if not fitting:
-            problem = "fits none" if "*" in name else "is not known"
+        matches = {one: part for one, part in known.items() if re.fullmatch(pattern, one)}
+        if not matches:
+            problem = "matches none" if "*" in name else "is not known"
             part = name.strip("*").lower()
             near = [one for one in known if len(part) > 2 and part in one.lower()] or known
             raise ValueError(f"{kind} {name!r} {problem}; choose from {', '.join(map(repr, near))}")
-        found |= {one: part for one, part in fitting.items() if one not in found}
+        found |= {one: part for one, part in matches.items() if one not in found}
     return list(found.values())

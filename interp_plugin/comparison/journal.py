@@ -1,4 +1,4 @@
-"""The journal of a study, a checkpoint log on the disk, and the state of the study's results."""
+"""The journal of a study (a checkpoint log on disk), and the state of the study's results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from interp_plugin.files import check_local, replace_file
 if TYPE_CHECKING:
     from interp_plugin.comparison.study import Example
 
-FORMAT = 1  # raise it when a reader of the old format would go wrong
+FORMAT = 1  # increase it when an older version would misread the file
 NAME = "journal.jsonl"
 
 
@@ -32,9 +32,9 @@ class Entry:
     Attributes:
         text: digest of the text and its evaluation (:class:`~interp_plugin.comparison.study.Example`).
         question: "class" or a layer.
-        method: its name.
+        method: name of the method.
         values: metric -> its number; None where it is not defined for the text.
-        scores: the method's scores of the tokens; empty where an earlier entry has them.
+        scores: the method's scores of the tokens; empty if an earlier entry has them.
         errors: metric -> why it has no number; "" -> why the method has no scores.
         target: number of the class that was explained; None for a state.
     """
@@ -49,12 +49,12 @@ class Entry:
 
 
 class Journal:
-    """A file that keeps the results of one study; each is one line of JSON, written through to the disk.
+    """A file that stores the results of one study, one line of JSON each, flushed to the disk.
 
-    A line that was being written when the process or the machine died is dropped; each line has a checksum.
+    Each line has a checksum.  A line that was cut off because the process or machine died is dropped.
 
     Args:
-        path: of the file.
+        path: path of the file.
         file: its descriptor, open for appending.
 
     Examples::
@@ -80,23 +80,23 @@ class Journal:
         settings: Mapping[str, Any],
         parts: Mapping[str, Mapping[str, Mapping[str, Any]]],
     ) -> Iterator[Journal]:
-        """The journal in a folder, where no other process can write inside the block.
+        """Open the journal in a folder and lock it against other processes inside the block.
 
         Args:
             folder: created if it does not exist.
             settings: what all results depend on.
-            parts: kind ("method", "metric") -> name -> description; a later run may have others, but not the same
-                name for another thing.
+            parts: kind ("method", "metric") -> name -> description; a later run may add parts, but not use a name for
+                another description.
 
         Raises:
-            ValueError: the folder holds another study, is in use, or is damaged.
+            ValueError: the folder holds another study, is in use, or its journal is damaged.
         """
         folder = Path(folder)
         check_local(folder)
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"output {str(folder)!r} is a file; give a folder, which need not be there")
+            raise ValueError(f"output {str(folder)!r} is a file; give a folder, which need not exist")
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "journal.lock")  # of the operating system: it ends with the process
+        lock = FileLock(folder / "journal.lock")  # the operating system releases it when the process ends
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
@@ -111,11 +111,11 @@ class Journal:
             file = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
             leave.callback(os.close, file)
             journal = cls(path, file)
-            journal._go_on(settings, parts)
+            journal._resume(settings, parts)
             yield journal
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
-        """Position in the file and content of each entry, oldest first.
+        """Yield the position in the file and the content of each entry, oldest first.
 
         Raises:
             ValueError: a line is damaged.
@@ -125,7 +125,7 @@ class Journal:
                 yield start, _entry(value)
 
     def entry_at(self, start: int) -> Entry:
-        """The entry that begins there."""
+        """Read the entry that begins at this position."""
         with self.path.open("rb") as file:
             file.seek(start)
             value = _read(file.readline())
@@ -133,31 +133,31 @@ class Journal:
         return _entry(value)
 
     def append(self, entry: Entry) -> int:
-        """Write an entry through to the disk; returns its position.
+        """Write an entry, flush it to the disk, and return its position.
 
         Raises:
-            OSError: for example a full disk; earlier entries stay valid.
+            OSError: the entry cannot be written, for example to a full disk; earlier entries stay valid.
         """
         return self._write(vars(entry))
 
-    def _go_on(self, settings: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
-        """See that the file is of the same study, drop a line that was cut off, and record what parts are new."""
+    def _resume(self, settings: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Check that the file belongs to this study, drop a line that was cut off, and record new parts."""
         known: dict[tuple[str, str], Any] = {}
-        sound = 0
-        for start, sound, value in self._lines():  # noqa: B007
+        end = 0
+        for start, end, value in self._lines():  # noqa: B007
             if start == 0:
                 self._check(value, settings)
             elif "part" in value:
                 known[value["part"], value["name"]] = value["about"]
-        os.truncate(self.path, sound)
+        os.truncate(self.path, end)
         for kind, some in parts.items():
             for name, about in some.items():
                 if (kind, name) not in known:
                     self._write({"part": kind, "name": name, "about": about})
                 elif found := differences(known[kind, name], _read_back(about)):
                     raise ValueError(
-                        f"{str(self.path.parent)!r} has another {kind} of the name {name!r} ({'; '.join(found)}); give "
-                        "this one another name, or another folder"
+                        f"{str(self.path.parent)!r} has another {kind} with the name {name!r} ({'; '.join(found)}); "
+                        "give this one another name, or use another folder"
                     )
 
     def _check(self, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -170,12 +170,12 @@ class Journal:
         found = differences(header["settings"], _read_back(settings))
         if found:
             raise ValueError(
-                f"{name!r} holds another study ({'; '.join(found)}), and the numbers of two do not compare; give "
-                "another folder, or the settings of that one"
+                f"{name!r} holds another study ({'; '.join(found)}), whose numbers are not comparable; give another "
+                "folder, or use the settings of that study"
             )
 
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Start, end and content of each line, except a last one that was cut off."""
+        """Yield the start, end and content of each line, except a last line that was cut off."""
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = 0
@@ -190,7 +190,7 @@ class Journal:
                     yield start, end, value
                 elif end < size:
                     raise ValueError(
-                        f"line {number} of {str(self.path)!r} is damaged; delete that line, and what it held is "
+                        f"line {number} of {str(self.path)!r} is damaged; delete that line, and its results are "
                         "computed again"
                     )
                 start = end
@@ -209,7 +209,7 @@ class Journal:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The differences of two settings, in words.
+    """Describe the differences between two settings.
 
     Examples::
         >>> differences({"seed": 0, "versions": {"torch": "2.12"}}, {"seed": 0, "versions": {"torch": "2.13"}})
@@ -223,18 +223,18 @@ def _entry(value: dict[str, Any]) -> Entry:
 
 
 def _read_back(value: Any) -> Any:
-    """A value as it is when it has been written and read."""
+    """Return a value as it is after writing and reading it."""
     return json.loads(json.dumps(value))
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    """A JSON object whose first member is the checksum of the others."""
+    """Encode a JSON object whose first member is the checksum of the others."""
     others = json.dumps(value, allow_nan=False, separators=(",", ":"))[1:].encode()
     return _head(others) + others + b"\n"
 
 
 def _read(line: bytes) -> dict[str, Any] | None:
-    """The content of a line of `_line`; None: the line is damaged."""
+    """Decode a line that `_line` wrote; None if the line is damaged."""
     size = len(_head(b""))
     others = line[size:-1]
     if not line.endswith(b"\n") or line[:size] != _head(others):
@@ -259,15 +259,15 @@ class StudyState:
 
     Args:
         examples: the texts.
-        questions: their names, "class" for the class.
+        questions: names of the questions, "class" for the class.
         methods, metrics: their names.
         applies: which metric evaluates which method for which question, (Q, M, K), bool.
         keep_scores: keep the scores of tokens too.
 
     Attributes:
         values: (N, Q, M, K), NaN where there is no number.
-        scores_at: position of the scores in the journal, (N, Q, M), -1 where it has none.
-        targets: number of the class that was explained, (N,), -1 where that is not known yet.
+        scores_at: position of the scores in the journal, (N, Q, M), -1 where the journal has none.
+        targets: number of the class that was explained, (N,), -1 where it is not known yet.
         errors: text, question, method -> metric ("" for the method itself) -> why it has no number.
         scores: text, question, method -> (T,), float32.
     """
@@ -299,7 +299,7 @@ class StudyState:
                 self._texts.setdefault((question, digest), []).append(number)
 
     def put(self, entry: Entry, at: int = -1) -> int:
-        """Add an entry, which begins ``at`` in the journal; returns the number of texts that it is about."""
+        """Add an entry, which begins at position ``at`` of the journal; return the number of texts that share it."""
         question, method = self._questions.get(entry.question), self._methods.get(entry.method)
         if question is None or method is None:
             return 0
@@ -316,7 +316,7 @@ class StudyState:
         return len(texts)
 
     def _put(self, cell: Cell, entry: Entry) -> None:
-        state, values = self._state[cell], self.values[cell]  # (K,), views
+        state, values = self._state[cell], self.values[cell]  # (K,) each, array views
         errors = dict(self.errors.pop(cell, {}))
         if "" in errors and entry.scores:  # it failed earlier and works now
             state[state == _FAILED] = _MISSING
@@ -334,29 +334,29 @@ class StudyState:
             self.errors[cell] = errors
 
     def missing(self) -> Iterator[tuple[Cell, list[int]]]:
-        """The trials to run: text, question and method, and the metrics that are missing."""
+        """Yield the trials to run: indices of text, question and method, and of the metrics that are missing."""
         for cell in np.ndindex(*self.scores_at.shape):
             metrics = np.flatnonzero(self._state[cell] == _MISSING)
             if len(metrics):
                 yield cell, metrics.tolist()
 
     def count_missing(self) -> int:
-        """The number of these trials."""
+        """Return the number of trials to run."""
         return int((self._state == _MISSING).any(-1).sum())
 
     def forget_failures(self) -> None:
-        """Take all failed results for missing."""
+        """Mark all failed results as missing."""
         self._state[self._state == _FAILED] = _MISSING
         self.errors.clear()
 
     def has_worked(self, question: int, method: int, metric: int | None = None) -> bool:
-        """Whether the method (and the metric) has a result for this question and any text."""
+        """Return whether the method (and the metric) has a result for this question on any text."""
         states = self._state[:, question, method, slice(None) if metric is None else metric]
         return bool((states == _KNOWN).any())
 
     def leave_out(self, question: int, method: int, metric: int | None = None) -> int:
-        """Leave out the method for this question, or one metric of it; returns the number of trials that this saves."""
-        states = self._state[:, question, method]  # (N, K), a view
+        """Leave out the method, or one metric of it, for this question; return the number of trials that this saves."""
+        states = self._state[:, question, method]  # (N, K), an array view
         before = (states == _MISSING).any(1).sum()
         states[:, slice(None) if metric is None else metric] = _NOT_APPLICABLE
         return int(before - (states == _MISSING).any(1).sum())

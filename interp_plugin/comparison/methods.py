@@ -1,4 +1,4 @@
-"""The attribution methods of a study by name, and this package's own."""
+"""The attribution methods of a study by name, with the implementations of this package's own methods."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from interp_plugin.text.states import State
 
 
 def random_scores(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Uniform random numbers, (T,): the baseline that a method must beat."""
+    """Uniform random numbers, (T,): the baseline that every method should beat."""
     return torch.rand(inputs.length, dtype=torch.float32)
 
 
 RATE = 0.1
-LARGE_RATE = 1.0  # at which noise moves a state about as far as the removal of tokens does
+LARGE_RATE = 1.0  # at this rate, noise moves a state about as far as the removal of tokens does
 
 
 def information_kept(
@@ -42,14 +42,14 @@ def information_kept(
 ) -> Tensor:
     """Information in nats that the state keeps of each token, (T,).
 
-    For a class the state is all class scores; for the next token it is its log-probability (less that of its foil).
+    For a class, the state is the vector of class scores; for the next token, its log-probability (less its foil's).
 
     Args:
-        solver: None: that of explanations; without iterations it is the small-noise closed form, in which all tokens at
-            the cap have 0 (these can be all tokens of a saturated classifier; the gradient norm ranks them).
-        rate: at the default D is a twentieth of the state's variance, but about all of it when tokens are removed:
-            these are two different questions (the state erasure metrics show how much they differ), of which a rate of
-            1 asks the second.
+        solver: None: the solver of explanations.  A solver without iterations gives the small-noise closed form, in
+            which all tokens at the cap have 0 (for a saturated classifier possibly all tokens; ``gradient_norm`` can
+            rank these).
+        rate: at the default, D is a twentieth of the state's variance.  When tokens are removed, D is about the whole
+            variance, which corresponds to a rate of 1.  The state erasure metrics show how much the two differ.
     """
     watched = State(OUTPUT, None) if state is None else state
     method = LayerInformationLoss(_forward(inputs.output), inputs.model.embedding, watched.site)
@@ -59,21 +59,21 @@ def information_kept(
 
 
 def of_target(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Information in nats that the score of the class alone keeps, (T,)."""
+    """Information in nats that the score of the explained class alone keeps of each token, (T,)."""
     return information_kept(inputs, target, State(OUTPUT, None, target))
 
 
 def of_last_layer(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Information in nats that the last layer's state keeps, (T,), from which the class scores are computed."""
+    """Information in nats that the state of the last layer, which the class scores are computed from, keeps, (T,)."""
     label = list(inputs.model.layers)[-1]
     return information_kept(inputs, None, inputs.at_target(State(label, state_sites(inputs.model)[label])))
 
 
 def of_log_probability(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Information in nats that the log-probability of the class keeps, (T,), measured in nats (v = 1).
+    """Information in nats that the log-probability of the class keeps of each token, (T,); its unit is 1 nat (v = 1).
 
-    The log-probability is at most 0: where the model is sure of the class, noise on tokens that speak for it changes
-    it, and noise on tokens that speak against it hardly does.  The class scores depend on both alike.
+    The log-probability is at most 0.  If the model is certain of the class, noise on tokens that speak for the class
+    changes it, but noise on tokens that speak against the class hardly does.  The class scores depend on both alike.
     """
     answer = Answer(inputs, target, state)
 
@@ -89,18 +89,18 @@ def _kept(
 ) -> Tensor:
     ids, *others = inputs.arguments
     solver = TextExplainer(inputs.model).usual_solver if solver is None else solver
-    # lower_rate could end near the gradient norm, which is a method of its own
+    # with lower_rate the result could approach the gradient norm, which is a separate method
     solver = replace(solver, seed=inputs.seed, lower_rate=False)
     fit = method.fit(ids, additional_forward_args=tuple(others), rate=rate, solver=solver, **settings)
     return fit.kept()[0]
 
 
 def gradient_norm(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """The root of ``||d(s / v) / dx_i||_F^2 / M``, (T,), by automatic differentiation.
+    """Root of ``||d(s / v) / dx_i||_F^2 / M``, (T,), by automatic differentiation.
 
-    The closed form ranks tokens in the same order: this is what remains of information kept where noise is small.
-    A state of at most 32 elements is differentiated element by element; a larger one along 8 random sign vectors,
-    whose squares have the right mean, as in the closed form.
+    The small-noise closed form of information kept ranks tokens in the same order.  A state of at most 32 elements is
+    differentiated element by element; a larger one along 8 random sign vectors, which give an unbiased estimate of the
+    squared norm, as in the closed form.
     """
     watched = State(OUTPUT, None) if state is None else state
     answer = Answer(inputs, state=watched)
@@ -132,14 +132,14 @@ def erased(
     side: Side = "damage",
     ways: tuple[Way, ...] = ("mask",),
 ) -> Tensor:
-    """Scores of the learned erasure channel, dDelta/dp_i of the answer, in 100 passes; erased tokens become [MASK].
+    """Scores of the learned erasure channel, dDelta/dp_i of the answer, in 100 passes, (T,).
 
-    Special tokens are never erased.  Where the model has no mask token, the mean row of its embeddings replaces it.
-    Of a decoder's next token they are deleted, and the scores are those of ``explain(score="erased")`` with its last
-    token fixed.
+    Erased tokens become [MASK], or the mean row of the embeddings if the model has no mask token.  For the next token
+    of a decoder, erased tokens are deleted, and the scores equal those of ``explain(score="erased")`` with its last
+    token fixed.  Special tokens are never erased.
 
-    They are the mean damage of a token's erasure while others are erased too, 30 % of the text.  That is another
-    question than what one token's removal from the whole text does (leave-one-out): see ``score`` of
+    A score is the mean damage of erasing a token while others are erased too, 30 % of the text.  This differs from the
+    damage of removing one token from the whole text (leave-one-out): see ``score`` of
     :meth:`TextExplainer.explain` for how far the two agree.
     """
     if state is None and inputs.usual_removal == "delete":
@@ -150,7 +150,7 @@ def erased(
         ids,
         baseline_of(inputs, "mean" if inputs.model.mask_id is None else "[MASK]"),
         additional_forward_args=tuple(others),
-        state_std=1.0,  # the answer is one number in its own units, of a state 0 at the text itself
+        state_std=1.0,  # the answer is a single number in its own units (for a state: 0 at the text itself)
         side=side,
         ways=ways,
         seed=inputs.seed,
@@ -160,10 +160,10 @@ def erased(
 
 
 def _erased_by_deletion(inputs: Inputs, erasure: Erasure, ways: tuple[Way, ...]) -> Tensor:
-    """Scores of the channel that deletes tokens of a decoder, whose positions close up, as explanations have them."""
+    """Scores of the erasure channel that deletes tokens of a decoder and shifts later positions, as in explanations."""
     model = inputs.model
-    bears = inputs.players | torch.tensor([offset is None for offset in inputs.encoding.offsets])
-    units = torch.where(bears, bears.cumsum(0) - 1, -1)  # -1: never erased, as are special tokens
+    has_unit = inputs.players | torch.tensor([offset is None for offset in inputs.encoding.offsets])
+    units = torch.where(has_unit, has_unit.cumsum(0) - 1, -1)  # -1: never erased; nor are special tokens
     encoding = replace(inputs.encoding, units=tuple(units.tolist()))
     batch = Batch(model, [encoding], model.embedding, [None])
     plan = TextExplainer(model).plan(OUTPUT)
@@ -172,13 +172,13 @@ def _erased_by_deletion(inputs: Inputs, erasure: Erasure, ways: tuple[Way, ...])
 
 
 def noise_path(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Each token's share of the answer on the path from white noise, (T,), in 36 passes; special tokens stay clean."""
+    """Each token's share of the answer on the path from white noise, (T,), in 36 passes; no noise on special tokens."""
     ids, *others = inputs.arguments
     scores = LayerInformationLoss(_reading(inputs, target, state), inputs.model.embedding).attribute(
         ids,
         additional_forward_args=tuple(others),
         token_mask=inputs.players.unsqueeze(0).to(ids.device),
-        state_std=1.0,  # as above
+        state_std=1.0,  # as in `erased`
         score="signed",
         return_input_shape=False,
         solver=Solver(seed=inputs.seed),
@@ -187,12 +187,12 @@ def noise_path(inputs: Inputs, target: int | None, state: State | None) -> Tenso
 
 
 def _reading(inputs: Inputs, target: int | None, state: State | None) -> Callable[..., Tensor]:
-    """The answer as a function of the model's arguments."""
+    """Return the answer as a function of the model's arguments."""
     return _forward(Answer(inputs, target, state).reading)
 
 
 def _forward(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function of the model's arguments with the second one named: the methods find attention masks by name."""
+    """Name the second argument of a function of the model's arguments: methods find attention masks by name."""
 
     def forward(ids: Tensor, attention_mask: Any = None, *others: Any) -> Tensor:
         masks = () if attention_mask is None else (attention_mask,)
@@ -323,20 +323,20 @@ _ALL = (
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 """Name -> method, in the order of tables.
 
-Some methods explain only a class: gradients at the text itself, because the distance of a state from itself has none
-there (``gradient norm of the state`` is their counterpart; GIM, AttnLRP and DecompX explain the state's projection on
-itself instead of its distance), and the methods that watch a certain output.  The next token of a language model is
-explained as a class is.  Methods that mask tokens delete them from what a decoder reads: it knows no mask token.
-``signed`` scores tell how much a token speaks for or against the class; for a state they tell how far it moves, and are
-hardly ever negative except for those three.
+Some methods explain only a class: those that watch a certain output, and those that use the gradient at the text
+itself, where the distance of a state has gradient 0.  For states, ``gradient norm of the state`` is their counterpart;
+GIM, AttnLRP and DecompX explain the projection of the state on itself instead of its distance.  The next token of a
+language model is explained like a class.  Methods that mask tokens delete them if the model is a decoder, because a
+decoder has no mask token.  ``signed`` scores say how much a token speaks for or against the class; for a state they say
+how far it moves, and are rarely negative except with those three methods.
 """
 
 
 def quick(model: TextModel) -> list[str]:
-    """Four methods for a first look: two of this package, integrated gradients, and random scores.
+    """Return four methods for a first look: two of this package, integrated gradients, and random scores.
 
-    The baseline of integrated gradients is [MASK], zeros where the model has no mask token, and of a language model the
-    mean embedding.
+    The baseline of integrated gradients is the mean embedding for a language model; for other models it is [MASK], or
+    zeros without a mask token.
     """
     baseline = "zero" if model.mask_id is None else "[MASK]"
     baseline = "mean" if model.task == "next token" else baseline

@@ -1,7 +1,7 @@
-"""The metrics of a study by name: removal of tokens in the order of their scores, plausibility, and robustness.
+"""The metrics of a study by name: erasure of tokens in the order of their scores, plausibility, and robustness.
 
-Erasure measures how much of the answer is lost without the tokens; plausibility compares the scores with rationales,
-which annotators marked; those of robustness have a module of their own.
+Erasure metrics measure how much of the answer is lost without the tokens.  Plausibility metrics compare the scores with
+rationales marked by annotators.  The robustness metrics are in ``robustness``.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ TOP = 0.2
 SOFT_DRAWS = 32
 """Variants of a text for soft comprehensiveness and sufficiency."""
 EXACT = 8
-"""Up to this number of tokens the bounds are taken over all orders."""
+"""Up to this number of tokens, the bounds are taken over all orders."""
 LONGEST = 20
-"""Texts of more tokens have no bounds."""
+"""Bounds are not computed for texts of more tokens."""
 WIDTH = 5
 """Width of the beam search for the bounds of longer texts."""
-_CACHED_TEXTS = 10_000  # whose bounds are kept
+_CACHED_TEXTS = 10_000  # number of texts whose bounds are cached
 _ERASER = "DeYoung et al. 2020 (ERASER)"
 _SAMEK = "Samek et al. 2017"
 OVERLAP = 0.5
-"""Least intersection over union of two spans that match."""
+"""Smallest intersection over union at which two spans match."""
 
 
 def bin_counts(players: int, bins: Sequence[float] = BINS) -> list[int]:
-    """The number of tokens for each share, above 0 and up to 1: rounded up, at least one.
+    """Return the number of tokens for each share (above 0, at most 1), rounded up and at least one.
 
     Examples::
         >>> bin_counts(20), bin_counts(7)
@@ -58,12 +58,12 @@ def bin_counts(players: int, bins: Sequence[float] = BINS) -> list[int]:
 
 
 def kept_without(order: Sequence[int], counts: Sequence[int], length: int) -> Tensor:
-    """Which tokens stay when the first ones of an order are removed, (counts, T), bool.
+    """Return which tokens stay when the first ones of an order are removed, (counts, T), bool.
 
     Args:
         order: positions of the tokens that may be removed, in order; all others always stay.
-        counts: how many are removed, for each row.
-        length: T.
+        counts: number of tokens removed in each row.
+        length: number of tokens, T.
 
     Examples::
         >>> kept_without([2, 1], [0, 1, 2], 4).int()
@@ -77,7 +77,7 @@ def kept_without(order: Sequence[int], counts: Sequence[int], length: int) -> Te
 
 
 def kept_only(order: Sequence[int], counts: Sequence[int], length: int) -> Tensor:
-    """Which tokens stay when only the first ones of an order are kept, (counts, T), bool.
+    """Return which tokens stay when only the first ones of an order are kept, (counts, T), bool.
 
     Examples::
         >>> kept_only([2, 1], [0, 1], 4).int()
@@ -88,11 +88,12 @@ def kept_only(order: Sequence[int], counts: Sequence[int], length: int) -> Tenso
 
 
 def answer_loss(trial: Trial, kept: Tensor, removal: Removal, in_nats: bool = False) -> Tensor:
-    """The loss of the answer when tokens are removed: p(x) - p(x') of a class, or the distance D of a state.
+    """Compute the loss of the answer when tokens are removed: p(x) - p(x') of a class, or the distance D of a state.
 
     Args:
         kept: (R, T), bool; the tokens that stay in each row.
-        in_nats: the loss of the answer itself, such as log p(target) - log p(foil).
+        removal: how the other tokens are removed.
+        in_nats: compute the loss of the answer itself, such as log p(target) - log p(foil).
 
     Returns:
         (R,), float64.
@@ -105,7 +106,7 @@ def answer_loss(trial: Trial, kept: Tensor, removal: Removal, in_nats: bool = Fa
 
 
 def can_remove(trial: Trial, kept: Tensor, removal: Removal) -> bool:
-    """Whether there are two tokens to order, and no row would be left empty by deletion or hiding."""
+    """Return whether there are at least two tokens to order, and no row would be empty after deletion or hiding."""
     enough = int(trial.inputs.players.sum()) > 1
     return enough and (removal == "mask" or bool(kept.any(1).all()))
 
@@ -113,7 +114,7 @@ def can_remove(trial: Trial, kept: Tensor, removal: Removal) -> bool:
 def aopc(trial: Trial, kept: Tensor, removal: Removal, in_nats: bool = False) -> float | None:
     """Area over the perturbation curve: the mean of :func:`answer_loss` over the rows of ``kept``, (R, T).
 
-    None where the tokens cannot be removed in this way.
+    It is None if the tokens cannot be removed in this way.
     """
     if not can_remove(trial, kept, removal):
         return None
@@ -129,19 +130,20 @@ def erasure(
     bins: Sequence[float] | None = BINS,
     contrast: bool = False,
 ) -> Metric:
-    """Comprehensiveness or sufficiency of the order of the tokens, as a mean over shares of them.
+    """Make a metric: comprehensiveness or sufficiency, as a mean over shares of the tokens.
 
-    Comprehensiveness removes the most important tokens: the loss should be large.  Sufficiency keeps only
-    them: the loss should be small.  The loss is :func:`answer_loss`.
+    Comprehensiveness removes the most important tokens, and the loss should be large.  Sufficiency keeps only
+    these, and the loss should be small.  The loss is :func:`answer_loss`.
 
     Args:
         name: its name in tables.
         removal: how tokens are removed.
-        judges: whether scores for a class or for a state are evaluated (with deletion: the state of the tokens
-            that stay).
+        judges: whether it evaluates scores for a class or for a state (with deletion: the state of the remaining
+            tokens).
         keep: True: sufficiency.
         bins: the shares; None: the whole curve, one token after another until none is left.
-        contrast: of language models, in nats: the loss of log p(target) - log p(foil); None without a foil.
+        contrast: for language models, evaluate log p(target) - log p(foil), in nats; the metric is None without a
+            foil.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -177,7 +179,7 @@ def erasure(
 
 
 def log_odds(trial: Trial, removal: Removal = "mask", top: float = TOP) -> float | None:
-    """log p(x') - log p(x) where x' lacks the top share of the tokens: the lower, the more important they were."""
+    """Log-odds metric: log p(x') - log p(x), where x' lacks the top share of the tokens; lower is better."""
     order, length = trial.order(), trial.inputs.length
     kept = kept_without(order, [0, *bin_counts(len(order), [top])], length)
     if not can_remove(trial, kept, removal):
@@ -189,16 +191,16 @@ def log_odds(trial: Trial, removal: Removal = "mask", top: float = TOP) -> float
 def order_bounds(
     loss: Callable[[Tensor], Tensor], count: int, width: int | None = None
 ) -> tuple[float, float]:
-    """The lowest and the highest AOPC over all orders in which tokens can be removed, one by one until none is left.
+    """Find the lowest and the highest AOPC over all orders in which the tokens can be removed one by one.
 
-    The loss depends on the set of removed tokens and not on their order, so all count! orders need only
+    The loss depends on the set of removed tokens and not on their order, so the count! orders need only
     2^count evaluations (dynamic programming over sets).
 
     Args:
         loss: the loss for sets of removed tokens, (R, count), bool -> (R,).
         count: number of tokens.
-        width: number of sets of each size that are kept (beam search: the bounds may then be too narrow);
-            None: all of them.
+        width: number of sets of each size that are kept (beam search; the bounds may then be too narrow);
+            None: all sets.
 
     Returns:
         The lowest and the highest mean of the losses along an order.
@@ -207,7 +209,7 @@ def order_bounds(
         >>> order_bounds(lambda gone: gone.double() @ torch.tensor([1.0, 3.0]).double(), 2)
         (2.5, 3.5)
     """
-    lowest = highest = {0: 0.0}  # the removed set, as bits: the sum of the losses up to it
+    lowest = highest = {0: 0.0}  # removed set as bits -> best sum of the losses on the way to it
     for _ in range(count):
         low, high = _one_more(lowest, count, min), _one_more(highest, count, max)
         sets = sorted(low.keys() | high.keys())
@@ -219,12 +221,12 @@ def order_bounds(
 
 
 class Bounds:
-    """The lowest and highest AOPC of texts of few tokens; computed once for each text: all methods share them.
+    """The lowest and highest AOPC of short texts, computed once for each text and shared by all methods.
 
-    Up to :data:`EXACT` tokens all orders are taken into account, for more there is a beam search.
+    The bounds are exact for up to :data:`EXACT` tokens; longer texts use a beam search.
 
     Args:
-        longest: a text of more tokens has no bounds.
+        longest: largest number of tokens for which bounds are computed.
     """
 
     def __init__(self, longest: int = LONGEST) -> None:
@@ -232,7 +234,7 @@ class Bounds:
         self._known: OrderedDict[tuple[Any, ...], tuple[float, float]] = OrderedDict()
 
     def of(self, trial: Trial) -> tuple[float, float] | None:
-        """The lowest and the highest AOPC for this text and question; None: it is too long or too short."""
+        """Return the lowest and highest AOPC for this text and question; None if it is too long or too short."""
         positions = trial.inputs.players.nonzero()[:, 0]
         if not 1 < len(positions) <= self.longest:
             return None
@@ -252,7 +254,7 @@ class Bounds:
 
     @staticmethod
     def _key(trial: Trial, total_loss: float) -> tuple[Any, ...]:
-        """Text and explained number; the loss without any token identifies the model, whose weights may change."""
+        """Return the cache key; the loss without any token identifies the model, whose weights may change."""
         inputs, state = trial.inputs, trial.state
         watched = None if state is None else (state.label, str(state.neurons))
         text = inputs.encoding.ids, str(inputs.encoding.extra), inputs.with_special
@@ -260,13 +262,13 @@ class Bounds:
 
 
 def normalised(trial: Trial, bounds: Bounds, keep: bool = False) -> float | None:
-    """The AOPC of the whole curve, scaled so that 0 is the lowest and 1 the highest value that any order reaches.
+    """Normalised AOPC of the whole curve: 0 is the lowest and 1 the highest value that any order reaches.
 
-    Where the bounds come from the beam search a value can be a little below 0 or above 1.
+    With bounds from the beam search a value can be slightly below 0 or above 1.
     Sufficiency removes the least important token first, so both metrics have the same bounds.
 
     Args:
-        bounds: of the texts, which metrics share.
+        bounds: the bounds of the texts, shared between metrics.
         keep: True: sufficiency; lower is better.
     """
     ends = bounds.of(trial)
@@ -280,20 +282,20 @@ def normalised(trial: Trial, bounds: Bounds, keep: bool = False) -> float | None
 def _one_more(
     sums: Mapping[int, float], count: int, choose: Callable[[float, float], float]
 ) -> dict[int, float]:
-    """Every set with one more token, and the best sum of losses that leads to it."""
-    found: dict[int, float] = {}
+    """Return every set with one more token, with the best sum of losses on the way to it."""
+    larger: dict[int, float] = {}
     for gone, total in sums.items():
         for token in range(count):
             if not gone >> token & 1:
                 more = gone | 1 << token
-                found[more] = choose(found.get(more, total), total)
-    return found
+                larger[more] = choose(larger.get(more, total), total)
+    return larger
 
 
 def _best(
     sums: Mapping[int, float], values: Mapping[int, float], width: int | None, sign: int
 ) -> dict[int, float]:
-    """The sums with the loss of each set added; of them the ``width`` highest (sign 1) or lowest (-1)."""
+    """Add the loss of each set to its sum, and keep the ``width`` highest (sign 1) or lowest (-1) sums."""
     now = {gone: total + values[gone] for gone, total in sums.items()}
     if width is None or len(now) <= width:
         return now
@@ -301,11 +303,11 @@ def _best(
 
 
 def retention(scores: Tensor, players: Tensor) -> Tensor:
-    """The probability that an element of a token's embedding is kept, (T,), float64.
+    """Compute the probability that an element of a token's embedding is kept, (T,), float64.
 
-    Of n tokens that may be removed, the one of rank r (1 = least important; ties share their mean rank) has
-    (r - 1/2) / n: the mean is 1/2 for every method, so that the scale of its scores has no effect.  All
-    other tokens have 1.
+    Among the n tokens that may be removed, the token of rank r (1 = least important; ties share their mean rank) has
+    (r - 1/2) / n.  The mean is 1/2 for every method, so the scale of its scores has no effect.  All other tokens have
+    probability 1.
 
     Args:
         scores: (T,), high = important.
@@ -324,13 +326,16 @@ def retention(scores: Tensor, players: Tensor) -> Tensor:
 
 
 def thinned(embeddings: Tensor, probability: Tensor, draws: int, seed: int) -> Tensor:
-    """Embeddings with random elements set to zero, (1, T, K) -> (draws, T, K).
+    """Set random elements of the embeddings to zero, (1, T, K) -> (draws, T, K).
 
-    The draws are the same for every method: each element has one uniform random number and is kept where
-    that is below the probability of its token.
+    The draws are the same for every method: an element is kept if its uniform random number is below the
+    probability of its token.
 
     Args:
+        embeddings: (1, T, K).
         probability: the probability that an element of a token is kept, (T,).
+        draws: number of copies.
+        seed: seed of the random numbers.
 
     Examples::
         >>> thinned(torch.ones(1, 2, 4), torch.tensor([1.0, 0.0]), draws=1, seed=0)
@@ -348,12 +353,12 @@ def soft_erasure(trial: Trial, keep: bool = False, draws: int = SOFT_DRAWS) -> f
 
     An element of a token's embedding is kept (sufficiency) or set to zero (comprehensiveness) with the
     probability :func:`retention`.  The metric is the mean over draws of p(x) - p(x'), or of the distance D of a
-    state.  Zhao and Aletras retain elements in proportion to the scores themselves, and divide by the loss of
-    a text without any embedding: that is a constant for each text, and left out here.
+    state.  Zhao and Aletras retain elements in proportion to the scores themselves.  They also divide by the loss of
+    a text with all embeddings set to zero; this constant of each text is left out here.
 
     Args:
         keep: True: sufficiency; lower is better.
-        draws: number of variants of the text; they use the text's seed.
+        draws: number of variants of the text, drawn with the text's seed.
     """
     inputs, answer = trial.inputs, trial.answer
     if int(inputs.players.sum()) < 2:
@@ -366,15 +371,16 @@ def soft_erasure(trial: Trial, keep: bool = False, draws: int = SOFT_DRAWS) -> f
 
 
 def rationale_tokens(rationale: Any, encoding: Encoding) -> Tensor:
-    """The tokens of a rationale, (T,), bool.
+    """Return the tokens of a rationale, (T,), bool.
 
     Args:
-        rationale: spans of characters, (start, stop), for a pair of texts (0 or 1, start, stop); or a mask (0 or 1)
-            of the text's words, separated by white space, of its tokens, or of its tokens without special
-            ones.  Or one of these as JSON.
+        rationale: character spans, (start, stop), or (0 or 1, start, stop) for a pair of texts; or a mask (0 or 1) of
+            the text's words (separated by white space), of its tokens, or of its tokens without special tokens.  Each
+            of these may be given as JSON.
+        encoding: the tokenised text.
 
     Raises:
-        ValueError: another value, or one that does not fit the text.
+        ValueError: the rationale has another form, or does not fit the text.
 
     Examples::
         >>> encoding = Encoding("a film", None, ("[CLS]", "a", "film", "[SEP]"), (None, (0, 0, 1), (0, 2, 6), None), ())
@@ -399,7 +405,7 @@ def _as_list(rationale: Any) -> list[Any]:
         return list(plain.tolist() if hasattr(plain, "tolist") else plain)
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(
-            f"its rationale is {rationale!r}; give a list of spans of characters, or a mask of words or tokens"
+            f"its rationale is {rationale!r}; give a list of character spans, or a mask of words or tokens"
         ) from error
 
 
@@ -408,19 +414,19 @@ def _of_mask(mask: list[bool], encoding: Encoding) -> Tensor:
     real = torch.tensor([offset is not None for offset in encoding.offsets])
     if len(mask) == len(words):
         return rationale_tokens([span for span, chosen in zip(words, mask) if chosen], encoding)
-    given = torch.tensor(mask)
+    values = torch.tensor(mask)
     if len(mask) == len(real):
-        return given
+        return values
     if len(mask) == int(real.sum()):
-        return torch.zeros_like(real).masked_scatter(real, given)
+        return torch.zeros_like(real).masked_scatter(real, values)
     raise ValueError(
-        f"its rationale is a mask of {len(mask)}, and the text has {len(words)} words, {len(real)} tokens and "
-        f"{int(real.sum())} without special ones; give one number for each of those, or spans of characters"
+        f"its rationale is a mask of length {len(mask)}, but the text has {len(words)} words, {len(real)} tokens, and "
+        f"{int(real.sum())} tokens without special tokens; give one number for each of these, or character spans"
     )
 
 
 def _span(part: Any, encoding: Encoding) -> tuple[int, int, int]:
-    """Which text of the pair, and start and stop in its characters."""
+    """Return the text's number in the pair (0 or 1), and the start and stop of the span in its characters."""
     numbers = list(part) if isinstance(part, Sequence) and not isinstance(part, str) else []
     segment, start, stop = [0, *numbers] if len(numbers) == 2 else numbers if len(numbers) == 3 else (0, 0, 0)
     texts = (encoding.text, encoding.pair)
@@ -433,7 +439,7 @@ def _span(part: Any, encoding: Encoding) -> tuple[int, int, int]:
 
 
 def auprc(scores: Tensor, rationale: Tensor) -> float:
-    """Area under the precision-recall curve (average precision) of scores, (n,), for a rationale, (n,), bool.
+    """Compute the area under the precision-recall curve (average precision) of scores, (n,), for a rationale, (n,).
 
     Examples::
         >>> round(auprc(torch.tensor([0.9, 0.1, 0.5]), torch.tensor([True, True, False])), 4)
@@ -445,14 +451,14 @@ def auprc(scores: Tensor, rationale: Tensor) -> float:
 
 
 def top(order: Sequence[int], rationale: Tensor) -> Tensor:
-    """The first tokens of an order, as many as the rationale has, (T,), bool."""
+    """Return the first tokens of an order, as many as the rationale has, (T,), bool."""
     chosen = torch.zeros_like(rationale)
     chosen[list(order[: int(rationale.sum())])] = True
     return chosen
 
 
 def token_f1(chosen: Tensor, rationale: Tensor) -> float:
-    """F1 of chosen tokens, (T,), bool, for a rationale, (T,), bool.
+    """Compute the F1 of chosen tokens, (T,), bool, for a rationale, (T,), bool.
 
     Examples::
         >>> token_f1(torch.tensor([True, True, False]), torch.tensor([True, False, False]))
@@ -462,7 +468,7 @@ def token_f1(chosen: Tensor, rationale: Tensor) -> float:
 
 
 def spans(chosen: Tensor) -> list[tuple[int, int]]:
-    """Runs of neighbouring tokens, (start, stop) each.
+    """Return the runs of consecutive chosen tokens, (start, stop) each.
 
     Examples::
         >>> spans(torch.tensor([True, True, False, True]))
@@ -474,11 +480,11 @@ def spans(chosen: Tensor) -> list[tuple[int, int]]:
 
 
 def iou_f1(chosen: Tensor, rationale: Tensor, overlap: float = OVERLAP) -> float:
-    """F1 of the spans of chosen tokens; a span counts where it overlaps one of the rationale's enough.
+    """Compute the F1 of the spans of chosen tokens; a span is correct if it overlaps a span of the rationale enough.
 
     Args:
         chosen, rationale: (T,), bool.
-        overlap: least intersection over union.
+        overlap: smallest intersection over union that counts as a match.
 
     Examples::
         >>> iou_f1(torch.tensor([True, True, False, True]), torch.tensor([True, True, True, False]))
@@ -490,7 +496,7 @@ def iou_f1(chosen: Tensor, rationale: Tensor, overlap: float = OVERLAP) -> float
 
 
 def plausibility(name: str, measure: Callable[[Trial, Tensor], float], source: str) -> Metric:
-    """A metric of scores and a rationale; None without a rationale, or if it has all tokens that are ranked."""
+    """Make a metric of scores and a rationale; it is None without a rationale, or if that has all ranked tokens."""
 
     def measured(trial: Trial) -> float | None:
         if trial.rationale is None:
@@ -498,7 +504,7 @@ def plausibility(name: str, measure: Callable[[Trial, Tensor], float], source: s
         if trial.rationale.shape != (trial.inputs.length,):
             raise ValueError(
                 f"the rationale has shape {tuple(trial.rationale.shape)} for {trial.inputs.length} tokens; give one "
-                "value, 0 or 1, for each"
+                "value, 0 or 1, for each token"
             )
         players = trial.inputs.players
         rationale = trial.rationale.bool() & players
@@ -528,10 +534,11 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> float:
 
 
 _BOUNDS = Bounds()
-_PAIR = (("comprehensiveness", False), ("sufficiency", True))  # and whether the important tokens are kept
+# names, and whether the important tokens are kept
+_PAIR = (("comprehensiveness", False), ("sufficiency", True))
 _INFIDELITY = "Yeh et al. 2019; Captum infidelity, normalised"
 _ADEBAYO = "Adebayo et al. 2018, cascading randomisation"
-_LENGTH = "; as many tokens as the rationale has"  # are chosen
+_LENGTH = "; as many tokens as the rationale has"
 _ALL = (
     *(erasure(f"comprehensiveness ({removal})", removal) for removal in REMOVALS),
     *(erasure(f"sufficiency ({removal})", removal, keep=True) for removal in REMOVALS),
@@ -597,6 +604,6 @@ QUICK = (
     "state erasure (delete)",
     "state sufficiency (delete)",
 )
-"""Metrics for a first look: every model supports deletion, and no method of ``methods.quick`` uses it itself."""
+"""Metrics for a first look: every model supports deletion, which ``methods.quick`` uses for decoders only."""
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
-"""Name -> metric, in the order of tables.  ``robustness.two_models`` is not among them, as it needs a second model."""
+"""Name -> metric, in the order of tables, without ``robustness.two_models``, which needs a second model."""

@@ -1,11 +1,11 @@
-"""Methods that follow the tokens through the layers: attention rollout, value zeroing, GIM, AttnLRP and DecompX.
+"""Methods that follow tokens through the layers: attention rollout, value zeroing, GIM, AttnLRP and DecompX.
 
-The last three have rules of their own for single operations of the model.  A rule is found by the name of the operation
-(``layer_norm``, ``softmax``), whatever module calls it, so that it works for every model whose forward is made of these
-operations.  They are implemented from their papers, because the packages of their authors do not work here: in models
-of transformers, ``gim-explain`` 0.1.4 reaches the softmax where attention is computed step by step, or queries, keys
-and values where it is fused, never both, and no norms but those of torch; ``lxt`` 2.1 imports names that transformers 5
-no longer has.  The tests compare with both.
+GIM, AttnLRP and DecompX replace single operations of the model by rules.  A rule is found by the name of the operation
+(``layer_norm``, ``softmax``), whatever module calls it, so it works for every model whose forward uses these
+operations.  The three are implemented from their papers, because the packages of their authors do not work with models
+of current transformers: ``gim-explain`` 0.1.4 modifies either the softmax (if attention is computed step by step) or
+queries, keys and values (if it is fused), never both, and no norms except torch's; ``lxt`` 2.1 imports names that
+transformers 5 removed.  The tests compare with both packages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from interp_plugin.text.models import OUTPUT, Label, are_exclusive
 from interp_plugin.text.states import State
 
 Rule = Callable[..., Any]
-"""(the operation, its arguments) -> the result that replaces the operation's."""
+"""(the operation, its arguments) -> the result that replaces the operation's result."""
 Activation = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """(an element-wise function f with f(0) = 0, x) -> the result that replaces f(x)."""
 
@@ -46,15 +46,15 @@ ACTIVATIONS = (
     "tanh",
 )
 ATTENTION = ("scaled_dot_product_attention", "softmax")
-TEMPERATURE = 2.0  # of GIM's softmax
-TOLERANCE = 1e-3  # of the sum of DecompX's parts, relative to the largest element of the whole
+TEMPERATURE = 2.0  # temperature of GIM's softmax
+TOLERANCE = 1e-3  # largest error of the sum of DecompX's parts, relative to the largest element of the whole
 _NEAR_ZERO = 1e-6
 _PRODUCTS = ("bmm", "einsum", "matmul", "mul", "multiply", "__matmul__", "__mul__", "__rmul__")
 
 
 @runtime_checkable
 class Attends(Protocol):
-    """A model that gives its attention weights and value layers, as those of :mod:`interp_plugin.huggingface`."""
+    """A model with access to its attention weights and value layers, as in :mod:`interp_plugin.huggingface`."""
 
     def attentions(self, *arguments: Tensor) -> tuple[Tensor, ...]: ...
 
@@ -62,10 +62,10 @@ class Attends(Protocol):
 
 
 def rollout(mixing: list[Tensor]) -> Tensor:
-    """The product of the layers' mixing matrices, first layer rightmost, (T, T) (Abnar and Zuidema, 2020, eq. 1).
+    """Multiply the layers' mixing matrices, first layer rightmost, (T, T) (Abnar and Zuidema, 2020, eq. 1).
 
     Args:
-        mixing: for each layer the share of each token (column) in each position (row), (T, T), rows sum to 1.
+        mixing: for each layer the share of each token (column) in each position (row), (T, T); rows sum to 1.
 
     Examples::
         >>> swap, half = torch.tensor([[0.0, 1], [1, 0]]), torch.tensor([[0.5, 0.5], [0, 1]])
@@ -80,10 +80,10 @@ def rollout(mixing: list[Tensor]) -> Tensor:
 
 
 def attention_rollout(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Attention rollout of the mean over heads, with half of each step for the residual connection, (T,).
+    """Attention rollout of the mean over heads, where the residual connection has half of each layer's weight, (T,).
 
-    For a state it goes up to its layer and averages the rows of all positions; for a class up to the last
-    layer, and averages the positions that the classifier reads.
+    For a state, it goes up to the state's layer and averages the rows of all positions.  For a class, it goes up to
+    the last layer and averages the rows of the positions that the classifier reads.
 
     Raises:
         ValueError: the model does not return attention weights.
@@ -99,13 +99,13 @@ def attention_rollout(inputs: Inputs, target: int | None, state: State | None) -
 
 
 def value_zeroing(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Rollout of how much each layer's output changes when a token's value vector is zeroed, (T,).
+    """Rollout of how much each layer's output changes when a token's value vector is set to zero, (T,).
 
-    The change is the cosine distance of each position's output from the output with all values, rows scaled to
-    sum 1; layers and positions as in :func:`attention_rollout`.
+    The change is the cosine distance of each position's output from the output with all values; rows are scaled to
+    sum to 1.  Layers and positions are chosen as in :func:`attention_rollout`.
 
     Raises:
-        ValueError: the model's value vectors are not found.
+        ValueError: the model's value vectors cannot be found.
     """
     _, labels = _attending(inputs, state)
     return _read(inputs, target, state, rollout([_value_effects(inputs, label) for label in labels]))
@@ -113,7 +113,7 @@ def value_zeroing(inputs: Inputs, target: int | None, state: State | None) -> Te
 
 @torch.no_grad()
 def _value_effects(inputs: Inputs, label: Label) -> Tensor:
-    """Relative change of a layer's output at each position (row) without each token's value (column), (T, T)."""
+    """Compute the relative change of a layer's output at each position (row) without each token's value (column)."""
     site, parts = value_layer(inputs.model, label)
     noisy = inputs.noisy(None, inputs.model.layers[label])
     outputs = []
@@ -124,27 +124,29 @@ def _value_effects(inputs: Inputs, label: Label) -> Tensor:
     states = torch.cat(outputs)  # (T + 1, T, H)
     change = (1 - cosine_similarity(states[:-1], states[-1:], dim=-1)).T.clamp(min=0)
     total = change.sum(1, keepdim=True)
-    # a position that no value changes (all are zero already) depends on itself alone
+    # a position whose output no value changes (all values are zero) depends only on itself
     itself = torch.eye(inputs.length, dtype=change.dtype, device=change.device)
     return torch.where(total > 0, change / total.clamp(min=torch.finfo(total.dtype).tiny), itself)
 
 
 def value_layer(model: Any, label: Label) -> tuple[LayerCall, int]:
-    """The linear layer that computes a layer's value vectors, and of how many parts its output is the last.
+    """Return the linear layer that computes a layer's value vectors, and the number of parts in its output.
+
+    The value vectors are the last of these equal parts.
 
     Raises:
-        ValueError: it is not found.
+        ValueError: the linear layer cannot be found.
     """
     found: tuple[LayerCall, int] | None = model.value_site(label)
     if found is None:
         raise ValueError(
-            f"the value vectors of layer {label!r} of {model.name} are not found; use another method"
+            f"the value vectors of layer {label!r} of {model.name} cannot be found; use another method"
         )
     return found
 
 
 def _zeroed(output: Any, tokens: Tensor, parts: int) -> Tensor:
-    """A layer's output, (R, T, parts * width), with the value vector of one token set to zero in each row."""
+    """Set the value vector of one token to zero in each row of a layer's output, (R, T, parts * width)."""
     values: Tensor = output.clone()
     rows = (tokens < values.shape[1]).nonzero()[:, 0]
     values[rows, tokens[rows], -values.shape[2] // parts :] = 0
@@ -152,29 +154,31 @@ def _zeroed(output: Any, tokens: Tensor, parts: int) -> Tensor:
 
 
 def _attending(inputs: Inputs, state: State | None) -> tuple[Attends, list[Label]]:
-    """The model, and its layers up to the explained one."""
+    """Return the model, and its layers up to the explained one."""
     model, labels = inputs.model, list(inputs.model.layers)
     if not isinstance(model, Attends):
         raise ValueError(
-            f"{model.name} does not give its attention weights, as models of transformers do; leave out attention "
+            f"{model.name} does not return attention weights, unlike models of transformers; leave out attention "
             "rollout and value zeroing"
         )
     if not all(isinstance(label, int) for label in labels):
-        raise ValueError(f"{model.name} has an encoder and a decoder, no single stack; use another method")
+        raise ValueError(
+            f"{model.name} has an encoder and a decoder, not a single stack of layers; use another method"
+        )
     if state is None or state.label == OUTPUT:
         return model, labels
     return model, labels[: labels.index(state.label) + 1]
 
 
 def _read(inputs: Inputs, target: int | None, state: State | None, whole: Tensor) -> Tensor:
-    """The mean over the rows of the explained positions, (T, T) -> (T,)."""
+    """Average the rows of the explained positions, (T, T) -> (T,)."""
     if state is not None and state.label != OUTPUT:
         return (whole if state.places is None else whole[list(state.places)]).mean(0)
     return whole[_positions_read(inputs, 0 if target is None else target).to(whole.device)].mean(0)
 
 
 def _positions_read(inputs: Inputs, target: int) -> Tensor:
-    """Which positions of the last layer's output the class score depends on, (T,), bool."""
+    """Find the positions of the last layer's output that the class score depends on, (T,), bool."""
     last = list(inputs.model.layers.values())[-1]
     with torch.no_grad():
         state = inputs.noisy(None, last).perturb(inputs.arguments, torch.arange(1))
@@ -187,14 +191,14 @@ def _positions_read(inputs: Inputs, target: int) -> Tensor:
 
 
 class Rules(TorchFunctionMode):
-    """While it is active, operations that have a rule follow it.
+    """A torch function mode that replaces operations by their rules.
 
     Args:
         rules: name of the operation -> rule.
 
     Attributes:
         seen: names of the operations whose rule was applied.
-        paused: while it is above 0 no rule is applied.
+        paused: while above 0, no rule is applied.
 
     Examples::
         >>> with Rules({"relu": lambda relu, x: relu(x) + 10}) as rules:
@@ -222,13 +226,13 @@ class Rules(TorchFunctionMode):
 
 @contextmanager
 def following(module: nn.Module, rules: Mapping[str, Rule], activation: Activation) -> Iterator[Rules]:
-    """Inside the block the model follows the rules, and its parameters need no gradients, only its activations.
+    """Apply the rules to the model inside the block, and compute gradients of activations only, not of parameters.
 
     Args:
         module: the model.
         rules: name of the operation -> rule.
-        activation: the rule of element-wise functions.  A module that is such a function (transformers writes some
-            GELUs as products) follows it as a whole, not operation by operation.
+        activation: the rule for element-wise functions.  It replaces a module that is such a function as a whole, not
+            operation by operation (transformers writes some GELUs as products).
     """
     mode = Rules({**{name: _of_function(activation) for name in ACTIVATIONS}, **rules})
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -255,18 +259,20 @@ def following(module: nn.Module, rules: Mapping[str, Rule], activation: Activati
 
 
 def slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """f(x) / x, the slope of a linear stand-in for f (AttnLRP, eq. 9; DecompX, eq. 10); near 0 that of a point nearby.
+    """Compute f(x) / x, the slope of a linear function in place of f (AttnLRP, eq. 9; DecompX, eq. 10).
+
+    Near 0 it is the slope at a nearby point.
 
     Examples::
         >>> slope(torch.tanh, torch.tensor([-2.0, 0.0, 2.0]))
         tensor([0.4820, 1.0000, 0.4820])
     """
-    away = torch.where(x.abs() < _NEAR_ZERO, _NEAR_ZERO, x)
-    return function(away.clone()) / away  # some activations work in place
+    nonzero = torch.where(x.abs() < _NEAR_ZERO, _NEAR_ZERO, x)
+    return function(nonzero.clone()) / nonzero  # some activations work in place
 
 
 def _is_activation(part: nn.Module) -> bool:
-    """Whether a module is one of :data:`ACTIVATIONS`, recognised by the name of its class."""
+    """Return whether a module is one of :data:`ACTIVATIONS`, recognised by the name of its class."""
     name = type(part).__name__.lower()
     return not any(part.children()) and any(kind in name for kind in ("elu", "silu", "swish", "mish", "tanh"))
 
@@ -279,11 +285,12 @@ def _of_function(activation: Activation) -> Rule:
 
 
 def gim(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """Gradient interaction modifications: the embedding less a baseline's, times a modified gradient, (T,), signed.
+    """GIM: the embedding minus a baseline, times a modified gradient, (T,), signed.
 
-    The baseline, which the paper leaves to the user, is [MASK], or [PAD] where the model has no mask token.  In the
-    backward pass a softmax has the gradient of temperature 2, the scale of norms is constant, and each factor of a
-    product of two activations gets half of its gradient, so that queries and keys get a quarter.
+    The paper (Gradient Interaction Modifications) leaves the baseline to the user; here it is [MASK], or [PAD] if the
+    model has no mask token.  In the backward pass, softmax has the gradient at temperature 2, the scale of norms is
+    constant, and each factor of a product of two activations gets half of its gradient, so queries and keys get a
+    quarter.
     """
     baseline = baseline_of(inputs, "[PAD]" if inputs.model.mask_id is None else "[MASK]")
     gradient = _gradient(inputs, target, state, _rules(TEMPERATURE), _plain)
@@ -291,11 +298,11 @@ def gim(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 
 
 def attn_lrp(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """AttnLRP: the embedding times a modified gradient, which is its relevance, (T,), signed.
+    """AttnLRP: relevance as the embedding times a modified gradient, (T,), signed.
 
-    The rules of the paper in its efficient form: the scale of norms and the slope f(x) / x of element-wise functions
+    This is the efficient form of the paper's rules: the scale of norms and the slope f(x) / x of element-wise functions
     are constant (eq. 9), the factors of a product share its relevance (eq. 7), and softmax and linear layers have
-    plain gradients (proposition 3.1; epsilon rule with epsilon 0).  Biases and the softmax absorb relevance.
+    plain gradients (proposition 3.1; epsilon rule with epsilon 0).  Biases and softmax absorb relevance.
     """
     gradient = _gradient(inputs, target, state, _rules(1.0), _identity)
     return signed(gradient * inputs.embeddings)
@@ -304,10 +311,10 @@ def attn_lrp(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 def _gradient(
     inputs: Inputs, target: int | None, state: State | None, rules: dict[str, Rule], activation: Activation
 ) -> Tensor:
-    """Gradient of the answer by the rules, with respect to the embeddings, (1, T, K).
+    """Compute the gradient of the answer with respect to the embeddings under the rules, (1, T, K).
 
     Raises:
-        ValueError: the model computes no attention that could follow the rules.
+        ValueError: the rules find no attention operation in the model.
     """
     points = inputs.embeddings.clone().requires_grad_()
     explained = Answer(inputs, target) if state is None else _along_itself(inputs, state)
@@ -323,10 +330,10 @@ def _gradient(
 
 
 def _along_itself(inputs: Inputs, state: State) -> Callable[[Tensor], Tensor]:
-    """The projection of a state on its value at the text, ``mean(s Phi(x) / v^2)``: linear in the state, (1,).
+    """Return the projection of a state on its value s at the text, ``mean(s Phi(x) / v^2)``; linear in the state.
 
     Relevance starts from a neuron's own value, here from ``s^2 / v^2``.  The distance D, which other methods
-    explain, has no gradient at the text.
+    explain, has gradient 0 at the text.
     """
     noisy = inputs.noisy(inputs.model.embedding, state.site, state.selector)
     answer = Answer(inputs, state=state)
@@ -359,7 +366,7 @@ def _constant(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Ten
 
 
 def _product(product: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """A product; where two factors are activations, each gets half of its gradient."""
+    """Compute a product; if two factors are activations, each gets half of its gradient."""
     factors = [each for each in args if isinstance(each, Tensor) and each.requires_grad]
     if len(factors) < 2:
         return product(*args, **kwargs)
@@ -367,14 +374,14 @@ def _product(product: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
 
 
 def _halved(x: Tensor) -> Tensor:
-    """x, with half of its gradient."""
+    """Return x, with half of its gradient."""
     return x / 2 + (x / 2).detach()
 
 
 def _softmax(
     softmax: Callable[..., Tensor], x: Tensor, *args: Any, temperature: float, **kwargs: Any
 ) -> Tensor:
-    """The softmax, with the gradient at ``x / temperature`` in place of x (without the factor 1 / temperature)."""
+    """Compute the softmax, with its gradient at ``x / temperature`` (without the factor 1 / temperature)."""
     weights = softmax(x, *args, **kwargs)
     if temperature == 1.0:
         return weights
@@ -386,7 +393,7 @@ def _layer_norm(
     _: Any, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     *args: Any,
 ) -> Tensor:  # fmt: skip
-    """Layer normalisation whose scale is a constant."""
+    """Layer normalisation with a constant scale in the backward pass."""
     dims = tuple(range(-len(shape), 0))
     centred = x - x.mean(dims, keepdim=True)
     scaled = centred * (centred.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
@@ -397,7 +404,7 @@ def _layer_norm(
 def _rms_norm(
     _: Any, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """Root mean square normalisation whose scale is a constant."""
+    """Root mean square normalisation with a constant scale in the backward pass."""
     dims = tuple(range(-len(shape), 0))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     scaled = x * (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
@@ -415,7 +422,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Scaled dot product attention, step by step, so that each step follows its rule; arguments as torch's."""
+    """Compute scaled dot product attention step by step, so that each step follows its rule; arguments as in torch."""
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
@@ -433,21 +440,21 @@ def _attention(
 
 
 def decompx(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """DecompX: each token's contribution to the log-odds of the class, or to a state along itself, (T,), signed.
+    """DecompX: each token's contribution to the log-odds of the class, or to the projection of a state, (T,), signed.
 
-    Every state of the encoder is decomposed into a sum of one vector for each token, up to the class scores
-    (Modarressi et al., 2023).  The vectors go through the model as rows of one batch, whose sum is what the model
-    itself computes; the rules say how they go through each operation.  The log-odds are decomposed by their
+    Every state of the encoder, up to the class scores, is decomposed into a sum of one vector for each token
+    (Modarressi et al., 2023).  The vectors pass through the model as rows of one batch, whose sum is what the model
+    itself computes; a rule for each operation says how they pass through it.  The log-odds are decomposed by their
     linearisation at the text, which is exact for two classes.  A token's score for a state s = sum_k s_k is
-    ``mean(s s_k / v^2)``.  Scores add up to the whole.
+    ``mean(s s_k / v^2)``.  The scores add up to the whole.
 
     Raises:
-        ValueError: the model is no encoder of linear layers, layer normalisation, fused attention and element-wise
-            activations, so that the parts do not add up to what it computes.
+        ValueError: the model is not an encoder of linear layers, layer normalisation, fused attention and element-wise
+            activations, so the parts do not add up to what it computes.
     """
     if state is None and inputs.encoding.target:
         raise _not_decomposable(
-            "the logarithm of a next token's probability is asked about, and class scores can be"
+            "the log-probability of a next token is explained, and DecompX decomposes only class scores and states"
         )
     parts = decomposed(inputs, state)
     if state is None:
@@ -457,7 +464,7 @@ def decompx(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
 
 
 def _of_log_odds(parts: Tensor, target: int, exclusive: bool) -> Tensor:
-    """Parts of the scores, (T, C) -> parts of log p / (1 - p), (T,)."""
+    """Convert parts of the class scores, (T, C), to parts of log p / (1 - p), (T,)."""
     others = [index for index in range(parts.shape[1]) if index != target and exclusive]
     if not others:
         return parts[:, target]
@@ -467,7 +474,7 @@ def _of_log_odds(parts: Tensor, target: int, exclusive: bool) -> Tensor:
 
 @torch.no_grad()
 def decomposed(inputs: Inputs, state: State | None) -> Tensor:
-    """Each token's part of the class scores or of a state, (T, ...)."""
+    """Compute each token's part of the class scores or of a state, (T, ...)."""
     model, length = inputs.model, inputs.length
     values = _value_weights(inputs)
     first = next(iter(model.layers.values()))
@@ -478,11 +485,11 @@ def decomposed(inputs: Inputs, state: State | None) -> Tensor:
 
     def split(arguments: Any) -> Any:
         hidden = first_tensor(arguments)  # (T + 1, T, H), all rows equal
-        apart = torch.zeros_like(hidden)
+        parts = torch.zeros_like(hidden)
         tokens = torch.arange(length)
-        apart[tokens, tokens] = hidden[0]
+        parts[tokens, tokens] = hidden[0]
         mode.paused -= 1
-        return (apart, *arguments[1:])
+        return (parts, *arguments[1:])
 
     rules = _splitting_rules(values, length + 1, model.name)
     with following(model.module, rules, _split_activation) as mode:
@@ -495,15 +502,15 @@ def decomposed(inputs: Inputs, state: State | None) -> Tensor:
 
 
 def _value_weights(inputs: Inputs) -> set[int]:
-    """The weights of the linear layers that compute values, by identity.
+    """Return the ids (as of ``id()``) of the weights of the linear layers that compute value vectors.
 
     Raises:
-        ValueError: a model that is no encoder, or whose value vectors are not found.
+        ValueError: the model is not an encoder, or its value vectors cannot be found.
     """
     model, labels = inputs.model, list(inputs.model.layers)
     if not isinstance(model, Attends) or not all(isinstance(label, int) for label in labels):
         raise ValueError(
-            f"{model.name} is not a transformer with a single stack of layers, whose states could be decomposed; use "
+            f"{model.name} is not a transformer with a single stack of layers, so its states cannot be decomposed; use "
             "another method"
         )
     return {id(value_layer(model, label)[0].layer.weight) for label in labels}
@@ -524,7 +531,7 @@ def _not_decomposable(what: str) -> ValueError:
     )
 
 
-# DecompX's rules get the parts as rows, (T + 1, ...); their sum is the whole.  The last row belongs to no token: it
+# DecompX's rules receive the parts as rows, (T + 1, ...), whose sum is the whole.  The last row belongs to no token: it
 # carries the bias of the value vectors, which attention does not change, to the linear layer after attention (eq. 3).
 
 
@@ -555,16 +562,16 @@ def _splitting_rules(values: set[int], count: int, name: str) -> dict[str, Rule]
 
 
 def _with_shared_bias(parts: Tensor, bias: Tensor) -> Tensor:
-    """The parts with a bias distributed in proportion to the absolute dot product with it (AbsDot, eq. 5 and 6).
+    """Distribute a bias over the parts in proportion to their absolute dot product with it (AbsDot, eq. 5 and 6).
 
     Args:
-        parts: (T + 1, ..., K); the last row is included in the bias already.
+        parts: (T + 1, ..., K); the last row is already included in the bias.
         bias: (..., K).
     """
     parts = torch.cat([parts[:-1], torch.zeros_like(parts[-1:])])
     weights = (parts * bias).sum(-1, keepdim=True).abs()  # (T + 1, ..., 1)
     total = weights.sum(0, keepdim=True)
-    equal = torch.full_like(weights, 1 / (len(parts) - 1))  # where all parts are orthogonal to the bias
+    equal = torch.full_like(weights, 1 / (len(parts) - 1))  # used if all parts are orthogonal to the bias
     equal[-1] = 0
     shares = torch.where(total > 0, weights / total.clamp(min=torch.finfo(total.dtype).tiny), equal)
     return parts + shares * bias
@@ -574,7 +581,7 @@ def _split_layer_norm(
     _: Any, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     *args: Any,
 ) -> Tensor:  # fmt: skip
-    """Layer normalisation of each part: less its own mean, divided by the standard deviation of the whole (eq. 8)."""
+    """Normalise each part: subtract its own mean, divide by the standard deviation of the whole (eq. 8)."""
     dims = tuple(range(-len(shape), 0))
     std = (x.sum(0).var(dims, correction=0, keepdim=True) + eps).sqrt()
     parts = (x - x.mean(dims, keepdim=True)) / std
@@ -583,13 +590,13 @@ def _split_layer_norm(
 
 
 def _split_activation(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Each part times the slope f(x) / x of the whole (eq. 10 and 11)."""
+    """Multiply each part by the slope f(x) / x of the whole (eq. 10 and 11)."""
     return x * slope(function, x.sum(0))
 
 
 def _split_attention(
     attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """The attention weights of the whole, applied to the values of each part (eq. 4)."""
+    """Apply the attention weights of the whole to the values of each part (eq. 4)."""
     query, key = (x.sum(0, keepdim=True).expand_as(x) for x in (query, key))
     return attention(query, key, value, *args, **kwargs)

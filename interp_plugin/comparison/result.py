@@ -1,4 +1,4 @@
-"""StudyResult: the results of a comparison study, as tables, tests, files and figures."""
+"""StudyResult: the results of a comparison study, with tables, tests, files and figures."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 OWN = "information kept"
 BEST = "best"
-DPI = 200  # of figures in files
+DPI = 200  # resolution of figures in files
 
-FORMAT = 2  # of saved files; raise it when a reader of the old format would go wrong
-LARGEST = 2**20  # most numbers in memory,
-SPARSEST = 1000  # and this many more for each number in the file
-_KEY = b"interp_plugin study"  # of the file's metadata
+FORMAT = 2  # format of saved files; increase it when an older version would misread them
+LARGEST = 2**20  # largest number of results of a file that may be loaded,
+SPARSEST = 1000  # plus this many for each number in the file
+_KEY = b"interp_plugin study"  # key of the file's metadata
 _COLUMNS = ("question", "method", "metric")
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What tables show of a method.
+    """A method as shown in tables.
 
     Attributes:
         name: its name.
@@ -66,9 +66,9 @@ class StudyText:
 
     Attributes:
         text, pair: the text, and the second text of a pair.
-        tokens: number of its tokens, special ones included.
+        tokens: number of its tokens, including special tokens.
         label: its true class; None: not known.
-        target: the class or next token that was explained, and what it was compared with; None: neither was.
+        target: the class or next token that was explained, and what it was compared with; None: only states were.
         digest: equal for texts that were explained in the same way.
     """
 
@@ -85,9 +85,9 @@ class Failure:
     """Why a number is missing.
 
     Attributes:
-        text: number of the text.
+        text: index of the text.
         question, method: what was explained, and by which method.
-        metric: the metric that failed; "" where the method itself did.
+        metric: the metric that failed; "" if the method itself failed.
         reason: the error message.
     """
 
@@ -115,12 +115,12 @@ class StudyResult:
         questions: Q names of what was explained: "class", "layer 1", ...
         methods: M methods.
         metrics: K metrics, costs last.
-        cells: the numbers, (N, Q, M, K), float64; NaN where there is none.
+        cells: the numbers, (N, Q, M, K), float64; NaN where there is no number.
         settings: what the numbers depend on.
         failures: methods and metrics that failed on single texts.
-        left_out: methods and metrics that do not suit the model -> why.
+        left_out: methods and metrics that do not support the model -> why.
         notes: texts and labels that could not be used.
-        scores: the scores of the tokens, by text, question and method, where the study was told to keep them.
+        scores: the scores of the tokens, by text, question and method; empty unless the study kept them.
 
     Examples::
         >>> result = example()
@@ -152,7 +152,7 @@ class StudyResult:
         return f"StudyResult({', '.join(counts)})"
 
     def __eq__(self, other: object) -> bool:
-        """Whether all but the scores of the tokens is equal."""
+        """Compare everything except the scores of the tokens."""
         if not isinstance(other, StudyResult):
             return NotImplemented
         names = [f.name for f in fields(self) if f.name not in ("cells", "scores")]
@@ -174,7 +174,7 @@ class StudyResult:
         }
 
     def number(self, kind: str, name: str) -> int:
-        """The index of a question, method or metric.
+        """Return the index of a question, method or metric.
 
         Raises:
             ValueError: there is no such name.
@@ -188,18 +188,21 @@ class StudyResult:
 
     @cached_property
     def summary(self) -> Means:
-        """Means over the texts and their intervals, (Q, M, K) each."""
+        """Means over the texts with their intervals, (Q, M, K) each."""
         found = means(self.cells.reshape(len(self.cells), -1))
         shape = self.cells.shape[1:]
         return Means(*(getattr(found, f.name).reshape(shape) for f in fields(found)))
 
     def group(self, question: int, method: int) -> Group:
-        """The group in which a method is compared: signed scores say more of outputs; states have one, "unsigned"."""
+        """Return the group in which a method is compared.
+
+        Signed methods are a group of their own for a class or next token; for states all methods are "unsigned".
+        """
         about_class = self.questions[question] in (CLASS, NEXT)
         return "signed" if about_class and self.methods[method].signed else "unsigned"
 
     def groups(self) -> Iterator[tuple[int, int, Group, list[int]]]:
-        """Question, metric and group, and the methods of the group that have any number there."""
+        """Yield question, metric and group, and the methods of the group that have a number for these."""
         for q in range(len(self.questions)):
             for k in range(len(self.metrics)):
                 for group in GROUPS:
@@ -209,13 +212,13 @@ class StudyResult:
                         yield q, k, group, known
 
     def best(self, question: int, metric: int, methods: Sequence[int]) -> int:
-        """The method with the best mean."""
+        """Return the method with the best mean."""
         sign = 1 if self.metrics[metric].higher_is_better else -1
         return max(methods, key=lambda method: sign * self.summary.mean[question, method, metric])
 
     @cached_property
-    def judged(self) -> dict[tuple[int, int, int], StudyCell]:
-        """Question, metric and method -> its mean, compared with the best of its group."""
+    def evaluated(self) -> dict[tuple[int, int, int], StudyCell]:
+        """Mean by question, metric and method, compared with the best of its group."""
         found = {}
         for q, k, _, methods in self.groups():
             best = self.best(q, k, methods)
@@ -233,7 +236,7 @@ class StudyResult:
     # -- tables and tests
 
     def values(self) -> pd.DataFrame:
-        """A row for each number: text (its index), question, method, metric, value.
+        """Return a row for each number: text (its index), question, method, metric, value.
 
         Raises:
             ImportError: pandas is missing.
@@ -249,18 +252,18 @@ class StudyResult:
         return _frame({"text": indices[0], **columns, "value": self.cells[indices]})
 
     def table(self, question: str | None = None, metric: str | None = None) -> pd.DataFrame:
-        """Means over the texts with 95 % bootstrap intervals, a row for each question, metric and method.
+        """Return means over the texts with 95 % bootstrap intervals, a row for each question, metric and method.
 
-        ``best`` marks the best of its question, metric and group, and ``p`` is that of the paired difference to it:
-        Wilcoxon's signed-rank test, Holm-corrected for all methods of the group.  The best was chosen on the same
-        texts, which favours it.
+        ``best`` marks the best of its question, metric and group.  ``p`` is the p-value of the paired difference from
+        the best: Wilcoxon's signed-rank test, Holm-corrected for all methods of the group.  The best was chosen on the
+        same texts, which favours it.
 
         Args:
-            question, metric: one of them; None: all.
+            question, metric: the question and metric to include; None: all.
 
         Raises:
             ImportError: pandas or scipy is missing.
-            ValueError: no such question or metric.
+            ValueError: there is no such question or metric.
 
         Examples::
             >>> example().table("class", "seconds")[["method", "mean", "p"]].values.tolist()[1]
@@ -270,25 +273,25 @@ class StudyResult:
             None if question is None else [question], metrics=None if metric is None else [metric]
         )
         lines = []
-        for (q, k, m), cell in some.judged.items():
+        for (q, k, m), cell in some.evaluated.items():
             names = some.questions[q], some.metrics[k].name, some.group(q, m), some.methods[m].name
             lines.append((*names, *vars(cell).values()))
         columns = ("question", "metric", "group", "method", "mean", "low", "high", "n", "best", "p")
         return _frame(lines, columns).astype({"p": float})
 
     def comparisons(self, reference: str = OWN) -> pd.DataFrame:
-        """Paired differences of one method to each other of its group, on the texts that both have.
+        """Return paired differences between one method and each other method of its group, on the texts of both.
 
-        ``difference`` is the reference's number minus the other's, with its 95 % bootstrap interval; ``p`` is
-        Wilcoxon's and ``holm`` the same corrected for all others of that question, metric and group;
-        ``better`` says whether the difference is in favour of the reference.
+        ``difference`` is the reference's number minus the other's, with its 95 % bootstrap interval.  ``p`` is the
+        p-value of Wilcoxon's signed-rank test, and ``holm`` the same corrected for all others of that question, metric
+        and group.  ``better`` says whether the difference is in favour of the reference.
 
         Args:
-            reference: a method; "best" is the best of each group, which was chosen on the same texts.
+            reference: name of a method; "best" is the best of each group, which was chosen on the same texts.
 
         Raises:
             ImportError: pandas or scipy is missing.
-            ValueError: no such method.
+            ValueError: there is no such method.
 
         Examples::
             >>> found = example().comparisons("by hand")
@@ -321,12 +324,12 @@ class StudyResult:
         return _frame(lines, columns)
 
     def front(self, quality_metric: str, question: str) -> tuple[Point, ...]:
-        """Every method's quality and seconds, and whether it is on the Pareto front of its group.
+        """Return every method's quality and seconds, and whether it is on the Pareto front of its group.
 
-        On the front are the methods that no other of the group matches in both and beats in one.
+        A method is on the front if no other method of the group is at least as good in both and better in one.
 
         Raises:
-            ValueError: no such question or metric.
+            ValueError: there is no such question or metric.
 
         Examples::
             >>> [(point.method, point.cost, point.on_front) for point in example().front("recall", "class")]
@@ -343,18 +346,18 @@ class StudyResult:
         metrics: Iterable[str] | None = None,
         texts: slice | Iterable[int] | None = None,
     ) -> StudyResult:
-        """A part of the result, in the order given; None: all.
+        """Select a part of the result, in the given order; None: all.
 
         Raises:
-            ValueError: a name or a text that is not in the result.
+            ValueError: a name or text is not in the result.
 
         Examples::
             >>> example().select(methods=["random"], texts=slice(2))
             StudyResult(2 texts, 1 question, 1 method, 5 metrics)
         """
         q, m, k = (
-            [self.number(kind, name) for name in (self.names[kind] if wanted is None else wanted)]
-            for kind, wanted in zip(_COLUMNS, (questions, methods, metrics))
+            [self.number(kind, name) for name in (self.names[kind] if requested is None else requested)]
+            for kind, requested in zip(_COLUMNS, (questions, methods, metrics))
         )
         if texts is None or isinstance(texts, slice):
             n = list(range(len(self.texts))[texts or slice(None)])
@@ -384,15 +387,16 @@ class StudyResult:
     def _place(self, text: int) -> int:
         count = len(self.texts)
         if not -count <= text < count:
-            raise ValueError(f"text {text} is not in the study, which has {count}, counted from 0")
+            raise ValueError(f"text {text} is not in the study, which has {count} texts, counted from 0")
         return text % count
 
     @staticmethod
     def merge(*results: StudyResult) -> StudyResult:
-        """Several results as one: other texts, questions, methods or metrics with the same settings.
+        """Merge results that have the same settings and different texts, questions, methods or metrics.
 
         Raises:
-            ValueError: no results, different settings, one name for two things, two numbers for the same cell.
+            ValueError: there are no results, the settings differ, a name stands for two different methods or metrics,
+                or two results have different numbers for the same cell.
 
         Examples::
             >>> result = example()
@@ -405,8 +409,8 @@ class StudyResult:
             found = differences(results[0].settings, result.settings)
             if found:
                 raise ValueError(
-                    f"the results are of different studies ({'; '.join(found)}), so their numbers do not compare: "
-                    "merge only what was made with the same settings"
+                    f"the results are of different studies ({'; '.join(found)}), so their numbers are not comparable; "
+                    "merge only results with the same settings"
                 )
         texts: dict[tuple[str, int], StudyText] = {}
         for result in results:
@@ -440,7 +444,7 @@ class StudyResult:
         )
 
     def _by_digest(self) -> dict[tuple[str, int], StudyText]:
-        """The texts by their digests and, for equal ones, a count."""
+        """Return the texts by digest and a counter for texts with equal digests."""
         seen: Counter[str] = Counter()
         found = {}
         for text in self.texts:
@@ -449,24 +453,24 @@ class StudyResult:
         return found
 
     def _check_same(self, others: NDArray[np.float64]) -> None:
-        """Numbers that another result has too must be equal."""
+        """Check that numbers in both results are equal."""
         twice = ~np.isnan(others) & ~np.isnan(self.cells) & (others != self.cells)
         if twice.any():
             text, question, method, metric = (int(indices[0]) for indices in np.nonzero(twice))
             raise ValueError(
-                f"two results have {self.metrics[metric].name!r} of {self.methods[method].name!r} for "
-                f"{self.questions[question]!r} of text {self.texts[text].text!r}, and not the same; select other "
-                "texts, methods or metrics of one of them"
+                f"two results have different numbers for {self.metrics[metric].name!r} of "
+                f"{self.methods[method].name!r} for {self.questions[question]!r} of text {self.texts[text].text!r}; "
+                "select other texts, methods or metrics of one of them"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a Parquet file, all or nothing: the rows of :meth:`values`, and everything else as its metadata.
+        """Write a Parquet file atomically, with the rows of :meth:`values`, and everything else as its metadata.
 
-        The scores of tokens are not written: they stay in the study's journal.
+        The scores of tokens are not written; they are in the study's journal.
 
         Raises:
             ImportError: pyarrow is missing.
-            OSError: the file cannot be written; one that was there before stays as it was.
+            OSError: the file cannot be written; an existing file is left unchanged.
         """
         arrow, parquet = load_pyarrow("a saved study", "compare")
         indices = np.nonzero(~np.isnan(self.cells))
@@ -509,7 +513,7 @@ class StudyResult:
             True
         """
         arrow, _ = load_pyarrow("a saved study", "compare")
-        # read as dictionaries, for a short name may be in very many rows
+        # read these columns as dictionaries, because each name occurs in many rows
         content, header = open_sealed(
             path, _KEY, FORMAT, "StudyResult", "run the study again", read_dictionary=list(_COLUMNS)
         )
@@ -518,10 +522,10 @@ class StudyResult:
         except (arrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(foreign(os.fspath(path), "StudyResult")) from error
 
-    # -- what a reader sees
+    # -- reports
 
     def tables(self) -> tuple[Table, ...]:
-        """The tables of the report: one for each question, rows by method and columns by metric, with its notes.
+        """Return the tables of the report, one for each question: methods as rows, metrics as columns, with notes.
 
         Raises:
             ImportError: scipy is missing.
@@ -534,7 +538,7 @@ class StudyResult:
         return views.tables(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The tables and what they depend on, ready for strict JSON; what is not finite is None."""
+        """Convert the tables and settings to plain values for strict JSON; numbers that are not finite are None."""
         found: dict[str, Any] = plain(
             {
                 "settings": dict(self.settings),
@@ -548,7 +552,7 @@ class StudyResult:
         return found
 
     def to_markdown(self) -> str:
-        """The tables in Markdown."""
+        """Return the tables in Markdown."""
         return markdown(views.report(self))
 
     def to_html(
@@ -557,12 +561,12 @@ class StudyResult:
         quality: str | None = None,
         title: str = "Attribution methods compared",
     ) -> Path:
-        """Write a page with the tables and figures of quality against seconds; returns its path.
+        """Write a page with the tables, and figures of quality against seconds; return its path.
 
         Args:
-            path: of the file.
+            path: path of the file.
             quality: the metric of the figures; None: the first metric of each question.
-            title: of the page.
+            title: title of the page.
         """
         replace_file(path, html.page(views.report(self, quality, title)).encode())
         return Path(path)
@@ -571,7 +575,7 @@ class StudyResult:
         """Write result.parquet, report.md, report.html and a figure of quality against seconds for each question.
 
         Args:
-            folder: an existing one.
+            folder: an existing folder.
 
         Returns:
             the paths of the files.
@@ -595,15 +599,15 @@ class StudyResult:
     def plot(
         self, kind: Literal["front", "bars"] = "front", metric: str | None = None, question: str | None = None
     ) -> Figure:
-        """A Matplotlib figure: quality against seconds, or one metric of all methods.
+        """Draw a Matplotlib figure: quality against seconds, or one metric of all methods.
 
         Args:
-            kind: "front" or "bars".
-            metric: None: the first one of the question.
-            question: None: the first.
+            kind: "front" (quality against seconds) or "bars" (one metric).
+            metric: name of the metric; None: the first one of the question.
+            question: name of the question; None: the first one.
 
         Raises:
-            ValueError: another kind, no such question, or a metric without a number there.
+            ValueError: the kind or question is unknown, or the metric has no number for the question.
         """
         if kind not in ("front", "bars"):
             raise ValueError(f"kind is {kind!r}; choose 'front' or 'bars'")
@@ -619,7 +623,7 @@ class StudyResult:
         return figures.draw_points(Points(table.title, metric, better, self.front(metric, table.title)))
 
     def show(self, console: Console | None = None) -> None:
-        """Print the tables (console: default stdout)."""
+        """Print the tables to a console, by default on stdout."""
         terminal.show(views.report(self), console)
 
 
@@ -632,7 +636,7 @@ Named = TypeVar("Named", MethodInfo, StudyColumn)
 
 
 def _by_name(kind: str, parts: Iterable[Named]) -> dict[str, Named]:
-    """Methods or metrics by their names, of which each stands for one thing."""
+    """Return methods or metrics by name; check that no name stands for two different ones."""
     found: dict[str, Named] = {}
     for part in parts:
         if (before := found.setdefault(part.name, part)) != part:
@@ -643,7 +647,7 @@ def _by_name(kind: str, parts: Iterable[Named]) -> dict[str, Named]:
 
 
 def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
-    """The fields of a result from the header and the table of its file."""
+    """Read the fields of a result from the header and the table of its file."""
     found: dict[str, Any] = {
         part: tuple(kind(**{field.name: item[field.name] for field in fields(kind)}) for item in header[part])
         for part, kind in _PARTS.items()
@@ -661,7 +665,7 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
         codes = np.array([numbers[name] for name in encoded.dictionary.to_pylist()], np.int64)
         indices.append(codes[encoded.indices.to_numpy()])
     if math.prod([len(found["texts"]), *map(len, names)]) > LARGEST + SPARSEST * table.num_rows:
-        raise ValueError("the header names far more results than there are")
+        raise ValueError("the header names far more results than the file has")
     cells = np.full((len(found["texts"]), *map(len, names)), np.nan)
     cells[tuple(indices)] = table["value"].to_numpy()
     found |= {name: header[name] for name in ("settings", "left_out")}
@@ -669,7 +673,7 @@ def _fields(header: Mapping[str, Any], table: Any) -> dict[str, Any]:
 
 
 def example() -> StudyResult:
-    """A small result with made-up numbers: four texts, three methods, one metric and the costs.
+    """Return a small result with made-up numbers: four texts, three methods, one metric and the costs.
 
     Examples::
         >>> example().texts[0].target

@@ -1,4 +1,4 @@
-"""Metrics of robustness: infidelity, sensitivity, agreement between seeds and models, randomised weights."""
+"""Robustness metrics: infidelity, sensitivity, agreement between seeds and between models, randomised weights."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ INFIDELITY_DRAWS = 64
 INFIDELITY_NOISE = 0.5
 """Standard deviation of the noise of infidelity, in units of the standard deviation of the text's embeddings."""
 RADIUS = 0.1
-"""Radius of the ball of max-sensitivity, in the same units."""
+"""Radius of the ball of max-sensitivity, in the same unit."""
 SAMPLES = 5
-"""Points in that ball; the method runs once for each."""
+"""Number of points in that ball; the method runs once for each."""
 HEAD = "head"
 EMBEDDINGS = "embeddings"
-_NEW_IDS = 2**30  # ids from here on are tokens with moved embeddings; no vocabulary is that large
+_NEW_IDS = 2**30  # ids from here on stand for tokens with changed embeddings; no vocabulary is that large
 
 Kind = Literal["noise", "mask"]
 Perturb = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def spread(scores: Tensor, size: int) -> Tensor:
-    """Scores of tokens, (T,), as attributions of their embeddings, (1, T, size): equal shares that sum to the scores.
+    """Spread the tokens' scores, (T,), evenly over the elements of their embeddings, (1, T, size).
 
     Examples::
         >>> spread(torch.tensor([4.0, 2.0]), 2)
@@ -50,19 +50,19 @@ def spread(scores: Tensor, size: int) -> Tensor:
 
 
 def perturbation(inputs: Inputs, kind: Kind) -> Perturb:
-    """A function for Captum that perturbs a random half (rounded up) of the tokens that may be removed.
+    """Make a function for Captum that perturbs a random half (rounded up) of the tokens that may be removed.
 
-    Their embeddings are replaced by that of [MASK], or get Gaussian noise.  The scores are multiplied with 1
-    where a token is perturbed and 0 elsewhere: a token's score is a contribution and not a slope, so this is
+    Their embeddings are replaced by the embedding of [MASK], or get Gaussian noise.  The scores are multiplied by 1
+    where a token is perturbed and by 0 elsewhere: a token's score is a contribution and not a slope, so this is
     Captum's ``infidelity_perturb_func_decorator(multiply_by_inputs=True)``.  Noise on all elements, multiplied
-    with spread scores, does not tell methods apart: it leaves 98 % unexplained, for random scores as well.
+    by the spread scores, would not distinguish methods: it leaves 98 % unexplained, also for random scores.
 
     Args:
         inputs: the text.
         kind: how a token is perturbed.
 
     Returns:
-        Embeddings, (R, T, K) -> the factors of the attributions, and the perturbed embeddings,
+        A function from embeddings, (R, T, K), to the factors of the attributions and the perturbed embeddings,
         (R, T, K) each.  It draws from torch's global generator, as Captum expects.
     """
     positions = inputs.players.nonzero()[:, 0]
@@ -86,12 +86,12 @@ def perturbation(inputs: Inputs, kind: Kind) -> Perturb:
 def infidelity(trial: Trial, kind: Kind, draws: int = INFIDELITY_DRAWS) -> float | None:
     """Captum's ``infidelity`` with ``normalize=True``, as a share of the answer's mean squared change.
 
-    The error with which the sum of the perturbed tokens' scores, at its best scale, predicts the change of the
-    answer (a class's probability, minus the distance of a state): 0 for a perfect prediction, 1 for none.
+    This is the error of predicting the change of the answer (a class probability, or minus the distance of a state)
+    from the sum of the perturbed tokens' scores, at its best scale: 0 for a perfect prediction, 1 for none.
 
     Args:
         kind: how tokens are perturbed, see :func:`perturbation`.
-        draws: perturbations of each text, the same for all methods.
+        draws: number of perturbations of each text, the same for all methods.
     """
     import captum.metrics
 
@@ -114,7 +114,7 @@ def infidelity(trial: Trial, kind: Kind, draws: int = INFIDELITY_DRAWS) -> float
 
 
 class _Answers:
-    """The function that Captum calls: the answer from embeddings; it also sums the squared changes of the answer."""
+    """The answer as a function of embeddings, for Captum; it also sums the squared changes of the answer."""
 
     def __init__(self, trial: Trial) -> None:
         self.embeddings, self.answer = trial.inputs.embeddings, trial.answer
@@ -131,15 +131,15 @@ class _Answers:
 
 @contextmanager
 def moved(inputs: Inputs, offsets: Tensor) -> Iterator[Inputs]:
-    """The same text with offsets added to the embeddings of its tokens, while the block runs.
+    """Add offsets to the embeddings of the text's tokens inside the block.
 
     Every token gets a new id, whose embedding is the old one plus the offset.  So the offset stays with the token
     wherever a method moves it, and disappears when the token is masked or deleted.
-    Special tokens keep their ids: some models look for them.
+    Special tokens keep their ids, because some models look for them.
 
     Args:
         inputs: the text.
-        offsets: (T, K); those of special tokens are not used.
+        offsets: (T, K); the offsets of special tokens are not used.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -167,13 +167,13 @@ def moved(inputs: Inputs, offsets: Tensor) -> Iterator[Inputs]:
 
 
 class _MovedTokens:
-    """Hooks of an embedding layer: the new ids are replaced by the old ones, and the offsets added to the output."""
+    """Hooks of an embedding layer: replace the new ids by the old ones, and add the offsets to the output."""
 
     def __init__(self, ids: Tensor, offsets: Tensor) -> None:
         self.ids = ids
-        # the last row is for all other ids
+        # the last row is the offset of all other ids
         self.offsets = torch.cat([offsets, torch.zeros_like(offsets[:1])])
-        self.rows: Tensor | None = None  # of the offsets, for each id of the call
+        self.rows: Tensor | None = None  # row of the offsets for each id of the call
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -199,12 +199,12 @@ class _MovedTokens:
 def max_sensitivity(trial: Trial, samples: int = SAMPLES) -> float:
     """Captum's ``sensitivity_max``: the largest change of the scores in a small ball, relative to their norm.
 
-    The ball is Captum's (each element of an embedding changes by at most the radius; special tokens keep
-    theirs); the norm is L2 over the tokens that may be removed; a method that draws random numbers uses the
-    same ones each time.  The method runs once for each sample.
+    As in Captum, each element of an embedding changes by at most the radius; special tokens do not change.  The norm is
+    L2 over the tokens that may be removed.  A method that draws random numbers draws the same ones each time.  The
+    method runs once for each sample.
 
     Args:
-        samples: points of the ball, the same for all methods.
+        samples: number of points of the ball, the same for all methods.
     """
     import captum.metrics
 
@@ -220,9 +220,9 @@ def max_sensitivity(trial: Trial, samples: int = SAMPLES) -> float:
 
 
 def _scores_at(trial: Trial) -> Callable[[Any], Any]:
-    """The method's scores as a function of embeddings, (R, T, K) -> (R, T); 0 for tokens that may not be removed.
+    """Return the method's scores as a function of embeddings, (R, T, K) -> (R, T), 0 for tokens that always stay.
 
-    Like Captum's methods it returns a tuple for a tuple.
+    Like Captum's methods, the function returns a tuple for a tuple.
     """
     inputs = trial.inputs
 
@@ -242,10 +242,10 @@ def _scores_at(trial: Trial) -> Callable[[Any], Any]:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float | None:
-    """Spearman's rank correlation of a method's scores, (n,), with other scores for the same tokens.
+    """Compute Spearman's rank correlation of a method's scores, (n,), with other scores for the same tokens.
 
-    None where the method's scores are all equal, or n < 2.  0 where only the others are all equal: they share
-    nothing of the ranking (for a model of random weights no token may have any effect).
+    It is None if the method's scores are all equal, or n < 2.  It is 0 if only the other scores are all equal, because
+    these share nothing with the ranking (in a model with random weights, possibly no token has an effect).
 
     Examples::
         >>> import torch
@@ -262,10 +262,10 @@ def rank_correlation(one: Tensor, other: Tensor) -> float | None:
 
 
 def seed_stability(trial: Trial, others: int = 1) -> float | None:
-    """The mean rank correlation with the scores for other seeds; 1 for methods without random numbers.
+    """Mean rank correlation with the scores for other seeds; 1 for methods without random numbers.
 
     Args:
-        others: number of other seeds, those after the text's; the method runs once for each.
+        others: number of other seeds (those that follow the text's seed); the method runs once for each.
     """
     seeds = range(trial.inputs.seed + 1, trial.inputs.seed + 1 + others)
     found = [_over_players(trial, trial.again(seed=seed)) for seed in seeds]
@@ -274,7 +274,7 @@ def seed_stability(trial: Trial, others: int = 1) -> float | None:
 
 
 def two_models(other: TextModel, name: str = "two models") -> Metric:
-    """The rank correlation with the scores for another model, such as the same one trained with another seed.
+    """Make a metric: rank correlation with the scores for another model, such as one trained with another seed.
 
     The other model's tokenizer must give the same tokens.  For a state, the layer with the same label is
     explained, and in both models v^2 is the mean square of the state itself.
@@ -291,7 +291,7 @@ def two_models(other: TextModel, name: str = "two models") -> Metric:
             theirs = encoding  # with its target
         if theirs.tokens != encoding.tokens:
             raise ValueError(
-                f"{other.name} splits the text into {list(theirs.tokens)} and {trial.inputs.model.name} into "
+                f"{other.name} splits the text into {list(theirs.tokens)} but {trial.inputs.model.name} into "
                 f"{list(encoding.tokens)}; give two models with the same tokenizer"
             )
         mine = trial.uncalibrated
@@ -306,13 +306,13 @@ _randomised: WeakKeyDictionary[nn.Module, dict[bool, TextModel]] = WeakKeyDictio
 
 
 def weight_randomisation(trial: Trial, embeddings: bool = False) -> float | None:
-    """The absolute rank correlation with the scores for a model of random weights; lower is better.
+    """Absolute rank correlation with the scores for a model with random weights; lower is better.
 
     The expected value for two unrelated rankings of n tokens is about 0.8 / sqrt(n - 1).
-    The random model is made once for each model.
+    One random model is made for each model.
 
     Args:
-        embeddings: True: the word embeddings, which most methods take as the input, are random too.
+        embeddings: True: randomise the word embeddings too, which most methods take as the input.
     """
     model = trial.inputs.model
     copies = _randomised.setdefault(model.module, {})
@@ -331,13 +331,13 @@ def _over_players(trial: Trial, other: Tensor) -> float | None:
 
 
 def stages(inputs: Inputs) -> dict[Label, tuple[str, ...]]:
-    """Names of a model's parameters by stage, from the top down: "head", last layer, ..., first layer, "embeddings".
+    """Return names of a model's parameters by stage: "head", last layer, ..., first layer, "embeddings".
 
-    A layer's stage has the parameters of all modules that run before its output and after that of the layer
-    below; a module that runs several times belongs to its last run; the word embeddings are the last stage.
+    A layer's stage has the parameters of all modules that run after the output of the layer below and before its own
+    output.  A module that runs several times belongs to the stage of its last run.
 
     Args:
-        inputs: a text, with which the order of the modules is found.
+        inputs: a text to run the model on, to find the order of the modules.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -353,7 +353,8 @@ def stages(inputs: Inputs) -> dict[Label, tuple[str, ...]]:
     found: dict[Label, list[str]] = {label: [] for label in (HEAD, *reversed(labels), EMBEDDINGS)}
     for name, parameter in model.module.named_parameters():
         owner = name.rpartition(".")[0]
-        while owner and owner not in below:  # attention may use the weight of a submodule without calling it
+        # attention may use the weight of a submodule without calling the submodule
+        while owner and owner not in below:
             owner = owner.rpartition(".")[0]
         level = below.get(owner, len(labels))
         stage = EMBEDDINGS if id(parameter) in words else HEAD if level == len(labels) else labels[level]
@@ -362,13 +363,15 @@ def stages(inputs: Inputs) -> dict[Label, tuple[str, ...]]:
 
 
 def randomised(model: TextModel, names: Sequence[str], seed: int = 0) -> TextModel:
-    """A copy of the model in which these parameters are drawn from normal distributions.
+    """Copy the model, and draw these parameters of the copy from normal distributions.
 
     Each distribution has the mean and the standard deviation of the parameter's elements, so that activations keep
     their size.  All other parameters are shared with the model, not copied.
 
     Args:
-        names: in the order in which they are drawn: lists with the same beginning share its values.
+        model: the model.
+        names: names of the parameters, in the order in which they are drawn; lists with a common beginning get the
+            same values for it.
         seed: seed of the draws.
 
     Raises:
@@ -399,7 +402,7 @@ def _draw(module: nn.Module, names: Sequence[str], seed: int) -> None:
 
 @torch.no_grad()
 def _layers_below(inputs: Inputs) -> dict[str, int]:
-    """For each module that runs, by name, the number of layers whose output was complete when it last started."""
+    """Return, for each module that runs, the number of layers that were complete when it last started, by name."""
     model, ended = inputs.model, 0
     below: dict[str, int] = {}
     runs: dict[int, int] = {}
@@ -424,7 +427,7 @@ def _layers_below(inputs: Inputs) -> dict[str, int]:
         )
     ]
     try:
-        with no_fastpath():  # which calls no submodules
+        with no_fastpath():  # the fast path calls no submodules
             model(*inputs.arguments)
     finally:
         for handle in handles:

@@ -1,4 +1,4 @@
-"""Study: attribution methods compared on one model and one set of texts."""
+"""Study: compare attribution methods on one model and one set of texts."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from interp_plugin.text.states import State
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PREDICTING = "where the next token is predicted"  # the states of a language model that a study is about
+PREDICTING = "where the next token is predicted"  # the states of a language model that are explained
 QUICK: Literal["quick"] = "quick"
-# errors of Captum and torch on a model that does not suit a method
-_UNSUITED = (ValueError, TypeError, AssertionError, RuntimeError)
+# errors that Captum and torch raise if a method does not support a model
+_UNSUPPORTED = (ValueError, TypeError, AssertionError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What methods explain of each text.
+    """What methods explain for each text.
 
     Attributes:
         name: "class", "next token", or the layer.
@@ -65,7 +65,8 @@ class Example:
     """A text of a study.
 
     Attributes:
-        encoding: the tokenised text, of a language model with its target; without one its own prediction is explained.
+        encoding: the tokenised text, with its target for a language model; without one, the model's own prediction is
+            explained.
         label: number of its true class; None: not known.
         target: number of the class to explain; None: the predicted class.
         rationale: the tokens that annotators marked as the reason, (T,), bool; None: not known.
@@ -77,7 +78,7 @@ class Example:
     rationale: Tensor | None = None
 
     def digest(self, about_class: bool) -> str:
-        """A digest of all that a method's scores and their evaluation depend on."""
+        """Return a digest of everything that a method's scores and their evaluation depend on."""
         encoding = self.encoding
         facts = {
             "text": [encoding.text, encoding.pair],
@@ -91,27 +92,28 @@ class Example:
 
 
 class Study:
-    """Compares attribution methods on a model: every method explains every text, every metric evaluates the scores.
+    """Compare attribution methods on a model: every method explains every text, every metric evaluates the scores.
 
-    Methods explain why the model gives a text its class, and what the states of layers hold of it.  Of a language model
-    they explain its next token, and the states where that is predicted: a decoder's last token, which is never removed.
+    For a classifier, methods explain the class of a text and the states of layers.  For a language model, they explain
+    its next token, and the states at the positions that predict it: for a decoder the last token, which is never
+    removed.
 
     Args:
-        model: a classifier or language model of Hugging Face, or a :class:`TextModel`; any text model where only layers
-            are explained.
+        model: a Hugging Face classifier or language model, or a :class:`TextModel`; any text model if only layers are
+            explained.
         tokenizer: the tokenizer of a Hugging Face model.
-        methods: names out of ``METHODS`` ("S*, LIME": * is anything), or :class:`Method` objects; None: all that suit
-            the model; "quick": four of them (``methods.quick``).
-        metrics: names out of ``METRICS``, or :class:`Metric` objects, in the same way; None: all that suit the model;
+        methods: names in ``METHODS`` ("S*, LIME": * matches any characters), or :class:`Method` objects; None: all that
+            support the model; "quick": four of them (``methods.quick``).
+        metrics: names in ``METRICS``, or :class:`Metric` objects, in the same way; None: all that support the model;
             "quick": two for the class and two for states (``metrics.QUICK``).
         layers: the layers whose states are explained: "all", a label, or several, as in ``TextExplainer.explain``.
         explain_class: whether the class, or next token, is explained.
-        with_special: whether special tokens are ranked and removed like others.
+        with_special: whether special tokens are ranked and removed like other tokens.
         calibration: the unit of the states; None: the root mean square of each text's state.
-        seed: seed of methods that draw random numbers.
+        seed: seed for methods that draw random numbers.
 
     Raises:
-        ValueError: nothing to explain, an unknown layer or name, a model without classes.
+        ValueError: there is nothing to explain, a layer or name is unknown, or the model has no classes.
 
     Examples::
         >>> from interp_plugin import huggingface
@@ -122,7 +124,7 @@ class Study:
         >>> result.table("class", "comprehensiveness (mask)")["n"].tolist()
         [2, 2]
 
-    A language model's next token, " Mary" rather than " John"::
+    Explain why a language model's next token is " Mary" rather than " John"::
 
         study.run(["When Mary and John left, John thanked"], target=" Mary", instead_of=" John")
     """
@@ -145,12 +147,12 @@ class Study:
         self.with_special = with_special
         self.calibration = calibration
         self.seed = seed
-        # what the user did not name may be left out where it does not suit the model
+        # methods and metrics that the user did not name are left out if they do not support the model
         self._optional = {"method": methods in (None, QUICK), "metric": metrics in (None, QUICK)}
-        wanted = chosen(METHODS, quick(self.model) if methods == QUICK else methods)
-        self.methods: tuple[Method, ...] = tuple(self._suited("method", wanted))
+        requested = chosen(METHODS, quick(self.model) if methods == QUICK else methods)
+        self.methods: tuple[Method, ...] = tuple(self._applicable("method", requested))
         measures = chosen(METRICS, QUICK_METRICS if metrics == QUICK else metrics)
-        self.metrics: tuple[Metric, ...] = tuple(self._suited("metric", measures))
+        self.metrics: tuple[Metric, ...] = tuple(self._applicable("metric", measures))
 
     def run(
         self,
@@ -169,39 +171,39 @@ class Study:
     ) -> StudyResult:
         """Run every method on every text and evaluate the scores with every metric.
 
-        With ``output`` each trial is on the disk before the next one begins.  A run that was killed continues
-        from there; so does one with further texts, methods or metrics, which computes only the missing results.
-        Two methods of the same name, sign and source are taken for the same one.
+        With ``output``, each trial is written to the disk before the next one begins.  A run that was killed continues
+        from there; a run with more texts, methods or metrics computes only the missing results.
+        Two methods with the same name, sign and source are considered the same method.
 
         Args:
-            texts: one or more texts, or pairs of texts; or what ``data.read_texts`` returned, with its labels,
-                rationales, and of a language model targets and what they are compared with.
+            texts: one or more texts or pairs of texts; or the result of ``data.read_texts``, with its labels,
+                rationales, and, for a language model, targets and what they are compared with.
             labels: the class of each text, by number or name; None where it is not known.
-            rationales: for each text the tokens that annotators marked as the reason: spans of characters, or a mask
+            rationales: for each text the tokens that annotators marked as the reason: character spans, or a mask
                 of words or tokens; None where they are not known.
-            target: the class to explain: "predicted", the one that the model predicts, or "label".  Of a language model
-                the next token or tokens, as in ``TextExplainer.explain``: one for all texts, or a list of one for each,
-                begun with a space where one belongs; "predicted" or None: its own.
-            instead_of: of a language model, what the target is compared with, given in the same way.
-            output: folder of the journal (a checkpoint log), which need not exist; None keeps the results in
+            target: the class to explain: "predicted", the class that the model predicts, or "label".  For a language
+                model the next token or tokens, as in ``TextExplainer.explain``: one for all texts, or a list with one
+                for each text, with a leading space if the token has one; "predicted" or None: the model's own.
+            instead_of: for a language model, what the target is compared with, in the same form.
+            output: folder of the journal (a checkpoint log), which need not exist; None: keep the results in
                 memory only.
             truncation: truncate texts that are too long for the model; otherwise such a text is an error.
-            skip_invalid: leave out texts that cannot be used (empty, too long, without the label that is to be
-                explained, with a rationale that does not fit), and take labels that are no class of the model for
-                not known; the ``notes`` of the result count and name them.  Otherwise they are errors.
-            retry_failed: run what failed in an earlier run once more.
-            keep_scores: keep the scores of all tokens in the result, which needs memory for each of them.
+            skip_invalid: leave out texts that cannot be used (empty, too long, without the label to explain, with a
+                rationale that does not fit), and treat labels that are not classes of the model as not known; the
+                ``notes`` of the result count and name them.  Otherwise they are errors.
+            retry_failed: run again what failed in an earlier run.
+            keep_scores: keep the scores of all tokens in the result, in memory.
             show_progress: show a progress bar; "lines": print ten lines instead, for logs.
 
         Raises:
-            ValueError: a method or metric that fails on the first text, labels or rationales that do not fit, a
-                folder that holds another study, is in use or damaged.
+            ValueError: a method or metric fails on the first text, labels or rationales do not fit, or the folder
+                holds another study, is in use or damaged.
             OSError: the disk is full; earlier results are safe.
         """
         warn_of_training(self.model.module, stacklevel=3)
-        lost: tuple[str, ...] = ()
+        unused: tuple[str, ...] = ()
         if isinstance(texts, Texts):
-            lost = tuple(self._not_used(texts))
+            unused = tuple(self._not_used(texts))
             rationales = texts.rationales if rationales is None else rationales
             if self.model.task != "next token":
                 labels = texts.labels if labels is None else labels
@@ -211,7 +213,7 @@ class Study:
         some, notes = examples(
             self._explainer, texts, labels, rationales, target, truncation, skip_invalid, instead_of
         )
-        given = not isinstance(target, str) or target not in ("predicted", "label")
+        is_given = not isinstance(target, str) or target not in ("predicted", "label")
         settings = self.settings()
         state = StudyState(
             some,
@@ -234,19 +236,19 @@ class Study:
                 else tqdm(total=total, desc="trials", disable=not show_progress) as bar
             ):
                 left_out = _Run(self, some, state, journal, bar.update).run_missing()
-        result = self._result(some, state, {**settings, "target": "given" if given else target})
-        return replace(result, left_out=left_out, notes=(*lost, *notes))
+        result = self._result(some, state, {**settings, "target": "given" if is_given else target})
+        return replace(result, left_out=left_out, notes=(*unused, *notes))
 
     def _not_used(self, texts: Texts) -> Iterator[str]:
-        """What a reader must know of the records of a file that the study does not use."""
+        """Yield notes on the records of a file that the study does not use."""
         if texts.left_out:
             first = "; ".join(texts.left_out[:3])
             yield f"Records left out, as they have no text: {len(texts.left_out)} ({first})."
         if self.model.task != "next token" and (texts.targets or texts.foils):
-            yield f"Targets of the data are not used: {self.model.name} predicts classes and no next token."
+            yield f"Targets of the data are not used: {self.model.name} predicts classes, not next tokens."
 
     def price(self, texts: Text | Sequence[Text] | Texts) -> str:
-        """How much a run is, and about how long it takes, in words."""
+        """Describe the size of a run and its approximate duration."""
         whole = _listed(texts)
         return (
             f"{len(whole)} texts, {len(self.methods)} methods, {len(self.metrics)} metrics: about "
@@ -254,10 +256,10 @@ class Study:
         )
 
     def estimated_seconds(self, texts: Text | Sequence[Text] | Texts) -> float:
-        """A rough estimate of the time of a run, from typical numbers of passes and the measured time of one.
+        """Estimate the time of a run roughly, from typical numbers of passes and the measured time of one pass.
 
         Args:
-            texts: those of the run, of which a hundred are looked at.
+            texts: the texts of the run; about a hundred of them are tokenised.
 
         Examples::
             >>> from interp_plugin import huggingface
@@ -284,7 +286,7 @@ class Study:
         return len(whole) * passes * seconds_per_pass(inputs)
 
     def settings(self) -> dict[str, Any]:
-        """What all results of the study depend on, besides texts, methods and metrics."""
+        """Return what all results of the study depend on, besides texts, methods and metrics."""
         device = next(self.model.embedding.layer.parameters()).device
         return {
             "model": self.model.name,
@@ -298,7 +300,7 @@ class Study:
         }
 
     def _inputs(self, example: Example) -> Inputs:
-        """A text as model inputs; a language model's has a target, its own where none is given."""
+        """Return a text as model inputs; for a language model with a target, by default the model's own next token."""
         encoding = example.encoding
         if self.model.task == "next token" and not encoding.target:
             [encoding], _ = with_next_tokens(self.model, [encoding])
@@ -306,38 +308,43 @@ class Study:
 
     def _questions(self, layers: Layers, explain_class: bool) -> Iterator[Question]:
         labels: Any = layers
-        wanted = isinstance(labels, (str, int)) or len(labels) > 0
-        if not explain_class and not wanted:
+        has_layers = isinstance(labels, (str, int)) or len(labels) > 0
+        if not explain_class and not has_layers:
             raise ValueError(
                 "explain_class is false and layers is empty: there is nothing to explain; give one of them"
             )
         if explain_class:
             if self.model.task not in ("sequence classes", "next token"):
                 raise ValueError(
-                    f"{self.model.name} has no classes of texts to explain; give layers, and explain_class=False"
+                    f"{self.model.name} does not classify texts, so there is no class to explain; give layers, and "
+                    "explain_class=False"
                 )
             yield Question(CLASS if self.model.task == "sequence classes" else NEXT, None)
-        for state in self._explainer.states(layers) if wanted else ():
+        for state in self._explainer.states(layers) if has_layers else ():
             yield Question(question_name(state.label), state)
 
-    def _suited(self, kind: str, parts: Sequence[Any]) -> Iterator[Any]:
-        """The methods or metrics that apply to any of the questions."""
+    def _applicable(self, kind: str, parts: Sequence[Any]) -> Iterator[Any]:
+        """Yield the methods or metrics that apply to any of the questions.
+
+        Raises:
+            ValueError: one that the user named applies to none.
+        """
         optional = self._optional[kind]
         for part in parts:
             applies = part.can_explain if kind == "method" else part.can_judge
-            of_the_model = part.task in (None, self.model.task)
-            if of_the_model and any(applies(question.state) for question in self.questions):
+            supports_task = part.task in (None, self.model.task)
+            if supports_task and any(applies(question.state) for question in self.questions):
                 yield part
-            elif not optional and not of_the_model:
+            elif not optional and not supports_task:
                 raise ValueError(
-                    f"{kind} {part.name!r} is about models of the task {part.task!r}, and {self.model.name} has "
-                    f"{self.model.task!r}; leave it out"
+                    f"{kind} {part.name!r} is for models with the task {part.task!r}, but the task of "
+                    f"{self.model.name} is {self.model.task!r}; leave it out"
                 )
             elif not optional:
                 about = "classes" if self.questions[0].state is None else "states"
                 raise ValueError(
-                    f"{kind} {part.name!r} is not about {about}, and the study is about nothing else; leave it out, or "
-                    "change layers or explain_class"
+                    f"{kind} {part.name!r} does not apply to {about}, and the study is only about {about}; leave it "
+                    "out, or change layers or explain_class"
                 )
         for column in COSTS:
             if any(part.name == column.name for part in parts):
@@ -346,12 +353,12 @@ class Study:
                 )
 
     def _applies(self) -> NDArray[np.bool_]:
-        """Which metric evaluates which method for which question, (Q, M, K); costs apply wherever the method does."""
+        """Return which metric evaluates which method for which question, (Q, M, K); costs apply if the method does."""
         explains = np.array([[m.can_explain(q.state) for m in self.methods] for q in self.questions])
-        judges = np.array(
+        evaluates = np.array(
             [[*(k.can_judge(q.state) for k in self.metrics), *(True for _ in COSTS)] for q in self.questions]
         )
-        applies: NDArray[np.bool_] = explains[:, :, None] & judges[:, None, :]
+        applies: NDArray[np.bool_] = explains[:, :, None] & evaluates[:, None, :]
         return applies
 
     def _journal(self, output: Any, settings: Mapping[str, Any]) -> Any:
@@ -400,15 +407,15 @@ class Study:
 class _Run:
     """One run of a study over its texts.
 
-    A method or metric that fails for a question before it worked for any text does not suit the model: that
-    is an error at once, or, where all methods (metrics) were asked for, it is left out.  Later failures are noted
-    as failures of the text, and the run continues.
+    A method or metric that fails for a question before it has worked for any text is taken as not supporting the model:
+    it raises an error at once, or is left out if the user did not request it by name.  Later failures are recorded for
+    their text, and the run continues.
 
     Attributes:
         study: methods, metrics and questions.
         examples: the texts.
         state: which results are known and which are missing.
-        journal: the checkpoint log of all trials; None: none.
+        journal: the checkpoint log of all trials; None: no log.
         progress: called with the number of texts that a trial completes.
     """
 
@@ -422,7 +429,7 @@ class _Run:
     _inputs: tuple[int, Inputs] | None = None
 
     def run_missing(self) -> dict[str, str]:
-        """Compute all missing results; returns what was left out -> why."""
+        """Compute all missing results; return what was left out -> why."""
         metrics = self.study.metrics
         for cell, missing in self.state.missing():
             entry = self._trial(cell, [metrics[i] for i in missing if i < len(metrics)])
@@ -432,7 +439,7 @@ class _Run:
         return self.left_out
 
     def _trial(self, cell: Cell, metrics: Sequence[Metric]) -> Entry | None:
-        """One method's scores for one question about one text, and the metrics' values; None: it was left out."""
+        """Compute one method's scores for one question about one text, and the metrics' values; None if left out."""
         text, question = cell[0], self.study.questions[cell[1]]
         method, inputs = self.study.methods[cell[2]], self._inputs_of(text)
         target = self._target(text) if question.state is None else None
@@ -445,7 +452,7 @@ class _Run:
         if scores is None:
             try:
                 scores, cost = self._measured_scores(method, inputs, target, state)
-            # a user's method may raise anything, and one text shall not end the run
+            # a user's method may raise any exception, and a failure on one text must not end the run
             except Exception as error:
                 if not self._is_of_this_text(cell, error):
                     return None
@@ -464,7 +471,7 @@ class _Run:
     def _measured_scores(
         self, method: Method, inputs: Inputs, target: int | None, state: State | None
     ) -> tuple[Tensor, Cost]:
-        """The method's scores and their cost, after a first call that is not measured."""
+        """Compute the method's scores and their cost, after a warm-up call that is not measured."""
         if method.name not in self._warm:
             method(inputs, target, state)
             self._warm.add(method.name)
@@ -473,17 +480,17 @@ class _Run:
         return scores, cost
 
     def _saved_scores(self, cell: Cell) -> Tensor | None:
-        """The scores, where only metrics are missing."""
+        """Read the scores from the journal if only metrics are missing; None if there are none."""
         at = int(self.state.scores_at[cell])
         if self.journal is None or at < 0:
             return None
         return torch.tensor(self.journal.entry_at(at).scores, dtype=torch.float32)
 
     def _is_of_this_text(self, cell: Cell, error: Exception, metric: Metric | None = None) -> bool:
-        """Whether a failure is to be noted for this text; otherwise the method or metric is left out.
+        """Return whether a failure is recorded for this text; otherwise the method or metric is left out.
 
         Raises:
-            ValueError: it does not suit the model, and was chosen by name.
+            ValueError: the method or metric does not support the model, and was requested by name.
         """
         text, question, method = cell
         number = None if metric is None else self.study.metrics.index(metric)
@@ -492,13 +499,13 @@ class _Run:
         name, question_name = self.study.methods[method].name, self.study.questions[question].name
         part = f"method {name!r}" if metric is None else f"metric {metric.name!r}"
         optional = self.study._optional["method" if metric is None else "metric"]
-        unsuited = isinstance(error, _UNSUITED) and not isinstance(error, torch.OutOfMemoryError)
-        if optional and unsuited:
+        unsupported = isinstance(error, _UNSUPPORTED) and not isinstance(error, torch.OutOfMemoryError)
+        if optional and unsupported:
             self.progress(self.state.leave_out(question, method, number))
             self.left_out[f"{part}, {question_name}"] = _reason(error)
             return False
         of = "" if metric is None else f" of {name!r}"
-        if unsuited:
+        if unsupported:
             raise ValueError(
                 f"{part}{of} cannot be used for {question_name!r} of text {text}, "
                 f"{shown(self.examples[text].encoding.text)}: {error}"
@@ -506,13 +513,13 @@ class _Run:
         raise error
 
     def _inputs_of(self, text: int) -> Inputs:
-        """The text as model inputs, which all its trials share."""
+        """Return the text as model inputs, shared by all its trials."""
         if self._inputs is None or self._inputs[0] != text:
             self._inputs = text, self.study._inputs(self.examples[text])
         return self._inputs[1]
 
     def _target(self, text: int) -> int:
-        """Number of the class, or id of the first next token, to explain."""
+        """Return the number of the class, or the id of the first next token, to explain."""
         own = self._inputs_of(text).encoding.target
         if own:
             self.state.targets[text] = own[0]
@@ -533,19 +540,18 @@ def examples(
     skip_invalid: bool = False,
     instead_of: Any = None,
 ) -> tuple[list[Example], tuple[str, ...]]:
-    """The texts of a study, tokenised and checked, and notes on what was left out.
+    """Tokenise and check the texts of a study, and return them with notes on what was left out.
 
     Args:
-        explainer: of the model.
+        explainer: the explainer of the model.
         texts: one or more texts or pairs.
-        labels: the true class of each, by number or name.
-        rationales: for each text, spans of characters or a mask (``metrics.rationale_tokens``); None: not known.
-        target, skip_invalid, instead_of: as in :meth:`Study.run`.
-        truncation: truncate texts that are too long for the model.
+        labels: the true class of each text, by number or name.
+        rationales: for each text, character spans or a mask (``metrics.rationale_tokens``); None: not known.
+        target, truncation, skip_invalid, instead_of: as in :meth:`Study.run`.
 
     Raises:
-        ValueError: too few or too many labels or rationales; without ``skip_invalid`` a text that cannot be used;
-            with it, if none can.
+        ValueError: the number of labels or rationales differs from that of the texts; without ``skip_invalid`` a text
+            cannot be used; with it, no text can be used.
     """
     whole = _listed(texts)
     model, by_label = explainer.model, isinstance(target, str) and target == "label"
@@ -566,32 +572,32 @@ def examples(
                 )
             number = _class_of(model, label, no_classes if skip_invalid and not by_label else None)
             if by_label and number is None:
-                raise ValueError("target is 'label', and it has none; give it one, or leave the text out")
+                raise ValueError("target is 'label', but it has no label; give it one, or leave the text out")
             rationale = None if reason is None else rationale_tokens(reason, encoding)
         except (ValueError, TypeError) as error:
             if not skip_invalid:
                 raise ValueError(f"text {index}, {shown(str(text))}: {error}") from error
-            reason = str(error).removeprefix("text 0 is ").rstrip(".")  # of the single text that was encoded
+            reason = str(error).removeprefix("text 0 is ").rstrip(".")  # encoded alone, the text is number 0
             invalid.append(f"text {index}, {shown(str(text))}: {reason}")
             continue
         found.append(Example(encoding, number, number if by_label else None, rationale))
     if not found:
         raise ValueError(
-            f"none of the {len(whole)} texts can be used: {invalid[0] if invalid else 'give one'}"
+            f"none of the {len(whole)} texts can be used: {invalid[0] if invalid else 'give at least one'}"
         )
     notes = []
     if invalid:
         notes.append(f"{len(invalid)} of {len(whole)} texts left out: {_first(invalid)}.")
     if no_classes:
         notes.append(
-            f"{len(no_classes)} of {len(whole)} labels taken for not known, as the model has no such class: "
+            f"{len(no_classes)} of {len(whole)} labels treated as not known, as the model has no such class: "
             f"{_first(list(dict.fromkeys(no_classes)))}."
         )
     return found, tuple(notes)
 
 
 def _listed(texts: Text | Sequence[Text] | Texts) -> list[Text]:
-    """The texts, of which one may be given by itself."""
+    """Return the texts as a list, also if there is a single text."""
     found: Any = in_memory(list(texts.texts) if isinstance(texts, Texts) else texts)
     one = isinstance(found, (str, tuple)) or is_cut_already(found)
     return list(plain_values([found] if one else found))
@@ -600,27 +606,27 @@ def _listed(texts: Text | Sequence[Text] | Texts) -> list[Text]:
 def _next_tokens(
     model: TextModel, target: Any, instead_of: Any, labels: Any, count: int
 ) -> tuple[list[Any], list[Any]]:
-    """What each text of a language model is asked about, and what that is compared with; None of other models."""
+    """Return each text's target for a language model, and what it is compared with; None for other models."""
     named = target if isinstance(target, str) else None
     if model.task == "next token":
         if named == "label" or labels is not None:
             raise ValueError(
-                f"{model.name} predicts tokens and no classes, so that labels say nothing of it; give the next tokens "
-                "as targets, or nothing for its own"
+                f"{model.name} predicts tokens, not classes, so labels do not apply; give the next tokens as targets, "
+                "or no target for its own"
             )
         targets = for_each(None if named == "predicted" else target, count)
         return targets, for_each(instead_of, count)
     if named not in ("predicted", "label"):
         raise ValueError(f"target is {target!r}; choose 'predicted' or 'label'")
     if named == "label" and labels is None:
-        raise ValueError("target is 'label', and there are no labels; give one for each text, or 'predicted'")
+        raise ValueError("target is 'label', but there are no labels; give one for each text, or 'predicted'")
     if instead_of is not None:
-        raise ValueError(f"instead_of is given, and {model.name} is no language model; leave it out")
+        raise ValueError(f"instead_of is given, but {model.name} is not a language model; leave it out")
     return [None] * count, [None] * count
 
 
 def _class_of(model: TextModel, label: Any, unknown: list[str] | None) -> int | None:
-    """Number of a label; where there is no such class, that is added to ``unknown``, or an error without it."""
+    """Return the class number of a label; add an unknown class to ``unknown``, or raise if ``unknown`` is None."""
     try:
         return None if label is None else class_number(model, label)
     except (ValueError, TypeError) as error:
@@ -636,7 +642,7 @@ def _first(reasons: Sequence[str], most: int = 3) -> str:
 
 
 class _ProgressLines:
-    """Prints a line on standard error whenever a tenth of the work is done, with the time left."""
+    """Print a line with the remaining time on standard error after each tenth of the work."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.tenths, self.start = total, 0, 0, time.monotonic()
@@ -663,7 +669,7 @@ class _ProgressLines:
 
 
 def in_words(seconds: float) -> str:
-    """A time as people read it.
+    """Format a duration in seconds, minutes or hours.
 
     Examples::
         >>> in_words(0.4), in_words(75), in_words(4000), in_words(200_000)
@@ -680,13 +686,13 @@ def _for_each(name: str, values: Iterable[Any] | None, count: int) -> list[Any]:
     found = list(values)
     if len(found) != count:
         raise ValueError(
-            f"{name} has {len(found)} for {count} texts; give one for each, None where it is not known"
+            f"{name} has {len(found)} entries for {count} texts; give one for each, None where it is not known"
         )
     return found
 
 
 def question_name(label: Label) -> str:
-    """The name of a layer's state in tables.
+    """Return the name of a layer's state in tables.
 
     Examples::
         >>> question_name(3), question_name("decoder.1"), question_name("output")
@@ -699,7 +705,7 @@ def _value(metric: Metric, trial: Trial) -> float | None:
     value = metric(trial)
     if value is not None and not math.isfinite(value):
         raise ValueError(
-            f"metric {metric.name!r} gives {value}; give a finite number, or None where there is none"
+            f"metric {metric.name!r} returned {value}; return a finite number, or None if there is none"
         )
     return None if value is None else float(value)
 

@@ -1,4 +1,4 @@
-"""Fills the report model from a study: tables with notes, answers, and points of quality against seconds."""
+"""Tables, notes, answers and charts of a study, in the form of the report model."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from interp_plugin.statistics import RESAMPLES
 if TYPE_CHECKING:
     from interp_plugin.comparison.result import StudyResult
 
-CLASS, NEXT = "class", "next token"  # the questions that are about no state
+CLASS, NEXT = "class", "next token"  # names of the questions that are not about a state
 Group = Literal["unsigned", "signed"]
 GROUPS: tuple[Group, ...] = ("unsigned", "signed")
 SECONDS = "seconds"
-LEVEL = 0.05  # of the tests
-TIED = "≈"  # not significantly different from the best
-_SHOWN = 160  # characters of a reason
+LEVEL = 0.05  # significance level of the tests
+TIED = "≈"  # marks a method that is not significantly different from the best
+_SHOWN = 160  # most characters of a reason in a note
 _COST_NAMES = frozenset(column.name for column in COSTS)
 
 GUIDE = (
-    "Mean over the texts, in brackets its 95 % bootstrap interval (± half of it); none where all texts gave the same "
-    "number.",
+    "Mean over the texts, with its 95 % bootstrap interval in brackets (or ± half of its width); no interval if all "
+    "texts gave the same number.",
     "↑: higher is better, ↓: lower is better. Dark: as good as the best of the group; costs are not shaded.",
     f"Bold, or *: the best of its group; {TIED}: not significantly different from it (paired test, Holm-corrected p ≥ "
     f"{LEVEL:g}).",
-    "Signed methods also say which tokens speak against a class; they and unsigned ones are compared apart.",
-    "n: over fewer texts than the rest.  -: no number.",
+    "Signed methods also say which tokens speak against a class; signed and unsigned methods are compared separately.",
+    "n: number of texts, where it is smaller than for the rest.  -: no number.",
 )
 
 
@@ -43,12 +43,12 @@ class StudyCell:
     """One metric of one method.
 
     Attributes:
-        mean: over the texts, in the metric's unit.
+        mean: mean over the texts, in the metric's unit.
         low, high: ends of its 95 % bootstrap interval.
-        n: how many texts.
+        n: number of texts.
         best: whether it is the best of its group.
-        p: of the paired difference to the group's best, Holm-corrected; None for the best itself, and where
-            nothing was tested.
+        p: Holm-corrected p-value of the paired difference from the group's best; None for the best itself, and
+            if there was no test.
     """
 
     mean: float
@@ -60,44 +60,44 @@ class StudyCell:
 
     @property
     def half(self) -> float | None:
-        """Half the width of the interval; None where there is none."""
+        """Half the width of the interval; None if there is no interval."""
         width = self.high - self.low
         return width / 2 if math.isfinite(width) and width > 0 else None
 
     @property
     def is_tied(self) -> bool:
-        """Whether a test could not tell it from the best of its group."""
+        """Whether it is not significantly different from the best of its group."""
         return not self.best and self.p is not None and self.p >= LEVEL
 
 
 def report(
-    findings: StudyResult,
+    result: StudyResult,
     quality: str | None = None,
     title: str = "Attribution methods compared",
 ) -> Report:
-    """The report of a study: a section for each question.
+    """Make the report of a study, with a section for each question.
 
     Args:
-        findings: the study.
-        quality: the metric of the charts; None: the first of each question that is no cost.
-        title: of the whole.
+        result: the study's result.
+        quality: the metric of the charts; None: the first one of each question that is not a cost.
+        title: title of the report.
     """
     sections = (
-        Section(table.title, _answer(table), tables=(table,), charts=_charts(findings, q, quality))
-        for q, table in enumerate(tables(findings))
+        Section(table.title, _answer(table), tables=(table,), charts=_charts(result, q, quality))
+        for q, table in enumerate(tables(result))
     )
     return Report(
         title,
         tuple(sections),
         GUIDE,
         scale=("worse", "as good as the best of its group"),
-        settings=findings.settings,
+        settings=result.settings,
     )
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """The numbers about one question: the metrics that have any, and group -> method -> a cell for each metric."""
+class _QuestionCells:
+    """The numbers for one question: the metrics that have numbers, and group -> method -> a cell for each metric."""
 
     question: str
     metrics: tuple[StudyColumn, ...]
@@ -105,78 +105,78 @@ class _Judged:
     notes: tuple[str, ...]
 
 
-def _by_question(findings: StudyResult) -> Iterator[_Judged]:
-    for q, question in enumerate(findings.questions):
-        known = findings.summary.n[q].astype(bool)  # (M, K)
+def _by_question(result: StudyResult) -> Iterator[_QuestionCells]:
+    for q, question in enumerate(result.questions):
+        known = result.summary.n[q].astype(bool)  # (M, K)
         shown = np.flatnonzero(known.any(0)).tolist()
         groups: dict[str, dict[str, list[StudyCell | None]]] = {}
         for group in GROUPS:
             for m in np.flatnonzero(known.any(1)).tolist():
-                if findings.group(q, m) == group:
-                    cells = [findings.judged.get((q, k, m)) for k in shown]
-                    groups.setdefault(group, {})[findings.methods[m].name] = cells
-        metrics = tuple(findings.metrics[k] for k in shown)
-        yield _Judged(question, metrics, groups, (*notes(findings, q), *findings.notes))
+                if result.group(q, m) == group:
+                    cells = [result.evaluated.get((q, k, m)) for k in shown]
+                    groups.setdefault(group, {})[result.methods[m].name] = cells
+        metrics = tuple(result.metrics[k] for k in shown)
+        yield _QuestionCells(question, metrics, groups, (*notes(result, q), *result.notes))
 
 
-def tables(findings: StudyResult) -> tuple[Table, ...]:
-    """A table for each question."""
+def tables(result: StudyResult) -> tuple[Table, ...]:
+    """Make a table for each question."""
     found = []
-    for judged in _by_question(findings):
-        rows = {f"{group} methods": _rows(judged, methods) for group, methods in judged.groups.items()}
-        columns = tuple(Column(m.name, m.higher_is_better, m.source) for m in judged.metrics)
-        found.append(Table(judged.question, "method", columns, rows, judged.notes))
+    for part in _by_question(result):
+        rows = {f"{group} methods": _rows(part, methods) for group, methods in part.groups.items()}
+        columns = tuple(Column(m.name, m.higher_is_better, m.source) for m in part.metrics)
+        found.append(Table(part.question, "method", columns, rows, part.notes))
     return tuple(found)
 
 
-def _rows(judged: _Judged, methods: Mapping[str, Sequence[StudyCell | None]]) -> tuple[Row, ...]:
-    """A group's rows, by method."""
-    every = (cell for some in judged.groups.values() for cells in some.values() for cell in cells)
+def _rows(part: _QuestionCells, methods: Mapping[str, Sequence[StudyCell | None]]) -> tuple[Row, ...]:
+    """Make the rows of a group, one for each method."""
+    every = (cell for some in part.groups.values() for cells in some.values() for cell in cells)
     most = max((cell.n for cell in every if cell is not None), default=0)
     columns = (
         metric_cells(metric, [cells[place] for cells in methods.values()], most)
-        for place, metric in enumerate(judged.metrics)
+        for place, metric in enumerate(part.metrics)
     )
     return tuple(Row(name, cells) for name, cells in zip(methods, zip(*columns)))
 
 
-def plain(findings: StudyResult) -> list[dict[str, Any]]:
-    """The tables as plain values, for JSON."""
+def plain(result: StudyResult) -> list[dict[str, Any]]:
+    """Convert the tables to plain values, for JSON."""
     return [
         {
-            "title": judged.question,
-            "columns": [dict(vars(metric)) for metric in judged.metrics],
+            "title": part.question,
+            "columns": [dict(vars(metric)) for metric in part.metrics],
             "groups": {
                 group: {
                     name: [cell and dict(vars(cell)) for cell in cells] for name, cells in methods.items()
                 }
-                for group, methods in judged.groups.items()
+                for group, methods in part.groups.items()
             },
-            "notes": list(judged.notes),
+            "notes": list(part.notes),
         }
-        for judged in _by_question(findings)
+        for part in _by_question(result)
     ]
 
 
-def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ...]:
-    """A point for each method that has a number there; cost is NaN where its seconds are not known."""
-    summary = findings.summary
-    known = [m for m in range(len(findings.methods)) if summary.n[question, m, metric]]
-    names = findings.names["metric"]
-    unknown = np.full(len(findings.methods), np.nan)
+def points(result: StudyResult, question: int, metric: int) -> tuple[Point, ...]:
+    """Make a point for each method that has a number; its cost is NaN if its seconds are not known."""
+    summary = result.summary
+    known = [m for m in range(len(result.methods)) if summary.n[question, m, metric]]
+    names = result.names["metric"]
+    unknown = np.full(len(result.methods), np.nan)
     seconds = summary.mean[question, :, names.index(SECONDS)] if SECONDS in names else unknown
     quality = summary.mean[question, :, metric]
-    sign = 1 if findings.metrics[metric].higher_is_better else -1
+    sign = 1 if result.metrics[metric].higher_is_better else -1
 
     def beats(a: int, b: int) -> bool:
-        worth, cost = sign * (quality[a] - quality[b]), seconds[b] - seconds[a]
-        same_group = findings.group(question, a) == findings.group(question, b)
-        return bool(same_group and worth >= 0 and cost >= 0 and (worth > 0 or cost > 0))
+        gain, saved = sign * (quality[a] - quality[b]), seconds[b] - seconds[a]
+        same_group = result.group(question, a) == result.group(question, b)
+        return bool(same_group and gain >= 0 and saved >= 0 and (gain > 0 or saved > 0))
 
     return tuple(
         Point(
-            method=findings.methods[m].name,
-            group=findings.group(question, m),
+            method=result.methods[m].name,
+            group=result.group(question, m),
             cost=float(seconds[m]),
             quality=float(quality[m]),
             low=float(summary.low[question, m, metric]),
@@ -187,70 +187,77 @@ def points(findings: StudyResult, question: int, metric: int) -> tuple[Point, ..
     )
 
 
-def _charts(findings: StudyResult, question: int, quality: str | None) -> tuple[Points, ...]:
-    """A metric against seconds, where some method has both; None: the first that has any number and is no cost."""
-    names = [metric.name for metric in findings.metrics if metric.name not in _COST_NAMES]
-    for k in [findings.number("metric", name) for name in (names if quality is None else [quality])]:
-        if findings.summary.n[question, :, k].any():
-            metric, drawn = findings.metrics[k], points(findings, question, k)
-            title = f"{metric.name}, {findings.questions[question]}: up is better, left is cheaper"
+def _charts(result: StudyResult, question: int, quality: str | None) -> tuple[Points, ...]:
+    """Make a chart of a metric against seconds, if any method has both.
+
+    Without ``quality`` it is the first metric that has numbers and is not a cost.
+    """
+    names = [metric.name for metric in result.metrics if metric.name not in _COST_NAMES]
+    for k in [result.number("metric", name) for name in (names if quality is None else [quality])]:
+        if result.summary.n[question, :, k].any():
+            metric, drawn = result.metrics[k], points(result, question, k)
+            title = f"{metric.name}, {result.questions[question]}: up is better, left is cheaper"
             chart = Points(title, metric.name, metric.higher_is_better, drawn)
             return (chart,) if any(map(can_be_drawn, drawn)) else ()
     return ()
 
 
-def notes(findings: StudyResult, question: int) -> Iterator[str]:
-    """What a reader of a question's table must know."""
-    name, settings = findings.questions[question], findings.settings
-    count = len(findings.texts)
+def notes(result: StudyResult, question: int) -> Iterator[str]:
+    """Yield the notes on a question's table."""
+    name, settings = result.questions[question], result.settings
+    count = len(result.texts)
     special = "ranked and removed like others" if settings["special tokens"] else "neither ranked nor removed"
     yield f"{count} text{'s' if count != 1 else ''}; special tokens are {special}."
-    yield _explained(findings, name)
+    yield _explained(result, name)
     yield (
         f"Intervals: percentile bootstrap of the texts, {RESAMPLES:,} resamples; p: Wilcoxon's signed-rank test "
         "against the best of the group (zeros after Pratt), Holm-corrected within metric and group."
     )
-    silent = [m.name for k, m in enumerate(findings.metrics) if not findings.summary.n[:, :, k].any()]
-    if silent:
-        yield f"No text could be judged by {', '.join(silent)}."
-    yield from _failures(findings, name)
-    for part, why in findings.left_out.items():
+    empty = [m.name for k, m in enumerate(result.metrics) if not result.summary.n[:, :, k].any()]
+    if empty:
+        yield f"No text could be evaluated with {', '.join(empty)}."
+    yield from _failures(result, name)
+    for part, why in result.left_out.items():
         if part.endswith(f", {name}"):
-            yield f"Left out, as it does not suit the model: {part.removesuffix(f', {name}')} ({_short(why)})."
+            yield f"Left out, as it does not support the model: {part.removesuffix(f', {name}')} ({_short(why)})."
 
 
-def _explained(findings: StudyResult, question: str) -> str:
+def _explained(result: StudyResult, question: str) -> str:
     if question == NEXT:
         own = (
             "the model's own"
-            if findings.settings["target"] == "predicted"
-            else "the one that was given (against another where there is one), or the model's own"
+            if result.settings["target"] == "predicted"
+            else "the given target (compared with another token where one is given), or else the model's own"
         )
         return f"Explained: the next token, {own}."
     if question != CLASS:
-        calibrated = findings.settings["calibration"] is not None
-        unit = "its spread over the texts of a calibration" if calibrated else "its own size in each text"
-        place = f", {findings.settings['states']}" if "states" in findings.settings else ""
+        calibrated = result.settings["calibration"] is not None
+        unit = (
+            "its standard deviation over the calibration texts"
+            if calibrated
+            else "its root mean square in each text"
+        )
+        place = f", {result.settings['states']}" if "states" in result.settings else ""
         return f"Explained: the state of {question}{place}, in units of {unit}."
-    if findings.settings["target"] == "label":
+    if result.settings["target"] == "label":
         return "Explained: the true class."
-    known = [text for text in findings.texts if text.label is not None and text.target is not None]
+    known = [text for text in result.texts if text.label is not None and text.target is not None]
     if not known:
         return "Explained: the class that the model predicts."
     right = sum(text.label == text.target for text in known) / len(known)
     return f"Explained: the class that the model predicts, which is the true one in {right:.1%} of {len(known)} texts."
 
 
-def _failures(findings: StudyResult, question: str) -> Iterator[str]:
-    """One note for each method and metric that failed, with its first reason."""
+def _failures(result: StudyResult, question: str) -> Iterator[str]:
+    """Yield a note for each method and metric that failed, with the first reason."""
     parts: dict[tuple[str, str], list[str]] = {}
-    for failure in findings.failures:
+    for failure in result.failures:
         if failure.question == question:
             found = parts.setdefault((failure.method, failure.metric), [])
             found.append(f"text {failure.text}: {_short(failure.reason)}")
     for (method, metric), reasons in parts.items():
         what = method if not metric else f"{metric} of {method}"
-        yield f"{what} failed on {len(reasons)} of {len(findings.texts)} texts, first on {reasons[0]}."
+        yield f"{what} failed on {len(reasons)} of {len(result.texts)} texts, first on {reasons[0]}."
 
 
 def _short(reason: str) -> str:
@@ -258,7 +265,7 @@ def _short(reason: str) -> str:
 
 
 def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: int) -> list[Cell | None]:
-    """One group's cells of a metric: quality is shaded, costs are not."""
+    """Make the cells of a metric for one group; costs are not shaded."""
     known = [cell if cell is not None and math.isfinite(cell.mean) else None for cell in cells]
     means = [None if cell is None else cell.mean for cell in known]
     halves = [None if cell is None else cell.half for cell in known]
@@ -283,23 +290,23 @@ def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: i
 
 
 def _answer(table: Table) -> str:
-    """The best of each group by the first metric that is no cost, and who is not told apart from it."""
-    judging = [c for c, column in enumerate(table.columns) if column.name not in _COST_NAMES]
-    said = []
-    for c in judging[:1]:
+    """Name the best of each group by the first metric that is not a cost, and what does not differ significantly."""
+    quality = [c for c, column in enumerate(table.columns) if column.name not in _COST_NAMES]
+    sentences = []
+    for c in quality[:1]:
         for group, rows in table.groups.items():
             cells = {row.name: cell for row in rows if (cell := row.cells[c])}
-            near = [name for name, cell in cells.items() if cell.mark]
-            also = f"; not told apart: {', '.join(near[:3])}" if near else ""
-            also += " and more" if len(near) > 3 else ""
+            tied = [name for name, cell in cells.items() if cell.mark]
+            also = f"; not significantly different: {', '.join(tied[:3])}" if tied else ""
+            also += " and more" if len(tied) > 3 else ""
             best = [f"{name} ({cell.text})" for name, cell in cells.items() if cell.best]
             if best:
-                said.append(f"Best of the {group} by {table.columns[c].name}: {best[0]}{also}.")
-    return " ".join(said)
+                sentences.append(f"Best of the {group} by {table.columns[c].name}: {best[0]}{also}.")
+    return " ".join(sentences)
 
 
 def known(kind: str) -> list[dict[str, Any]]:
-    """Every method ("methods"), or metric ("metrics"), and what it is about, as plain values.
+    """Describe every method ("methods") or metric ("metrics") as plain values.
 
     Examples::
         >>> known("metrics")[0]["name"]
@@ -315,7 +322,7 @@ def known(kind: str) -> list[dict[str, Any]]:
 
 
 def catalogue() -> Report:
-    """All methods and metrics: what they explain or judge, and their sources."""
+    """List all methods and metrics: what they explain or evaluate, and their sources."""
     words = {"signed": ("unsigned", "signed"), "higher_is_better": "↓↑"}
     heads = {"methods": ("explains", "scores", "source"), "metrics": ("judges", "better", "source")}
     sections = []

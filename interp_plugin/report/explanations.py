@@ -1,4 +1,4 @@
-"""Fills the report model from an explanation, given as the plain values of ``Explanation.to_dict()``."""
+"""Reports of explanations, made from the plain values of ``Explanation.to_dict()``."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from interp_plugin.report.numbers import number, rounded, shortened, significant
 Choice = int | str | tuple[int | str, int | None]  # a layer, or a layer and a position
 Values = Mapping[str, Any]
 
-TIED = "≈"  # not told apart from the next in rank
-SATURATED = 0.65  # regime index below which no minimum is certain (see method/objective.py)
+TIED = "≈"  # marks a unit that is not significantly different from the next in rank
+SATURATED = 0.65  # regime index below which a minimum is not certain (see method/objective.py)
 INSTEAD_OF = " instead of "  # between the names of a target and of what it is compared with
-_NAMED = 3  # words that an answer names
-_LONGEST = 120  # characters of a text in a heading
+_NAMED = 3  # most words named in an answer
+_LONGEST = 120  # most characters of a text in a heading
 
 
 def report(explanation: Values, title: str | None = None) -> Report:
-    """The report of an explanation: for each text the answer, the shaded text and a table of layers x units.
+    """Make the report of an explanation: for each text the answer, the shaded text and a table of layers x units.
 
     Args:
-        explanation: what ``Explanation.to_dict()`` gives: texts of T units and R rows; kept (or erased) and
+        explanation: the result of ``Explanation.to_dict()``: texts of T units and R rows; kept (or erased) and
             standard_error (R, T); None stands for a number that is not known or not finite.
-        title: default says what the numbers are, and of which text.
+        title: title of the report; by default it says what the numbers are, and for which text.
 
     Example::
 
@@ -57,11 +57,11 @@ def report(explanation: Values, title: str | None = None) -> Report:
 
 
 def section(explanation: Values, text: Values, number: str = "") -> Section:
-    """What is shown of one text; ``number`` is put before its words in the heading."""
+    """Make the section of one text; ``number`` precedes the text in the heading."""
     heading = number + _words(text) if number else ""
     if not text["rows"]:
         words = ((Piece(_words(text)),),)
-        return Section(heading, " ".join(_prediction(text)), lines=words, notes=("No layer was asked for.",))
+        return Section(heading, " ".join(_prediction(text)), lines=words, notes=("No layer was requested.",))
     main = table(explanation, text)
     status, warns = _status(explanation, text)
     return Section(
@@ -76,29 +76,32 @@ def section(explanation: Values, text: Values, number: str = "") -> Section:
 
 
 def is_erased(explanation: Values) -> bool:
-    """Whether tokens were erased; otherwise they bore noise."""
+    """Return whether tokens were erased; otherwise noise was added to them."""
     return explanation.get("settings", {}).get("erased") is not None
 
 
 def values(row: Values) -> Sequence[float | None]:
-    """The numbers that a row is drawn by: the answer lost with each unit where tokens were erased, else nats kept."""
+    """Return the values of a row: the loss of the answer for each unit if tokens were erased, else nats kept."""
     found: Sequence[float | None] = row["erased"] if "erased" in row else row["kept"]
     return found
 
 
 def special(text: Values) -> list[bool]:
-    """Which units are no part of the text; none where all would be."""
+    """Return which units are not part of the text; if all would be special, none is."""
     found = [offset is None for offset in text.get("offsets") or [()] * len(text["units"])]
     return [False] * len(found) if all(found) else found
 
 
 def shares(text: Values, row: Values) -> list[float | None]:
-    """Each unit's place on its row's scale, -1 to 1; special tokens have none."""
-    return [None if apart else share for share, apart in zip(_shares(text, row), special(text), strict=True)]
+    """Return each unit's position on its row's scale, -1 to 1; None for special tokens."""
+    return [
+        None if is_special else share
+        for share, is_special in zip(_shares(text, row), special(text), strict=True)
+    ]
 
 
 def row_label(row: Values, tokens: Sequence[str] = ()) -> str:
-    """Name of a row: its layer, and the position of its state if it has one, with the token that stands there.
+    """Return the name of a row: its layer, and if its state has a position, that and the token there.
 
     Example::
 
@@ -116,10 +119,10 @@ def row_label(row: Values, tokens: Sequence[str] = ()) -> str:
 
 
 def rows_of(text: Values, layer: Choice | None) -> list[Values]:
-    """The rows of one layer (all of them with None).
+    """Return the rows of one layer, or all rows for None.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no such rows.
 
     Example::
 
@@ -135,15 +138,15 @@ def rows_of(text: Values, layer: Choice | None) -> list[Values]:
     found = [row for row in text["rows"] if chosen(row)]
     if not found:
         exists = ", ".join(row_label(row) for row in text["rows"]) or "none"
-        raise ValueError(f"layer {layer!r} is not in this text; there are: {exists}")
+        raise ValueError(f"layer {layer!r} is not in the explanation of this text, which has: {exists}")
     return found
 
 
 def one_row(text: Values, layer: Choice | None) -> Values:
-    """The one row of a layer, or of a pair (layer, position); the last row with None.
+    """Return the row of a layer, or of a pair (layer, position), or the last row for None.
 
     Raises:
-        ValueError: there is none, or there is one per position.
+        ValueError: there is no such row, or there is one for each position.
     """
     found = rows_of(text, layer)
     if layer is not None and len(found) > 1:
@@ -153,9 +156,10 @@ def one_row(text: Values, layer: Choice | None) -> Values:
 
 
 def total(row: Values) -> tuple[float, float]:
-    """What a row keeps (or loses) of all units together and its standard error; NaN where a value is missing.
+    """Return what a row keeps (or loses) of all units together and its standard error; NaN if a value is missing.
 
-    Without the row's own total, the units' sum; without its error, theirs count as independent.
+    If the row has no total, this is the sum over the units; if it has no error of the total, the errors of the units
+    are treated as independent.
 
     Example::
 
@@ -174,7 +178,7 @@ def total(row: Values) -> tuple[float, float]:
 
 
 def curves(explanation: Values, layer: Choice | None = None) -> Curves:
-    """Information kept of all units together, by layer: a curve for each text, with one standard error."""
+    """Make curves of the information kept of all units together by layer, one for each text, with standard errors."""
     found = []
     for place, text in enumerate(explanation["texts"], 1):
         rows = rows_of(text, layer) if text["rows"] or layer is not None else []
@@ -188,9 +192,9 @@ def curves(explanation: Values, layer: Choice | None = None) -> Curves:
 
 
 def table(explanation: Values, text: Values, layer: Choice | None = None) -> Table:
-    """Rows (layers) x units, each row shaded on its own scale; special tokens last, outside of the scale."""
-    apart = special(text)
-    order = sorted(range(len(apart)), key=apart.__getitem__)
+    """Make a table of layers x units, each row shaded on its own scale; special tokens are last and not shaded."""
+    is_special = special(text)
+    order = sorted(range(len(is_special)), key=is_special.__getitem__)
     chosen = rows_of(text, layer)
     erased = is_erased(explanation)
     unit = unit_name(explanation)
@@ -205,7 +209,7 @@ def table(explanation: Values, text: Values, layer: Choice | None = None) -> Tab
         if erased
         else f"Nats that each layer keeps of each {unit}",
         corner="layer",
-        columns=tuple(Column(text["units"][u], special=apart[u]) for u in order),
+        columns=tuple(Column(text["units"][u], special=is_special[u]) for u in order),
         groups={"": tuple(_row(explanation, text, row, order) for row in chosen)},
         more={} if erased else more,
         scale=("lost when erased" if erased else "information kept") + ", share of the row's highest",
@@ -214,62 +218,66 @@ def table(explanation: Values, text: Values, layer: Choice | None = None) -> Tab
 
 
 def answer(explanation: Values, text: Values, layer: Choice | None = None) -> str:
-    """What the numbers of a text say: the prediction, and what the last layer (or that one) keeps most of.
+    """Summarise a text: the prediction, and which words the last layer (or the given one) keeps most of.
 
-    A class has no direction where noise was learned, which the answer says.
+    If noise was learned for a class, the answer says that the numbers have no direction (for or against the class).
     """
-    own = f"output.{text['predicted']}"  # where each class has a row, that of the predicted one says most
+    own = f"output.{text['predicted']}"  # if each class has a row, use that of the predicted class
     row = one_row(text, own if layer is None and any(row["layer"] == own for row in text["rows"]) else layer)
     name = row_label(row, _tokens(explanation, text))
     which = f" '{name[7:]}'" if name.startswith("output.") else ""
     name = f"The output{which}" if which or name == "output" else name[:1].upper() + name[1:]
-    said = _prediction(text)
+    sentences = _prediction(text)
     if "erased" in row:
         needs = _named(text, row, 1)
-        against = [name for name in _named(text, row, -1) if name not in needs]  # a word that occurs twice
-        said.append(f"{name} needs most: {', '.join(needs)}." if needs else f"{name} needs no token.")
+        against = [name for name in _named(text, row, -1) if name not in needs]  # a word may occur twice
+        sentences.append(f"{name} needs most: {', '.join(needs)}." if needs else f"{name} needs no token.")
         if against:
-            said.append(f"Against it speak: {', '.join(against)}.")
-        return " ".join(said)
+            sentences.append(f"Against it speak: {', '.join(against)}.")
+        return " ".join(sentences)
     kept = _named(text, row, 1)
-    said.append(f"{name} keeps most of: {', '.join(kept)}." if kept else f"{name} keeps none of the tokens.")
+    sentences.append(
+        f"{name} keeps most of: {', '.join(kept)}." if kept else f"{name} keeps none of the tokens."
+    )
     if _lacks_direction(text):
-        said.append("This has no direction; --score erased (in Python score='erased') has one.")
-    return " ".join(said)
+        sentences.append("This has no direction; --score erased (in Python score='erased') has one.")
+    return " ".join(sentences)
 
 
 def lines(text: Values) -> tuple[tuple[Piece, ...], ...]:
-    """The text cut into units and what lies between them, a line for each segment (the text, its pair).
+    """Split the text into units and the characters between them, a line for each segment (the text, its pair).
 
-    Special tokens stand where the model reads them, and units whose characters are already taken (an emoji in four
-    byte-level tokens) show their own names.  Units are numbered by their columns in the table.
+    Special tokens are placed where the model reads them.  Units whose characters another unit already shows (an emoji
+    of four byte-level tokens) show their own names.  Units are numbered by their columns in the table.
     """
     segments = [text["text"], text["pair"] or ""]
     offsets: Sequence[Sequence[int] | None] = text["offsets"]
-    apart = special(text)
-    order = sorted(range(len(apart)), key=apart.__getitem__)
+    is_special = special(text)
+    order = sorted(range(len(is_special)), key=is_special.__getitem__)
     columns = {u: column for column, u in enumerate(order)}
     last = {offset[0]: u for u, offset in enumerate(offsets) if offset is not None}  # unit by segment
     found: list[list[Piece]] = [[]]
-    here, taken = 0, 0  # segment and characters of it that are written
-    seen = {0}  # segments that were begun; a text is read again before each further choice
-    before = next((u for u, offset in enumerate(offsets) if offset is not None), 0)  # special tokens
+    here, taken = 0, 0  # current segment, and number of its characters already written
+    seen = {0}  # segments already begun; the text is repeated before each further choice
+    # number of leading special tokens
+    before = next((u for u, offset in enumerate(offsets) if offset is not None), 0)
     for u, (name, offset) in enumerate(zip(text["units"], offsets, strict=True)):
         if offset is None:
             found[-1].append(Piece(name, columns[u], special=True))
             continue
         segment, start, end = offset
         if segment != here:
-            is_again = segment < here and before > 0  # what stands before a text does once more
-            found.append(found[-1][-before:] if is_again else [])
-            if is_again:
+            is_repeated = segment < here and before > 0  # the leading special tokens are repeated too
+            found.append(found[-1][-before:] if is_repeated else [])
+            if is_repeated:
                 del found[-2][-before:]
             here, taken = segment, start if segment in seen else 0
             seen.add(segment)
         if start > taken:
             found[-1].append(Piece(segments[segment][taken:start]))
         own = segments[segment][max(start, taken) : end]
-        space = own[: len(own) - len(own.lstrip())] if own.strip() else ""  # of " film", which is not shaded
+        # the blank in " film" is not shaded
+        space = own[: len(own) - len(own.lstrip())] if own.strip() else ""
         if space:
             found[-1].append(Piece(space))
             own = own.removeprefix(space)
@@ -281,102 +289,106 @@ def lines(text: Values) -> tuple[tuple[Piece, ...], ...]:
 
 
 def unit_name(explanation: Values) -> str:
-    """What one unit is: "token", "word" or "sentence"."""
+    """Return the name of a unit: "token", "word" or "sentence"."""
     return numbers.printable(str(explanation.get("granularity") or "token"))
 
 
 def guide(explanation: Values) -> tuple[str, ...]:
-    """How to read the numbers and shades, a sentence or two each."""
+    """Explain how to read the numbers and shades, in a sentence or two each."""
     unit = unit_name(explanation)
     rows = [row for text in explanation["texts"] for row in text["rows"]]
     if is_erased(explanation):
         how = numbers.printable(str(explanation["settings"]["erased"]))
-        said = [
-            f"Lost when the {unit} is erased ({how}), ± standard error, on average over "
-            "erasures of the others: of the output, nats of the log-odds of the class, or of the log probability of a "
-            "language model's target or of an answer; of a layer, D, the distance that its state moves.",
+        sentences = [
+            f"Lost when the {unit} is erased ({how}), ± standard error, averaged over erasures of the others. For the "
+            "output: nats of the log-odds of the class, or of the log probability of a language model's target or of "
+            "an answer. For a layer: D, the distance that its state moves.",
             f"Blue: the answer needs the {unit}; red: it speaks against it. Shades go up to each row's largest value.",
         ]
     else:
-        said = [
-            f"The numbers are information kept, in nats, ± standard error: high = the layer still holds this {unit}, 0 "
-            "= noise far beyond the spread of the inputs goes unnoticed.",
+        sentences = [
+            f"The numbers are information kept, in nats, ± standard error: high = the layer still holds this {unit}; 0 "
+            "= the layer does not notice noise far beyond the spread of the inputs.",
             "Shades go from 0 to each layer's highest value: compare them within a layer.",
         ]
-    said.append(
-        "Special tokens, such as [CLS], are no part of the text: they stand apart and are not shaded. "
+    sentences.append(
+        "Special tokens, such as [CLS], are not part of the text: they are shown separately and not shaded. "
         "Hatched, or with a question mark: standard error above a tenth of the row's highest value."
     )
     if unit != "token":
         how = {"sum": "the sum", "max": "the highest"}.get(str(explanation.get("aggregate")), "the mean")
-        said.append(f"A {unit}'s value is {how} over its tokens.")
+        sentences.append(f"A {unit}'s value is {how} over its tokens.")
     if any(any(row.get("tied") or ()) for row in rows):
-        said.append(f"{TIED}: within two standard errors of the next {unit} in rank, so not told apart.")
+        sentences.append(
+            f"{TIED}: within two standard errors of the next {unit} in rank, so not clearly different."
+        )
     if not is_erased(explanation):
-        said.append("E is the regime index: 1 = the small-noise regime, where the closed form is exact.")
+        sentences.append("E is the regime index: 1 = the small-noise regime, where the closed form is exact.")
     lower = {row_label(row): row["rate"] for row in rows if _is_lowered(row, explanation)}
     if lower:
         where = ", ".join(f"{label} at {rate:.1g}" for label, rate in lower.items())
-        said.append(
-            f"Solved at a smaller rate than {explanation['settings']['rate']:.3g}: {where}. At the one asked for the "
-            "map would depend on the samples. The nats of such a row compare with one another, not with other rows'."
+        sentences.append(
+            f"Solved at a smaller rate than {explanation['settings']['rate']:.3g}: {where}. At the requested rate the "
+            "map would depend on the samples. Compare the nats of such a row with one another, not with other rows."
         )
     if any(row.get("position") is not None for row in rows):
-        said.append("@5: the state is the hidden vector at position 5, counted from 0.")
+        sentences.append("@5: the state is the hidden vector at position 5, counted from 0.")
     if not explanation["settings"]["state_std"]:
-        said.append(
-            "Made without calibration (state_std): each text is its own unit, so values of different layers compare "
-            "only roughly."
+        sentences.append(
+            "Computed without calibration (state_std): the unit is the size of each text's own state, so values of "
+            "different layers are only roughly comparable."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def _row(explanation: Values, text: Values, row: Values, order: Sequence[int]) -> Row:
     found, errors = values(row), row["standard_error"]
-    apart, places = special(text), _shares(text, row)
+    is_special, places = special(text), _shares(text, row)
     end = _end(text, row)
-    hazy = shades.uncertain(errors, end)
+    uncertain = shades.uncertain(errors, end)
     ties = row.get("tied") or [False] * len(found)
     written = rounded(found, errors)
     cells = []
     for u in order:
         if row["layer"] == "output" and row.get("position") is not None and u >= row["position"]:
-            cells.append(Cell("-"))  # of a continuation: the token that is predicted, and those after it
+            cells.append(Cell("-"))  # for a continuation: the predicted token and the tokens after it
             continue
         words, digits = written[u]
         value, error = found[u], errors[u]
         spread = f"±{number(error, digits)}"
         width = error or 0.0
         ends = (value - width, value + width) if numbers.known(value) else (None, None)
-        shaded = None if apart[u] else places[u]
+        shaded = None if is_special[u] else places[u]
         cells.append(
             Cell(
-                words, value, spread, spread, shaded, hazy[u] and shaded is not None, mark=TIED if ties[u] else "",
-                low=ends[0], high=ends[1],
+                words, value, spread, spread, shaded, uncertain[u] and shaded is not None,
+                mark=TIED if ties[u] else "", low=ends[0], high=ends[1],
             )
         )  # fmt: skip
     settings = explanation["settings"]
-    is_sought = not settings.get("amortised") and not _is_closed_form(settings)
-    warning = "not converged" if is_sought and not row["converged"] else ""
+    is_solved = not settings.get("amortised") and not _is_closed_form(settings)
+    warning = "not converged" if is_solved and not row["converged"] else ""
     if _is_lowered(row, explanation):
         warning = ", ".join(filter(None, (warning, f"rate {row['rate']:.1g}")))
     return Row(row_label(row, _tokens(explanation, text)), tuple(cells), warning)
 
 
 def _tokens(explanation: Values, text: Values) -> Sequence[str]:
-    """What positions count, where the units are these."""
+    """Return the tokens, which positions count, if the units are tokens; else nothing."""
     tokens: Sequence[str] = text["units"] if unit_name(explanation) == "token" else ()
     return tokens
 
 
 def _is_closed_form(settings: Values) -> bool:
-    """Whether the solver was told not to refine its first estimate."""
+    """Return whether the solver did not refine the closed form."""
     return settings.get("iterations") == 0
 
 
 def _end(text: Values, row: Values) -> float:
-    """The end of a row's scale, which special tokens do not set."""
-    return shades.highest([v for v, apart in zip(values(row), special(text), strict=True) if not apart])
+    """Return the end of a row's scale, without special tokens."""
+    return shades.highest(
+        [v for v, is_special in zip(values(row), special(text), strict=True) if not is_special]
+    )
 
 
 def _shares(text: Values, row: Values) -> list[float | None]:
@@ -384,7 +396,7 @@ def _shares(text: Values, row: Values) -> list[float | None]:
 
 
 def _details(explanation: Values, text: Values) -> Table:
-    """How the numbers came about: a row for each layer."""
+    """Make a table of how the numbers were computed, with a row for each layer."""
     rows = text["rows"]
     sums = [total(row) for row in rows]
     written = rounded([nats for nats, _ in sums], [error for _, error in sums])
@@ -408,20 +420,20 @@ def _details(explanation: Values, text: Values) -> Table:
 
 
 def _status(explanation: Values, text: Values) -> tuple[str, bool]:
-    """How sure the numbers of a text are, and what would make them surer; whether that is a warning."""
+    """Describe how certain the numbers of a text are and how to improve them; also return whether this is a warning."""
     settings, rows = explanation["settings"], text["rows"]
     worst = max((_relative_error(text, row) for row in rows), default=0.0)
     errors = f"standard errors are at most {_percent(worst)} of a row's highest value"
     if settings.get("amortised"):
-        return f"Predicted by a trained head, not solved for; its {errors}.", False
+        return f"Predicted by a trained head, not by the solver; its {errors}.", False
     count = {1: "the row", 2: "both rows"}.get(len(rows), f"all {len(rows)} rows")
     if is_erased(explanation):
         if not worst:
             return "Exact: every set of erased tokens was tried.", False
         if worst <= shades.UNCERTAIN:
             return f"Sure: {errors}.", False
-        wanted = _rounded_up(max(row["n_forward"] for row in rows) * (worst / shades.UNCERTAIN) ** 2)
-        return f"Not sure: {errors}. More passes: --max-passes {wanted} (in Python passes={wanted}).", True
+        needed = _rounded_up(max(row["n_forward"] for row in rows) * (worst / shades.UNCERTAIN) ** 2)
+        return f"Not sure: {errors}. More passes: --max-passes {needed} (in Python passes={needed}).", True
     if _is_closed_form(settings):
         better = "without --quick (in Python iterations=0) the solver refines it"
         return f"The closed form alone: {errors}; {better}.", worst > shades.UNCERTAIN
@@ -432,32 +444,32 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
     names += f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
     saturated = [row for row in unfinished if _is_saturated(row)]
     noisy = [row for row in unfinished if not _is_saturated(row)]
-    said = []
+    sentences = []
     if saturated:
         of_some = f" of {len(saturated)} of these rows" if noisy else ""
         rate = min(row.get("rate") or settings.get("rate") or math.nan for row in saturated)
         lower = f"{float(f'{rate / 10:.0e}'):g}"
-        said.append(
-            f"the state{of_some} saturates: more noise hardly moves it further. A lower rate mends it, such as --rate "
+        sentences.append(
+            f"the state{of_some} saturates: more noise hardly moves it further. Use a lower rate, such as --rate "
             f"{lower} (in Python rate={lower})"
         )
     if noisy:
-        wanted = max(_passes_needed(row, settings) for row in noisy)
-        said.append(
-            f"{'for the others' if saturated else f'{errors}. This mends it'}: --max-passes {wanted} (in Python "
-            f"solver=Solver(max_passes={wanted}))"
+        needed = max(_passes_needed(row, settings) for row in noisy)
+        sentences.append(
+            f"{'for the others' if saturated else f'{errors}. Use more passes'}: --max-passes {needed} (in Python "
+            f"solver=Solver(max_passes={needed}))"
         )
-    return f"Not converged: {names}; {'; '.join(said)}.", True
+    return f"Not converged: {names}; {'; '.join(sentences)}.", True
 
 
 def _is_saturated(row: Values) -> bool:
-    """Whether no minimum is certain there, however many passes are made."""
+    """Return whether a minimum is not certain, regardless of the number of passes."""
     index = row.get("regime_index")
     return index is not None and index < SATURATED
 
 
 def _passes_needed(row: Values, settings: Values) -> int:
-    """Passes that would meet the tolerance: errors fall with the square root of the passes."""
+    """Estimate the passes that would reach the tolerance: errors fall with the square root of the passes."""
     logs = [
         (error / sigma) ** 2
         for sigma, error in zip(row.get("sigma") or (), row.get("sigma_standard_error") or (), strict=False)
@@ -470,7 +482,7 @@ def _passes_needed(row: Values, settings: Values) -> int:
 
 
 def _rounded_up(passes: float) -> int:
-    """The next of 1, 2, 5, 10, ..., at least 100."""
+    """Round up to the next of 100, 200, 500, 1000, ..."""
     size = 10 ** math.floor(math.log10(max(100.0, passes)))
     return int(next(step * size for step in (1, 2, 5, 10) if step * size >= passes or step == 10))
 
@@ -478,7 +490,7 @@ def _rounded_up(passes: float) -> int:
 def _relative_error(text: Values, row: Values) -> float:
     end = _end(text, row)
     pairs = zip(row["standard_error"], special(text), strict=True)
-    errors = [error for error, apart in pairs if error is not None and not apart]
+    errors = [error for error, is_special in pairs if error is not None and not is_special]
     return max(errors, default=0.0) / end if end else 0.0
 
 
@@ -487,34 +499,34 @@ def _percent(share: float) -> str:
 
 
 def _prediction(text: Values) -> list[str]:
-    """What is known of the model's output on a text, as sentences."""
-    said = []
+    """Describe the prediction and the target for a text, as sentences."""
+    sentences = []
     if text["predicted"] is not None:
-        sure = "" if text["probability"] is None else f", {_probability(text['probability'])}"
-        said.append(f"Predicted {_quoted(text['predicted'])}{sure}.")
+        probability = "" if text["probability"] is None else f", {_probability(text['probability'])}"
+        sentences.append(f"Predicted {_quoted(text['predicted'])}{probability}.")
     if text["target"] is not None and text["target"] != text["predicted"]:
         names = text["target"].split(INSTEAD_OF)
-        said.append(f"Target: {INSTEAD_OF.join(map(_quoted, names))}.")
-    return said
+        sentences.append(f"Target: {INSTEAD_OF.join(map(_quoted, names))}.")
+    return sentences
 
 
 def _quoted(name: str) -> str:
-    """A class as it is; a token with a blank, a choice or an answer in quotes."""
+    """Quote a name that contains a blank: a token, a choice or an answer."""
     return repr(name) if " " in name else name
 
 
 def _probability(share: float) -> str:
-    """Two decimals, and more where these would say that it is certain."""
+    """Format a probability with two decimals, or four if two would round to 0 or 1."""
     return f"{share:.2f}" if 0.005 <= share < 0.995 else f"{share:.4f}"
 
 
 def _named(text: Values, row: Values, sign: int) -> list[str]:
-    """The words that a row keeps (or loses, or with sign -1 gains by) most, without repeats and punctuation."""
+    """Return the words with the highest values of a row (with sign -1, the lowest), without repeats and punctuation."""
     pairs = zip(values(row), special(text), strict=True)
-    found = [(sign * v, u) for u, (v, apart) in enumerate(pairs) if numbers.known(v) and not apart]
+    found = [(sign * v, u) for u, (v, is_special) in enumerate(pairs) if numbers.known(v) and not is_special]
     names = []
     for value, u in sorted(found, key=lambda pair: -pair[0]):
-        # a sign is sound beyond two standard errors
+        # a sign is certain beyond two standard errors
         least = max(0.1 * _end(text, row), 2 * (row["standard_error"][u] or 0.0)) if "erased" in row else 0.0
         if value > least:
             names.append(_word(text, u))
@@ -523,7 +535,7 @@ def _named(text: Values, row: Values, sign: int) -> list[str]:
 
 
 def _word(text: Values, u: int) -> str:
-    """The word of the text that a unit is a part of, or the unit's own name."""
+    """Return the word of the text that a unit is a part of, or the unit's own name."""
     offset = text["offsets"][u]
     if offset is None:
         return shortened(text["units"][u], 24)
@@ -551,18 +563,18 @@ def _title(explanation: Values) -> str:
 
 
 def _words(text: Values) -> str:
-    parts = [text["text"], *(text["pair"] or "").split("\n")]  # choices stand in the pair, a line each
+    parts = [text["text"], *(text["pair"] or "").split("\n")]  # the pair holds choices, one per line
     return shortened(" | ".join(filter(None, parts)), _LONGEST)
 
 
 def _is_lowered(row: Values, explanation: Values) -> bool:
-    """Whether a row was solved at a smaller rate than the one asked for."""
-    rate, asked = row.get("rate"), explanation["settings"].get("rate")
-    return rate is not None and asked is not None and bool(rate < 0.999 * asked)
+    """Return whether a row was solved at a smaller rate than the requested one."""
+    rate, requested = row.get("rate"), explanation["settings"].get("rate")
+    return rate is not None and requested is not None and bool(rate < 0.999 * requested)
 
 
 def _cost(explanation: Values) -> str:
-    """Time and sample passes of the whole explanation."""
+    """Describe the time and sample passes of the whole explanation."""
     rows = [row for text in explanation["texts"] for row in text["rows"]]
     forward, backward = (sum(row[key] for row in rows) for key in ("n_forward", "n_backward"))
     return (
@@ -571,7 +583,7 @@ def _cost(explanation: Values) -> str:
 
 
 def _picked(found: Sequence[float | None], order: Sequence[int], digits: int) -> list[float | None]:
-    """The numbers in the table's order, with the digits that a reader needs, so that many of them stay small."""
+    """Return the numbers in the table's order, rounded to significant digits to keep the page small."""
     return [
         float(f"{value:.{digits}g}") if numbers.known(value) else None for value in (found[u] for u in order)
     ]

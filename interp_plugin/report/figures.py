@@ -1,4 +1,4 @@
-"""The figure renderer: matplotlib pictures of the model's tables and charts, unknown to pyplot."""
+"""The figure renderer: draw tables and charts with matplotlib, without pyplot."""
 
 from __future__ import annotations
 
@@ -27,39 +27,40 @@ if TYPE_CHECKING:
 Kind = Literal["layers", "tokens", "flow"]
 
 INK, SOFT, LINE, PAPER = "#1b1f24", "#57606a", "#d0d7de", "#fefefe"
-# One for each group: told apart in grey too, and each with another mark, another line and another fill.
+# One colour for each group; they differ in grey too, and each group has its own marker, line and fill.
 COLOURS = ("#2171b5", "#b3420c", "#3f7d20", "#7b3fa0")
 _MARKS, _LINES, _HATCHES = "oDs^v", ("-", "--", ":", "-."), ("", "///", "...", "xxx")
-# The figures' colours, by the names that the page's style has for them on a light and on a dark ground.
+# The figures' colours and their variables in the page's stylesheet, which has values for light and dark backgrounds.
 _VARIABLES = {
     INK: "--ink", SOFT: "--soft", LINE: "--line", PAPER: "--paper",
     **dict(zip(COLOURS, ("--unsigned", "--signed", "--third", "--fourth"), strict=True)),
 }  # fmt: skip
-_LONGEST = 44  # characters of a name
-_TEXTS = 12  # in one figure
-# tried, where they are installed, for what the reader's own font lacks
+_LONGEST = 44  # most characters of a name
+_TEXTS = 12  # most texts in one figure
+# fonts for characters that the user's own font lacks; used if they are installed
 _FALLBACKS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Emoji", "Arial Unicode MS")
 
 
 def plot(
     explanation: Values, kind: Kind = "layers", text: int | None = None, layer: Choice | None = None
 ) -> Figure:
-    """A figure of an explanation; its title is the answer.
+    """Draw a figure of an explanation; its title is the answer.
 
-    * "layers": map of R rows (layers, or time steps) x T units, each row on its own scale from 0 to its highest, as on
-      the page; with ``layer`` only that layer's rows.
-    * "tokens": one row's T values as bars, with whiskers of one standard error; default the last row.
+    * "layers": heat map of R rows (layers, or time steps) x T units, each row on its own scale from 0 to its highest
+      value, as on the page; with ``layer`` only that layer's rows.
+    * "tokens": one row's T values as bars, with whiskers of one standard error; by default the last row.
     * "flow": information kept of all units together, by layer, a line per text with a band of one standard error;
-      ``text`` has no part in it.
+      ``text`` is ignored.
 
     Args:
-        explanation: what ``Explanation.to_dict()`` gives.
+        explanation: the result of ``Explanation.to_dict()``.
         kind: "layers", "tokens" or "flow".
-        text: index of the text, from 0; None: all of them, one below the other.
-        layer: a layer, or a pair (layer, position) where its rows have positions.
+        text: index of the text, from 0; None: all texts, one below the other.
+        layer: a layer, or a pair (layer, position) if its rows have positions.
 
     Raises:
-        ValueError: no such kind, text or layer; the message names those that exist.  More texts than fit.
+        ValueError: there is no such kind, text or layer (the message names those that exist), or the texts do not fit
+            in one figure.
 
     Example::
 
@@ -76,7 +77,7 @@ def plot(
     if kind == "flow":
         if explanations.is_erased(explanation):
             raise ValueError(
-                "kind 'flow' shows information kept by layer, and tokens were erased; draw 'layers'"
+                "kind 'flow' shows information kept by layer, but tokens were erased; draw 'layers'"
             )
         return draw_curves(explanations.curves(explanation, layer))
     texts = _texts(explanation, text)
@@ -98,7 +99,7 @@ def plot(
 
 
 def draw_curves(chart: Curves) -> Figure:
-    """Means by place, a line for each text or model, with their bands; a lone mean has its interval as a whisker.
+    """Draw curves of means, a line for each text or model, with bands; a single mean has its interval as a whisker.
 
     Examples::
         >>> from interp_plugin.report.model import Curve
@@ -113,7 +114,7 @@ def draw_curves(chart: Curves) -> Figure:
     names = list(dict.fromkeys(str(place) for curve in curves for place in curve.places))
     figure = _figure(max(4.5, 2.0 + 0.4 * len(names)), 3.2 + _room(names))
     axes = figure.add_subplot()
-    # viridis short of its yellow end: told apart in grey and by every kind of colour vision, and dark enough
+    # viridis without its yellow end: distinguishable in grey and with colour blindness, and dark enough
     colours = (
         colormaps["viridis"](np.linspace(0.0, 0.8, max(1, len(curves)))) if len(curves) > 1 else [COLOURS[0]]
     )
@@ -140,7 +141,7 @@ def draw_curves(chart: Curves) -> Figure:
 
 
 def draw_heat_map(table: Table) -> Figure:
-    """Rows x columns with the numbers in their cells, on one scale from 0; of word classes by layer, for one.
+    """Draw a heat map of rows x columns with the numbers in the cells, on one scale from 0.
 
     Examples::
         >>> from interp_plugin.report.model import Column
@@ -159,7 +160,7 @@ def draw_heat_map(table: Table) -> Figure:
     figure = _figure(width, 1.2 + 0.4 * len(rows) + _room(columns))
     axes = figure.add_subplot()
     image = axes.imshow(found, aspect="auto", cmap=_colours(), vmin=0, vmax=end)
-    axes.set_facecolor("0.8")  # a missing value shows the ground, which is on no shade's hue
+    axes.set_facecolor("0.8")  # colour of a missing value, which no shade has
     for r, c in np.ndindex(*found.shape):
         cell = rows[r].cells[c]
         if cell is not None and math.isfinite(found[r, c]):
@@ -172,7 +173,7 @@ def draw_heat_map(table: Table) -> Figure:
 
 
 def draw_boxes(chart: Boxes) -> Figure:
-    """Boxes of quartiles and median, whiskers from 5 to 95 %, and a line at the value that is expected.
+    """Draw boxes of quartiles and median, whiskers from 5 to 95 %, and a line at the expected value.
 
     Examples::
         >>> draw_boxes(Boxes("", [1], [[0.9, 0.95, 1.0, 1.1, 1.3]], "E", 1.0)).axes[0].get_ylabel().startswith("E")
@@ -198,10 +199,10 @@ def draw_boxes(chart: Boxes) -> Figure:
 
 
 def draw_points(chart: Points) -> Figure:
-    """Quality against seconds per text, with each group's Pareto front; better is up, cheaper is left.
+    """Draw quality against seconds per text, with each group's Pareto front; better is up, cheaper is left.
 
-    Points are numbered, and a list beside the picture names them, best first.  Methods without a cost (scores from
-    elsewhere) cannot be placed: a line below the axis names them.
+    Points are numbered, and a list beside the picture names them, best first.  A line below the axis names methods
+    without a cost (scores computed elsewhere), which cannot be drawn.
 
     Raises:
         ValueError: no point has a finite quality and a cost above 0.
@@ -234,11 +235,11 @@ def draw_points(chart: Points) -> Figure:
         axes.annotate(
             str(number), place, (5, 3), textcoords="offset points", fontweight=bold, **_words("x-small")
         )
-        # an entry of the legend without a mark: the number is the mark
+        # an entry in the legend without a marker: its number is the marker
         axes.plot([], [], linestyle="none", label=f"{number} {_name(point.method)}")
     if not chart.higher_is_better:
         axes.invert_yaxis()
-    kind = "higher is better" if chart.higher_is_better else "lower is better: the axis is turned over"
+    kind = "higher is better" if chart.higher_is_better else "lower is better: the axis is inverted"
     axes.set_ylabel(f"{_name(chart.quality)} {'↓↑'[chart.higher_is_better]}\n{kind}", **_words())
     note = "seconds per text ↓ (log scale)"
     without = [point.method for point in chart.points if not can_be_drawn(point)]
@@ -257,14 +258,14 @@ def draw_points(chart: Points) -> Figure:
 
 
 def draw_metric(table: Table, column: str | int = 0) -> Figure:
-    """One metric of all methods as bars, best first, with 95 % intervals; a panel for each group, on one scale.
+    """Draw one metric of all methods as bars, best first, with 95 % intervals; a panel for each group, on one scale.
 
     Args:
-        table: rows are methods, columns are metrics.
+        table: a table with methods as rows and metrics as columns.
         column: a metric's name, or its number from 0.
 
     Raises:
-        ValueError: no such column, or nothing in it; the message names those that exist.
+        ValueError: there is no such column (the message names those that exist), or it is empty.
 
     Example::
 
@@ -320,19 +321,19 @@ def draw_metric(table: Table, column: str | int = 0) -> Figure:
 
 
 def can_be_drawn(point: Point) -> bool:
-    """Whether it has a quality, and a cost that a log axis has a place for."""
+    """Return whether a point has a finite quality, and a positive cost for the log axis."""
     return math.isfinite(point.quality) and math.isfinite(point.cost) and point.cost > 0
 
 
 def draw_words_heatmap(
     sigma: NDArray[np.floating], words: Sequence[str], figure: Figure | None = None
 ) -> Figure:
-    """One row of cells, a cell per word: dark where the word bears little noise, so where it matters.
+    """Draw one row of cells, one per word: dark cells are words with little noise, which are important.
 
     Args:
-        sigma: (words,).
-        words: their names.
-        figure: an empty figure to draw in; default a new one, unknown to pyplot.
+        sigma: noise scale of each word, (words,).
+        words: the words.
+        figure: an empty figure to draw in; None: a new one, not managed by pyplot.
     """
     figure = _figure(max(4.0, 0.7 * len(words)), 1.8, figure)
     axes = figure.add_subplot()
@@ -344,19 +345,21 @@ def draw_words_heatmap(
 
 
 def svg(chart: Chart, number: str) -> str:
-    """A chart as an element of the page, in the page's colours and fonts; its names stay text."""
+    """Render a chart as an SVG element of the page, in the page's colours and fonts; names stay text."""
     from matplotlib import rc_context
 
     if isinstance(chart, Curves):
-        alone = len(chart.curves) == 1  # the page's title names it
-        figure = draw_curves(replace(chart, curves=(replace(chart.curves[0], name=""),)) if alone else chart)
+        is_single = len(chart.curves) == 1  # the page's title names a single curve
+        figure = draw_curves(
+            replace(chart, curves=(replace(chart.curves[0], name=""),)) if is_single else chart
+        )
     elif isinstance(chart, Boxes):
         figure = draw_boxes(chart)
     else:
-        figure = draw_points(replace(chart, title=""))  # the page has it below
+        figure = draw_points(replace(chart, title=""))  # the page shows the title below
     file = io.StringIO()
     about = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # the salt gives the parts of two figures on a page names of their own, and the same page the same bytes
+    # the salt gives the parts of two figures on a page different ids, and makes pages reproducible
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": f"figure {number}"}):
         figure.savefig(file, format="svg", transparent=True, metadata=about)
     source = file.getvalue()[file.getvalue().index("<svg") :]
@@ -368,12 +371,12 @@ def svg(chart: Chart, number: str) -> str:
     source = re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" \1 {shape} {links}>', source, count=1
     )
-    # ids such as axes_1 and figure_1 are the same in every figure
+    # ids such as axes_1 and figure_1 would be the same in every figure
     return re.sub(r'(<g id=")', rf"\g<1>figure-{number}-", source)
 
 
 def _size_of_map(table: Table) -> tuple[float, float]:
-    """Inches."""
+    """Return width and height of a heat map in inches."""
     names, units = [row.name for row in table.rows], [column.name for column in table.columns]
     width = max(5.0, 2.2 + 0.3 * len(units) + _room(names))
     return width, 1.6 + 0.28 * len(names) + _room(units)
@@ -402,16 +405,16 @@ def _draw_map(figure: SubFigure, table: Table, answer: str, signed: bool) -> Non
                     (t - 0.5, r - 0.5), 1, 1, fill=False, hatch="////", edgecolor="0.55", linewidth=0
                 )
                 axes.add_patch(box)
-    apart = sum(column.special for column in table.columns)
-    if apart:  # outside of the scale: hollow, behind a line
-        axes.axvline(len(table.columns) - apart - 0.5, color=SOFT, linewidth=1, linestyle=":")
+    specials = sum(column.special for column in table.columns)
+    if specials:  # special tokens are not shaded, and follow a line
+        axes.axvline(len(table.columns) - specials - 0.5, color=SOFT, linewidth=1, linestyle=":")
     _name_places(axes, [column.name for column in table.columns])
     axes.set_yticks(
         range(len(table.rows)), [_name(row.name + _warned(row)) for row in table.rows], **_words()
     )
     _add_bar(figure, axes, image, textwrap.fill(table.scale, 30))
-    hazy = any(cell is not None and cell.uncertain for row in table.rows for cell in row.cells)
-    _answer(answer, figure, "hatched: uncertain" if hazy else "")
+    uncertain = any(cell is not None and cell.uncertain for row in table.rows for cell in row.cells)
+    _answer(answer, figure, "hatched: uncertain" if uncertain else "")
 
 
 def _draw_bars(figure: SubFigure, table: Table, answer: str, signed: bool) -> None:
@@ -422,7 +425,7 @@ def _draw_bars(figure: SubFigure, table: Table, answer: str, signed: bool) -> No
     axes = figure.add_subplot()
     bars = axes.bar(range(len(cells)), found, yerr=errors, color=COLOURS[0], ecolor=INK, capsize=2)
     for bar, column, cell in zip(bars, table.columns, cells, strict=True):
-        if column.special:  # outside of the scale: hollow
+        if column.special:  # special tokens are drawn hollow
             bar.set(facecolor="none", edgecolor=SOFT, linestyle="--")
         elif cell.uncertain:
             bar.set(facecolor=PAPER, edgecolor=COLOURS[0], hatch="////")
@@ -437,19 +440,21 @@ def _draw_bars(figure: SubFigure, table: Table, answer: str, signed: bool) -> No
     for t, cell in enumerate(cells):
         if cell.mark and cell.value is not None:
             axes.annotate(TIED, (t, cell.value + errors[t]), (0, 1), textcoords="offset points", ha="center")
-    notes = [f"{TIED}: not told apart from the next in rank"] if any(cell.mark for cell in cells) else []
+    notes = (
+        [f"{TIED}: not clearly different from the next in rank"] if any(cell.mark for cell in cells) else []
+    )
     notes += ["hatched: uncertain"] if any(cell.uncertain for cell in cells) else []
     _answer(answer, figure, "; ".join(notes))
     _plain(axes)
 
 
 def _draw_group(axes: Axes, points: Sequence[Point], number: int, right: float) -> None:
-    """A group's points with their intervals, and its Pareto front up to the picture's right end."""
+    """Draw a group's points with their intervals, and its Pareto front up to the right end of the picture."""
     colour = COLOURS[number % 4]
     cost, quality = [point.cost for point in points], [point.quality for point in points]
     ends = list(zip(*(_whiskers(p.quality, p.low, p.high) for p in points), strict=True))
     axes.errorbar(cost, quality, yerr=ends, fmt="none", ecolor=colour, elinewidth=1, alpha=0.45)
-    face = PAPER if number % 2 else colour  # filled or open: told apart without colour
+    face = PAPER if number % 2 else colour  # filled or open, to distinguish groups without colour
     axes.plot(
         cost, quality, _MARKS[number % 4], color=colour, markersize=6.4, markerfacecolor=face, markeredgewidth=1.4,
         label=f"{points[0].group} methods",
@@ -463,14 +468,14 @@ def _draw_group(axes: Axes, points: Sequence[Point], number: int, right: float) 
 
 
 def _texts(explanation: Values, index: int | None) -> Sequence[Values]:
-    """The text of an index, or all of them."""
+    """Return the text with this index, or all texts."""
     texts: Sequence[Values] = explanation["texts"]
     if index is None:
         if not texts:
             raise ValueError("there is no text to draw")
         if len(texts) > _TEXTS:
             raise ValueError(
-                f"there are {len(texts)} texts, and at most {_TEXTS} fit in a figure; choose one, text=0 to "
+                f"there are {len(texts)} texts, but at most {_TEXTS} fit in a figure; choose one, text=0 to "
                 f"text={len(texts) - 1}"
             )
         return texts
@@ -492,12 +497,12 @@ def _column(table: Table, column: str | int) -> int:
 
 
 def _figure(width: float, height: float, figure: Figure | None = None) -> Figure:
-    """An empty figure, or the one given, of so many inches."""
+    """Return an empty figure, or the given one, with this size in inches."""
     from matplotlib.figure import Figure
 
     if figure is None:
         figure = Figure()
-        # what a notebook asks for: IPython shows a plain figure as a picture only once pyplot is loaded
+        # for notebooks: IPython shows a plain figure as a picture only once pyplot is loaded
         figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
     figure.set_size_inches(width, height)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
@@ -511,7 +516,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _words(size: str = "small") -> dict[str, Any]:
-    """Names are data: "$" in them starts no formula; matplotlib looks in one font after the other for a character."""
+    """Return text properties: "$" does not start a formula, and fonts are tried in order for each character."""
     return {"fontsize": size, "parse_math": False, "family": _families(), "color": INK}
 
 
@@ -534,15 +539,15 @@ def _name(name: str) -> str:
 
 
 def _room(names: Sequence[str]) -> float:
-    """Inches that the longest name needs, level or (a little less) turned by 45 degrees."""
+    """Return the inches that the longest name needs, horizontally or (slightly less) rotated by 45 degrees."""
     return 0.08 * max((len(_name(str(name))) for name in names), default=0)
 
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
-    """Names below the axis; turned about its end, a name stays under its own place."""
+    """Write names below the axis; long names are rotated about their ends, to stay below their ticks."""
     short = max(map(len, names), default=0) <= 3
-    turned: dict[str, Any] = {} if short else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(names)), [_name(name) for name in names], **_words(), **turned)
+    rotation: dict[str, Any] = {} if short else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), [_name(name) for name in names], **_words(), **rotation)
     if names and all(name.isdecimal() for name in names):
         axes.set_xlabel("layer", **_words())
 
@@ -552,19 +557,19 @@ def _title(axes: Axes, text: str, size: str = "medium") -> None:
 
 
 def _answer(answer: str, figure: SubFigure, note: str) -> None:
-    """The answer above a picture, as wide as the picture is."""
+    """Write the answer above a picture, wrapped to the width of the picture."""
     wide = max(30, int(11 * figure.bbox.width / figure.dpi))  # characters
     title = textwrap.fill(printable(answer), wide) + (f"\n({note})" if note else "")
     figure.suptitle(title, x=0.01, ha="left", **_words("medium"))
 
 
 def _add_bar(figure: Figure | SubFigure, axes: Axes, image: AxesImage, scale: str) -> None:
-    """A colour bar that says what the colours mean."""
+    """Add a colour bar that says what the colours mean."""
     figure.colorbar(image, ax=axes, fraction=0.05, aspect=15).set_label(scale, **_words())
 
 
 def _plain(axes: Axes) -> None:
-    """The page's own colours, which it exchanges for others on a dark ground."""
+    """Use the page's colours, which its stylesheet replaces on a dark background."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SOFT)
     axes.tick_params(which="both", color=SOFT, labelcolor=INK, labelsize="small")
@@ -572,7 +577,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _whiskers(middle: float, low: float, high: float) -> tuple[float, float]:
-    """How far the interval goes below and above the middle; 0 where it is not known."""
+    """Return how far the interval extends below and above the middle; 0 if that is not known."""
     below, above = (
         side if math.isfinite(side) and side > 0 else 0.0 for side in (middle - low, high - middle)
     )
@@ -592,7 +597,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _colours(signed: bool = False) -> Colormap:
-    """The shades' own colours, from 0 up; with those of what is below 0 where values have a sign."""
+    """Return the colours of the shades as a colour map, from 0 to 1, or from -1 to 1 for signed values."""
     from matplotlib.colors import LinearSegmentedColormap
 
     steps = [shades.shade(step / 16)[0] for step in range(-16 if signed else 0, 17)]

@@ -1,4 +1,4 @@
-"""The HTML renderer: a report as one page that needs nothing else, and runs nothing but its own script."""
+"""The HTML renderer: a report as one self-contained page, which loads nothing and runs only its own script."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from interp_plugin.report.numbers import printable
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_STEPS = 32  # of shade: more than an eye tells apart; few enough for a class each
-_PAPER = 12  # columns that fit on an upright page
+_STEPS = 32  # steps of shade: finer than an eye can distinguish, few enough for one CSS class each
+_PAPER = 12  # columns that fit on a page in portrait format
 
 
 def page(report: Report) -> str:
-    """One self-contained page: for each section the answer, the shaded text, tables and charts, then the details.
+    """Render one self-contained page: for each section the answer, the shaded text, tables and charts, and details.
 
-    Without JavaScript every value and standard error is readable; with it cells and words tell more, a click on a
-    layer or a word selects it, and tables can be sorted, copied and saved.  The page's own policy forbids it to load
-    anything.
+    Every value and standard error is readable without JavaScript.  With it, cells and words have tooltips, a click on a
+    layer or a word selects it, and tables can be sorted, copied and saved.  The page's content security policy forbids
+    it to load anything.
 
     Example::
 
@@ -54,7 +54,7 @@ def page(report: Report) -> str:
 
 
 def frame(report: Report) -> str:
-    """The page in a frame of its own, for ``_repr_html_``: its style and script do not meet the notebook's.
+    """Render the page in an iframe, for ``_repr_html_``: its style and script are separate from the notebook's.
 
     Example::
 
@@ -72,14 +72,14 @@ def frame(report: Report) -> str:
 
 
 def settings_shown(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Settings in words."""
+    """Yield settings as pairs of printable strings."""
     for name, value in values.items():
         value = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
         yield printable(str(name).replace("_", " ")), "-" if value is None else printable(str(value))
 
 
 def shade_class(share: float | None) -> str:
-    """The class of a share of the scale: s0 to s32 (highest), n1 to n32 (lowest), "" for none.
+    """Return the CSS class for a share of the scale: s0 to s32 (highest), n1 to n32 (lowest), "" for None.
 
     Example::
 
@@ -93,7 +93,7 @@ def shade_class(share: float | None) -> str:
 
 
 def shade_rules() -> str:
-    """A style for each class of shade: dark is high on a light ground and on paper, bright is high on a dark one."""
+    """Return the CSS rules of the shades: dark is high on a light background and on paper, bright on a dark one."""
 
     def rules(dark: bool) -> str:
         found = []
@@ -107,7 +107,7 @@ def shade_rules() -> str:
 
 @functools.cache
 def _template() -> Template:
-    """The page's template: what it is given is escaped, what it lacks is an error."""
+    """Load the page's template: values are escaped, and a missing value is an error."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -120,11 +120,11 @@ def _template() -> Template:
 
 
 def _lines(text: str) -> list[str]:
-    """What lies between units: a line break there is layout; one inside a unit is data."""
+    """Split the characters between units into lines: a line break there is layout, but one in a unit is data."""
     return [printable(part) for part in re.split(r"\r\n|\r|\n", text)]
 
 
 @functools.cache
 def _source(name: str) -> str:
-    """The text of a file of this folder."""
+    """Read a file of this folder."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The Markdown renderer: a report as GitHub reads it."""
+"""The Markdown renderer: a report in GitHub-flavoured Markdown."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from interp_plugin.report.numbers import printable
 
 
 def markdown(report: Report, title: bool = False, level: int = 2) -> str:
-    """Answers and tables, one for each group, with their notes; then the columns' sources.
+    """Render answers and tables (one for each group) with their notes, and then the columns' sources.
 
     Args:
-        report: the model.
+        report: the report.
         title: begin with its title.
-        level: of the sections' headings; the title's is one less.
+        level: level of the sections' headings; the title's level is one less.
 
     Example::
 
@@ -49,7 +49,7 @@ def markdown(report: Report, title: bool = False, level: int = 2) -> str:
 
 
 def escaped(text: str) -> str:
-    """Data is never markup: a method may be called ``a | b`` or ``<script>``.
+    """Escape data, so that it is never markup: a method may be called ``a | b`` or ``<script>``.
 
     Example::
 
@@ -70,5 +70,5 @@ def _cell(cell: Cell | None) -> str:
     if cell is None:
         return "-"
     text = escaped(cell.text)
-    # brackets of an interval are no link: nothing follows them
+    # the brackets of an interval are not a link, because no parenthesis follows them
     return " ".join(filter(None, [f"**{text}**" if cell.best else text, cell.spread, cell.mark, cell.note]))

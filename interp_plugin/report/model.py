@@ -1,7 +1,7 @@
-"""The model of what is shown: a report of sections, each with an answer, a shaded text, tables and charts.
+"""The model of a report: sections, each with an answer, a shaded text, tables and charts.
 
-Explanations, corpus studies and comparison studies all fill it, and every renderer draws it.  Strings are data: the
-renderers make them printable and escape them.
+Explanations, corpus studies and comparison studies make reports, and every renderer renders them.  Strings are data:
+the renderers make them printable and escape them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from interp_plugin.report.numbers import known
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table.
+    """One cell of a table.
 
     Attributes:
-        text: as it is written; "-" where it is not known.
+        text: the number as text; "-" if it is not known.
         value: the number; None: not known or not finite, or the cell holds words.
-        spread: its error or interval as it is written, "" where there is none.
-        error: half of that, for media with little room.
-        shade: its place on the scale, -1 to 1; None: not shaded.
-        uncertain: its shade says little, because its standard error is large.
-        best: of its column and group.
-        mark: after the number: not told apart from the next in rank, or from the best.
-        note: after that: over fewer texts than the others.
+        spread: its error or interval as text; "" if there is none.
+        error: a shorter form of that (half the width of an interval), for media with little room.
+        shade: its position on the scale, -1 to 1; None: not shaded.
+        uncertain: whether its shade says little, because its standard error is large.
+        best: whether it is the best of its column and group.
+        mark: a mark after the number, such as: not clearly different from the next in rank, or from the best.
+        note: a note after the mark, such as: computed from fewer texts than the others.
         low, high: ends of the interval, or of one standard error, for figures; None: not known.
     """
 
@@ -54,10 +54,10 @@ class Column:
 
     Attributes:
         name: its heading.
-        higher_is_better: None where neither is.
-        source: where it comes from: paper and equation.
-        special: a token that is no part of the text, drawn apart and outside of the scale.
-        words: its cells hold words, which are aligned to the left and may fold.
+        higher_is_better: the direction of its numbers; None: no direction.
+        source: paper and equation.
+        special: whether it is a token that is not part of the text, which is drawn separately and not shaded.
+        words: whether its cells hold words, which are aligned to the left and may be wrapped.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Its name, and which way is better.
+        """Its name, and the direction in which it is better.
 
         Example::
 
@@ -84,8 +84,8 @@ class Row:
 
     Attributes:
         name: its heading.
-        cells: one for each column; None: there is nothing.
-        warning: what a reader must know, "" if nothing.
+        cells: one for each column; None: empty.
+        warning: a warning about the row; "" if there is none.
     """
 
     name: str
@@ -95,20 +95,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, perhaps in groups, by columns.
+    """A table, with rows that may be in groups.
 
     Attributes:
         title: what the numbers are.
         corner: what the rows are.
-        columns: C of them.
-        groups: name ("" for none) -> rows.
-        notes: what a reader must know.
+        columns: C columns.
+        groups: name ("" for no group) -> rows.
+        notes: notes for the reader.
         more: numbers that only the page's script shows, by name, (R, C) each.
         scale: what the colours mean, for a figure's colour bar.
         across: what the columns are.
 
     Raises:
-        ValueError: a row with more or fewer cells than there are columns.
+        ValueError: the number of cells in a row differs from that of the columns.
     """
 
     title: str
@@ -138,7 +138,7 @@ class Table:
         return not self.columns or not self.rows
 
     def turned(self) -> Table:
-        """Columns as rows and rows as columns; special columns become a group of their own.
+        """Transpose the table; special columns become a separate group of rows.
 
         Example::
 
@@ -158,19 +158,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some characters of a text: a unit, by its column in the table, or what lies between units (None)."""
+    """Some characters of a text: a unit, with its column in the table, or characters between units (None)."""
 
     text: str
     column: int | None = None
-    special: bool = False  # it stands for no characters of the text: [CLS]
+    special: bool = False  # a token without characters in the text, such as [CLS]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean for each of L places, with both ends of its interval.
+    """A mean for each of L places (layers), with both ends of its interval.
 
     Attributes:
-        name: of the text or model.
+        name: name of the text or model.
         places: L labels, in order.
         mean, low, high: L each; NaN where an end is not known.
     """
@@ -184,11 +184,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines on common axes.
+    """Curves on common axes.
 
     Attributes:
-        title: in words, for readers who do not see the picture.
-        unit: of the vertical axis.
+        title: a description for readers who do not see the picture.
+        curves: the curves.
+        unit: unit of the vertical axis.
         band: what the interval is.
     """
 
@@ -203,10 +204,10 @@ class Boxes:
     """Distributions side by side.
 
     Attributes:
-        title: in words, for readers who do not see the picture.
+        title: a description for readers who do not see the picture.
         places: L labels.
-        quantiles: 5, 25, 50, 75 and 95 % of each, (L, 5).
-        unit: of the vertical axis.
+        quantiles: the 5, 25, 50, 75 and 95 % quantiles of each, (L, 5).
+        unit: unit of the vertical axis.
         expected: a value to compare with, drawn as a line.
     """
 
@@ -226,7 +227,7 @@ class Point:
         cost: seconds per text; NaN where it is not known.
         quality: a metric's mean.
         low, high: ends of the mean's 95 % interval.
-        on_front: whether no method of its group is both cheaper and better.
+        on_front: whether it is on the Pareto front: no method of its group is both cheaper and better.
     """
 
     method: str
@@ -243,9 +244,9 @@ class Points:
     """Quality against cost.
 
     Attributes:
-        title: what was compared, and by what.
+        title: what was compared, and by which metric.
         quality: name of the metric.
-        higher_is_better: otherwise the axis is turned over, so that better is up.
+        higher_is_better: direction of the metric; if false, the axis is inverted, so that better is up.
         points: one for each method.
     """
 
@@ -263,14 +264,14 @@ class Section:
     """One text, or one question.
 
     Attributes:
-        heading: "" where the report has one section.
+        heading: its heading; "" if the report has only one section.
         answer: what the numbers say, in a sentence or two.
-        status: how sure the numbers are, and what makes them surer; "" where nothing is to be said.
+        status: how certain the numbers are, and how to improve them; "" if there is nothing to say.
         warns: whether the status is a warning.
-        lines: the text, a line for each segment, to be shaded by a row of the first table.
-        tables: what the answer rests on.
-        charts: the same in pictures.
-        details: tables for those who ask how the numbers came about.
+        lines: the text, a line for each segment, shaded by a row of the first table.
+        tables: the tables that the answer is based on.
+        charts: charts of the same numbers.
+        details: tables of how the numbers were computed.
         notes: further sentences.
     """
 
@@ -287,15 +288,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page, or a terminal, shows.
+    """Everything that a page or a terminal shows.
 
     Attributes:
-        title: of the whole.
-        sections: its parts.
-        guide: how to read it, a sentence each.
-        scale: what the two ends of the shades mean; () where nothing is shaded.
+        title: title of the report.
+        sections: its sections.
+        guide: how to read it, one sentence or more each.
+        scale: what the two ends of the shades mean; () if nothing is shaded.
         signed: whether values below 0 are shaded too.
-        cost: what it took.
+        cost: time and passes that were needed.
         settings: what the numbers depend on.
     """
 
@@ -309,6 +310,6 @@ class Report:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where the columns come from, each once: heading -> source."""
+        """Sources of the columns, each once: heading -> source."""
         columns = (c for section in self.sections for table in section.tables for c in table.columns)
         return {column.heading: column.source for column in columns if column.source}

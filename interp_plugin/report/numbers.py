@@ -1,4 +1,4 @@
-"""The one number format: digits that the errors deserve, "-" for what is not finite; and text made printable."""
+"""The number format: decimals chosen by the errors, "-" for numbers that are not finite; and printable text."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from statistics import median
 from typing import TypeGuard
 
 UNKNOWN = "-"
-_DIGITS = 4  # significant digits at most
-_DECIMALS = 6  # more than that, and an exponent reads better
-_RANGE = 100.0  # largest to smallest of some numbers, from which on one number of decimals does not suit all
+_DIGITS = 4  # largest number of significant digits
+_DECIMALS = 6  # numbers with more decimals are written with an exponent
+_RANGE = 100.0  # ratio of largest to smallest number above which numbers need different decimals
 
 Numbers = Sequence[float | None]
 
 
 def known(value: float | None) -> TypeGuard[float]:
-    """Whether a value is a finite number; None, NaN and infinity are not."""
+    """Return whether a value is a finite number; None, NaN and infinity are not."""
     return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, decimals: int) -> str:
-    """A number with so many decimals.
+    """Format a number with the given number of decimals.
 
     Example::
 
@@ -32,11 +32,11 @@ def number(value: float | None, decimals: int) -> str:
         return UNKNOWN
     if decimals > _DECIMALS:
         return f"{value:.2e}"
-    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0 avoids "-0.00"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number on its own, to so many significant digits.
+    """Format a number with the given number of significant digits.
 
     Example::
 
@@ -47,10 +47,10 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def decimals(values: Numbers, errors: Numbers = ()) -> int:
-    """Decimals for numbers that are read together.
+    """Return the number of decimals for numbers that are shown together.
 
-    They show two digits of a usual error, but not more than four digits of the largest number unless the error needs
-    one more.
+    They show two digits of the median error, but at most four digits of the largest number, unless the error needs one
+    more.
 
     Example::
 
@@ -69,11 +69,12 @@ def decimals(values: Numbers, errors: Numbers = ()) -> int:
 
 
 def rounded(values: Numbers, errors: Numbers = (), apart: bool = False) -> list[tuple[str, int]]:
-    """Numbers that are read together as they are written, and their decimals.
+    """Format numbers that are shown together, and return each with its number of decimals.
 
     Args:
         values, errors: numbers, and their errors if they have any.
-        apart: let each have its own decimals where they span decades, as seconds of several methods do.
+        apart: let each number have its own decimals if they span more than two orders of magnitude, such as the seconds
+            of several methods.
 
     Example::
 
@@ -92,7 +93,7 @@ def rounded(values: Numbers, errors: Numbers = (), apart: bool = False) -> list[
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads well.
+    """Format a duration in seconds, minutes or hours.
 
     Example::
 
@@ -105,7 +106,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with everything a terminal could obey (escape sequences, line ends) written out.
+    """Escape the characters of a text that could control a terminal (escape sequences, line ends).
 
     Example::
 
@@ -116,7 +117,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text, printable and cut to so many characters."""
+    """Make a text printable, and cut it to the given number of characters."""
     text = printable(text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""The renderer for Captum's ``visualize_text``: records."""
+"""The renderer of records for Captum's ``visualize_text``."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 def captum_records(
     explanation: Values, layer: Choice | None = None
 ) -> list[visualization.VisualizationDataRecord]:
-    """One record per text, for ``captum.attr.visualization.visualize_text``.
+    """Make one record per text, for ``captum.attr.visualization.visualize_text``.
 
-    Attributions are on the scale of the shades, 0 to 1 (-1 to 1 where tokens were erased) and 0 for special tokens,
-    because ``visualize_text`` clips to [-1, 1]; attr_score is that of the whole text, in nats where noise was learned;
-    convergence_score is 1 where the row converged, else 0. Everything readable is escaped, because ``visualize_text``
-    escapes nothing. What is not known is "-", and a probability that is not known is NaN (``visualize_text`` needs a
-    number there).
+    Attributions are on the scale of the shades, 0 to 1 (-1 to 1 if tokens were erased) and 0 for special tokens,
+    because ``visualize_text`` clips to [-1, 1]. attr_score is the total of the text, in nats if noise was learned.
+    convergence_score is 1 if the row converged, else 0. All strings are escaped, because ``visualize_text`` escapes
+    nothing. Unknown values are "-"; an unknown probability is NaN, because ``visualize_text`` needs a number.
 
     Args:
-        explanation: what ``Explanation.to_dict()`` gives.
-        layer: a layer, or a pair (layer, position) where its rows have positions; default each text's last row.
+        explanation: the result of ``Explanation.to_dict()``.
+        layer: a layer, or a pair (layer, position) if its rows have positions; None: each text's last row.
 
     Raises:
-        ValueError: a text has no such row, or its information kept is not known for every unit
-            (``visualize_text`` would paint it as important).
+        ValueError: a text has no such row, or its information kept is not known for a unit
+            (``visualize_text`` would show the unit as important).
 
     Example::
 
@@ -53,7 +52,7 @@ def _record(text: Values, row: Values) -> visualization.VisualizationDataRecord:
     for unit, value in zip(text["units"], explanations.values(row), strict=True):
         if not known(value):
             raise ValueError(
-                f"information kept of {unit!r} by {explanations.row_label(row)} is {value}: a record needs every "
+                f"information kept of {unit!r} by {explanations.row_label(row)} is {value}, but a record needs every "
                 "value; choose another layer, or leave this text out"
             )
     target = text["predicted"] if text["target"] is None else text["target"]

@@ -1,4 +1,4 @@
-"""Shades: how dark a value is drawn.  One rule for the terminal, the page, the figures and Captum's records."""
+"""Shades of values: one rule for the terminal, the page, the figures and Captum's records."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from interp_plugin.report.numbers import Numbers, known
 
 Rgb = tuple[int, int, int]
 
-# One hue for each sign, and order carried by lightness alone, so that it survives every kind of colour blindness and
-# a grey print (ColorBrewer "Blues" and "Reds").  On a dark ground bright is high.
+# One hue for each sign, and order by lightness alone, so that it is visible with every kind of colour blindness and in
+# a grey print (ColorBrewer "Blues" and "Reds").  On a dark background, bright is high.
 _LIGHT: tuple[tuple[Rgb, Rgb], tuple[Rgb, Rgb]] = (
     ((247, 251, 255), (8, 48, 107)),
     ((255, 245, 240), (103, 0, 13)),
@@ -20,20 +20,20 @@ _DARK: tuple[tuple[Rgb, Rgb], tuple[Rgb, Rgb]] = (
 )
 
 UNCERTAIN = 0.1  # standard error, as a share of the scale, above which a value is marked as uncertain
-_EVEN = 0.179  # luminance on which black and white contrast alike: sqrt(1.05 * 0.05) - 0.05
+_EVEN = 0.179  # luminance with equal contrast to black and white: sqrt(1.05 * 0.05) - 0.05
 
 
 def highest(values: Numbers) -> float:
-    """The end of the scale, which begins at the values' natural zero: the largest size among those that are known."""
+    """Return the end of the scale, which begins at the values' natural zero: the largest known absolute value."""
     return max((abs(value) for value in values if known(value)), default=0.0)
 
 
 def shares(values: Numbers, end: float | None = None) -> list[float | None]:
-    """Each value's place on the scale from 0 to the highest of them, with its sign, -1 to 1; None is not known.
+    """Return each value's position on the scale from 0 to the highest value, with its sign, -1 to 1; None: not known.
 
     Args:
         values: numbers with a natural zero.
-        end: of the scale, where it is not the highest of these values; what lies beyond it counts as its end.
+        end: end of the scale; None: the highest of these values.  Values beyond the end are clipped to it.
 
     Example::
 
@@ -47,7 +47,7 @@ def shares(values: Numbers, end: float | None = None) -> list[float | None]:
 
 
 def uncertain(errors: Numbers, end: float) -> list[bool]:
-    """Which values have a standard error above a tenth of the scale, so that their shade says little.
+    """Return which values have a standard error above a tenth of the scale, so that their shade says little.
 
     Example::
 
@@ -58,9 +58,9 @@ def uncertain(errors: Numbers, end: float) -> list[bool]:
 
 
 def ranks(values: Numbers, half_widths: Numbers, higher_is_better: bool) -> list[float | None]:
-    """Shades of numbers without a natural zero, such as a metric of several methods: 1 is as good as the best.
+    """Return shades of numbers without a natural zero, such as a metric of several methods: 1 is as good as the best.
 
-    The scale spans at least the usual width of an interval, so that methods that are not told apart look alike.
+    The scale spans at least the median width of the intervals, so that methods that do not differ clearly look alike.
 
     Example::
 
@@ -68,16 +68,16 @@ def ranks(values: Numbers, half_widths: Numbers, higher_is_better: bool) -> list
         ([1.0, 0.5, 0.0, None], [1.0])
     """
     sign = 1 if higher_is_better else -1
-    worth = [sign * v if known(v) else None for v in values]
-    found = [v for v in worth if v is not None]
+    qualities = [sign * v if known(v) else None for v in values]
+    found = [v for v in qualities if v is not None]
     widths = sorted(filter(known, half_widths))
-    usual = 2 * widths[len(widths) // 2] if widths else 0.0
-    span = max(max(found) - min(found), usual) if found else 0.0
-    return [None if v is None else 1 - (max(found) - v) / span if span else 1.0 for v in worth]
+    median_width = 2 * widths[len(widths) // 2] if widths else 0.0
+    span = max(max(found) - min(found), median_width) if found else 0.0
+    return [None if v is None else 1 - (max(found) - v) / span if span else 1.0 for v in qualities]
 
 
 def shade(share: float, dark: bool = False) -> tuple[Rgb, Rgb]:
-    """Background and text colour (RGB) for a share of the scale, -1 to 1; the text always contrasts.
+    """Return background and text colour (RGB) for a share of the scale, -1 to 1; the text colour always contrasts.
 
     Example::
 
@@ -93,7 +93,7 @@ def shade(share: float, dark: bool = False) -> tuple[Rgb, Rgb]:
 
 
 def _luminance(*channels: int) -> float:
-    """Relative luminance of a colour, 0 to 1 (WCAG 2.1)."""
+    """Compute the relative luminance of a colour, 0 to 1 (WCAG 2.1)."""
     parts = (channel / 255 for channel in channels)
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
     return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

@@ -1,4 +1,4 @@
-"""The terminal renderer: answer, shaded text and tables no wider than the screen."""
+"""The terminal renderer: answers, shaded texts, and tables that fit the width of the terminal."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-_NAME, _HEADER = 30, 20  # widest name of a row, widest heading of a column, where there is room
-_WHOLE = 12  # a heading up to this width stays in one line
-_BEST = "*"  # what is bold on a screen is not so in a file
+_NAME, _HEADER = 30, 20  # largest width of a row's name and of a column's heading, if there is room
+_WHOLE = 12  # a heading up to this width is not wrapped
+_BEST = "*"  # marks the best value in files too, where bold text is lost
 
 
 def show(report: Report, console: Console | None = None, details: bool = True) -> None:
     """Print a report: for each section the answer, the shaded text and the tables.
 
     Args:
-        report: the model.
-        console: default a new one on stdout, as wide as the terminal.
-        details: print errors, how the numbers came about, how to read them, settings and cost too.
+        report: the report.
+        console: where to print; None: a new console on stdout, as wide as the terminal.
+        details: also print errors, how the numbers were computed, how to read them, settings and cost.
     """
     from rich.console import Console
     from rich.text import Text
@@ -42,17 +42,17 @@ def show(report: Report, console: Console | None = None, details: bool = True) -
     if details:
         if report.guide:
             console.print(Text(" ".join(map(printable, report.guide)), style="dim"))
-        told = [
+        settings = [
             f"{name} {report.settings[name]}"
             for name in ("rate", "seed")
             if report.settings.get(name) is not None
         ]
         if report.cost:
-            console.print(Text(printable("; ".join(filter(None, (", ".join(told), report.cost))))))
+            console.print(Text(printable("; ".join(filter(None, (", ".join(settings), report.cost))))))
 
 
 def tables(table: Table, width: int = 80, details: bool = True, dark: bool = False) -> list[RichTable]:
-    """A table as some that are no wider than ``width``: as many columns side by side as fit.
+    """Split a table into tables no wider than ``width``, with as many columns side by side as fit.
 
     Example::
 
@@ -93,12 +93,13 @@ def _show_section(section: Section, console: Console, details: bool, dark: bool)
             shaded.append(shown, style=_style(cell, dark) if not piece.special else "dim")
         console.print(shaded)
     for table in section.tables:
-        down = table.turned() if section.lines else table  # tokens of a text are read from top to bottom
+        # tokens of a text are shown from top to bottom
+        shown_table = table.turned() if section.lines else table
         if table.title and table.title != section.heading:
             console.print(Text(printable(table.title), style="dim"))
         if table.is_empty:
             console.print(Text("There is nothing to show."))
-        for block in tables(down, console.width, details or not section.lines, dark):
+        for block in tables(shown_table, console.width, details or not section.lines, dark):
             console.print(block)
         for note in table.notes:
             console.print(Text(printable(note), style="dim"))
@@ -112,9 +113,9 @@ def _show_section(section: Section, console: Console, details: bool, dark: bool)
 
 
 def _is_dark(console: Console) -> bool:
-    """Whether the ground is dark, as most terminals' is: then bright is high.
+    """Return whether the background is dark, as in most terminals; then bright is high.
 
-    Terminals with a light ground say so in COLORFGBG (7 and 15 are light grey and white); notebooks have a light one.
+    Terminals with a light background set COLORFGBG (7 and 15 are light grey and white); notebooks have a light one.
     """
     return not console.is_jupyter and os.environ.get("COLORFGBG", "").split(";")[-1] not in ("7", "15")
 
@@ -132,10 +133,11 @@ def _block(
     from rich.text import Text
 
     drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=True)
-    drawn.add_column(Text(printable(table.corner)), width=name + 1, overflow="fold")  # its left padding
+    # + 1 for the left padding
+    drawn.add_column(Text(printable(table.corner)), width=name + 1, overflow="fold")
     for c in columns:
         column = table.columns[c]
-        # a module's dotted name may be wider than any cell: it folds, the numbers never need to
+        # a module's dotted name may be wider than any cell and is then wrapped; numbers never are
         side: Literal["left", "right"] = "left" if column.words else "right"
         drawn.add_column(Text(printable(column.heading)), justify=side, width=sizes[c], overflow="fold")
     number = 0
@@ -149,7 +151,7 @@ def _block(
             for c in columns:
                 cell, shown = row.cells[c], written[c][number]
                 words = table.columns[c].words
-                # aligned here, because rich would strip the space that stands for no mark
+                # aligned here, because rich would strip the blanks in place of a missing mark
                 cells.append(
                     Text(
                         shown if words else shown.rjust(sizes[c]),
@@ -172,7 +174,7 @@ def _name(row: Row, group: str) -> Text:
 
 
 def _written(cells: Sequence[Cell | None], details: bool) -> list[str]:
-    """One column's cells, with numbers, errors and marks below one another."""
+    """Format a column's cells, with numbers, errors and marks aligned."""
     parts = [("-", "", "") if cell is None else _parts(cell, details) for cell in cells]
     error, tail = (max((_width(part[place]) for part in parts), default=0) for place in (1, 2))
     return [
@@ -195,7 +197,7 @@ def _style(cell: Cell | None, dark: bool) -> str:
 
 
 def _blocks(sizes: Sequence[int], room: int) -> Iterator[list[int]]:
-    """Numbers of the columns that fit side by side."""
+    """Yield the numbers of the columns that fit side by side."""
     block: list[int] = []
     left = room
     for c, size in enumerate(sizes):

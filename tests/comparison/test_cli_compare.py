@@ -171,7 +171,7 @@ def test_an_empty_text_and_labels_that_are_no_class_are_named_and_stop_nothing(
     assert data["texts"] == 2
     notes = " ".join(data["notes"])
     assert "left out, as they have no text: 1 (films.csv, line 3" in notes
-    assert "1 of 2 labels taken for not known, as the model has no such class" in notes
+    assert "1 of 2 labels treated as not known, as the model has no such class" in notes
     assert "'5 stars'" in notes
     assert set(data["notes"]) <= set(data["tables"][0]["notes"])
 
@@ -278,7 +278,7 @@ def test_a_language_model_is_asked_for_the_columns_of_next_tokens(tmp_path: Path
     found = dict(zip(columns_of(tables[0]), signed["leave-one-out"], strict=True))
     assert found["contrastive comprehensiveness (delete)"]["n"] == 1  # the other has no foil
     assert found["comprehensiveness (attention)"]["n"] == 2
-    assert "predicts tokens and no classes" in refused(*arguments, "--target", "label")
+    assert "predicts tokens, not classes" in refused(*arguments, "--target", "label")
     [other] = compared(*arguments, "--metrics", "suff* (delete)", "--target-column", "next")["tables"]
     assert other["groups"]["signed"]["leave-one-out"][0]["n"] == 2
 
@@ -292,17 +292,17 @@ def test_a_language_model_is_asked_for_the_columns_of_next_tokens(tmp_path: Path
         (["FILMS", "--label-column", "gold"], "columns 'sentence', 'label'"),
         (["/no/such.tsv"], "there is no file '/no/such.tsv'"),
         (["FILMS", "--methods", "saliency"], "method 'saliency' is not known"),
-        (["FILMS", "--methods", "x*"], "method 'x*' fits none; choose from 'information kept'"),
-        (["FILMS", "--methods", "random,,LIME"], "cannot be read"),
+        (["FILMS", "--methods", "x*"], "method 'x*' matches none; choose from 'information kept'"),
+        (["FILMS", "--methods", "random,,LIME"], "has an empty name"),
         (["FILMS", "--metrics", "accuracy"], "metric 'accuracy' is not known"),
         (["FILMS", "--layers", "4-2"], "layers '4-2' cannot be read"),
         (["FILMS", "--layers", "9"], "9"),
         (["FILMS", "--model", "/no/such/model"], "cannot load model '/no/such/model'"),
         (["FILMS", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["FILMS", "--output", "FILMS"], "is a file; give a folder"),
-        (["FILMS", "--html", "/no/such/folder/x.html"], "no file can be made in"),
+        (["FILMS", "--html", "/no/such/folder/x.html"], "no file can be created in"),
         (["FILMS", "--calibrate", "/no/such/file"], "cannot read '/no/such/file'"),
-        (["FILMS", "--methods", "random", "--metrics", "state erasure (mask)"], "is not about classes"),
+        (["FILMS", "--methods", "random", "--metrics", "state erasure (mask)"], "does not apply to classes"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_sentence_on_stderr(

@@ -267,8 +267,8 @@ def test_records_with_targets_are_read_and_empty_ones_are_the_models_own(tmp_pat
     "options, message",
     [
         ({"target": [" bold"]}, "target lists 1 for 2 texts"),
-        ({"target": "label"}, "predicts tokens and no classes"),
-        ({"labels": [0, 1]}, "predicts tokens and no classes"),
+        ({"target": "label"}, "predicts tokens, not classes"),
+        ({"labels": [0, 1]}, "predicts tokens, not classes"),
         ({"instead_of": " dull"}, "instead_of is . dull. and there is no target"),
         ({"target": " bold", "instead_of": " bold"}, "must differ"),
     ],
@@ -280,9 +280,9 @@ def test_what_cannot_be_asked_of_a_next_token_says_why(options: dict[str, Any], 
 
 def test_a_classifier_has_no_foils_and_no_contrastive_metrics() -> None:
     classifier = tiny("gpt2", "GPT2ForSequenceClassification", num_labels=2)
-    with pytest.raises(ValueError, match="is no language model"):
+    with pytest.raises(ValueError, match="is not a language model"):
         Study(classifier, **QUESTIONS).run(TEXT, instead_of=" dull", show_progress=False)
-    with pytest.raises(ValueError, match="is about models of the task 'next token'"):
+    with pytest.raises(ValueError, match="is for models with the task 'next token'"):
         Study(classifier, methods="random", metrics="contrastive sufficiency (delete)")
     assert not [m for m in Study(classifier, methods="random").metrics if m.name.startswith("contrastive")]
 

@@ -74,5 +74,5 @@ def test_a_word_that_is_not_read_loses_nothing() -> None:
 
 def test_a_model_of_one_score_is_refused() -> None:
     inputs, _ = inputs_of(1)
-    with pytest.raises(ValueError, match="has a single output, so no predicted class"):
+    with pytest.raises(ValueError, match="has a single output, so it has no predicted class"):
         METHODS["Noiser"](inputs, 0, None)

@@ -214,7 +214,10 @@ def test_the_second_text_of_a_pair_has_spans_of_its_own() -> None:
 @pytest.mark.parametrize(
     "rationale, message",
     [
-        ([1, 0, 1, 1, 1, 1], "mask of 6, and the text has 2 words, 5 tokens and 3 without special ones"),
+        (
+            [1, 0, 1, 1, 1, 1],
+            "mask of length 6, but the text has 2 words, 5 tokens, and 3 tokens without special",
+        ),
         ([(3, 99)], r"has the span \(3, 99\), which is not in the text"),
         (["film"], "has the span 'film', which is not in the text"),
         ("film", "is 'film'; give a list"),
@@ -229,19 +232,22 @@ def test_a_rationale_that_does_not_fit_says_what_would(rationale: Any, message: 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"labels": ["bad"]}, "labels has 1 for 4 texts"),
+        ({"labels": ["bad"]}, "labels has 1 entries for 4 texts"),
         ({"labels": ["bad", "ugly", None, None]}, "text 1, 'it was good': target 'ugly' is not a class"),
         ({"labels": [0.5, 0, 0, 0]}, "text 0, .*: target 0.5 is not a class of the model"),
         ({"target": "label"}, "there are no labels"),
-        ({"target": "label", "labels": [0, 1, None, 2]}, "text 2, .* it has none"),
+        ({"target": "label", "labels": [0, 1, None, 2]}, "text 2, .* it has no label"),
         ({"target": "true"}, "target is 'true'; choose 'predicted' or 'label'"),
-        ({"rationales": [[0]] * 4}, "text 0, .*: its rationale is a mask of 1"),
+        ({"rationales": [[0]] * 4}, "text 0, .*: its rationale is a mask of length 1"),
         ({"explain_class": False}, "nothing to explain"),
         ({"layers": "attic"}, "layer 'attic' does not exist"),
         ({"methods": "loom"}, "method 'loom' is not known"),
         ({"metrics": "loom"}, "metric 'loom' is not known"),
         ({"methods": [Method("seconds", place)]}, "method 'seconds' has the name of a cost"),
-        ({"methods": [Method("state only", place, explains="state")]}, "'state only' is not about classes"),
+        (
+            {"methods": [Method("state only", place, explains="state")]},
+            "'state only' does not apply to classes",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_said_before_anything_runs(wrong: dict[str, Any], message: str) -> None:
@@ -265,7 +271,7 @@ def test_texts_that_cannot_be_used_are_left_out_and_named() -> None:
     left_out, no_class = given.notes
     assert left_out.startswith("2 of 4 texts left out: text 1, '': ")
     assert "text 3" in left_out and "has the span [0, 99], which is not in the text" in left_out
-    assert "1 of 4 labels taken for not known" in no_class and "'ugly' is not a class" in no_class
+    assert "1 of 4 labels treated as not known" in no_class and "'ugly' is not a class" in no_class
     for table in given.tables():
         assert table.notes[-2:] == given.notes
     by_label = study().run(texts[2:], ["ugly", 2], target="label", skip_invalid=True, show_progress=False)
@@ -295,7 +301,8 @@ def test_a_model_without_classes_is_asked_about_its_layers_alone() -> None:
     model = lstm()
     model.task = "none"
     with pytest.raises(
-        ValueError, match="no classes of texts to explain; give layers, and explain_class=False"
+        ValueError,
+        match="does not classify texts, so there is no class to explain; give layers, and explain_class=False",
     ):
         study(model=model)
     assert study(model=model, layers="lstm", explain_class=False).questions[0].name == "layer lstm"
@@ -451,9 +458,9 @@ def other_weights() -> Any:
         ),
         (
             {"methods": [Method("place", place, signed=True)]},
-            "another method of the name 'place' .signed is False",
+            "another method with the name 'place' .signed is False",
         ),
-        ({"metrics": [Metric("top", TOP.measure, True, "by hand")]}, "another metric of the name 'top'"),
+        ({"metrics": [Metric("top", TOP.measure, True, "by hand")]}, "another metric with the name 'top'"),
     ],
 )
 def test_another_study_is_not_mixed_into_a_folder(
@@ -732,7 +739,10 @@ def test_what_does_not_belong_together_does_not_merge() -> None:
         StudyResult.merge()
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
         StudyResult.merge(run(TEXTS[:1]), run(TEXTS[1:2], seed=1))
-    with pytest.raises(ValueError, match="two results have 'quality' of 'a' for 'class' of text 'text 0'"):
+    with pytest.raises(
+        ValueError,
+        match="two results have different numbers for 'quality' of 'a' for 'class' of text 'text 0'",
+    ):
         StudyResult.merge(first, made_up(VALUES + 1))
     with pytest.raises(ValueError, match=r"method 'a' is .*signed=False.* and .*signed=True"):
         StudyResult.merge(first, made_up(VALUES, (True,) * 4, texts=40))
@@ -744,7 +754,7 @@ def test_a_selection_keeps_the_failures_that_belong_to_it() -> None:
     assert failure.text == 0
     assert not result.select(methods=["place"]).failures
     assert not result.select(texts=slice(0, 3)).failures
-    with pytest.raises(ValueError, match="text 4 is not in the study, which has 4"):
+    with pytest.raises(ValueError, match="text 4 is not in the study, which has 4 texts"):
         result.select(texts=[4])
     with pytest.raises(ValueError, match="question 'layer 9' is not in the study; choose from 'class'"):
         result.select(["layer 9"])
@@ -756,8 +766,8 @@ def test_notes_say_what_a_reader_must_know() -> None:
     right = np.mean([text.target == "bad" for text in result.texts])
     assert "4 texts; special tokens are neither ranked nor removed." in of_class
     assert f"the class that the model predicts, which is the true one in {right:.1%} of 4 texts" in of_class
-    assert "No text could be judged by hit." in of_class
-    assert "the state of layer lstm, in units of its own size in each text" in of_layer
+    assert "No text could be evaluated with hit." in of_class
+    assert "the state of layer lstm, in units of its root mean square in each text" in of_layer
     assert "ranked and removed like others" in run(with_special=True).tables()[0].notes[0]
 
 

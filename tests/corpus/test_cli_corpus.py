@@ -192,7 +192,7 @@ def test_erased_words_of_a_corpus(folder: str, films: Path, tmp_path: Path) -> N
     assert printed["settings"]["erased"] == "damage by mask, 24 passes"
     assert {line["layer"] for line in printed["layers"]} == {"output"}
     assert {line["class"] for line in printed["word_classes"]} == {"stop word", "other word"}
-    assert "--score erased have both signs" in refused(*arguments, "--train-amortised", tmp_path / "head")
+    assert "--score erased learns no sigma" in refused(*arguments, "--train-amortised", tmp_path / "head")
 
 
 def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path: Path) -> None:

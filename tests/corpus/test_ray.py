@@ -126,7 +126,7 @@ def test_a_worker_on_a_gpu_must_be_given_one(folder: str, tmp_path: Path) -> Non
     arguments = ["corpus", __file__, "--output", str(tmp_path), "--model", folder, "--engine", "ray"]
     refused = CliRunner().invoke(app, [*arguments, "--device", "cuda"])
     assert refused.exit_code == 2
-    assert "shows a worker only the GPUs it is given; give --gpus 1" in refused.stderr
+    assert "worker can use only the GPUs that it is given; give --gpus 1" in refused.stderr
 
 
 @pytest.fixture(scope="module")

@@ -249,8 +249,8 @@ def test_values_stay_aligned_when_some_are_tied() -> None:
 
 
 def test_without_state_std_the_reader_is_warned() -> None:
-    assert "each text is its own unit" in flat(explanation(text(["a"]), state_std=False))
-    assert "its own unit" not in flat(explanation(text(["a"])))
+    assert "the unit is the size of each text" in flat(explanation(text(["a"]), state_std=False))
+    assert "the unit is the size" not in flat(explanation(text(["a"])))
 
 
 def test_the_first_column_and_the_legend_name_the_unit() -> None:
@@ -447,7 +447,7 @@ def test_a_figure_of_several_texts_draws_them_all_or_refuses() -> None:
     one = layers(["a", "b"], 2)["texts"][0]
     assert len([axes for axes in figures.plot(explanation(one, one)).axes if axes.images]) == 2
     assert len([axes for axes in figures.plot(explanation(one, one), text=1).axes if axes.images]) == 1
-    with pytest.raises(ValueError, match="there are 13 texts, and at most 12 fit"):
+    with pytest.raises(ValueError, match="there are 13 texts, but at most 12 fit"):
         figures.plot(explanation(*[one] * 13))
 
 

@@ -160,8 +160,8 @@ def test_how_to_read_the_page_is_folded_away() -> None:
 
 
 def test_without_state_std_the_reader_is_warned() -> None:
-    assert any("its own unit" in words for words in page(TWO, state_std=False).texts("li"))
-    assert not any("its own unit" in words for words in page(TWO).texts("li"))
+    assert any("the unit is the size" in words for words in page(TWO, state_std=False).texts("li"))
+    assert not any("the unit is the size" in words for words in page(TWO).texts("li"))
 
 
 def test_a_layer_that_did_not_converge_stands_out() -> None:
@@ -225,7 +225,7 @@ def test_a_line_break_between_units_is_layout_and_one_inside_a_unit_is_data() ->
 
 def test_nothing_to_show_is_a_page() -> None:
     assert page().texts("h1") == ["Information kept: 0 texts"]
-    assert "No layer was asked for." in page(text(["a"], [])).texts("p")
+    assert "No layer was requested." in page(text(["a"], [])).texts("p")
 
 
 def test_the_title_can_be_chosen() -> None:

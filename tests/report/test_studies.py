@@ -139,7 +139,7 @@ def test_markdown_says_question_notes_marks_and_sources() -> None:
     text = markdown(made_report(SMALL, title="SST-2"), title=True)
     assert text.startswith("# SST-2\n\n")
     for claim in (
-        "## layer 3", "- Special tokens are not ranked.", "↓: lower is better", "p ≥ 0.05", "compared apart",
+        "## layer 3", "- Special tokens are not ranked.", "↓: lower is better", "p ≥ 0.05", "compared separately",
         "- comprehensiveness ↑: DeYoung et al. 2020",
     ):  # fmt: skip
         assert claim in text
@@ -332,7 +332,7 @@ def test_where_lower_is_better_the_axis_is_turned_over_and_says_so() -> None:
     [axes] = draw_points(Points("", "infidelity", False, study_points(study_cells()))).axes
     low, high = axes.get_ylim()
     assert low > high
-    assert axes.get_ylabel() == "infidelity ↓\nlower is better: the axis is turned over"
+    assert axes.get_ylabel() == "infidelity ↓\nlower is better: the axis is inverted"
 
 
 def test_methods_without_a_cost_are_named_under_the_picture() -> None:

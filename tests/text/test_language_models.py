@@ -331,7 +331,7 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(options: dict[str, obje
 def test_the_parts_of_a_command_line_are_read() -> None:
     assert parse_fixed("special,user,0-14") == ["special", "user", (0, 14)]
     assert parse_fixed("re:a.b")[0].search("a\nb") and parse_units("sentence") == "sentence"
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         parse_units("re:(")
 
 
