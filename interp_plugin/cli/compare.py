@@ -164,10 +164,10 @@ def compare(
 
 def _print_list(as_json: bool) -> None:
     """Print all methods and metrics: what they explain or evaluate, and their sources."""
-    from interp_plugin.comparison import views
+    from interp_plugin.comparison import tables
     from interp_plugin.report import terminal
 
     if as_json:
-        typer.echo(json.dumps({kind: views.known(kind) for kind in ("methods", "metrics")}))
+        typer.echo(json.dumps({kind: tables.known(kind) for kind in ("methods", "metrics")}))
     else:
-        terminal.show(views.catalogue())
+        terminal.show(tables.catalogue())

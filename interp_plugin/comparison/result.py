@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_plugin.comparison import views
+from interp_plugin.comparison import tables
 from interp_plugin.comparison.costs import COSTS, StudyColumn
 from interp_plugin.comparison.journal import differences
-from interp_plugin.comparison.views import CLASS, GROUPS, NEXT, Group, StudyCell
+from interp_plugin.comparison.tables import CLASS, GROUPS, NEXT, Group, StudyCell
 from interp_plugin.files import blank_seal, foreign, load_pyarrow, open_sealed, replace_file, sealed
 from interp_plugin.optional import load
 from interp_plugin.report import figures, html, terminal
@@ -335,7 +335,7 @@ class StudyResult:
             >>> [(point.method, point.cost, point.on_front) for point in example().front("recall", "class")]
             [('by hand', 2.0, True), ('random', 0.5, True), ('with signs', 1.0, True)]
         """
-        return views.points(self, self.number("question", question), self.number("metric", quality_metric))
+        return tables.points(self, self.number("question", question), self.number("metric", quality_metric))
 
     # -- parts, unions, files
 
@@ -535,7 +535,7 @@ class StudyResult:
             >>> table.title, list(table.groups), table.rows[0].name, table.rows[0].cells[0].value
             ('class', ['unsigned methods', 'signed methods'], 'by hand', 0.75)
         """
-        return views.tables(self)
+        return tables.tables(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the tables and settings to plain values for strict JSON; numbers that are not finite are None."""
@@ -543,7 +543,7 @@ class StudyResult:
             {
                 "settings": dict(self.settings),
                 "texts": len(self.texts),
-                "tables": views.plain(self),
+                "tables": tables.plain(self),
                 "failures": [asdict(failure) for failure in self.failures],
                 "left_out": dict(self.left_out),
                 "notes": list(self.notes),
@@ -553,7 +553,7 @@ class StudyResult:
 
     def to_markdown(self) -> str:
         """Return the tables in Markdown."""
-        return markdown(views.report(self))
+        return markdown(tables.report(self))
 
     def to_html(
         self,
@@ -568,7 +568,7 @@ class StudyResult:
             quality: the metric of the figures; None: the first metric of each question.
             title: title of the page.
         """
-        replace_file(path, html.page(views.report(self, quality, title)).encode())
+        replace_file(path, html.page(tables.report(self, quality, title)).encode())
         return Path(path)
 
     def write_report(self, folder: str | os.PathLike[str]) -> list[Path]:
@@ -624,7 +624,7 @@ class StudyResult:
 
     def show(self, console: Console | None = None) -> None:
         """Print the tables to a console, by default on stdout."""
-        terminal.show(views.report(self), console)
+        terminal.show(tables.report(self), console)
 
 
 def _frame(values: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:

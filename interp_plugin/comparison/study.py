@@ -26,7 +26,7 @@ from interp_plugin.comparison.methods import METHODS, quick
 from interp_plugin.comparison.metrics import METRICS, rationale_tokens
 from interp_plugin.comparison.metrics import QUICK as QUICK_METRICS
 from interp_plugin.comparison.result import Failure, MethodInfo, StudyResult, StudyText
-from interp_plugin.comparison.views import CLASS, NEXT
+from interp_plugin.comparison.tables import CLASS, NEXT
 from interp_plugin.data import Texts, in_memory
 from interp_plugin.files import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from interp_plugin.corpus import quantities, views, words
+from interp_plugin.corpus import quantities, tables, words
 from interp_plugin.corpus.parts import Folder, Part, explanations
 from interp_plugin.corpus.quantities import RESAMPLES, Sentences
 from interp_plugin.corpus.reading import Failure
-from interp_plugin.corpus.views import Per, Quantity
+from interp_plugin.corpus.tables import Per, Quantity
 from interp_plugin.corpus.words import WORD, By
 from interp_plugin.files import differences, replace_file
 from interp_plugin.report.model import Curve
@@ -360,19 +360,19 @@ class CorpusResult:
         if kind == "curve":
             mine = {name or str(self.settings["model"]): self}
             found = [each.curve(label, per, quantity) for label, each in {**mine, **(others or {})}.items()]
-            return figures.draw_curves(views.curves(self, found, per, quantity))
+            return figures.draw_curves(tables.curves(self, found, per, quantity))
         if kind == "classes":
-            return figures.draw_heat_map(views.classes(self.word_classes(**classes)))
+            return figures.draw_heat_map(tables.classes(self.word_classes(**classes)))
         if kind == "regime" and (self.is_amortised or self.is_erased):
             raise ValueError("E is known only where the solver found the numbers, and not a head or erasures")
         if kind == "regime":
-            return figures.draw_boxes(views.regime(self))
+            return figures.draw_boxes(tables.regime(self))
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
 
     def curve(self, name: str, per: Per | None = None, quantity: Quantity | None = None) -> Curve:
         """A line of the plot of layers; ``per`` and ``quantity`` as of :meth:`plot`."""
         per = per or ("word" if self.is_erased else "token")
-        return views.curve(self.layers(), name, per, quantity or ("erased" if self.is_erased else "kept"))
+        return tables.curve(self.layers(), name, per, quantity or ("erased" if self.is_erased else "kept"))
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str | Path:
         """A page with curves, tables and settings: the string, or the path of the file it was written to.
@@ -383,7 +383,7 @@ class CorpusResult:
         """
         from interp_plugin.report import html
 
-        page = html.page(views.report(self))
+        page = html.page(tables.report(self))
         if path is None:
             return page
         replace_file(path, page.encode())
@@ -395,24 +395,24 @@ class CorpusResult:
         Args:
             other: is taken from this one, as in :meth:`compare`.
         """
-        tables = {"layers": self.layers()}
-        tables |= (
+        found = {"layers": self.layers()}
+        found |= (
             {"word_classes": self.word_classes()} if self.is_erased else {"monotonicity": self.monotonicity()}
         )
         if self.is_amortised:
-            tables["check"] = self.check()
+            found["check"] = self.check()
         if other is not None:
-            tables["differences"] = self.compare(other)
-        found: dict[str, Any] = plain(
+            found["differences"] = self.compare(other)
+        values: dict[str, Any] = plain(
             {
                 "settings": dict(self.settings),
                 "texts": self.texts,
                 "seconds": self.seconds,
                 "failures": [asdict(failure) for failure in self.failures()],
-                **{name: table.to_dict("records") for name, table in tables.items()},
+                **{name: table.to_dict("records") for name, table in found.items()},
             }
         )
-        return found
+        return values
 
     def show(self, other: CorpusResult | None = None, console: Console | None = None) -> None:
         """Print the layers' table and, where another study of the same texts is given, how they differ.
@@ -426,7 +426,7 @@ class CorpusResult:
         """
         from interp_plugin.report import terminal
 
-        terminal.show(views.report(self, other, whole=False), console)
+        terminal.show(tables.report(self, other, whole=False), console)
 
     def _classifier(
         self, by: By, lexicon: Mapping[str, str] | None, stop_words: Collection[str] | None

@@ -28,7 +28,7 @@ from tiny_plain import WORDS, cnn
 from torch import Tensor, nn
 
 from interp_plugin import CorpusResult, CorpusStudy, PlainModel, TextExplainer, data
-from interp_plugin.corpus import views
+from interp_plugin.corpus import tables
 from interp_plugin.corpus.parts import Folder
 from interp_plugin.corpus.reading import Failure, Item, Reader, windows
 from interp_plugin.files import weights_digest
@@ -446,7 +446,7 @@ def test_a_corpus_that_did_not_converge_names_options_that_the_command_has(
     """It named --max-passes, which the command corpus does not have."""
     facts = {"converged": False, "regime_index": regime_index}
     result = made_up(tmp_path, [[("film", None)]] * 4, [[[0.5], [0.6]]] * 4, facts=facts)
-    status = views.report(result).sections[0].status
+    status = tables.report(result).sections[0].status
     assert way in status and "--max-passes" not in status and "0 % of the texts" in status
 
 

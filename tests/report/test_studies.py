@@ -31,7 +31,7 @@ from studies import (
 from test_html import Page
 
 from interp_plugin.comparison.costs import StudyColumn
-from interp_plugin.comparison.views import StudyCell, metric_cells
+from interp_plugin.comparison.tables import StudyCell, metric_cells
 from interp_plugin.report import html, terminal
 from interp_plugin.report.figures import draw_metric, draw_points
 from interp_plugin.report.markdown import escaped, markdown

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from interp_plugin.comparison.costs import StudyColumn
-from interp_plugin.comparison.views import GUIDE, StudyCell, metric_cells
+from interp_plugin.comparison.tables import GUIDE, StudyCell, metric_cells
 from interp_plugin.report.model import Column, Point, Points, Report, Row, Section, Table
 
 METHODS = (
