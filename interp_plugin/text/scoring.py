@@ -283,8 +283,8 @@ def _solved_part(batch: Batch, part: Part, plan: Plan) -> list[list[Row]]:
     found = []
     for number, (state, places, fit) in enumerate(zip(part.states, part.positions, _fits(some, part, plan))):
         rows = [_row(some, state, place, fit, index) for index, place in enumerate(places)]
-        is_lowered = fit.rate < 0.999 * fit.asked_rate  # as of class outputs
-        again = (fit.saturated & ~is_lowered).nonzero()[:, 0].tolist() if plan.lowerings else []
+        # the solver itself chooses the rate of outputs, which have few elements
+        again = fit.saturated.nonzero()[:, 0].tolist() if plan.lowerings and state.site is not None else []
         if again:
             lower = replace(plan, rate=plan.rate / 10, lowerings=plan.lowerings - 1, progress=None)
             [others] = _solved_part(batch, part.only(number, again), lower)
