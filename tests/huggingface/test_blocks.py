@@ -226,7 +226,7 @@ def test_a_state_whose_places_are_not_the_tokens_is_refused() -> None:
 @pytest.mark.parametrize("name", ["ElectraForPreTraining", "BertForPreTraining"])
 def test_a_head_with_a_score_for_each_token_is_refused(name: str) -> None:
     kind = "electra" if name.startswith("Electra") else "bert"
-    with pytest.raises(ValueError, match=f"{name} gives out no logits of shape"):
+    with pytest.raises(ValueError, match=f"{name} returns no logits of shape"):
         HuggingFaceModel(made(kind, ENCODER, name), bert_tokenizer())
 
 

@@ -513,7 +513,7 @@ def test_a_decoder_without_a_start_token_is_refused() -> None:
     model = tiny("t5", "T5ForConditionalGeneration", decoder_start_token_id=None)
     if model.model.generation_config is not None:
         model.model.generation_config.decoder_start_token_id = None
-    with pytest.raises(ValueError, match="does not say what its decoder starts with"):
+    with pytest.raises(ValueError, match="has no start token for its decoder"):
         model.encode("The film")
 
 
