@@ -206,7 +206,7 @@ def test_the_positions_of_a_padded_longformer_are_those_of_its_tokens() -> None:
 
 
 def test_blocks_that_no_module_gives_out_are_refused() -> None:
-    with pytest.raises(ValueError, match="keeps the parts of its blocks in 4 lists, and no module gives out"):
+    with pytest.raises(ValueError, match="keeps the parts of its blocks in 4 lists, and no module returns"):
         HuggingFaceModel(made("flaubert", {**XLM, "pre_norm": True}), xlmr_tokenizer())
 
 

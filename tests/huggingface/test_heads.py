@@ -296,7 +296,7 @@ def test_hypotheses_of_zero_shot_classification_are_choices(family: str, name: s
     [
         ("BertForMultipleChoice", "a film", "chooses among several second texts"),
         ("BertForMultipleChoice", ("a film", "good"), "chooses among several second texts"),
-        ("BertForSequenceClassification", ("a film", ["good", "bad"]), "the class 'entailment'"),
+        ("BertForSequenceClassification", ("a film", ["good", "bad"]), "a class 'entailment'"),
         ("BertForTokenClassification", ("a film", ["good", "bad"]), "pair is a list: it must be a str"),
         ("BertForNextSentencePrediction", "a film", "compares two sentences; give a pair"),
     ],
