@@ -59,19 +59,19 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 _INSTEAD = {
     "noise needs no baseline: leave it out": ("baselines", "baseline", "draw_baseline_from_distrib"),
-    "how hard to look is solver=Solver(...)": ("n_steps", "n_samples", "perturb_func"),
+    "set accuracy and number of passes with solver=Solver(...)": ("n_steps", "n_samples", "perturb_func"),
     "there is one method: leave it out": (
         "method", "custom_attribution_func", "use_weights", "interpretable_model", "multiply_by_inputs",
     ),
-    "nothing has to add up to an output; fit(...) says what converged": ("return_convergence_delta",),
-    "gradients are taken to the noise alone: leave it out": ("grad_kwargs",),
-    "LayerInformationLoss has it": ("attribute_to_layer_input",),
-    "NeuronInformationLoss has it": ("attribute_to_neuron_input",),
-    "the memory is bounded by internal_batch_size": ("perturbations_per_eval", "batch_size"),
-    "write NoiseTunnel(method).attribute(...) around it": (
+    "scores need not sum to an output; fit(...) reports convergence": ("return_convergence_delta",),
+    "gradients are taken only with respect to the noise: leave it out": ("grad_kwargs",),
+    "it is an argument of LayerInformationLoss": ("attribute_to_layer_input",),
+    "it is an argument of NeuronInformationLoss": ("attribute_to_neuron_input",),
+    "bound the memory with internal_batch_size": ("perturbations_per_eval", "batch_size"),
+    "wrap the method: NoiseTunnel(method).attribute(...)": (
         "stdevs", "nt_type", "nt_samples", "nt_samples_batch_size",
     ),
-    "which elements are one token is said by feature_mask": ("sliding_window_shapes", "strides"),
+    "define tokens with feature_mask": ("sliding_window_shapes", "strides"),
     "score='kept' is never negative": ("relu_attributions", "abs"),
 }  # fmt: skip
 FOREIGN = {name: instead for instead, names in _INSTEAD.items() for name in names}

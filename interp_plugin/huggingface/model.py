@@ -522,8 +522,8 @@ class HuggingFaceModel:
             taken &= architectures.names_kept(self.model)
         names = ["input_ids", "attention_mask"]
         types = getattr(architectures.text_config(self._base), "type_vocab_size", 0) or 0
-        given = "token_type_ids" in self.tokenizer.model_input_names
-        if types > 1 and given and "token_type_ids" in taken:  # GPT-2 looks them up among its words
+        returned = "token_type_ids" in self.tokenizer.model_input_names
+        if types > 1 and returned and "token_type_ids" in taken:  # GPT-2 looks them up among its words
             names.append("token_type_ids")
         if "position_ids" in taken and self._offset is None:
             names.append("position_ids")

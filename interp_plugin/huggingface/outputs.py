@@ -334,13 +334,13 @@ def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
         >>> label_names(SimpleNamespace(id2label={"1": "good"}), 3)
         ('LABEL_0', 'good', 'LABEL_2')
     """
-    given = getattr(config, "id2label", None) or {}
-    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+    labels = getattr(config, "id2label", None) or {}
+    pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels)
     try:
         names = {int(number): str(name) for number, name in pairs}
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"config.id2label is {given!r}: its keys must be the numbers of the classes; swap keys and values if the "
+            f"config.id2label is {labels!r}: its keys must be the numbers of the classes; swap keys and values if the "
             "keys are names"
         ) from error
     count = max([count, *(number + 1 for number in names)])

@@ -101,7 +101,7 @@ def load(
     spread = _spread(device, dtype, device_map, load_in)
     name = fspath(path_or_id)
     try:
-        model, loaded = _Source(name, tokenizer, revision, trust_remote_code, dtype, spread).load()
+        model, loaded = _Loader(name, tokenizer, revision, trust_remote_code, dtype, spread).load()
     except UntrainedError:
         raise
     except (OSError, ValueError) as error:
@@ -250,7 +250,7 @@ def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Loader:
     """What to load and how; see :func:`load`."""
 
     name: str

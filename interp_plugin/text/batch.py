@@ -400,10 +400,10 @@ class _Forward:
         ids, foils = (x.to(scores.device)[rows] for x in (self.targets.ids, self.targets.foils))
         if self.model.task == "answer span":
             scores = without_padding(scores, self.targets.lengths.to(scores.device)[rows])
-        alone = watched(scores, ids, self.function)
+        values = watched(scores, ids, self.function)
         if not self.targets.is_contrast:
-            return alone
-        return torch.where(ids == foils, alone, watched(scores, ids, self.function, foils))
+            return values
+        return torch.where(ids == foils, values, watched(scores, ids, self.function, foils))
 
 
 def without_padding(scores: Tensor, lengths: Tensor) -> Tensor:

@@ -84,14 +84,16 @@ def _words_and_pair(index: int, text: Any) -> tuple[Source, Second]:
     return Words(parts[0]), Words(parts[1]) if len(parts) > 1 else None
 
 
-def _are_words(given: Any) -> bool:
-    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(word, str) for word in given)
+def _are_words(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(word, str) for word in value)
 
 
 def the_only(pairs: Sequence[tuple[Source, Second]]) -> Sequence[tuple[Source, Second]]:
     """Check that there is exactly one text for a continuation."""
     if len(pairs) != 1:
-        raise ValueError(f"{len(pairs)} texts are given, and a continuation follows one; call again for each")
+        raise ValueError(
+            f"a continuation needs exactly one text, and there are {len(pairs)}; call once for each"
+        )
     return pairs
 
 
@@ -119,10 +121,10 @@ def is_each(target: Any) -> bool:
     return isinstance(target, str) and target == EACH
 
 
-def arguments_of_each(given: Mapping[str, Any], count: int, is_one: bool) -> list[Mapping[str, Any]]:
+def arguments_of_each(arguments: Mapping[str, Any], count: int, is_one: bool) -> list[Mapping[str, Any]]:
     """Return the arguments of each text; for several texts, a value is a list, or one number for all of them."""
     found: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in given.items():
+    for name, value in arguments.items():
         values = [value] if is_one else plain_values(value)
         if isinstance(values, (int, float)):
             values = [values] * count
@@ -137,12 +139,12 @@ def arguments_of_each(given: Mapping[str, Any], count: int, is_one: bool) -> lis
     return list(found)
 
 
-def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
+def with_arguments(encoding: Encoding, arguments: Mapping[str, Any]) -> Encoding:
     """Add further arguments of the model's forward to a text.
 
     Args:
-        given: name -> one number for all tokens, or one value for each token (special tokens included) or, if the text
-            was given as words, for each word; a list of another length is an argument of the whole text.
+        arguments: name -> one number for all tokens, or one value for each token (special tokens included) or, if the
+            text was given as words, for each word; a list of another length is an argument of the whole text.
 
     Raises:
         ValueError: an invalid value, or a wrong number of values for an argument with one for each token (PER_TOKEN).
@@ -153,7 +155,7 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
         {'langs': (3, 3, 3), 'token_type_ids': (0, 0, 1)}
     """
     count, extra = len(encoding.ids), dict(encoding.extra)
-    for name, value in given.items():
+    for name, value in arguments.items():
         value = plain_values(value)
         if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], Sequence):
             value = value[0] if len(value[0]) == count else value  # a batch of one, as tokenizers return

@@ -119,9 +119,8 @@ class ErasedRow(Row):
     """The result of erasure for one state: what is lost with each of T tokens; sigma is NaN.
 
     Attributes:
-        erased: s_i, the decrease of the state's value when the token is erased (negative if it increases), (T,)
-            float32: nats of log-odds for a class, nats of log probability for a language model's target, D for any
-            other state.
+        erased: s_i, what is lost when the token is erased (negative if its erasure raises the answer), (T,) float32:
+            nats of log-odds for a class, nats of log probability for a language model's target, D for any other state.
         standard_error: standard error of ``erased``, (T,).
         erasure_probability: p_i, the erasure probabilities at which ``erased`` is the derivative, (T,).
         damage: Delta(p), the damage at these probabilities.

@@ -314,7 +314,7 @@ def test_units_are_erased_together() -> None:
     ("options", "message"),
     [
         ({"fixed": "system"}, "no chat"),
-        ({"fixed": (0, 99)}, "no token that bears noise"),
+        ({"fixed": (0, 99)}, "none can receive noise"),
         ({"units": "line"}, "choose from word, sentence, paragraph, message"),
         ({"units": "message"}, "no chat"),
         ({"units": [(90, 99)]}, "no tokens"),
