@@ -75,10 +75,10 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker that saw it would believe in any name
+if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept any attribute
 
     def __getattr__(name: str) -> Any:
-        """A public name loads when it is first asked for (PEP 562): ``--help`` need not wait for torch."""
+        """Import a public name on first access (PEP 562), so that ``--help`` does not wait for torch."""
         for home, names in _HOMES.items():
             if name in names:
                 module = import_module(f"{__name__}.{home}")

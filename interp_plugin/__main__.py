@@ -1,10 +1,10 @@
-"""The script ``interp-plugin``, and ``python -m interp_plugin`` where it is not on the path."""
+"""Entry point of the ``interp-plugin`` script and of ``python -m interp_plugin``."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line, whose packages an extra brings."""
+    """Run the command line; it needs the packages of the extra ``cli``."""
     from interp_plugin.optional import load
 
     try:

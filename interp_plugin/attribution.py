@@ -1,4 +1,4 @@
-"""Captum's classes: information loss, information erased, and the argument rules that they share with Captum's own."""
+"""Captum attribution classes for information loss and erasure, and their checks of Captum-style arguments."""
 
 from __future__ import annotations
 
@@ -59,31 +59,30 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 _INSTEAD = {
     "noise needs no baseline: leave it out": ("baselines", "baseline", "draw_baseline_from_distrib"),
-    "how hard to look is solver=Solver(...)": ("n_steps", "n_samples", "perturb_func"),
+    "set accuracy and number of passes with solver=Solver(...)": ("n_steps", "n_samples", "perturb_func"),
     "there is one method: leave it out": (
         "method", "custom_attribution_func", "use_weights", "interpretable_model", "multiply_by_inputs",
     ),
-    "nothing has to add up to an output; fit(...) says what converged": ("return_convergence_delta",),
-    "gradients are taken to the noise alone: leave it out": ("grad_kwargs",),
-    "LayerInformationLoss has it": ("attribute_to_layer_input",),
-    "NeuronInformationLoss has it": ("attribute_to_neuron_input",),
-    "the memory is bounded by internal_batch_size": ("perturbations_per_eval", "batch_size"),
-    "write NoiseTunnel(method).attribute(...) around it": (
+    "scores need not sum to an output; fit(...) reports convergence": ("return_convergence_delta",),
+    "gradients are taken only with respect to the noise: leave it out": ("grad_kwargs",),
+    "it is an argument of LayerInformationLoss": ("attribute_to_layer_input",),
+    "it is an argument of NeuronInformationLoss": ("attribute_to_neuron_input",),
+    "bound the memory with internal_batch_size": ("perturbations_per_eval", "batch_size"),
+    "wrap the method: NoiseTunnel(method).attribute(...)": (
         "stdevs", "nt_type", "nt_samples", "nt_samples_batch_size",
     ),
-    "which elements are one token is said by feature_mask": ("sliding_window_shapes", "strides"),
+    "define tokens with feature_mask": ("sliding_window_shapes", "strides"),
     "score='kept' is never negative": ("relu_attributions", "abs"),
 }  # fmt: skip
 FOREIGN = {name: instead for instead, names in _INSTEAD.items() for name in names}
-"""Settings of Captum's other methods, and what stands in their place here."""
+"""Arguments of Captum's other methods -> what to use here instead."""
 
 
 def captum_call(call: Call) -> Call:
-    """Let a method be called as Captum's others are, where that has a meaning, and say what to write where not.
+    """Accept Captum-style arguments of a method where they have a meaning, and explain in an error where not.
 
     ``call`` takes (inputs, target, additional_forward_args, ...) and keeps its signature.  Its object has
-    ``input_setting``, Captum's name of the setting that moves noise or state from the output of its ``layer`` to the
-    input.
+    ``input_setting``, the name of Captum's argument that selects the input of ``layer`` in place of its output.
     """
 
     @functools.wraps(call)
@@ -100,20 +99,20 @@ def captum_call(call: Call) -> Call:
 
 
 def refuse_settings(name: str, settings: dict[str, Any], own: Container[str] = ()) -> None:
-    """Take out what other methods' settings ask for nothing (None, False), and refuse the others at once.
+    """Remove arguments of Captum's other methods that are None or False, and raise an error for any others.
 
     Args:
-        name: of what is called.
+        name: name of the called method.
         settings: its keyword arguments; changed in place.
-        own: those that it has itself.
+        own: names of the arguments that the method itself accepts.
     """
-    given = {key: settings.pop(key) for key in list(settings) if key in FOREIGN and key not in own}
-    asked = {key: value for key, value in given.items() if value is not None and value is not False}
-    if not asked:
+    foreign = {key: settings.pop(key) for key in list(settings) if key in FOREIGN and key not in own}
+    refused = {key: value for key, value in foreign.items() if value is not None and value is not False}
+    if not refused:
         return
-    why = "; ".join(dict.fromkeys(FOREIGN[key] for key in asked))
-    theirs, ours = ([f"{key}={_short(value)}" for key, value in part.items()] for part in (asked, settings))
-    are, mean = ("is a setting", "means") if len(asked) == 1 else ("are settings", "mean")
+    why = "; ".join(dict.fromkeys(FOREIGN[key] for key in refused))
+    theirs, ours = ([f"{key}={_short(value)}" for key, value in part.items()] for part in (refused, settings))
+    are, mean = ("is a setting", "means") if len(refused) == 1 else ("are settings", "mean")
     raise TypeError(
         f"{', '.join(theirs)} {are} of Captum's other methods and {mean} nothing to {name} ({why}); write "
         f"{name.rpartition('.')[2]}({', '.join(['inputs', *ours])})"
@@ -121,7 +120,7 @@ def refuse_settings(name: str, settings: dict[str, Any], own: Container[str] = (
 
 
 def refuse_order(call: Callable[..., Any], args: Sequence[Any]) -> None:
-    """Refuse arguments without names that are in integrated gradients' order: (inputs, baselines, target)."""
+    """Raise an error for positional arguments in the order of integrated gradients: (inputs, baselines, target)."""
     names = list(inspect.signature(call).parameters)[1:]
     if names[1] == "baselines":
         return
@@ -139,13 +138,13 @@ def refuse_order(call: Callable[..., Any], args: Sequence[Any]) -> None:
         theirs = "inputs, neuron_selector, baselines" if at_neuron else "inputs, baselines, target"
         raise TypeError(
             f"{call.__name__}({given}) is in the order of Captum's integrated gradients, ({theirs}), and here it is "
-            f"({', '.join(names[:3])}) without a baseline; write {line}, and what the model takes besides as "
+            f"({', '.join(names[:3])}) without a baseline; write {line}, and give further arguments of the model as "
             "additional_forward_args=..."
         )
 
 
 def _only_baseline(value: Any) -> bool:
-    """Whether it cannot be a target: numbers that are not whole, or a tensor of an input's shape."""
+    """Whether a value can be a baseline but not a target: fractional numbers, or more than one dimension."""
     if isinstance(value, tuple):
         return any(map(_only_baseline, value))
     if isinstance(value, Tensor):
@@ -154,7 +153,7 @@ def _only_baseline(value: Any) -> bool:
 
 
 def _only_target(value: Any) -> bool:
-    """Whether it is no model's argument that Captum would be given without a name or a tuple around it."""
+    """Whether a value can be a target but not an additional argument of the model: an integer or a list of them."""
     if isinstance(value, Tensor):
         return value.ndim == 0 and not value.is_floating_point()
     if isinstance(value, list):
@@ -163,55 +162,55 @@ def _only_target(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """A value in a line of code, or dots."""
+    """Return the repr of a value for a line of code, or "..." if it is long."""
     text = repr(value)
     return text if not isinstance(value, (Tensor, np.ndarray)) and len(text) <= 40 else "..."
 
 
-KEEP = {
+TOKEN_MASKS = {
     "attention_mask", "attention_masks", "attn_mask", "att_mask", "input_mask", "mask", "masks", "token_mask",
 }  # fmt: skip
-LEAVE_OUT = {"key_padding_mask", "src_key_padding_mask"}
-OTHERS = (
+PADDING_MASKS = {"key_padding_mask", "src_key_padding_mask"}
+OTHER_ARGUMENTS = (
     "type", "segment", "pos", "label", "target", "ids", "head", "global", "encoder", "decoder", "cross", "special",
     "perm", "causal",
 )  # fmt: skip
 
 
-def told_mask(
+def inferred_token_mask(
     forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
 ) -> Tensor | None:
-    """Which tokens are real, (B, T), where an argument of the model says that some are padding; else None.
+    """Infer which tokens are real and which are padding, (B, T), from the model's arguments; None if none says so.
 
-    It must have the shape of the first input's first two dimensions, hold zeros and ones alone, and leave every
-    example a token.  Then the name of the forward's parameter decides: ``attention_mask`` and the like
-    (``KEEP``) say 1 for a real token, ``src_key_padding_mask`` (``LEAVE_OUT``) for padding, and
-    ``token_type_ids``, ``position_ids``, ``labels`` and the like (``OTHERS``) say neither.  Where the name is none of
-    these, or there is none (``*args``), an argument counts that is as padding must be: whole numbers or bools,
-    ones at one end of every row and in the whole of one, and zeros where token ids are one and the same.
-    (``token_type_ids`` begin with 0 in every row.)
+    A mask has the shape of the first two dimensions of the first input, holds only zeros and ones, and keeps at least
+    one token of each example.  The name of the forward's parameter decides what it means: in ``attention_mask`` and
+    the like (``TOKEN_MASKS``) 1 is a real token, in ``src_key_padding_mask`` (``PADDING_MASKS``) 1 is padding, and
+    ``token_type_ids``, ``position_ids``, ``labels`` and the like (``OTHER_ARGUMENTS``) are no masks.  An argument with
+    another name, or with none (``*args``), is a mask if it looks like one: integers or bools, the ones contiguous at
+    one end of each row, one row of ones only, and the same token id wherever it is zero.  (``token_type_ids`` begin
+    with 0 in every row.)
 
     Args:
-        forward: the model, or a function of it, as the user gave it.
-        inputs: its inputs.
-        arguments: what it is given after them.
+        forward: the model or a function of it, as the user gave it.
+        inputs: inputs of the model.
+        arguments: arguments of the model after the inputs.
 
     Examples::
         >>> import torch
         >>> ids, mask = torch.tensor([[5, 6, 7], [5, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
-        >>> told_mask(lambda ids, attention_mask: ids, [ids], [mask]).tolist()
+        >>> inferred_token_mask(lambda ids, attention_mask: ids, [ids], [mask]).tolist()
         [[True, True, True], [True, False, False]]
-        >>> told_mask(lambda ids, token_type_ids: ids, [ids], [mask]) is None
+        >>> inferred_token_mask(lambda ids, token_type_ids: ids, [ids], [mask]) is None
         True
     """
     found = None
-    for _, name, argument in _of_tokens(forward, inputs, arguments):
+    for _, name, argument in _token_arguments(forward, inputs, arguments):
         if not ((argument == 0) | (argument == 1)).all():
             continue
         real = argument.bool()
-        if name in LEAVE_OUT:
+        if name in PADDING_MASKS:
             real = ~real
-        elif name not in KEEP and (_says_other(name) or not _is_padding(argument, inputs[0])):
+        elif name not in TOKEN_MASKS and (_is_other(name) or not _is_padding(argument, inputs[0])):
             continue
         if real.any(1).all() and not real.all():
             found = real if found is None else found & real.to(found.device)
@@ -221,23 +220,24 @@ def told_mask(
 def mask_argument(
     forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
 ) -> tuple[int, bool] | None:
-    """Which argument is the attention mask, (B, T), and whether it says 1 for what is left out; None: none is.
+    """Return the index of the attention mask among the arguments, and whether 1 means padding in it; None if none.
 
-    Its name decides, as in :func:`told_mask`; where names say nothing, a mask that is told there, or all ones.
+    The name decides, as in :func:`inferred_token_mask`; an unnamed argument counts if it looks like a mask or holds
+    only ones.
     """
     unnamed = None
-    for index, name, argument in _of_tokens(forward, inputs, arguments):
-        if name in KEEP or name in LEAVE_OUT:
-            return index, name in LEAVE_OUT
-        if not _says_other(name) and ((argument == 1).all() or _is_padding(argument, inputs[0])):
+    for index, name, argument in _token_arguments(forward, inputs, arguments):
+        if name in TOKEN_MASKS or name in PADDING_MASKS:
+            return index, name in PADDING_MASKS
+        if not _is_other(name) and ((argument == 1).all() or _is_padding(argument, inputs[0])):
             unnamed = index if unnamed is None else unnamed
     return None if unnamed is None else (unnamed, False)
 
 
-def _of_tokens(
+def _token_arguments(
     forward: Callable[..., Any], inputs: Sequence[Tensor], arguments: Sequence[Any] | None
 ) -> Iterator[tuple[int, str | None, Tensor]]:
-    """The arguments that have a number for each token, (B, T): their places, names (None: not known) and values."""
+    """Yield the arguments with one number for each token, (B, T): index, name (None if unknown) and value."""
     arguments = arguments or ()
     names = [*parameter_names(forward)[len(inputs) :], *[None] * len(arguments)]
     for index, (name, argument) in enumerate(zip(names, arguments)):
@@ -245,12 +245,12 @@ def _of_tokens(
             yield index, name, argument
 
 
-def _says_other(name: str | None) -> bool:
-    return name is not None and any(word in name for word in OTHERS)
+def _is_other(name: str | None) -> bool:
+    return name is not None and any(word in name for word in OTHER_ARGUMENTS)
 
 
 def _is_padding(argument: Tensor, inputs: Tensor) -> bool:
-    """Whether zeros stand as padding does, at one end of each row but not of all, on one token id."""
+    """Whether the zeros look like padding: at one end of each row, not in every row, all on the same token id."""
     if argument.is_floating_point() or not argument.bool().all(1).any():
         return False
     steps = argument.int().diff(dim=1)
@@ -261,15 +261,15 @@ def _is_padding(argument: Tensor, inputs: Tensor) -> bool:
 
 
 def parameter_names(forward: Callable[..., Any]) -> list[str]:
-    """Names of the parameters that a function or module takes by position."""
-    while isinstance(forward, nn.Module):  # compiled and data-parallel modules hold the model itself
+    """Return the names of the positional parameters of a function or module."""
+    while isinstance(forward, nn.Module):  # unwrap compiled and data-parallel modules
         inner = getattr(forward, "_orig_mod", None) or (
             forward.module if isinstance(forward, nn.DataParallel) else None
         )
         forward = forward.forward if inner is None else inner
     try:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(forward).parameters
-    except (TypeError, ValueError):  # a builtin, which says nothing of itself
+    except (TypeError, ValueError):  # builtins may have no signature
         return []
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [name for name, parameter in parameters.items() if parameter.kind in by_position]
@@ -280,9 +280,9 @@ Tensors = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class ModelRows:
-    """Runs ``forward_func`` on rows: arguments and targets that have one entry an example follow the rows.
+    """Runs ``forward_func`` on rows, with the arguments and targets of the example of each row.
 
-    Where ``tokens`` are known, arguments that have one entry a token are cut to the length of the inputs.
+    If ``tokens`` is given, arguments with one entry for each token are cut to the length of the inputs.
     """
 
     module: Callable[..., Any]
@@ -297,7 +297,7 @@ class ModelRows:
         return cast(Tensor, output)
 
     def at(self, rows: Tensor) -> ModelRows:
-        """The same for rows as examples of their own."""
+        """Return a copy in which each of these rows is an example of its own."""
         arguments = self.arguments and tuple(self._at(a, rows, self.tokens) for a in self.arguments)
         return replace(self, batch=len(rows), target=self._target_at(rows), arguments=arguments)
 
@@ -308,9 +308,9 @@ class ModelRows:
             argument = argument[:, :length]
         return argument[rows.to(argument.device)]
 
-    def is_told(self, mask: Tensor) -> bool:
-        """Whether an argument says which tokens are real, (B, T), and all arguments can be cut after any of them."""
-        told, (batch, tokens) = False, mask.shape
+    def can_be_cut(self, mask: Tensor) -> bool:
+        """Whether an argument equals this token mask, (B, T), and all arguments can be cut to fewer tokens."""
+        found, (batch, tokens) = False, mask.shape
         for argument in self.arguments or ():
             if not isinstance(argument, (Tensor, bool, int, float, str, type(None))):
                 return False
@@ -318,8 +318,8 @@ class ModelRows:
                 if argument.shape[:2] != (batch, tokens) or tokens in argument.shape[2:]:
                     return False
                 real = argument.bool()
-                told |= argument.ndim == 2 and any(equal(m, mask.to(m.device)) for m in (real, ~real))
-        return told
+                found |= argument.ndim == 2 and any(equal(m, mask.to(m.device)) for m in (real, ~real))
+        return found
 
     def _target_at(self, rows: Tensor) -> Any:
         if isinstance(self.target, list):
@@ -330,28 +330,30 @@ class ModelRows:
 
 
 def _leave_padding_out(problem: Problem) -> None:
-    """Spare a batch of texts of different lengths most of its padding, where the model is given a mask of it."""
+    """Skip most of the padding of a batch of texts of different lengths, if the model gets a mask of it."""
     objective, model = problem.objective, problem.objective.model
     forward, mask, [origin, *others] = cast(ModelRows, model.forward), objective.groups.active, model.origin
     lengths = lengths_of(mask)
     if others or lengths is None or lengths.min() >= FULL * mask.shape[1]:
         return
     tensors = (origin, *model.inputs)
-    if origin.ndim == 3 and all(x.shape[:2] == mask.shape for x in tensors) and forward.is_told(mask):
+    if origin.ndim == 3 and all(x.shape[:2] == mask.shape for x in tensors) and forward.can_be_cut(mask):
         model.forward = replace(forward, tokens=mask.shape[1])
         objective.leave_padding_out(lengths)
 
 
 class TokenAttribution(Attribution):
-    """A score for each input token of what a state of the model says of it.
+    """Base class: one score for each input token, with respect to a state of the model.
 
     Args:
         forward_func: the model, or any function of it.
         state_layer: the module whose output is the state; None: the output of ``forward_func``.
     """
 
-    layer: Site | None = None  # whose output bears the noise; None: the inputs do
-    input_setting: str | None = None  # Captum's name of what moves noise or state to a layer's input
+    layer: Site | None = None  # noise is added to its output; None: to the inputs
+    input_setting: str | None = (
+        None  # Captum's argument that selects the layer's input in place of its output
+    )
 
     def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
         super().__init__(forward_func)
@@ -363,7 +365,7 @@ class TokenAttribution(Attribution):
         self.state_layer = state_layer
 
     def attribute_future(self) -> None:
-        """Not offered."""
+        """Not implemented."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def _model(
@@ -374,7 +376,7 @@ class TokenAttribution(Attribution):
         neuron_selector: Selector | None,
         internal_batch_size: int | None,
     ) -> NoisyModel:
-        """The model as a function from noise to state, its arguments checked."""
+        """Check the arguments and build the model as a function from noise to state."""
         if target is not None and self.state_layer is not None:
             raise ValueError(
                 f"target={target!r} picks an output, but the state is at {type(module_of(self.state_layer)).__name__}; "
@@ -427,7 +429,7 @@ class TokenAttribution(Attribution):
         mask = None if feature_mask is None else _format_tensor_into_tuples(feature_mask)
         whole = model.clean()[0]
         if mask is None and token_mask is None:
-            token_mask = self._told_mask(model)
+            token_mask = self._inferred_token_mask(model)
         token_mask = repeated(token_mask, model.batch, 2)
         if mask is not None:
             mask = tuple(repeated(m, model.batch, m.ndim) for m in mask)
@@ -436,18 +438,18 @@ class TokenAttribution(Attribution):
             _leave_padding_out(problem)
         return problem
 
-    def _told_mask(self, model: NoisyModel) -> Tensor | None:
-        """Which tokens an argument of the model says are real, (B, T), where those tokens bear the noise."""
-        mask = told_mask(self.forward_func, model.inputs, cast(ModelRows, model.forward).arguments)
+    def _inferred_token_mask(self, model: NoisyModel) -> Tensor | None:
+        """Return the token mask among the model's arguments, (B, T), if noise is added to the tokens it describes."""
+        mask = inferred_token_mask(self.forward_func, model.inputs, cast(ModelRows, model.forward).arguments)
         [origin, *others] = model.origin
         return mask if mask is not None and not others and origin.shape[:-1] == mask.shape else None
 
     def _returned(
         self, problem: Problem, values: Tensor, inputs: Tensors, in_input_shape: bool, share: bool = True
     ) -> Tensors:
-        """Values of the tokens, (B, T), as they are or in the shapes of what bears the noise.
+        """Return the tokens' values, (B, T), or spread over the elements that receive the noise.
 
-        There each element has its share of its token's, or all of it.
+        Each element gets an equal share of its token's value (``share``), or the value itself.
         """
         if not in_input_shape:
             return values
@@ -458,7 +460,7 @@ class TokenAttribution(Attribution):
 
 
 class AtLayer(TokenAttribution):
-    """The same with tokens that are the (first) output of a layer, whatever the model's inputs are.
+    """Base class whose tokens are the (first) output of a layer, whatever the model's inputs are.
 
     Args:
         forward_func: the model, or any function of it.
@@ -484,21 +486,21 @@ Baselines = float | int | Tensor | tuple[float | int | Tensor, ...]
 
 
 class InformationErased(TokenAttribution):
-    r"""How much of a state of the model is lost with each input token.
+    r"""How much of a state of the model is lost when each input token is erased.
 
-    Learns the probability p_i of erasing each token that damages the state most for the fewest erasures (side
-    "damage"), or least for the most (side "keep")::
+    Learns the erasure probabilities p_i that damage the state most with the fewest erasures (side "damage"), or least
+    with the most (side "keep")::
 
         max_p  Delta(p) - T sum_i KL(p_i || pi),   Delta(p) = E_{b ~ p} Delta(b)
 
-    where Delta(b) is the damage done by erasing the tokens b: what a state of one number loses (a ``target``, one
-    neuron), and the distortion D of any other.  The score of a token is dDelta/dp_i, the mean damage done by its
-    erasure over the erasures of the others: positive where the state needs it, negative where it speaks against it.
-    It is the twin of :class:`InformationLoss` with a discrete channel (see ``method.erasure``): that one says how
-    *precisely* a state knows each token, this one which tokens *carry* it.
+    where Delta(b) is the damage of erasing the tokens b: the decrease of a scalar state (a ``target``, one neuron), or
+    the distortion D of any other state.  The score of a token is dDelta/dp_i, the damage of its erasure averaged over
+    the erasures of the others: positive if the token supports the state, negative if it counts against it.
+    :class:`InformationLoss` measures how *precisely* a state knows each token (Gaussian channel); this class measures
+    which tokens *carry* the state (erasure channel, see ``method.erasure``).
 
-    Of a class, give the log-odds: ``lambda *x: log_odds(model(*x).logits, target)`` without a ``target``.  A logit
-    is taken as it is.
+    To explain a class, use its log-odds: ``lambda *x: log_odds(model(*x).logits, target)`` without a ``target``.  A
+    logit is used unchanged.
 
     The inputs must be floating point tensors (embeddings, images, ...); for token ids use
     :class:`LayerInformationErased`.
@@ -535,27 +537,27 @@ class InformationErased(TokenAttribution):
         return_input_shape: bool = True,
         internal_batch_size: int | None = None,
     ) -> Tensors:
-        """The score of every token.
+        """Compute the score of every token.
 
-        An example's scores do not depend on its neighbours in the batch, nor on its padding where that is masked.
+        The scores of an example do not depend on the rest of the batch, nor on padding that is masked.
 
         Args:
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask, state_std,
                 internal_batch_size: as in :meth:`InformationLoss.attribute`.
-            baselines: what stands in an erased token's place, as in Captum's integrated gradients: a number or a
-                tensor that broadcasts to the inputs; for token ids, an id or ids like the inputs (or, as floating
-                point, a vector (K,) or more of the layer's output).  A token that equals its baseline is never
-                erased: give special tokens as their own (``torch.where(is_special, ids, mask_id)``).  None: the mean
-                row of the table where the layer is an ``nn.Embedding``, zeros elsewhere.
-            side: "damage": the fewest erasures that damage most; "keep": the most that harm least.
-            ways: how tokens are erased, one or more of "mask" (their baseline), "attention" (their baseline, and
-                hidden by the attention mask among ``additional_forward_args``) and "delete" (left out of dimension 1
+            baselines: replacement of an erased token, as in Captum's integrated gradients: a number or a tensor that
+                broadcasts to the inputs; for token ids, an id or ids like the inputs (or floating point values that
+                broadcast to the layer's output, such as a vector (K,)).  A token that equals its baseline is never
+                erased: make special tokens their own baselines (``torch.where(is_special, ids, mask_id)``).  None:
+                the mean row of the table if the layer is an ``nn.Embedding``, otherwise zeros.
+            side: "damage": the fewest erasures that damage most; "keep": the most erasures that damage least.
+            ways: how tokens are erased, one or more of "mask" (replaced by their baseline), "attention" (replaced, and
+                hidden by the attention mask among ``additional_forward_args``) and "delete" (removed from dimension 1
                 of the inputs and of all arguments that have it).  The damage is their weighted mean, in which each but
-                the first weighs 0.2; each evaluates the same masks.
-            passes: forward and backward passes with one way, 16 of them integrated gradients': the price is the same
-                for every length.  Where all erasures are no more than the others (six tokens at 100 passes), they are
-                enumerated, and the scores exact.
-            seed: of the masks.
+                the first has weight 0.2; all are evaluated on the same masks.
+            passes: forward and backward passes for each way, whatever the number of tokens; 16 of them compute
+                integrated gradients.  If the others suffice for all erasures (six tokens at 100 passes), all are
+                enumerated and the scores are exact.
+            seed: seed of the random masks.
             return_input_shape: True: the shape of the inputs, each element with its share, so that ``.sum(dim=-1)``
                 is the token's score.  False: (B, T).
 
@@ -563,8 +565,8 @@ class InformationErased(TokenAttribution):
             float32, detached; shaped like ``inputs``, or (B, T).
 
         Raises:
-            TypeError, ValueError, AssertionError: as :meth:`InformationLoss.attribute`; another side or way; no
-                attention mask to hide tokens with.
+            TypeError, ValueError, AssertionError: as in :meth:`InformationLoss.attribute`; an unknown side or way; way
+                "attention" without an attention mask.
         """
         settings = Erasure(side, passes, seed)
         problem = self._problem(
@@ -591,7 +593,7 @@ class InformationErased(TokenAttribution):
         seed: int = 0,
         internal_batch_size: int | None = None,
     ) -> ErasureFit:
-        """Scores with their standard errors, p and the damage; arguments as in :meth:`attribute`."""
+        """Return scores with standard errors, p and the damage; arguments as in :meth:`attribute`."""
         settings = Erasure(side, passes, seed)
         problem = self._problem(
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
@@ -615,7 +617,7 @@ class InformationErased(TokenAttribution):
             return learn_erasure(erasing.players, erasing.damage, erasing.prior, settings, len(ways))
 
     def _baseline(self, problem: Problem, inputs: tuple[Tensor, ...], baselines: Baselines | None) -> Tensor:
-        """What stands in an erased token's place, broadcasts to (B, N)."""
+        """Return the replacement of erased tokens; it broadcasts to (B, N)."""
         if baselines is None:
             return nothing(module_of(self.layer), problem.objective)
         parts = _shaped_like(problem.objective.model.origin, baselines)
@@ -623,28 +625,28 @@ class InformationErased(TokenAttribution):
 
 
 def _shaped_like(tensors: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ...]:
-    """Baselines in the shapes and types of the tensors that they stand for."""
-    given = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
-    if len(given) != len(tensors):
-        raise ValueError(f"baselines has {len(given)} parts for {len(tensors)} inputs; give one for each")
+    """Broadcast baselines to the shapes and types of the tensors that they replace."""
+    values = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
+    if len(values) != len(tensors):
+        raise ValueError(f"baselines has {len(values)} parts for {len(tensors)} inputs; give one for each")
     parts = []
-    for value, tensor in zip(given, tensors):
+    for value, tensor in zip(values, tensors):
         value = torch.as_tensor(value, device=tensor.device).to(tensor.dtype)
         try:
             parts.append(value.broadcast_to(tensor.shape))
         except RuntimeError as error:
             raise ValueError(
-                f"baselines do not broadcast, of shape {tuple(value.shape)}, to {tuple(tensor.shape)}, what they stand "
-                "for"
+                f"baselines of shape {tuple(value.shape)} do not broadcast to {tuple(tensor.shape)}, the shape of "
+                "what they replace"
             ) from error
     return tuple(parts)
 
 
 class LayerInformationErased(AtLayer, InformationErased):
-    """:class:`InformationErased` with tokens that are a layer's output: for token ids, its embedding layer.
+    """:class:`InformationErased` whose tokens are a layer's output: for token ids, the output of the embedding layer.
 
-    The drop-in for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids), and
-    ``baselines`` are ids like them, one id (of the mask token), or vectors of the layer's output.
+    A drop-in replacement for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids), and
+    ``baselines`` are ids like them, one id (of the mask token), or vectors like the layer's output.
 
     Args:
         forward_func: the model, or any function of it.
@@ -666,9 +668,9 @@ class LayerInformationErased(AtLayer, InformationErased):
     def _baseline(self, problem: Problem, inputs: tuple[Tensor, ...], baselines: Baselines | None) -> Tensor:
         if baselines is None or all(x.is_floating_point() for x in inputs):
             return super()._baseline(problem, inputs, baselines)
-        given = baselines if isinstance(baselines, tuple) else (baselines,)
-        are_vectors = [torch.as_tensor(value).is_floating_point() for value in given]
-        if any(are_vectors):  # of the layer's output
+        values = baselines if isinstance(baselines, tuple) else (baselines,)
+        are_vectors = [torch.as_tensor(value).is_floating_point() for value in values]
+        if any(are_vectors):  # they replace vectors of the layer's output
             return super()._baseline(problem, inputs, baselines)
         ids = tuple(part.contiguous() for part in _shaped_like(inputs, baselines))
         model = replace(problem.objective.model, inputs=ids).learned_from(problem.objective.model)
@@ -679,9 +681,9 @@ class LayerInformationErased(AtLayer, InformationErased):
 
 @dataclass(frozen=True)
 class _Edit:
-    """The model on rows with tokens hidden or left out."""
+    """Builds the model on rows with tokens hidden from attention or deleted."""
 
-    function: Callable[..., Any]  # as the user gave it: the names of its parameters say what arguments are
+    function: Callable[..., Any]  # as the user gave it: its parameter names identify the attention mask
     model: NoisyModel
 
     def __call__(self, way: Way, examples: Tensor, kept: Tensor) -> NoisyModel:
@@ -692,15 +694,15 @@ class _Edit:
             return self._hidden(rows, inputs, kept)
         places = kept.nonzero()[:, 1].reshape(len(kept), -1)
 
-        def left(x: Any) -> Any:
+        def remaining(x: Any) -> Any:
             if not isinstance(x, Tensor) or x.shape[:2] != kept.shape:
                 return x
             index = places.to(x.device).reshape(*places.shape, *[1] * (x.ndim - 2))
             return x.gather(1, index.expand(*places.shape, *x.shape[2:]))
 
-        arguments = None if rows.arguments is None else tuple(map(left, rows.arguments))
+        arguments = None if rows.arguments is None else tuple(map(remaining, rows.arguments))
         shorter = replace(self.model, forward=replace(rows, arguments=arguments), noise_layer=None)
-        shorter.inputs = tuple(map(left, inputs))
+        shorter.inputs = tuple(map(remaining, inputs))
         return shorter.learned_from(self.model)
 
     def _hidden(self, rows: ModelRows, inputs: tuple[Tensor, ...], kept: Tensor) -> NoisyModel:
@@ -710,11 +712,13 @@ class _Edit:
                 "ways has 'attention', and no argument of the model is an attention mask, (examples, tokens); give one "
                 "in additional_forward_args to a forward that names it attention_mask"
             )
-        index, leaves_out = found
+        index, one_is_padding = found
         arguments = list(rows.arguments or ())
         mask = arguments[index]
-        seen = kept.to(mask.device)
-        arguments[index] = (mask.bool() | ~seen).to(mask.dtype) if leaves_out else mask * seen.to(mask.dtype)
+        kept = kept.to(mask.device)
+        arguments[index] = (
+            (mask.bool() | ~kept).to(mask.dtype) if one_is_padding else mask * kept.to(mask.dtype)
+        )
         edited = replace(self.model, forward=replace(rows, arguments=tuple(arguments)), inputs=inputs)
         return edited.learned_from(self.model)
 
@@ -774,26 +778,26 @@ class InformationLoss(TokenAttribution):
         show_progress: bool = False,
         input_std: float | Tensor | None = None,
     ) -> Tensors:
-        """The score of every token.
+        """Compute the score of every token.
 
-        An example's scores do not depend on its neighbours in the batch, nor on its padding where the
-        model is given its attention mask and we are given ``token_mask``.  There most of the padding at the
-        end of texts of different lengths is not even run, if a first run without it gives the same states.
+        The scores of an example do not depend on the rest of the batch, nor on padding if the model gets an
+        attention mask and this method the ``token_mask``.  Most of the padding at the end of texts of different
+        lengths is then skipped, if a first run without it gives the same states.
 
         Args:
             inputs: floating point tensor or tuple of them, each (B, ...).  In a 3-D or higher input the
                 elements along the last dimension are one token; in a 2-D input every element is one.
             target: which output is the state, as in Captum (an int, tuple, tensor or list); None: all
-                of it.  Not together with a state layer.
+                of them.  Not together with a state layer.
             additional_forward_args: further arguments of ``forward_func``, as in Captum.  Tensors whose
-                first dimension is B follow the examples.  An attention mask among them is the ``token_mask``
-                where none is given (see ``arguments.told_mask``; ``token_mask=torch.ones(B, T)`` forgets it).
-            feature_mask: integers shaped like the inputs; equal numbers make one token.
+                first dimension is B follow the examples.  An attention mask among them is used as the ``token_mask``
+                if none is given (see ``inferred_token_mask``; ``token_mask=torch.ones(B, T)`` prevents it).
+            feature_mask: integers shaped like the inputs; elements with equal numbers are one token.
             neuron_selector: part of the state: an int or tuple of ints and slices that index it after
                 the batch dimension, or a callable (B, ...) -> (B, ...).
-            token_mask: (B, T), false for tokens (padding) that get no noise, keep nothing, and count
-                nowhere: not in n, and not in the state where its dimension 1 runs over the tokens.  As with
-                ``max_sigma``, fewer entries than examples are each repeated, as NoiseTunnel repeats examples.
+            token_mask: (B, T), false for tokens (padding) that get no noise, keep nothing, and are not counted,
+                neither in n nor in a state whose dimension 1 runs over the tokens.  If there are fewer entries than
+                examples, each is repeated, as NoiseTunnel repeats examples; the same holds for ``max_sigma``.
             state_std: v, broadcasts to the state; makes layers and models comparable (see
                 ``estimate_state_std``).  None: v^2 is the mean of s^2 of each example.
             rate: lambda > 0, the weight of the entropy.
@@ -801,33 +805,33 @@ class InformationLoss(TokenAttribution):
             score: "loss" (H_i, nats), "kept" (I_i, what a Gaussian channel with noise sigma_i passes of elements
                 of standard deviation tau, K/2 log(1 + tau^2 / sigma_i^2), less the same at the cap: nats, high =
                 important, 0 = noise far beyond the spread of the inputs goes unnoticed),
-                "sigma" (input units), or "signed": what the token adds to a state of one number (a ``target``, one
-                neuron), below 0 where it takes away, in units of the state.  No noise is learned for it: the
-                state's gradient is integrated on the way to white noise with the spread ``input_std`` around the mean
-                row of an embedding layer's table (around 0 for raw inputs and other layers), in 36 forward and
-                backward passes.  Scores sum to the state less its mean on that noise (see
-                ``method.erasure``); a warning says where they miss it by more than 5 %.
+                "sigma" (input units), or "signed": the contribution of the token to a scalar state (a ``target``, one
+                neuron), negative if it lowers the state, in units of the state.  No noise is learned for "signed":
+                the state's gradient is integrated on the path to white noise of standard deviation ``input_std``
+                around the mean row of an embedding layer's table (around 0 for raw inputs and other layers), in 36
+                forward and backward passes.  The scores sum to the state minus its mean on that noise (see
+                ``method.erasure``); a warning is given if the sum is off by more than 5 %.
             return_input_shape: True: the shape of the inputs, each element with its share, H_i / K, so
                 that ``.sum(dim=-1)`` is the token's score ("sigma": sigma itself on each element).
-                False: (B, T), one score a token.
-            solver: how hard to look.
-            internal_batch_size: most rows in one forward and backward pass; bounds the memory.
-            show_progress: a progress bar.
+                False: (B, T), one score for each token.
+            solver: tolerance and budget of the solver.
+            internal_batch_size: largest number of rows in one forward and backward pass; bounds the memory.
+            show_progress: show a progress bar.
             input_std: tau, the standard deviation of one element of what the noise is added to, a number or one
-                per example, (B,).  None: where the noise layer is an ``nn.Embedding``, that of its table;
-                otherwise of the example's own unmasked elements (their root mean square, if they are constant).
-                Give one number to compare examples, or layers, by "kept" where there is no table.
+                per example, (B,).  None: that of the table if the noise layer is an ``nn.Embedding``, otherwise that
+                of the example's own unmasked elements (their root mean square, if they are constant).
+                Without a table, give one number to compare examples or layers by "kept".
 
         Returns:
             float32, detached; shaped like ``inputs``, or (B, T).
 
         Raises:
             TypeError: integer inputs, a state that is not floating point, or arguments of Captum's other
-                methods (``n_steps``, ``baselines``, or baselines second and the target third).
+                methods (``n_steps``, ``baselines``, or the order (inputs, baselines, target)).
             ValueError: NaN or infinite values, masks or ``state_std`` that do not broadcast, a rate that
-                is not positive, a layer that does not fire exactly once, all tokens masked, score "signed"
-                of a state of several elements.
-            AssertionError: a bad target (Captum's own check).
+                is not positive, a layer that does not fire exactly once, all tokens masked, or score "signed"
+                for a state of several elements.
+            AssertionError: an invalid target (Captum's own check).
         """
         if score not in SCORES:
             raise ValueError(f"score is {score!r}; choose one of {', '.join(map(repr, SCORES))}")
@@ -860,7 +864,7 @@ class InformationLoss(TokenAttribution):
         show_progress: bool = False,
         input_std: float | Tensor | None = None,
     ) -> NoiseFit:
-        """The fit behind the scores: sigma, standard errors and diagnostics; arguments as in :meth:`attribute`."""
+        """Return the fit: sigma, standard errors and diagnostics; arguments as in :meth:`attribute`."""
         problem = self._problem(
             inputs, target, additional_forward_args, feature_mask, neuron_selector, token_mask,
             Terms(rate, max_sigma, state_std, input_std), internal_batch_size,
@@ -874,17 +878,17 @@ class InformationLoss(TokenAttribution):
         neuron_selector: Selector | None = None,
         internal_batch_size: int | None = None,
     ) -> Tensor:
-        """v: the standard deviation of each element of the state over a corpus, in one pass.
+        """Estimate v, the standard deviation of each element of the state over a corpus, in one pass.
 
         Args:
-            batches: each a mapping with ``inputs`` and, where needed, ``additional_forward_args`` and
-                ``token_mask`` (B, T), named as in :meth:`attribute`.  With a ``token_mask`` every unmasked
-                position of a state (B, T, ...) is a sample, so that texts of different lengths mix;
-                without it every example is one.
+            batches: mappings with ``inputs`` and, if needed, ``additional_forward_args`` and
+                ``token_mask`` (B, T), as in :meth:`attribute`.  With a ``token_mask`` every unmasked
+                position of a state (B, T, ...) is a sample, so that texts may differ in length;
+                without it every example is one sample.
             target, neuron_selector, internal_batch_size: as in :meth:`attribute`.
 
         Returns:
-            float32, the shape of one sample: broadcasts to the state.
+            float32, the shape of one sample; it broadcasts to the state.
         """
         running = RunningStd()
         for batch in batches:
@@ -898,12 +902,11 @@ class InformationLoss(TokenAttribution):
 
 
 class LayerInformationLoss(AtLayer, InformationLoss):
-    """:class:`InformationLoss` with the noise at a layer's output: for token ids, its embedding layer.
+    """:class:`InformationLoss` with the noise at a layer's output: for token ids, at the embedding layer's output.
 
-    The drop-in for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids),
+    A drop-in replacement for Captum's ``LayerIntegratedGradients``: ``inputs`` are whatever the model takes (ids),
     and the result has the shape of the layer's output, examples first (XLNet's layers give (T, B, K)).
-    ``attribute_to_layer_input=True`` is understood: noise then enters the layer's input, as at
-    ``LayerCall(layer, side="input")``.
+    ``attribute_to_layer_input=True`` adds the noise to the layer's input, as ``LayerCall(layer, side="input")`` does.
 
     Args:
         forward_func: the model, or any function of it.
@@ -923,7 +926,7 @@ class LayerInformationLoss(AtLayer, InformationLoss):
 
 
 class NeuronInformationLoss(TokenAttribution):
-    """:class:`InformationLoss` for part of a layer, under Captum's names for neuron methods.
+    """:class:`InformationLoss` for neurons of a layer, with the interface of Captum's neuron methods.
 
     ``NeuronInformationLoss(f, layer).attribute(x, selector)`` is
     ``InformationLoss(f, state_layer=layer).attribute(x, neuron_selector=selector)``; with
@@ -953,13 +956,13 @@ class NeuronInformationLoss(TokenAttribution):
     def attribute(
         self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
     ) -> Tensors:
-        """The score of every token for the selected neurons.
+        """Compute the score of every token for the selected neurons.
 
         Args:
             inputs, additional_forward_args: as in :meth:`InformationLoss.attribute`.
             neuron_selector: an int or tuple of ints and slices that index the layer's output after the
                 batch dimension, or a callable.  Selected neurons are one vector state (not a sum).
-            **settings: the other keyword arguments of :meth:`InformationLoss.attribute`, but ``target``.
+            **settings: the other keyword arguments of :meth:`InformationLoss.attribute`, except ``target``.
         """
         return self._method().attribute(
             inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
@@ -969,7 +972,7 @@ class NeuronInformationLoss(TokenAttribution):
     def fit(
         self, inputs: Tensors, neuron_selector: Selector, additional_forward_args: Any = None, **settings: Any
     ) -> NoiseFit:
-        """The fit behind the scores; arguments as in :meth:`attribute`."""
+        """Return the fit; arguments as in :meth:`attribute`."""
         return self._method().fit(
             inputs, None, additional_forward_args, neuron_selector=neuron_selector, **settings
         )
@@ -981,9 +984,9 @@ class NeuronInformationLoss(TokenAttribution):
 class InformationLossLLMAttribution(LLMGradientAttribution):
     """Captum's ``LLMGradientAttribution`` for :class:`LayerInformationLoss` and :class:`LayerInformationErased`.
 
-    The state is the log probability of each output token.  Over several output tokens the sequence's score of
-    information loss is the mean over them: a sum of entropies of the same input tokens has no meaning.  What is lost
-    with erased tokens adds up, as log probabilities do.
+    The state is the log probability of each output token.  The sequence score of information loss is the mean over the
+    output tokens, because a sum of entropies of the same input tokens has no meaning.  The sequence score of erasure is
+    their sum, because log probabilities add up.
     """
 
     SUPPORTED_METHODS = (
@@ -993,7 +996,7 @@ class InformationLossLLMAttribution(LLMGradientAttribution):
     )
 
     def attribute(self, *args: Any, **kwargs: Any) -> LLMAttributionResult:
-        """As ``LLMGradientAttribution.attribute``; further keyword arguments go to our ``attribute``."""
+        """As ``LLMGradientAttribution.attribute``; further keyword arguments go to the method's ``attribute``."""
         if not isinstance(self.attr_method, LayerInformationLoss):
             return super().attribute(*args, **kwargs)
         if kwargs.get("score", "loss") == "sigma" or not kwargs.get("return_input_shape", True):

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, with a digest of their bytes, and what stored numbers depend on."""
+"""Atomic writes, files with a checksum, and digests of models and settings."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from interp_plugin.optional import load
 if TYPE_CHECKING:
     pass
 
-_BINARY = getattr(os, "O_BINARY", 0)  # of Windows
+_BINARY = getattr(os, "O_BINARY", 0)  # exists on Windows only
 
 
 def replace_file(path: str | os.PathLike[str], data: Any) -> None:
-    """Write bytes so that a reader, also after a crash, finds either the old file or the whole new one.
+    """Write a file atomically: a reader finds either the old file or the complete new one, even after a crash.
 
-    Links are followed, and a file that was there keeps its mode and, where that is allowed, its owner.  What is no
-    regular file (a pipe, a device, /dev/stdout) and the file that standard output goes to are written to as they are.
+    Symbolic links are followed.  The new file gets the mode and, where permitted, the owner of the old one.  Pipes and
+    devices (such as /dev/stdout) and the file that standard output is redirected to are written in place.
 
     Raises:
         ValueError: the path is a URI.
-        OSError: it cannot be written; a regular file that was there stays as it was.
+        OSError: the file cannot be written; an existing regular file is left unchanged.
     """
     check_local(path)
     found = _stat(path)
@@ -48,35 +48,35 @@ def replace_file(path: str | os.PathLike[str], data: Any) -> None:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent))
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")  # same folder, so same file system
-    # a draft of what others may not read must not be readable before it has the mode of the old file
-    created = os.open(
-        draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666 if found is None else 0o600
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")  # same folder, so same file system
+    # created private: the old file may be unreadable to others, and its mode is only copied afterwards
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666 if found is None else 0o600
     )
     try:
-        with open(created, "wb") as file:
+        with open(descriptor, "wb") as file:
             if found is not None:
-                _keep_access(draft, found)
+                _keep_access(temporary, found)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, target)
+        os.replace(temporary, target)
     finally:
-        draft.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # other systems cannot open a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # or the new name may be lost with the power
+            os.fsync(folder)  # otherwise a power failure may undo the renaming
         finally:
             os.close(folder)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """See that `replace_file` can write there, before the work is done that it is to hold.
+    """Check that `replace_file` can write to a path, before a long computation starts.
 
     Raises:
-        ValueError: the path is a URI, or a folder.
-        OSError: no file can be made there, or the pipe or device cannot be written to.
+        ValueError: the path is a URI or a folder.
+        OSError: no file can be created there, or the pipe or device cannot be written to.
     """
     check_local(path)
     if os.path.isdir(path):
@@ -89,10 +89,10 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def check_local(path: str | os.PathLike[str]) -> None:
-    """See that an output path is one of this machine's file systems; a name with a colon, such as run:1, is.
+    """Check that an output path is a local path and not a URI; a name with a colon, such as run:1, is local.
 
     Raises:
-        ValueError: it is the URI of an object store, which files cannot be written to.
+        ValueError: the path is a URI, for instance of an object store.
 
     Examples::
         >>> check_local("run:1/part.parquet")
@@ -101,7 +101,7 @@ def check_local(path: str | os.PathLike[str]) -> None:
             ...
         ValueError: 's3://bucket/study' is a URI, and results go to a file system of this machine: give a path on it
     """
-    # pathlib makes one slash of two, so one is enough here; a single letter is a drive of Windows
+    # one slash suffices, because pathlib turns "//" into "/"; a single letter is a Windows drive
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)):
         raise ValueError(
             f"{os.fspath(path)!r} is a URI, and results go to a file system of this machine: give a path on it"
@@ -109,7 +109,7 @@ def check_local(path: str | os.PathLike[str]) -> None:
 
 
 def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """Of what a path leads to; None: nothing is there."""
+    """Return the status of the file that a path leads to, or None if there is none."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -121,7 +121,10 @@ def _is_replaceable(found: os.stat_result) -> bool:
 
 
 def _own_stream(found: os.stat_result) -> int | None:
-    """The descriptor of standard output or error that goes to this file: another in its place would take no more."""
+    """Return the descriptor of standard output or error if it writes to this file.
+
+    Such a file must not be replaced: later output would go to the old, deleted file.
+    """
     for descriptor in (1, 2):
         try:
             if os.path.samestat(found, os.fstat(descriptor)):
@@ -132,7 +135,7 @@ def _own_stream(found: os.stat_result) -> int | None:
 
 
 def _write_into(path: str | os.PathLike[str], found: os.stat_result, data: Any) -> None:
-    """Write to what cannot be replaced; through our own descriptor where there is one, which keeps its position."""
+    """Write in place; if our standard output goes there, through its descriptor, which keeps the position."""
     descriptor = _own_stream(found)
     if descriptor is not None:
         sys.stdout.flush()
@@ -141,21 +144,21 @@ def _write_into(path: str | os.PathLike[str], found: os.stat_result, data: Any) 
         file.write(data)
 
 
-def _keep_access(draft: Path, found: os.stat_result) -> None:
-    """Give a new file the owner and the mode of the one whose place it takes."""
+def _keep_access(temporary: Path, found: os.stat_result) -> None:
+    """Give a temporary file the owner and the mode of the file that it will replace."""
     if hasattr(os, "chown") and (found.st_uid, found.st_gid) != (os.getuid(), os.getgid()):
         with suppress(PermissionError):  # only root may give files away
-            os.chown(draft, found.st_uid, found.st_gid)
-    os.chmod(draft, stat.S_IMODE(found.st_mode))
+            os.chown(temporary, found.st_uid, found.st_gid)
+    os.chmod(temporary, stat.S_IMODE(found.st_mode))
 
 
-BLANK = b"0" * 64  # stands in the place of the digest while that is computed
-TRIED = 100  # seals at most: each costs a reading of the file
+BLANK = b"0" * 64  # placeholder for the digest while the digest is computed
+MAX_SEALS = 100  # candidates that are verified: each costs one pass over the file
 _SEAL = re.compile(rb"interp-plugin sha256 ([0-9a-f]{64})")
 
 
 def blank_seal() -> str:
-    """A place for a seal, which no other file has: to be written once into the file that `sealed` then gets.
+    """Return a unique placeholder for a checksum: write it once into the content, then call `sealed`.
 
     Examples::
         >>> blank = blank_seal()
@@ -167,15 +170,15 @@ def blank_seal() -> str:
 
 
 def sealed(content: bytes, blank: str) -> bytes:
-    """The content with its digest in place of the blank seal."""
+    """Replace the placeholder in the content by the digest of the content."""
     start = content.index(blank.encode()) + len(blank) - len(BLANK)
     return content[:start] + _digest(content, start).encode() + content[start + len(BLANK) :]
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether the content holds the digest of all the rest of it."""
-    # a text in the file may look like a seal, so several are tried, from the end, where Parquet has its header
-    found = list(_SEAL.finditer(content))[-TRIED:]
+    """Whether the content holds a valid digest of the rest of the content."""
+    # a text in the file may look like a seal: several are tried, from the end, where Parquet stores its metadata
+    found = list(_SEAL.finditer(content))[-MAX_SEALS:]
     return any(match[1].decode() == _digest(content, match.start(1)) for match in reversed(found))
 
 
@@ -188,19 +191,19 @@ def _digest(content: bytes, start: int) -> str:
 
 
 Kinds = Mapping[str, type | tuple[type | None, ...]]
-"""What the members of an object of JSON may be, by name; None is null."""
+"""Allowed types of the members of a JSON object, by name; None stands for null."""
 
 
 def write_tensors(
     path: str | os.PathLike[str], format_name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write tensors and JSON values, whole or not at all.
+    """Write tensors and JSON values to a safetensors file, atomically.
 
     Args:
-        path: of the file.
-        format_name: what the file holds, with the number of its format at the end.
+        path: path of the file.
+        format_name: name and version number of the format.
         about: JSON values.
-        tensors: by name.
+        tensors: name -> tensor.
 
     Raises:
         OSError: the file cannot be written.
@@ -218,16 +221,16 @@ def write_tensors(
 def read_tensors(
     path: str | os.PathLike[str], format_name: str, again: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON values and the tensors that `write` wrote; every tensor is finite.
+    """Read the JSON values and the tensors that `write_tensors` wrote; every tensor is finite.
 
     Args:
-        path: of the file.
-        format_name: the format that is read.
-        again: what to do where the file is another one.
+        path: path of the file.
+        format_name: the expected format.
+        again: advice for the error message if the file cannot be used.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is another file, damaged, or of another format.
+        ValueError: the file is of another kind or format, or is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -249,21 +252,21 @@ def read_tensors(
         if not value.is_floating_point() or not value.isfinite().all():
             raise ValueError(f"{name!r} holds numbers in {key!r} that are not finite; {again}")
     if not isinstance(about, dict):
-        raise ValueError(f"{name!r} says nothing of its numbers; {again}")
+        raise ValueError(f"{name!r} has no description of its tensors; {again}")
     return about, tensors
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """What a safetensors file says of itself: its length, eight bytes, then an object of JSON."""
+    """Return the metadata of a safetensors file: eight bytes give the length of the JSON header that follows."""
     size = int.from_bytes(content[:8], "little")
     return dict(json.loads(content[8 : 8 + size])["__metadata__"])
 
 
 def check_fields(about: Any, kinds: Kinds) -> None:
-    """See that JSON values are an object with these members and no others, each of its kind; None is null.
+    """Check that a JSON value is an object with exactly these members, each of an allowed type.
 
     Raises:
-        ValueError: they are not.
+        ValueError: members are missing, unknown or of another type.
 
     Examples::
         >>> check_fields({"texts": 2, "layer": None}, {"texts": int, "layer": (str, None)})
@@ -282,26 +285,27 @@ def check_fields(about: Any, kinds: Kinds) -> None:
             raise ValueError(f"{name} is {value!r}, a {type(value).__name__}")
 
 
-EXPANSION = 1000  # bytes in memory for a byte of a file, at most
-SMALL = 2**25  # or so many bytes in memory, however small the file
+EXPANSION = 1000  # largest accepted ratio of bytes in memory to bytes of the file
+SMALL = 2**25  # bytes in memory that are accepted whatever the ratio
 
 
 def open_sealed(
     path: str | os.PathLike[str], key: bytes, newest: int, what: str, again: str, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A Parquet file with a sealed header, not unpacked yet; and the header.
+    """Open a Parquet file that has a checksum, and return it, not yet unpacked, with its header.
 
     Args:
-        path: of the file.
-        key: of the header in the file's metadata.
-        newest: the format that is read.
-        what: the class whose ``save`` wrote it.
-        again: what to do in place of reading an older format.
-        options: of ``pyarrow.parquet.ParquetFile``.
+        path: path of the file.
+        key: key of the header in the file's metadata.
+        newest: the format version that can be read.
+        what: name of the class whose ``save`` wrote the file.
+        again: advice for the error message if the format is older.
+        options: further arguments of ``pyarrow.parquet.ParquetFile``.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is another file, damaged, of another format, or far larger than it looks.
+        ValueError: the file is of another kind or format, is damaged, or would take far more memory than its size
+            suggests.
     """
     arrow, parquet = load_pyarrow(f"a saved {what}")
     name = os.fspath(path)
@@ -335,31 +339,31 @@ def open_sealed(
 
 
 def _unpacked(metadata: Any) -> int:
-    """Bytes that a Parquet file takes in memory, about: its values and what says where each of them belongs."""
+    """Estimate the bytes that a Parquet file takes in memory: its values, and 8 bytes of levels for each value."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
     return sum(chunk.total_uncompressed_size + 8 * chunk.num_values for chunk in chunks)
 
 
 def foreign(name: str, what: str) -> str:
-    """That a file is not what it should be."""
+    """Return the message for a file of another kind."""
     return f"{name!r} holds no {what}, or a damaged one: give a file that {what}.save wrote"
 
 
 def load_pyarrow(purpose: str, extra: str = "table") -> tuple[ModuleType, ModuleType]:
-    """pyarrow and its Parquet; arguments and error as of :func:`load`."""
+    """Import pyarrow and pyarrow.parquet; arguments and errors as in :func:`load`."""
     return load("pyarrow", purpose, extra), load("pyarrow.parquet", purpose, extra)
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of the packages that the numbers depend on."""
+    """Return the versions of the packages that the numbers depend on."""
     packages = ("interp-plugin", "captum", "torch", "transformers")
     return {name.replace("-", "_"): version(name) for name in packages}
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A name for the very weights of a model: equal for equal parameters and buffers of equal types.
+    """Return a digest of a model's weights: equal for parameters and buffers of equal values and types.
 
     Examples::
         >>> layer = nn.Linear(2, 1)
@@ -377,14 +381,14 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def ids_digest(ids: Sequence[int]) -> str:
-    """A name for the ids of a text: another tokenizer gives others, though the tokens may have the same names."""
+    """Return a digest of token ids, which differ between tokenizers even where the tokens look alike."""
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
 def differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], before: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    """Names and values of the settings that differ.
+    """List the settings that differ, as (name, our value, their value).
 
     Examples::
         >>> differences({"rate": 0.1, "versions": {"torch": "2"}}, {"rate": 0.1, "versions": {"torch": "3"}})

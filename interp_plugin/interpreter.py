@@ -1,4 +1,4 @@
-"""The seed's interface: one sentence, any callable ``Phi``, one sigma per word."""
+"""Interpreter, the interface of Guan et al.'s reference code: one sentence, any callable ``Phi``, one sigma a word."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TokenIds = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]
 
 
 def as_ids(x: Any) -> Tensor | None:
-    """``x`` as a tensor of token ids, int64, of any shape; None where it is something else.
+    """Convert ``x`` to a tensor of token ids, int64, of any shape; return None if it holds no integers.
 
     Examples::
         >>> as_ids([101, 7592, 102])
@@ -55,7 +55,7 @@ def as_ids(x: Any) -> Tensor | None:
     if isinstance(x, (list, tuple, np.ndarray)) and len(x):
         try:
             x = torch.as_tensor(x)
-        except (TypeError, ValueError, RuntimeError):  # ragged, or no numbers
+        except (TypeError, ValueError, RuntimeError):  # ragged or not numeric
             return None
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         return None
@@ -65,20 +65,20 @@ def as_ids(x: Any) -> Tensor | None:
 def embedded(
     Phi: Callable[[Any], Any], x: TokenIds, embedding: Site | None = None
 ) -> tuple[Tensor, OfEmbeddings]:
-    """The embeddings of one sentence of token ids, (T, K), and ``Phi`` as a function of them.
+    """Return the embeddings of one sentence of token ids, (T, K), and ``Phi`` as a function of them.
 
     Args:
         Phi: maps token ids to a state.
         x: the ids.
-        embedding: the module whose output bears the noise, or one of its runs; None: ``get_input_embeddings()``
-            of the model that runs in ``Phi``, or else the one ``nn.Embedding`` that sees the ids.
+        embedding: the module whose output receives the noise, or one of its calls; None: ``get_input_embeddings()``
+            of the model that runs in ``Phi``, or else the only ``nn.Embedding`` that receives the ids.
 
     Raises:
-        TypeError: ``embedding`` is no module, or ``Phi`` takes no ids.
-        ValueError: no embedding sees the ids, or several do.
+        TypeError: ``embedding`` is not a module, or ``Phi`` does not accept ids.
+        ValueError: no embedding receives the ids, or several do.
     """
     if not isinstance(embedding, nn.Module | LayerCall | None) or getattr(embedding, "side", "") == "input":
-        raise TypeError(f"`embedding` is {embedding!r}: give the module whose output bears the noise.")
+        raise TypeError(f"`embedding` is {embedding!r}: give the module whose output receives the noise.")
     with torch.no_grad():
         ids, _, started = run_on_ids(Phi, x)
         site = _site(started, embedding)
@@ -96,24 +96,24 @@ def embedded(
 
 
 Started = list[tuple[nn.Module, bool]]
-"""The modules that run, in the order in which they start, and whether they are given the ids."""
+"""Modules in the order in which they start, and whether their input is the token ids."""
 
 
 def run_on_ids(Phi: Callable[[Any], Any], x: TokenIds) -> tuple[Any, Any, Started]:
-    """What ``Phi`` was given, the state of one sentence of token ids, and the modules that ran.
+    """Run ``Phi`` on one sentence of token ids; return its input, the state, and the modules that ran.
 
-    ``Phi`` is given the ids as they are; if it raises an error, as a tensor of shape (1, T), which is what
-    the models of transformers take; and a tensor on the device of its model, if that is another.
+    ``Phi`` gets the ids unchanged; if that raises an error, as a tensor of shape (1, T), as the models of transformers
+    expect.  A tensor that fails is tried again on the device of the model.
 
     Raises:
         ValueError: more than one sentence.
-        TypeError: it takes neither form.
+        TypeError: ``Phi`` accepts neither form.
     """
     row = _row(x)
     forms: list[Any] = [x] if isinstance(x, Tensor) and x.shape == row.shape else [x, row]
     errors: list[Exception] = []
     for form in forms:
-        for _ in range(2):  # the second time on the model's device
+        for _ in range(2):  # the second attempt is on the model's device
             with _watching(row) as started:
                 try:
                     return form, Phi(form), started
@@ -126,19 +126,19 @@ def run_on_ids(Phi: Callable[[Any], Any], x: TokenIds) -> tuple[Any, Any, Starte
     if len(forms) == 1:
         raise errors[-1]
     raise TypeError(
-        f"`Phi` takes the token ids neither as they are, a {type(x).__name__} ({errors[0]}), nor as a tensor of shape "
-        f"{tuple(row.shape)} ({errors[-1]}): give them as it takes them."
+        f"`Phi` accepts the token ids neither unchanged, as a {type(x).__name__} ({errors[0]}), nor as a tensor of "
+        f"shape {tuple(row.shape)} ({errors[-1]}): give them in the form that it accepts."
     ) from errors[-1]
 
 
 @dataclass(frozen=True)
 class OfEmbeddings:
-    """``Phi`` of a sentence of token ids as a function of what its embedding gives for them.
+    """``Phi`` of a sentence of token ids, as a function of the embeddings.
 
     Args:
         Phi: maps token ids to a state.
-        ids: in the form that ``Phi`` takes.
-        site: the run of the embedding whose output is replaced.
+        ids: the ids, in the form that ``Phi`` accepts.
+        site: the call of the embedding module whose output is replaced.
     """
 
     Phi: Callable[[Any], Any]
@@ -146,7 +146,7 @@ class OfEmbeddings:
     site: LayerCall
 
     def __call__(self, x: Tensor) -> Any:
-        """The state where the embedding's output is ``x``, (T, K)."""
+        """Return the state when the embedding's output is ``x``, (T, K)."""
         fired, recorded = 0, RecordedOnce()
 
         def replaced(output: Any) -> Any:
@@ -160,24 +160,24 @@ class OfEmbeddings:
             state = self.Phi(self.ids)
         if fired != 1:
             raise ValueError(
-                f"the embedding {type(self.site.layer).__name__} ran when `Phi` was looked at, and does not now: `Phi` "
-                "must do the same in each call (a compiled model may skip hooks: give the model that was compiled)."
+                f"the embedding {type(self.site.layer).__name__} ran in an earlier call of `Phi` and does not now: "
+                "`Phi` must run the same modules in each call (a compiled model may skip hooks: give the original one)."
             )
         return state
 
     def to(self, device: torch.device | str) -> OfEmbeddings:
-        """The same with the ids on another device."""
+        """Return a copy with the ids on another device."""
         return replace(self, ids=self.ids.to(device)) if isinstance(self.ids, Tensor) else self
 
 
 @contextlib.contextmanager
 def _watching(row: Tensor) -> Iterator[Started]:
-    """Watch all modules that run in this thread, and which of them are given the ids, (1, T)."""
+    """Record the modules that run in this thread, and whether each receives the ids, (1, T)."""
     started: Started = []
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-        given = as_ids(args[0]) if args and isinstance(args[0], Tensor) else None
-        is_row = given is not None and torch.equal(given.reshape(-1).cpu(), row[0].cpu())
+        ids = as_ids(args[0]) if args and isinstance(args[0], Tensor) else None
+        is_row = ids is not None and torch.equal(ids.reshape(-1).cpu(), row[0].cpu())
         started.append((module, is_row))
 
     handle = register_module_forward_pre_hook(in_this_thread(before))
@@ -188,49 +188,49 @@ def _watching(row: Tensor) -> Iterator[Started]:
 
 
 def _site(started: Started, embedding: Site | None) -> LayerCall:
-    """The run of the embedding that is given the ids."""
+    """Return the call of the embedding module that receives the ids."""
     module = _embedding(started) if embedding is None else module_of(embedding)
     assert module is not None
-    runs = [sees for each, sees in started if each is module]
+    runs = [receives_ids for each, receives_ids in started if each is module]
     if isinstance(embedding, LayerCall):
         calls = [embedding.call or 0]
     else:
-        calls = [call for call, sees in enumerate(runs) if sees] or list(range(len(runs)))
+        calls = [call for call, receives_ids in enumerate(runs) if receives_ids] or list(range(len(runs)))
     if not calls or calls[0] >= len(runs):
         raise ValueError(
             f"the embedding {type(module).__name__} runs {len(runs)} times in `Phi`: give a module of the model that "
-            "`Phi` calls, and of its runs one that there is."
+            "`Phi` calls, and the number of an existing call."
         )
     if len(calls) > 1:
         raise ValueError(
-            f"the embedding {_name(module, started)} runs {len(calls)} times in `Phi`: say which run bears the noise, "
-            "as in embedding=LayerCall(module, call=0)."
+            f"the embedding {_name(module, started)} runs {len(calls)} times in `Phi`: choose the call that receives "
+            "the noise, as in embedding=LayerCall(module, call=0)."
         )
     return LayerCall(module, calls[0])
 
 
 def _embedding(started: Started) -> nn.Module:
-    """The one that models name, or else the only one that is given the ids."""
-    seen = [module for module, sees in started if sees]
-    of_models = [_input_embeddings(module) for module, _ in started]
-    named = [module for module in seen if module in of_models]
-    found = dict.fromkeys(named or [module for module in seen if isinstance(module, nn.Embedding)])
+    """Return the model's ``get_input_embeddings()``, or else the only ``nn.Embedding`` that receives the ids."""
+    receivers = [module for module, receives_ids in started if receives_ids]
+    declared = [_input_embeddings(module) for module, _ in started]
+    named = [module for module in receivers if module in declared]
+    found = dict.fromkeys(named or [module for module in receivers if isinstance(module, nn.Embedding)])
     if len(found) == 1:
         return next(iter(found))
     if not found:
         raise ValueError(
-            "no nn.Embedding that runs in `Phi` is given the token ids (a compiled model may hide it): name the "
-            "module whose output bears the noise with `embedding`, or give `x` as embeddings, (words, K)."
+            "no nn.Embedding that runs in `Phi` receives the token ids (a compiled model may hide it): give the "
+            "module whose output receives the noise as `embedding`, or give `x` as embeddings, (words, K)."
         )
     names = ", ".join(_name(module, started) for module in found)
     raise ValueError(
-        f"{len(found)} embeddings in `Phi` are given the token ids, {names}: say with `embedding` which of these "
-        "modules bears the noise."
+        f"{len(found)} embeddings in `Phi` receive the token ids, {names}: choose the module that receives the noise "
+        "with `embedding`."
     )
 
 
 def _name(module: nn.Module, started: Started) -> str:
-    """Dotted name in the outermost module that holds it."""
+    """Return the dotted name of a module within the outermost module that contains it."""
     for outer, _ in started:
         for name, inner in outer.named_modules():
             if inner is module and name:
@@ -239,25 +239,23 @@ def _name(module: nn.Module, started: Started) -> str:
 
 
 def _row(x: TokenIds) -> Tensor:
-    """The ids as (1, T)."""
+    """Convert the ids to shape (1, T)."""
     ids = as_ids(x)
     if ids is None:
-        raise TypeError(f"a {type(x).__name__} is given where token ids are needed: give whole numbers.")
+        raise TypeError(f"a {type(x).__name__} was given where token ids are needed: give integers.")
     if ids.ndim not in (1, 2) or not ids.numel() or (ids.ndim == 2 and len(ids) != 1):
-        raise ValueError(
-            f"token ids of shape {tuple(ids.shape)} are given: give one sentence, (T,) or (1, T)."
-        )
+        raise ValueError(f"token ids have shape {tuple(ids.shape)}: give one sentence, (T,) or (1, T).")
     return ids.reshape(1, -1)
 
 
 def _input_embeddings(module: Any) -> Any:
-    """What a model of transformers, or one that follows it, calls its input embeddings; None of other modules."""
+    """Return ``get_input_embeddings()`` of a model that has this method, as in transformers; otherwise None."""
     with contextlib.suppress(AttributeError, NotImplementedError):
         return module.get_input_embeddings()
     return None
 
 
-START = 0.01  # of the scale: the minimum is approached from the small-noise side, never from the cap
+START = 0.01  # initial sigma / scale: the minimum is approached from the small-noise side, never from the cap
 
 
 def calculate_regularization(
@@ -266,19 +264,19 @@ def calculate_regularization(
     reduced_axes: Sequence[int] | None = None,
     device: torch.device | str | None = None,
 ) -> NDArray[np.floating]:
-    """Standard deviation of the state over a sample of sentences: what makes layers comparable.
+    """Compute the standard deviation of the state over a sample of sentences, which makes layers comparable.
 
-    The states are folded in one at a time and never kept, so `sampled_x` may be a generator.
+    States are processed one at a time and not stored, so `sampled_x` may be a generator.
 
     Args:
-        sampled_x: sentences, each of shape (words, K) or token ids, as `Phi` takes them; two or more.
+        sampled_x: two or more sentences, each of shape (words, K) or token ids, as `Phi` accepts them.
         Phi: maps a sentence to the state, as in :class:`Interpreter`.
-        reduced_axes: axes of one sentence's state to average out first; they stay with length 1.
+        reduced_axes: axes of a sentence's state to average over first; they are kept with length 1.
             Sentences may differ in length along these axes only.
-        device: where to put each sentence before `Phi` sees it; default: where it is.
+        device: device to which each sentence is moved before the call of `Phi`; default: it is not moved.
 
     Returns:
-        Population standard deviation, float64, of the state's shape with 1 for every reduced axis.
+        Population standard deviation, float64, with the state's shape and length 1 for every reduced axis.
 
     Examples::
 
@@ -291,8 +289,8 @@ def calculate_regularization(
     count = 0
     for count, x in enumerate(sampled_x, start=1):
         with torch.no_grad():
-            given = x if device is None or not isinstance(x, Tensor) else x.to(device)
-            state = _state((lambda ids: run_on_ids(Phi, ids)[1]) if as_ids(x) is not None else Phi, given)
+            sentence = x if device is None or not isinstance(x, Tensor) else x.to(device)
+            state = _state((lambda ids: run_on_ids(Phi, ids)[1]) if as_ids(x) is not None else Phi, sentence)
         for axis in reduced_axes or ():
             if not -state.ndim <= axis < state.ndim:
                 raise ValueError(f"`reduced_axes` has {axis}, but a state has shape {tuple(state.shape)}.")
@@ -312,28 +310,28 @@ def calculate_regularization(
 
 
 class Interpreter:
-    """How much noise each word of one sentence can bear before the state ``Phi(x)`` notices.
+    """How much noise each word of one sentence can bear before the state ``Phi(x)`` changes.
 
-    A thin call of :class:`~interp_plugin.InformationLoss` for a `Phi` without batch dimension, after
+    A thin wrapper around :class:`~interp_plugin.InformationLoss` for a `Phi` without batch dimension, after
     Guan et al., "Towards a Deep and Unified Understanding of Deep Neural Models in NLP", ICML 2019.
 
     Args:
         x: embeddings of the words, of shape (words, K); or token ids, a list, an array or a tensor of shape
-            (words,) or (1, words): noise then enters at the output of the embedding that sees them.
-        Phi: maps `x` to a state of any shape; ids are given as they are, or else as a tensor of shape
-            (1, words). A module is used as it is: nothing is trained and its training flag stays.
-            ``torch.no_grad()`` inside does no harm.
+            (words,) or (1, words): noise is then added to the output of the embedding that receives them.
+        Phi: maps `x` to a state of any shape. Token ids are passed unchanged, or else as a tensor of shape
+            (1, words). A module is used unchanged: it is not trained, and its training flag is kept.
+            ``torch.no_grad()`` inside is harmless.
         scale: the cap on sigma, called `max_sigma` elsewhere; 10 x std of the word embeddings is usual.
         rate: weight of entropy against distortion.
         regularization: standard deviation of the state, from :func:`calculate_regularization`; it
-            broadcasts to the state. Elements where it is zero never moved and do not count, and of the
+            broadcasts to the state. Elements where it is zero are constant and are ignored; of the
             others only the square is used. Default: the root mean square of ``Phi(x)``.
         words: names of the words for :meth:`visualize`; default: their positions.
-        embedding: of token ids: the module (or one run of it) whose output bears the noise. Default:
-            ``get_input_embeddings()`` of the model in `Phi`, or the one ``nn.Embedding`` that sees the ids.
+        embedding: for token ids, the module (or one call of it) whose output receives the noise. Default:
+            ``get_input_embeddings()`` of the model in `Phi`, or the only ``nn.Embedding`` that receives the ids.
 
     Attributes:
-        x: what bears the noise, (words, K).
+        x: the embeddings to which noise is added, (words, K).
         s, d: the number of words, and K.
         ratio: logit of sigma / scale, (words, 1); infinite at the cap.
         regular: `regularization` as a tensor, or None.
@@ -364,9 +362,7 @@ class Interpreter:
         if as_ids(x) is not None:
             x, self._of_x = embedded(Phi, x, embedding)
         elif embedding is not None:
-            raise ValueError(
-                "`embedding` says where noise enters for token ids, but `x` has embeddings: leave it out."
-            )
+            raise ValueError("`embedding` is only for token ids, and `x` holds embeddings: leave it out.")
         x = _checked_sentence(x)
         for name, value in (("scale", scale), ("rate", rate)):
             if not 0 < float(value) < math.inf:
@@ -383,7 +379,7 @@ class Interpreter:
         self._sigma: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Interpreter:
-        """Move the sentence and the regularization, and `Phi` too where it is a module."""
+        """Move the sentence, the regularization and, if it is a module, `Phi` to a device."""
         self.x = self.x.to(device)
         if self.regular is not None:
             self.regular = self.regular.to(device)
@@ -398,19 +394,19 @@ class Interpreter:
     ) -> None:
         """Learn sigma.
 
-        Without `iteration` and `lr` the package's solver runs to its tolerance, and ``fit_`` holds its
+        Without `iteration` and `lr`, the package's solver runs to its tolerance, and ``fit_`` holds its
         diagnostics. With either, stochastic Adam minimises the same objective.
 
         Args:
-            iteration: steps of Adam, one fresh draw each; default with `lr` given: 5000. The result is the
-                mean of log sigma over the later half, not the step whose draw was luckiest.
-            lr: learning rate of Adam; default with `iteration` given: 0.01.
+            iteration: number of steps of Adam, each with a new noise sample; default if `lr` is given: 5000.
+                The result is the mean of log sigma over the second half of the steps.
+            lr: learning rate of Adam; default if `iteration` is given: 0.01.
             show_progress: show a progress bar.
         """
         warn_of_training(self.Phi, stacklevel=3)
         state, std = self._reference()
         if iteration is None and lr is None:
-            # `Phi` sees one sentence at a time: it has no batch dimension and may unsqueeze or index at will
+            # `Phi` has no batch dimension, so it is called on one sentence at a time
             batched = InformationLoss(
                 lambda rows: torch.stack([_state(self._of_x, x).flatten() for x in rows])
             )
@@ -429,7 +425,7 @@ class Interpreter:
         self.fit_, self._sigma = None, self._adam(state, std, iteration, lr, show_progress)
 
     def get_sigma(self) -> NDArray[np.floating]:
-        """Sigma of each word, (words,), in the units of `x`: small where the state needs the word."""
+        """Return sigma of each word, (words,), in the units of `x`: small where the state needs the word."""
         if self._sigma is None:
             raise RuntimeError("there is no sigma yet: call `optimize()` first, which learns it.")
         sigma: NDArray[np.floating] = self._sigma.cpu().numpy()
@@ -437,7 +433,7 @@ class Interpreter:
 
     @property
     def ratio(self) -> Tensor:
-        """Logit of sigma / scale, (words, 1), as in the authors' code; before `optimize` where Adam starts."""
+        """Logit of sigma / scale, (words, 1), as in the authors' code; before `optimize`, Adam's initial value."""
         if self._sigma is None:
             return torch.full_like(self.x[:, :1], math.log(START / (1 - START)))
         return torch.logit(self._sigma / self.scale).unsqueeze(1)
@@ -446,14 +442,14 @@ class Interpreter:
         """Draw sigma as a heat map over the words.
 
         Returns:
-            The figure. An interactive session shows it; a script is told, by a warning, how to keep it.
+            The figure. An interactive session also shows it; a script gets a warning that says how to save it.
         """
         import matplotlib
 
         sigma = self.get_sigma()
         if not (hasattr(sys, "ps1") or matplotlib.is_interactive()):
             warnings.warn(
-                "visualize() shows figures in interactive sessions only; here it returns the figure: keep it with "
+                "visualize() shows figures in interactive sessions only; here it returns the figure: save it with "
                 'interpreter.visualize().savefig("sigma.png")',
                 stacklevel=2,
             )
@@ -465,13 +461,13 @@ class Interpreter:
         return figure
 
     def _reference(self) -> tuple[Tensor, Tensor]:
-        """The state without noise, and the standard deviation of each of its elements."""
+        """Return the state without noise, and the standard deviation of each of its elements."""
         with torch.no_grad():
             state = _state(self._of_x, self.x)
         if state.is_inference():
             raise ValueError(
-                "`Phi` runs under torch.inference_mode(), whose tensors carry no gradient: leave it out, or use "
-                "torch.no_grad() in its place."
+                "`Phi` runs under torch.inference_mode(), whose tensors carry no gradient: remove it, or use "
+                "torch.no_grad() instead."
             )
         if not bool(state.isfinite().all()):
             raise ValueError("`Phi(x)` without noise holds NaN or inf: check the model and `x`.")
@@ -487,11 +483,11 @@ class Interpreter:
             ) from error
 
     def _adam(self, state: Tensor, std: Tensor, iteration: int, lr: float, show_progress: bool) -> Tensor:
-        generator = torch.Generator().manual_seed(0)  # private, on the CPU: the same draws on every device
+        generator = torch.Generator().manual_seed(0)  # on the CPU: the same samples on every device
         ratio = torch.full_like(self.x[:, 0], math.log(START / (1 - START))).requires_grad_()
         optimizer = torch.optim.Adam([ratio], lr=lr)
-        late = torch.zeros_like(ratio, requires_grad=False)
-        # the solver's own objective, for a batch of one
+        mean_log_sigma = torch.zeros_like(ratio, requires_grad=False)  # over the second half of the steps
+        # the solver's objective, for a batch of one
         reference = state.unsqueeze(0)
         weight = state_weight(reference, std.unsqueeze(0), torch.ones_like(reference, dtype=torch.bool))
         for step in tqdm(range(iteration), disable=not show_progress):
@@ -506,13 +502,13 @@ class Interpreter:
                 raise ValueError(f"`Phi` returned NaN or inf for the noisy `x` of step {step}: check it.")
             (ratio.grad,) = torch.autograd.grad(value, ratio)
             if step >= iteration // 2:
-                late += log_sigma.detach() / (iteration - iteration // 2)
+                mean_log_sigma += log_sigma.detach() / (iteration - iteration // 2)
             optimizer.step()
-        return late.exp()
+        return mean_log_sigma.exp()
 
 
 def _state(Phi: Callable[..., Any], x: Any) -> Tensor:
-    """``Phi(x)``, with its graph where gradients are on, also if `Phi` switches them off."""
+    """Return ``Phi(x)``; if gradients are enabled here, with its graph even if `Phi` disables gradients."""
     with gradients_on() if torch.is_grad_enabled() else contextlib.nullcontext():
         state = Phi(x)
     if not isinstance(state, Tensor):
@@ -551,7 +547,7 @@ def _checked_regularization(value: Any, x: Tensor) -> Tensor | None:
         )
     if not bool(regular.any()):
         raise ValueError(
-            "`regularization` is zero everywhere, so that no element of the state counts: compute it from sentences "
+            "`regularization` is zero everywhere, so no element of the state counts: compute it from sentences "
             "whose states differ."
         )
     return regular

@@ -1,23 +1,23 @@
-"""Packages that an extra brings: imported where they are used, with an error that names the extra."""
+"""Import of optional packages, with an error that names the extra to install."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
 
-PACKAGES = {"sklearn": "scikit-learn"}  # by module, where pip has another name
+PACKAGES = {"sklearn": "scikit-learn"}  # module -> name of the package on PyPI, where they differ
 
 
 def load(module: str, purpose: str, extra: str) -> ModuleType:
     """Import an optional module.
 
     Args:
-        module: dotted name of what is imported.
-        purpose: what needs it, the subject of the error's sentence.
-        extra: of this package, which brings it.
+        module: dotted name of the module.
+        purpose: what needs the module; the subject of the error message.
+        extra: the extra of this package that installs the module.
 
     Raises:
-        ImportError: it is not installed, or cannot be imported.
+        ImportError: the module is not installed or cannot be imported.
 
     Examples::
         >>> load("json", "reading JSON", "cli").__name__

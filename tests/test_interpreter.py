@@ -382,7 +382,7 @@ def test_of_several_embeddings_that_see_the_ids_one_must_be_named(bert):
             lambda x: 1 / 0,
             None,
             TypeError,
-            r"neither as they are, a list.*nor as a tensor of shape \(1, 5\)",
+            r"neither unchanged, as a list.*nor as a tensor of shape \(1, 5\)",
         ),
         (torch.tensor([IDS]), lambda x: 1 / 0, None, ZeroDivisionError, "division"),
         (IDS, lambda x: torch.ones(2), "word", TypeError, "`embedding` is 'word'"),

@@ -1,4 +1,4 @@
-"""Models of ``transformers``: the only part of the package that knows them."""
+"""Support for models of ``transformers``: the only part of the package that depends on their structure."""
 
 from interp_plugin.huggingface.architectures import token_limit, transformer_layers, unwrapped
 from interp_plugin.huggingface.model import HuggingFaceModel, predicted_class

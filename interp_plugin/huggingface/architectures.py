@@ -1,4 +1,4 @@
-"""What differs between models: how they come wrapped, where their embeddings, blocks and attention heads are."""
+"""Differences between architectures: wrappers, and where embeddings, blocks, norms and attention heads are."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Kind = Literal["tokens at the end", "tokens at the beginning", "tokens in the la
 
 
 class View(nn.Module):
-    """What passes at a site, as (R, T, ...): a module that runs right after the site and gives that out.
+    """A module that runs right after a site and returns the state there as (R, T, ...).
 
     Args:
         site: where the model computes the state.
-        kind: where the tokens are there: after virtual tokens, (R, v + T, ...); before other places,
-            (R, T + more, ...); or last, (R, ..., T).
-        axis: whether they are the input's or the decoder's.
+        kind: where the tokens are in the model's state: after virtual tokens, (R, v + T, ...); before other
+            positions, (R, T + more, ...); or in the last dimension, (R, ..., T).
+        axis: whether the tokens are the input's or the decoder's.
     """
 
     def __init__(self, site: LayerCall, kind: Kind, axis: Axis = "input") -> None:
@@ -38,7 +38,7 @@ class View(nn.Module):
         self.site, self.kind, self.axis = site, kind, axis
 
     def forward(self, passing: Any, length: int) -> Any:
-        """The state with ``length`` tokens in dimension 1."""
+        """Return the state with ``length`` tokens in dimension 1."""
         value = first_tensor(passing)
         if not isinstance(value, Tensor):
             return value
@@ -48,10 +48,10 @@ class View(nn.Module):
 
 
 class EmbeddingView(nn.Embedding):
-    """The word embeddings of a model that pads the text before it embeds it: the output has the text's tokens alone.
+    """View of the word embeddings of a model that pads the text internally: the output has the text's tokens only.
 
     Args:
-        table: the module that the model calls; weights are shared with it.
+        table: the module that the model calls; the view shares its weights.
     """
 
     def __init__(self, table: nn.Embedding) -> None:
@@ -63,18 +63,18 @@ class EmbeddingView(nn.Embedding):
         self.axis: Axis = "input"
 
     def forward(self, passing: Tensor, length: int) -> Tensor:  # type: ignore[override]
-        """What the table gave, of the text's ``length`` tokens."""
+        """Return the table's output for the ``length`` tokens of the text."""
         return passing[:, :length]
 
 
 @contextmanager
 def showing(views: Iterable[View | EmbeddingView], lengths: dict[Axis, int]) -> Iterator[None]:
-    """Inside the block every view runs when its site does; what an embedding's view gives out goes on."""
+    """Inside the block, run every view after its site; the output of an EmbeddingView replaces the table's."""
 
     def run(view: View | EmbeddingView, passing: Any) -> Tensor | None:
         length = lengths[view.axis]
-        seen = view(passing, length)
-        return torch.cat([seen, passing[:, length:]], 1) if isinstance(view, EmbeddingView) else None
+        viewed = view(passing, length)
+        return torch.cat([viewed, passing[:, length:]], 1) if isinstance(view, EmbeddingView) else None
 
     with ExitStack() as stack:
         for view in views:
@@ -82,41 +82,41 @@ def showing(views: Iterable[View | EmbeddingView], lengths: dict[Axis, int]) -> 
         yield
 
 
-# Where a block's self-attention has its heads side by side: these modules give them out, ...
+# Modules of a block whose output is the concatenated heads of self-attention.
 _HEADS_OUT = ("attention.self",)
-# ... or these, the projections after attention, take them in.
+# Modules whose input is the concatenated heads: the projections after attention.
 _HEADS_IN = (
     "o_proj", "self_attn.out_proj", "attention.out_lin", "SelfAttention.o", "attn.Wo", "attn.c_proj", "attention.dense",
 )  # fmt: skip
-# Where it computes its values: the whole output of these modules, ...
+# Modules whose whole output is the value vectors.
 _VALUES = (
     "attention.self.value", "attention.self.value_proj", "attention.value", "attention.v_lin", "self_attn.v_proj",
     "SelfAttention.v",
 )  # fmt: skip
-# ... or the last third of these.
+# Modules whose last third of the output is the value vectors.
 _VALUES_LAST = ("attn.c_attn", "attn.Wqkv")
 
 
 def forward_names(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments that the model's forward takes."""
+    """Return the names of the arguments of the model's forward."""
     return frozenset(inspect.signature(model.forward).parameters)
 
 
 def model_type(model: nn.Module) -> str:
-    """The architecture's name in the configuration."""
+    """Return the name of the architecture in the configuration."""
     return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether the model has a decoder that reads an encoder (T5's encoder alone has not)."""
+    """Whether the model has an encoder and a decoder (T5's encoder alone has no decoder)."""
     base = getattr(model, "base_model", model)
     return "decoder_input_ids" in forward_names(model) and hasattr(base, "get_encoder")
 
 
 def padding_offset(model: nn.Module) -> int | None:
-    """RoBERTa and its kin count positions from ``padding_idx + 1`` on; None: from 0, as most.
+    """Return the first position, ``padding_idx + 1``, of the RoBERTa family; None for models that count from 0.
 
-    The mark of this family is a position embedding that has a padding index.
+    The family is recognised by a position embedding with a padding index.
     """
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -124,7 +124,7 @@ def padding_offset(model: nn.Module) -> int | None:
     return None
 
 
-# The tables that further arguments of a forward are looked up in; GPT-2 has token types among its words.
+# Argument -> embedding tables in which it is looked up; GPT-2 looks token types up among its words.
 _TABLES = {
     "token_type_ids": ("token_type_embeddings", "wte"), "position_ids": ("position_embeddings", "wpe"),
     "langs": ("lang_embeddings",), "bbox": ("x_position_embeddings",),
@@ -132,35 +132,35 @@ _TABLES = {
 
 
 def check_rows(model: nn.Module, argument: str, values: Sequence[Sequence[Any]]) -> None:
-    """Numbers of an argument that is looked up must be rows of its table: on a GPU others end the process.
+    """Check that the values of an argument are rows of its embedding table: on a GPU others crash the process.
 
     Raises:
-        ValueError: the first that is none.
+        ValueError: a value is not a row of the table.
     """
     names = _TABLES.get(argument, ())
     for name, table in model.named_modules() if names else ():
         if name.split(".")[-1] in names and isinstance(table, nn.Embedding):
-            given = {number for row in values for number in torch.tensor(row).flatten().tolist()}
-            wrong = [number for number in given if not 0 <= number < table.num_embeddings]
+            numbers = {number for row in values for number in torch.tensor(row).flatten().tolist()}
+            wrong = [number for number in numbers if not 0 <= number < table.num_embeddings]
             if wrong:
                 raise ValueError(
                     f"{argument} has {wrong[0]}, and {type(model).__name__} has rows 0 to {table.num_embeddings - 1} "
-                    "for it; give whole numbers of these"
+                    "for it; give whole numbers in this range"
                 )
             return
 
 
 def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens, special ones included, that model and tokenizer take (very large if neither says)."""
+    """Return the largest number of tokens, special tokens included (very large if no limit is configured)."""
     positions = getattr(text_config(model), "max_position_embeddings", None)
     limit = int(tokenizer.model_max_length)
-    if not positions or positions < 0:  # DeBERTa and T5 may count relative positions only
+    if not positions or positions < 0:  # DeBERTa and T5 may have relative positions only
         return limit
     return min(limit, int(positions) - (padding_offset(model) or 0))
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the part that reads text."""
+    """Return the configuration of the text part of a model."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config") and not getattr(config, "is_encoder_decoder", False):
         return config.get_text_config()
@@ -168,33 +168,33 @@ def text_config(model: nn.Module) -> Any:
 
 
 def word_embedding(model: nn.Module) -> nn.Module:
-    """The module that embeds the tokens of the input: an encoder-decoder's encoder calls it first.
+    """Return the module that embeds the input tokens; in an encoder-decoder, that of the encoder.
 
-    Encoder and decoder may share weights yet call modules of their own (BART; T5 in transformers 5), so
-    the encoder is asked, not the model.
+    Encoder and decoder may share weights but call different modules (BART; T5 in transformers 5), so the encoder's
+    ``get_input_embeddings`` is used before the model's.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such module.
     """
     found = None
-    readers: list[Any] = [_stacks(model)[0], model] if is_encoder_decoder(model) else [model]
-    for reader in readers:  # an encoder may not say, as FSMT's
+    owners: list[Any] = [_stacks(model)[0], model] if is_encoder_decoder(model) else [model]
+    for owner in owners:  # FSMT's encoder, for one, has no such method
         try:
-            found = reader.get_input_embeddings()
+            found = owner.get_input_embeddings()
         except (AttributeError, NotImplementedError):
-            continue  # no such method, or one that transformers left unwritten: the error below says so
+            continue  # the method is missing or not implemented: the error is raised below
         if found is not None:
             break
     if not isinstance(found, nn.Module):
         raise ValueError(
-            f"{type(model).__name__} has no word embeddings (get_input_embeddings() gives {found!r}): noise must enter "
-            "at a module; use LayerInformationLoss with a layer of your choice"
+            f"{type(model).__name__} has no word embeddings (get_input_embeddings() gives {found!r}), and noise is "
+            "added to the output of a module; use LayerInformationLoss with a layer of your choice"
         )
     return _twin_in_encoder(model, found)
 
 
 def _twin_in_encoder(model: nn.Module, embedding: nn.Module) -> nn.Module:
-    """The encoder's module with the same weights, if there is one: T5's encoder alone calls that."""
+    """Return the encoder's module with the same weights, if there is one: T5's encoder calls its own."""
     weight = getattr(embedding, "weight", None)
     for name, module in model.named_modules():
         if "encoder" in name.split(".") and isinstance(module, nn.Embedding) and module.weight is weight:
@@ -208,10 +208,10 @@ def _stacks(model: nn.Module) -> tuple[Any, Any]:
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model, first to last (the encoder's, where there is a decoder too).
+    """Return the transformer blocks of a model, first to last (of the encoder, in an encoder-decoder).
 
-    They are the ``ModuleList`` as long as ``config.num_hidden_layers`` says that is nearest to the word
-    embeddings (a model of texts and pictures has two).
+    They are the ``ModuleList`` of length ``config.num_hidden_layers`` that is nearest to the word embeddings (a model
+    of texts and images has two such lists).
 
     Raises:
         ValueError: there is no such list (ALBERT, for one, runs a single block many times).
@@ -227,10 +227,10 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def layer_calls(model: nn.Module) -> dict[Label, LayerCall]:
-    """The blocks by label, in forward order: 1, 2, ..., or "encoder.1", ..., "decoder.1", ... .
+    """Return the blocks by label, in forward order: 1, 2, ..., or "encoder.1", ..., "decoder.1", ... .
 
     Raises:
-        ValueError: the blocks cannot be found.
+        ValueError: the blocks are not found.
     """
     config = text_config(model)
     if is_encoder_decoder(model):
@@ -251,7 +251,7 @@ def layer_calls(model: nn.Module) -> dict[Label, LayerCall]:
 
 
 def _depth(config: Any, stack: Any, name: str) -> int | None:
-    """How many blocks encoder or decoder has: BART says it in its one configuration, T5 in each stack's own."""
+    """Return the number of blocks of encoder or decoder: T5 has one configuration for each, BART one for both."""
     own = getattr(stack, "config", config)
     names = (f"{name}_layers", f"num_{name}_layers", "num_hidden_layers")
     values = (getattr(own, each, None) for each in names)
@@ -270,10 +270,10 @@ def _blocks(stack: nn.Module, length: int | None) -> list[nn.Module]:
 
 
 def _whole(part: nn.Module, found: nn.ModuleList) -> list[nn.Module]:
-    """The modules whose outputs are the hidden states, where the list that was found may hold parts of blocks.
+    """Return the modules whose outputs are the hidden states; the list that was found may hold parts of blocks.
 
-    XLM and FlauBERT keep the parts of all blocks in parallel lists, and a block ends with its second norm; in
-    SqueezeBERT the forward of a block is called past its hooks, and it ends with its ``output``.
+    XLM and FlauBERT keep the parts of all blocks in parallel lists; the last part of a block is its second norm.
+    SqueezeBERT calls a block's forward directly, which skips its hooks; the last part of a block is its ``output``.
     """
     if any(isinstance(block, nn.ModuleList) for block in found):
         raise ValueError(
@@ -289,8 +289,8 @@ def _whole(part: nn.Module, found: nn.ModuleList) -> list[nn.Module]:
         return list(found)
     if not hasattr(owner, "layer_norm2") or getattr(owner, "pre_norm", False):
         raise ValueError(
-            f"{type(owner).__name__} keeps the parts of its blocks in {len(parallel)} lists, and no module gives out "
-            "what a whole block computes; use LayerInformationLoss with the modules of your choice"
+            f"{type(owner).__name__} keeps the parts of its blocks in {len(parallel)} lists, and no module returns "
+            "the output of a whole block; use LayerInformationLoss with the modules of your choice"
         )
     return list(owner.layer_norm2)
 
@@ -298,15 +298,15 @@ def _whole(part: nn.Module, found: nn.ModuleList) -> list[nn.Module]:
 def input_norms(
     model: nn.Module, blocks: Mapping[Label, LayerCall], run: Callable[[], Any]
 ) -> dict[Label, LayerCall]:
-    """The normalisation that is the first to read a block's output, for each block that has one.
+    """Find, for each block, the first normalisation layer whose input is the block's output.
 
-    In pre-norm models (GPT-2, Llama, T5) it is the one with which the next block begins, and the final one after the
-    last block; in post-norm models (BERT) no normalisation reads what a block gives out.  Seen in a forward, as every
-    architecture has other names.
+    In pre-norm models (GPT-2, Llama, T5) it is the first norm of the next block, or the final norm after the last
+    block; in post-norm models (BERT) there is none.  It is found by running a forward, because names differ between
+    architectures.
 
     Args:
-        blocks: of the model, by label.
-        run: a forward of the model.
+        blocks: the blocks of the model, by label.
+        run: runs a forward of the model.
     """
     ended: dict[Label, Tensor] = {}
     found: dict[Label, LayerCall] = {}
@@ -316,9 +316,9 @@ def input_norms(
         ended[label] = first_tensor(passing)
 
     def norm_starts(norm: nn.Module, passing: Any) -> None:
-        given = first_tensor(passing)
+        value = first_tensor(passing)
         for label, output in ended.items():
-            if given is output or (given.shape == output.shape and torch.equal(given, output)):
+            if value is output or (value.shape == output.shape and torch.equal(value, output)):
                 found.setdefault(label, LayerCall(norm, runs[norm]))
         runs[norm] += 1
 
@@ -333,25 +333,27 @@ def input_norms(
 
 
 def view_of_states(model: nn.Module, label: Label) -> Kind | None:
-    """How a block's tokens stand in its output, where that is not (B, T, ...): the model adds places to the text."""
+    """Return the layout of a block's output if it is not (B, T, ...), because the model adds or moves positions."""
     kind, side = model_type(model), str(label).split(".")[0]
     if kind == "squeezebert":
         return "tokens in the last dimension"
-    padded = kind == "longformer" or (kind == "led" and side == "encoder")  # to whole windows of attention
-    predicts = kind == "prophetnet" and side == "decoder"  # further streams follow that of the text
+    padded = kind == "longformer" or (
+        kind == "led" and side == "encoder"
+    )  # to a multiple of the attention window
+    predicts = kind == "prophetnet" and side == "decoder"  # prediction streams follow the text's positions
     return "tokens at the beginning" if padded or predicts else None
 
 
 def pads_to_windows(model: nn.Module) -> bool:
-    """Whether the model pads the text to whole windows of attention before it embeds it."""
+    """Whether the model pads the ids to a multiple of its attention window before it embeds them."""
     return model_type(model) in ("longformer", "led")
 
 
 def _around_the_embedding(stack: nn.Module) -> Iterator[nn.Module]:
-    """The modules that contain the word embeddings, innermost first, up to the whole."""
+    """Yield the modules that contain the word embeddings, innermost first, up to the whole stack."""
     try:
         embedding = word_embedding(stack)
-    except ValueError:  # a decoder may be handed embedded tokens: then all of it is looked through
+    except ValueError:  # a decoder may receive embedded tokens: then the whole stack is searched
         embedding = stack
     path = next((name for name, module in stack.named_modules() if module is embedding), "")
     names = path.split(".")[:-1]
@@ -360,14 +362,14 @@ def _around_the_embedding(stack: nn.Module) -> Iterator[nn.Module]:
 
 
 def keeps_padding_out(model: nn.Module) -> bool:
-    """Whether texts of different lengths may share a batch: FNet mixes all places, ConvBERT convolves over them."""
+    """Whether padding is masked, so that a batch may mix lengths: FNet mixes all positions, ConvBERT convolves them."""
     summary = getattr(getattr(model, "sequence_summary", None), "summary_type", "")
-    reads_the_end = summary == "last"  # XLNet's classifier takes the last place, be it padding
+    reads_the_end = summary == "last"  # XLNet's classifier uses the last position, even if it is padding
     return "attention_mask" in forward_names(model) and model_type(model) != "convbert" and not reads_the_end
 
 
 def attention_heads(model: nn.Module, label: Label) -> int | None:
-    """How many attention heads the block with this label has, as the configuration says."""
+    """Return the number of attention heads of the block with this label, from the configuration."""
     config = text_config(model)
     side = str(label).split(".")[0]
     if is_encoder_decoder(model):
@@ -378,10 +380,10 @@ def attention_heads(model: nn.Module, label: Label) -> int | None:
 
 
 def head_site(block: LayerCall) -> LayerCall | None:
-    """Where the heads of a block's self-attention stand side by side, (B, T, heads * width).
+    """Return where the heads of a block's self-attention are concatenated, (B, T, heads * width).
 
     Returns:
-        A module's output or its input; None: no such module is known.
+        The output or the input of a module; None if no such module is known.
     """
     found = _part(block, _HEADS_OUT)
     if found is not None:
@@ -391,9 +393,9 @@ def head_site(block: LayerCall) -> LayerCall | None:
 
 
 def value_site(block: LayerCall) -> tuple[LayerCall, int] | None:
-    """Where a block's self-attention computes its value vectors, and into how many parts that output falls.
+    """Return where a block's self-attention computes its value vectors, and the number of parts of that output.
 
-    The values are the last part.  None: no such module is known.
+    The values are the last part.  None if no such module is known.
 
     Examples::
         >>> from transformers import BertConfig, BertModel
@@ -410,7 +412,7 @@ def value_site(block: LayerCall) -> tuple[LayerCall, int] | None:
 
 
 def _part(block: LayerCall, names: Sequence[str]) -> LayerCall | None:
-    """The first module of a block whose dotted name ends with one of these; None: there is none."""
+    """Return the first module of a block whose dotted name ends with one of these names, or None."""
     ends = tuple(f".{name}" for name in names)
     modules = (module for name, module in block.layer.named_modules() if f".{name}".endswith(ends))
     found = next(modules, None)
@@ -418,7 +420,7 @@ def _part(block: LayerCall, names: Sequence[str]) -> LayerCall | None:
 
 
 def heads_width(site: LayerCall) -> int | None:
-    """Width of all heads of a site together: what the projection after attention takes in."""
+    """Return the total width of the heads at a site: the input width of the projection after attention."""
     if site.side == "output":  # as wide as the values
         values = (getattr(site.layer, name, None) for name in ("value", "value_proj", "v_proj"))
         widths = (getattr(each, "out_features", None) for each in values)
@@ -430,21 +432,21 @@ def heads_width(site: LayerCall) -> int | None:
     return int(weight.shape[0 if transposed else 1])
 
 
-# Models that come wrapped (a pipeline, DataParallel, PEFT), and the model of transformers inside
+# Wrappers (a pipeline, DataParallel, PEFT) and the transformers model inside
 
-# Of PEFT's ways to learn virtual tokens: those that put them into the text, and those that leave it as long as it is.
+# PEFT types whose virtual tokens lengthen the text, and those that leave its length unchanged.
 _IN_THE_TEXT = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT")
 _BESIDE_THE_TEXT = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 def unwrapped(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
-    """A model as it is run, and its tokenizer: the given one, or what a wrapper has.
+    """Return the model inside wrappers, and the tokenizer: the given one, or else the wrapper's.
 
-    A pipeline, a CrossEncoder, DataParallel, a compiled model and a PEFT model whose adapters lie inside the
-    base model (LoRA, merged or not) are taken off; PEFT's prompts stay, as they are no part of the base model.
+    Pipelines, CrossEncoders, DataParallel, compiled models and PEFT models whose adapters are inside the base model
+    (LoRA, merged or not) are unwrapped.  PEFT prompts are kept, because they are outside the base model.
 
     Raises:
-        TypeError: a wrapper whose answer is not its model's.
+        TypeError: a wrapper whose output differs from its model's.
     """
     inner = _inside(model)
     while inner is not None:
@@ -454,12 +456,12 @@ def unwrapped(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
 
 
 def _inside(model: Any) -> Any:
-    """What the outermost wrapper holds; None: there is none."""
+    """Return the model inside the outermost wrapper; None if there is no wrapper."""
     names = {kind.__name__ for kind in type(model).__mro__}
     if "SentenceTransformer" in names:
         raise TypeError(
-            f"model is a {type(model).__name__}, which pools and scales what its model gives: a model of transformers "
-            "is needed; give model[0].auto_model with model.tokenizer to look at its layers"
+            f"model is a {type(model).__name__}, which pools and scales the output of its model: a transformers model "
+            "is needed; give model[0].auto_model with model.tokenizer to explain its layers"
         )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return model.module
@@ -482,7 +484,7 @@ def _is_peft(model: Any) -> bool:
 
 
 def prompt_of(model: Any) -> Any:
-    """The configuration of the virtual tokens that PEFT puts around a model; None: there are none."""
+    """Return the configuration of a PEFT model's virtual tokens; None if it has none."""
     if not _is_peft(model) or not hasattr(model, "active_peft_config"):
         return None
     config = model.active_peft_config
@@ -490,12 +492,12 @@ def prompt_of(model: Any) -> Any:
 
 
 def base_of(model: Any) -> Any:
-    """The model of transformers inside a PEFT model, or the model itself."""
+    """Return the transformers model inside a PEFT model, or the model itself."""
     return model if prompt_of(model) is None else model.get_base_model()
 
 
 def virtual_tokens(model: Any) -> dict[Axis, int]:
-    """How many places before the first token the states of a prompt-tuned model have, on each axis.
+    """Return the number of positions before the first token in the states of a prompt-tuned model, for each axis.
 
     Raises:
         ValueError: virtual tokens of an unknown kind.
@@ -506,8 +508,8 @@ def virtual_tokens(model: Any) -> dict[Axis, int]:
         return {"input": 0, "decoder": 0}
     if kind not in _IN_THE_TEXT:
         raise ValueError(
-            f"{type(model).__name__} learns virtual tokens by {kind}, and where they stand is known of "
-            f"{', '.join(_IN_THE_TEXT + _BESIDE_THE_TEXT)} only; give the base model"
+            f"{type(model).__name__} learns virtual tokens by {kind}, and their positions are known only for "
+            f"{', '.join(_IN_THE_TEXT + _BESIDE_THE_TEXT)}; give the base model"
         )
     count = int(config.num_virtual_tokens)
     in_decoder = config.num_transformer_submodules == 2 and kind not in ("PROMPT_TUNING", "P_TUNING")
@@ -515,13 +517,13 @@ def virtual_tokens(model: Any) -> dict[Axis, int]:
 
 
 def names_kept(model: Any) -> set[str]:
-    """Which further arguments of its base model a model with virtual tokens hands on: it sets positions itself."""
+    """Return the further arguments that a model with virtual tokens passes to its base model (no positions)."""
     classes = ("ForSequenceClassification", "ForTokenClassification")
     return {"decoder_input_ids"} | ({"token_type_ids"} if type(model).__name__.endswith(classes) else set())
 
 
 def adapter_name(model: Any) -> str:
-    """The kind of PEFT's adapter, to stand after the name of its base model; "" of other models."""
+    """Return the kind of a PEFT adapter, as a suffix of the model's name; "" for other models."""
     if not _is_peft(model):
         return ""
     kinds = {
@@ -531,17 +533,17 @@ def adapter_name(model: Any) -> str:
 
 
 def name_of(model: Any) -> str:
-    """The id of a model, the name of its folder (not where that is), or its class."""
+    """Return the id of a model, the name of its folder (without the path), or its class."""
     name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
     return Path(name).name if Path(name).is_dir() else name
 
 
 def check_parts(model: Any, tokenizer: Any) -> None:
-    """Refuse what is no model or tokenizer of transformers."""
+    """Raise an error if this is not a model and a tokenizer of transformers that can be explained."""
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(
-            f"model is a {type(model).__name__}: it must be a model of transformers, as huggingface.load "
-            "gives; a plain PyTorch module comes in as PlainModel(module, tokenizer, embedding)"
+            f"model is a {type(model).__name__}: it must be a model of transformers, as returned by "
+            "huggingface.load; for a plain PyTorch module use PlainModel(module, tokenizer, embedding)"
         )
     if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise TypeError(
@@ -551,7 +553,7 @@ def check_parts(model: Any, tokenizer: Any) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu":
             raise ValueError(
-                f"{type(model).__name__} has 4-bit weights that bitsandbytes packs on a CPU for a kernel without "
+                f"{type(model).__name__} has 4-bit weights, which bitsandbytes packs on a CPU for a kernel without "
                 "gradients; load it with huggingface.load(..., load_in='4bit')"
             )
     if any(type(module).__name__ == "ModernBertUnpaddedRotaryEmbedding" for module in model.modules()):

@@ -1,4 +1,4 @@
-"""A model of ``transformers`` as the text explainer uses it: feed it texts, watch its layers, read its answers."""
+"""HuggingFaceModel: a model of ``transformers`` with the interface that the text explainer needs."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# What a forward takes beside a text's own arguments: the text itself, and what a call asks for or has computed.
-_NOT_GIVEN = {
+# Arguments of a forward that users may not set: the text itself, labels, caches, and options of the output.
+_RESERVED = {
     "input_ids", "attention_mask", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds",
     "decoder_attention_mask", "labels", "start_positions", "end_positions", "past_key_values", "use_cache",
     "cache_position", "return_dict", "output_attentions", "output_hidden_states", "encoder_outputs", "logits_to_keep",
     "kwargs", "args",
 }  # fmt: skip
-CHOICES = "choices"  # the last argument of a call where there are several for each text, (B, C)
+CHOICES = "choices"  # last argument of a call whose texts have several choices, (B, C)
 
 
 def predicted_class(model: PreTrainedModel, logits: Tensor) -> tuple[str, float]:
-    """Name and probability of the likeliest class: softmax, or sigmoid where labels do not exclude each other.
+    """Return the name and probability of the likeliest class: softmax, or sigmoid for multi-label classifiers.
 
     Args:
-        logits: of one text, shape (C,).
+        logits: logits of one text, shape (C,).
 
     Raises:
         ValueError: fewer than two classes, as in a regression head.
@@ -66,32 +66,31 @@ class HuggingFaceModel:
     Args:
         model: an encoder, decoder or encoder-decoder: bare, or with a head for sequence classes, token
             classes, masked tokens, the next token, the next sentence, multiple choice or an answer in the text.
-            It is used as it is: nothing on it changes.
-            Of a pipeline, DataParallel, a CrossEncoder and PEFT's adapters the model inside is used.
-        tokenizer: the one that the model was trained with.
+            The model is not changed.  A pipeline, DataParallel, CrossEncoder or PEFT adapter is unwrapped.
+        tokenizer: the tokenizer that the model was trained with.
 
     Attributes:
-        embedding: the word embeddings (the encoder's, of an encoder-decoder), where noise enters.
-        layers: the blocks by label: 1, 2, ... or "encoder.1", ..., "decoder.1", ... .  A layer's output is
-            its block's: where the model normalises the last block's output once more (GPT-2, Llama, T5,
-            ModernBERT), the last of its ``hidden_states`` is the normalised one.
-        states: where the state of each layer is read, by label.  Of a pre-norm model (GPT-2, Llama, T5) that is what
-            the next block reads: its input norm's output, and the final norm's for the last layer.  There one
-            dimension of one token holds up to 99 % of a block's own output (a massive activation; Sun et al., 2024),
-            so that noise would be measured by it alone.  Of a post-norm model (BERT) it is the block's output.
-            "hidden_states.1" and so on are the blocks' own outputs, of every model.
+        embedding: the word embeddings (of the encoder, in an encoder-decoder), to which noise is added.
+        layers: the blocks by label: 1, 2, ... or "encoder.1", ..., "decoder.1", ... .  The output of a layer is the
+            output of its block.  In models that normalise the last block's output (GPT-2, Llama, T5, ModernBERT) it
+            differs from the last of ``hidden_states``, which is normalised.
+        states: where the state of each layer is read, by label.  In a pre-norm model (GPT-2, Llama, T5) it is the
+            normalised input of the next block, and for the last layer the output of the final norm: one dimension of
+            one token can make up 99 % of a block's own output (a massive activation; Sun et al., 2024) and would
+            alone determine the distortion.  In a post-norm model (BERT) it is the block's output.
+            "hidden_states.1" and so on are the blocks' own outputs, in every model.
         axis: which tokens dimension 1 of a layer's output (and of "output") runs over.
         module: the model.
-        task: what a call returns (below).
-        name: the model's name or path; its class where it has none.
+        task: what a call returns (see below).
+        name: the model's name or path, or else its class.
 
-    Calling it with what ``collate`` gave returns (B, C) for sequence classes and choices, (B, T, C) for token classes
-    and masked tokens, (B, 2, T) for the first and the last token of an answer, (B, T, V) for the next token (T is the
-    decoder's length in an encoder-decoder), and the last hidden state (B, T, H) for a model without a head.
+    A call with the arguments from ``collate`` returns (B, C) for sequence classes and choices, (B, T, C) for token
+    classes and masked tokens, (B, 2, T) for the first and the last token of an answer, (B, T, V) for the next token (T
+    is the decoder's length in an encoder-decoder), and the last hidden state (B, T, H) for a model without a head.
 
     Raises:
-        TypeError: model or tokenizer is something else.
-        ValueError: no word embeddings or blocks are found, or what the model gives out is not known.
+        TypeError: model or tokenizer is of another type.
+        ValueError: word embeddings or blocks are not found, or the output of the model is of an unknown kind.
 
     Examples::
         >>> from interp_plugin.huggingface import default_model_path, load
@@ -105,7 +104,7 @@ class HuggingFaceModel:
     """
 
     tokens_first = True
-    """The state of every layer has the tokens of its axis, and no other places, in dimension 1."""
+    """Dimension 1 of every layer's state runs over exactly the tokens of its axis."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         name = architectures.adapter_name(model)
@@ -128,29 +127,29 @@ class HuggingFaceModel:
             label: self._viewed(block, label) for label, block in self._blocks.items()
         }
         self._names = self._argument_names()
-        self._given: tuple[str, ...] = ()  # further arguments that texts come with
+        self._extra_names: tuple[str, ...] = ()  # further arguments, given with the texts
         self.pads = architectures.keeps_padding_out(self._base)
         self._head = outputs.head_of(self._base, self._names, self.device)
         self.task: Task = self._head.task
 
     @cached_property
     def states(self) -> Mapping[Label, LayerCall]:
-        """See the class; found by a forward of two tokens."""
+        """See the class; found by a forward on two tokens."""
         ids = torch.arange(2, device=self.device).unsqueeze(0)
         inputs = {name: torch.ones_like(ids) if name == "attention_mask" else ids for name in self._names}
-        body = getattr(self._base, "base_model", self._base)  # heads may ask for more than two tokens
+        body = getattr(self._base, "base_model", self._base)  # heads may need more than two tokens
         norms = architectures.input_norms(body, self._blocks, lambda: outputs.run(body, inputs))
         read = {label: self._viewed(site, label) for label, site in norms.items()}
         hidden: dict[Label, LayerCall] = {f"{HIDDEN}{label}": site for label, site in self.layers.items()}
         return {**self.layers, **read, **hidden}
 
     def taking(self, names: Iterable[str]) -> HuggingFaceModel:
-        """The same model with further arguments of its forward, which encodings then have as ``extra``.
+        """Return a copy that passes further arguments to the forward; encodings hold them in ``extra``.
 
         Raises:
-            ValueError: its forward takes no such argument, or only the explainer may give it.
+            ValueError: the forward has no such argument, or it is reserved for the explainer.
         """
-        known = architectures.forward_names(self._base) - _NOT_GIVEN
+        known = architectures.forward_names(self._base) - _RESERVED
         for name in names:
             if name not in known:
                 raise ValueError(
@@ -158,68 +157,67 @@ class HuggingFaceModel:
                     f"{listed(sorted(known))}"
                 )
         other = copy(self)
-        other._given = tuple(name for name in names if name not in self._names)
+        other._extra_names = tuple(name for name in names if name not in self._names)
         return other
 
     @property
     def device(self) -> torch.device:
-        """Where the word embeddings are, which is where inputs go."""
+        """Device of the word embeddings, to which inputs are moved."""
         return device_of(self.embedding.layer)
 
     @property
     def vocabulary(self) -> int:
-        """Scores of a language model for each place; 0 of others."""
+        """Size of a language model's vocabulary; 0 for other models."""
         return self._vocabulary().size if self.task == "next token" else 0
 
     @property
     def exclusive(self) -> bool:
-        """Whether a text has one of the classes; otherwise each of them has a probability of its own."""
+        """Whether classes exclude each other (softmax); otherwise each has its own probability (sigmoid)."""
         return getattr(self.model.config, "problem_type", None) != "multi_label_classification"
 
     @property
     def pad_id(self) -> int:
-        """The padding token, or any other: what stands at padding is masked."""
-        if self._offset is not None:  # RoBERTa counts the positions of all other ids
+        """The padding token, or any other token: padding is masked."""
+        if self._offset is not None:  # RoBERTa computes positions from the ids that are not the padding id
             return self._offset - 1
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(int(i) for i in ids if i is not None and i < self._vocabulary().size)
 
     @property
     def mask_id(self) -> int | None:
-        """The token that stands for a hidden word; the unknown one where there is none, None without either."""
+        """The mask token, or else the unknown token, or else None."""
         ids = (self.tokenizer.mask_token_id, self.tokenizer.unk_token_id)
         return next((int(i) for i in ids if i is not None and i < self._vocabulary().size), None)
 
     @property
     def limit(self) -> int:
-        """The most tokens, special ones included."""
-        prompt = architectures.prompt_of(self.model)  # whose virtual tokens take places, too
+        """Largest number of tokens, special tokens included."""
+        prompt = architectures.prompt_of(self.model)  # its virtual tokens count, too
         limit = architectures.token_limit(self._base, self.tokenizer)
         return limit if prompt is None else limit - int(prompt.num_virtual_tokens)
 
     def encode(
         self, text: Source, pair: Second = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
-        """One text (or a pair of texts) as the model reads it.
+        """Tokenize one text (or a pair of texts).
 
         Args:
-            text: a string; token ids, which are read as they are; or the messages of a chat, which the tokenizer's chat
-                template writes, special tokens included.
-            pair: a second text, read together with the first; or choices, each of which is read with it in turn, by a
-                model for multiple choice, or one that classifies pairs and has a class "entailment".
-            target: for language models, what the output is asked about; others do not look at it.
-                A string: the tokens of this continuation, begun with a space where one belongs (for an
-                encoder-decoder: of the decoder's text).  ``(continuation, (start, stop))``: only those of
-                its tokens that stand on these characters.  An int: this token id, as the next one.
-                None: nothing yet.
-                Where the answer is a span of the text: "start", "end" or "both" of the model's own answer, or a pair
-                of one of these and an answer, a string or the characters (start, stop) of the text (or of its pair).
-            truncation: cut a text that is too long off, on the tokenizer's truncation side.
+            text: a string; token ids, which are used unchanged; or the messages of a chat, which are formatted with
+                the tokenizer's chat template, special tokens included.
+            pair: a second text, read together with the first; or choices, each of which is read together with the
+                first text, for models for multiple choice or pair classifiers with a class "entailment".
+            target: for language models, the tokens whose prediction is explained; other models ignore it.
+                A string: the tokens of this continuation (for an encoder-decoder, of the decoder's text); include a
+                leading space if needed.  ``(continuation, (start, stop))``: only its tokens at these characters.
+                An int: this token id, as the next token.  None: no target.
+                For answer spans: "start", "end" or "both" of the model's own answer, or a pair of one of these and an
+                answer, which is a string or the characters (start, stop) of the text (of its pair, if there is one).
+            truncation: cut a text that is too long, on the tokenizer's truncation side.
 
         Raises:
             TypeError: text, pair or target is of another type.
-            ValueError: nothing but special tokens; longer than the model takes; a target that is not
-                there; ids that the model has no embedding for.
+            ValueError: a text of special tokens only, or one that is too long; a target that is not in the text; ids
+                without an embedding.
         """
         is_list = isinstance(pair, (list, tuple)) and not isinstance(pair, Words)
         has_choices = is_list and self.task == "sequence classes"
@@ -232,28 +230,28 @@ class HuggingFaceModel:
             raise ValueError(
                 f"{self.name} compares two sentences; give a pair (first, second), on the command line --pairs"
             )
-        read = self._encoder()
+        encode = self._encoder()
         if has_choices:
             choices = cast(Sequence[str], pair)
             if not choices:
                 raise ValueError("there are 0 choices; give one or more")
             if self._head.reads != "choices":
                 outputs.entailment(self.model.config)
-            return with_choices([read(text, choice, None, truncation) for choice in choices], choices)
+            return with_choices([encode(text, choice, None, truncation) for choice in choices], choices)
         second = cast("str | None", pair)
         if self.task == "answer span":
-            return outputs.asked_answer(read(text, second, None, truncation), target)
-        return read(text, second, target, truncation)
+            return outputs.with_answer(encode(text, second, None, truncation), target)
+        return encode(text, second, target, truncation)
 
     def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
-        """A text with what follows it, and one text for each token of that, as its target."""
+        """Encode a text with its continuation, and one text for each token of the continuation as the target."""
         return self._encoder().steps(text, continuation)
 
     @torch.no_grad()
     def generate(self, text: Source, max_new_tokens: int, **options: Any) -> tuple[int, ...]:
-        """The ids that the model generates after a text, greedily unless ``options`` of ``generate`` say otherwise."""
+        """Generate token ids after a text, greedily unless ``options`` of ``generate`` say otherwise."""
         if self.task != "next token":
-            raise ValueError(f"{self.name} is no language model: it generates no text; give one")
+            raise ValueError(f"{self.name} cannot generate text; give a language model")
         inputs = {"do_sample": False, "pad_token_id": self.pad_id, **options}
         ids = torch.tensor([self.encode(text).ids], device=self.device)
         found = self.model.generate(
@@ -263,10 +261,10 @@ class HuggingFaceModel:
         return tuple(found[0, start:].tolist())
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Several texts as one batch, on the model's device.
+        """Pad several texts to one batch, on the model's device.
 
-        Padding goes to the right, whatever the tokenizer's side: the draws of noise belong to columns, and
-        a text must have the same ones alone and in a batch.
+        Padding is on the right, whatever the tokenizer's side: noise samples belong to columns, and a text must get
+        the same samples alone and in a batch.
 
         Returns:
             The arguments of a call, ids first, each (B, T) (the decoder's ids (B, T_decoder)); and
@@ -283,7 +281,7 @@ class HuggingFaceModel:
             "attention_mask": mask,
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
         }
-        names = (*self._names, *self._given)
+        names = (*self._names, *self._extra_names)
         for name in names:
             if all(name in encoding.extra for encoding in encodings):
                 fill = pad if name == "decoder_input_ids" else 0
@@ -293,29 +291,30 @@ class HuggingFaceModel:
         return tuple(columns[name] for name in names), mask.bool()
 
     def _collated_choices(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """As ``collate``: every choice padded to the longest, one after another, (B, C * T); and ones, (B, C)."""
+        """As ``collate``: choices padded to the longest and concatenated, (B, C * T); last argument: ones, (B, C)."""
         counts = {len(encoding.choices) for encoding in encodings}
         if len(counts) > 1:
             raise ValueError(
-                f"the texts of a batch have {sorted(counts)} choices; give texts with as many each"
+                f"the texts of a batch have {sorted(counts)} choices; give texts with equal numbers of choices"
             )
         [count] = counts
-        apart = [
+        separate = [
             encoding.only([choice == number for choice in encoding.extra["choice"]]).without_choices
             for encoding in encodings
             for number in range(count)
         ]
-        if not self.pads and len({len(encoding.ids) for encoding in apart}) > 1:
+        if not self.pads and len({len(encoding.ids) for encoding in separate}) > 1:
+            lengths = sorted({len(encoding.ids) for encoding in separate})
             raise ValueError(
-                f"{self.name} does not keep padding out, and the choices have {sorted({len(e.ids) for e in apart})} "
-                "tokens; give choices of one length, or each as a second text"
+                f"{self.name} does not mask padding, and the choices have {lengths} tokens; give choices of one "
+                "length, or each as a second text"
             )
-        arguments, mask = self.collate(apart)
+        arguments, mask = self.collate(separate)
         flat = [value.unflatten(0, (-1, count)).flatten(1, 2) for value in (*arguments, mask)]
         return (*flat[:-1], flat[0].new_ones(len(encodings), count)), flat[-1]
 
     def __call__(self, *arguments: Tensor) -> Tensor:
-        """Logits, or the last hidden state; see the class."""
+        """Return logits or the last hidden state; see the class."""
         inputs = self._named(arguments)
         if CHOICES in inputs:
             count = inputs.pop(CHOICES).shape[1]
@@ -331,10 +330,10 @@ class HuggingFaceModel:
         return answer if self.task == "sequence classes" else answer[:, -lengths[self.axis[OUTPUT]] :]
 
     def scores_at(self, arguments: Sequence[Tensor], places: Tensor) -> Tensor:
-        """A language model's logits at some places of each row only, (R, n, V); places is (R, n).
+        """Return a language model's logits at some positions of each row, (R, n, V); places is (R, n).
 
-        Where the model can (``logits_to_keep``), its head is not run at the others: it has a fifth of a small model's
-        weights.
+        If the model supports it (``logits_to_keep``), the head is run at these positions only; the head has a fifth of
+        the weights of a small model.
         """
         inputs = self._named(arguments)
         taken = self.task == "next token" and "logits_to_keep" in architectures.forward_names(self.model)
@@ -348,56 +347,56 @@ class HuggingFaceModel:
         return answer[rows.to(answer.device), index.to(answer.device)]
 
     def attentions(self, *arguments: Tensor) -> tuple[Tensor, ...]:
-        """What every token attends to in each block, (R, heads, T, T) each, for arguments as in a call.
+        """Return the attention weights of each block, (R, heads, T, T) each; arguments as in a call.
 
-        Whatever kernel the model uses, these are the weights of the plain computation.
+        They are computed with eager attention, whatever kernel the model uses.
 
         Raises:
-            ValueError: an encoder-decoder, a model with virtual tokens, or one that gives no weights out.
+            ValueError: an encoder-decoder, a model with virtual tokens, or one that returns no weights.
         """
         if architectures.prompt_of(self.model) is not None:
             raise ValueError(
-                f"{self.name} attends to the virtual tokens of {type(self.model).__name__} too, which are no tokens of "
+                f"{self.name} also attends to the virtual tokens of {type(self.model).__name__}, which are not part of "
                 "the text; use another method"
             )
         return outputs.attention_weights(self.model, self._named(arguments))
 
     def value_site(self, label: Label) -> tuple[LayerCall, int] | None:
-        """Where a layer's self-attention computes its value vectors, (B, T, parts * width), the last part.
+        """Return where a layer's self-attention computes its value vectors: (B, T, parts * width), the last part.
 
         Returns:
-            The site and the number of parts (3 where queries and keys stand before them); None where it is not known.
+            The site and the number of parts (3 if queries and keys come first); None if it is not known.
         """
         block = self._block(label)
         return None if self._kind(label) else architectures.value_site(block)
 
     def class_index(self, target: int | str) -> int:
-        """Index of a class given by its label or index; of a token, for models whose classes are tokens.
+        """Return the index of a class (or of a token, if the classes are tokens) given by its label or index.
 
         Raises:
-            TypeError: neither an int nor a string.
+            TypeError: the target is neither an int nor a string.
             ValueError: there is no such class.
         """
         return self._classes().index(target)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Labels of all classes; None where they are tokens."""
+        """Labels of all classes; None if they are tokens."""
         known = self._classes()
         return known.names if isinstance(known, Labels) else None
 
     def class_name(self, index: int) -> str:
-        """Label of a class; the token itself, for models whose classes are tokens."""
+        """Return the label of a class; the token itself, if the classes are tokens."""
         return self._classes().name(index)
 
     def predicted(self, logits: Tensor) -> tuple[str, float] | None:
-        """Name and probability of the likeliest class (sequence classes) or token (next token).
+        """Return the name and probability of the likeliest class (sequence classes) or token (next token).
 
         Args:
-            logits: of one text (and of one position, for a language model): (C,) or (V,).
+            logits: logits of one text (at one position, for a language model), (C,) or (V,).
 
         Returns:
-            None where there is no one answer: a regression head, classes for every token, a bare model.
+            None if there is no single answer: a regression head, classes for every token, a bare model.
         """
         is_one_of = self.task in ("sequence classes", "next token") and logits.ndim == 1 and len(logits) > 1
         if not is_one_of or getattr(self.model.config, "problem_type", None) == "regression":
@@ -408,10 +407,10 @@ class HuggingFaceModel:
         return predicted_class(self.model, logits)
 
     def head_site(self, label: Label) -> tuple[LayerCall, int, int] | None:
-        """Where the heads of a layer's self-attention stand side by side, (B, T, heads * width).
+        """Return where the heads of a layer's self-attention are concatenated, (B, T, heads * width).
 
         Returns:
-            The site, the number of heads and the width of each; None where they are not known.
+            The site, the number of heads and the width of each; None if they are not known.
         """
         site = architectures.head_site(self._block(label))
         width = None if site is None else architectures.heads_width(site)
@@ -421,18 +420,18 @@ class HuggingFaceModel:
         return self._viewed(site, label), number, width // number
 
     def target_name(self, encoding: Encoding) -> str:
-        """The tokens that are asked for, as text."""
+        """Return the target tokens as text."""
         if self.task == "answer span":
             return outputs.name_of_answer(encoding)
         return str(self.tokenizer.decode(list(encoding.target)))
 
     def _named(self, arguments: Sequence[Tensor]) -> dict[str, Tensor]:
-        names = (*self._names, *self._given)
+        names = (*self._names, *self._extra_names)
         if len(arguments) == len(names) + 1 and self.task == "sequence classes":
             names = (*names, CHOICES)
         if len(arguments) != len(names):
             raise TypeError(
-                f"{len(arguments)} arguments are given: the model takes {', '.join(names)}; call collate for them"
+                f"{len(arguments)} arguments are given: the model takes {', '.join(names)}; use those from collate"
             )
         return dict(zip(names, arguments, strict=True))
 
@@ -443,7 +442,7 @@ class HuggingFaceModel:
         return self._blocks[layer]
 
     def _embedding(self) -> LayerCall:
-        """Where noise enters: PEFT's prompts call the table that they found, an encoder its own."""
+        """Return the module to whose output noise is added: the one that PEFT's prompts call, or the model's own."""
         table = getattr(self.model, "word_embeddings", None) if self._virtual["input"] else None
         table = architectures.word_embedding(self._base) if table is None else table
         if not (architectures.pads_to_windows(self._base) and isinstance(table, nn.Embedding)):
@@ -453,20 +452,20 @@ class HuggingFaceModel:
         return LayerCall(view)
 
     def _kind(self, label: Label) -> Kind | None:
-        """How the tokens stand in a block's output, where not alone in dimension 1."""
+        """Return the layout of a block's output if dimension 1 does not run over exactly the tokens."""
         kind = architectures.view_of_states(self._base, label)
         if not self._virtual[self.axis[label]]:
             return kind
         if kind is not None:
             raise ValueError(
                 f"{type(self.model).__name__} puts virtual tokens before the text, and "
-                f"{type(self._base).__name__} adds places of its own: which are the text's is not known; give the base "
-                "model"
+                f"{type(self._base).__name__} adds positions of its own: which ones belong to the text is not known; "
+                "give the base model"
             )
         return "tokens at the end"
 
     def _viewed(self, site: LayerCall, label: Label) -> LayerCall:
-        """A site whose output has the tokens in dimension 1: the given one, or the view of it."""
+        """Return a site whose output has the tokens in dimension 1: the given site or a view of it."""
         kind = self._kind(label)
         if kind is None:
             return site
@@ -491,19 +490,19 @@ class HuggingFaceModel:
         )
 
     def _decoder_start(self) -> tuple[int, ...]:
-        """What a decoder begins with: its start token, and the one that generation puts after it (BART)."""
+        """Return the first decoder tokens: the start token and, if forced in generation (BART), the next one."""
         start = self._setting("decoder_start_token_id")
         start = self._setting("bos_token_id") if start is None else start
         if start is None:
             raise ValueError(
-                f"{type(self._base).__name__} does not say what its decoder starts with: config.decoder_start_token_id "
+                f"{type(self._base).__name__} has no start token for its decoder: config.decoder_start_token_id "
                 "is None; set it to the token id that the model was trained with"
             )
         forced = self._setting("forced_bos_token_id")
         return (start,) if forced is None else (start, forced)
 
     def _setting(self, name: str) -> int | None:
-        """A token id from the configuration, or from that of generation."""
+        """Return a token id from the configuration or the generation configuration."""
         for config in (self._base.config, getattr(self._base, "generation_config", None)):
             value = getattr(config, name, None)
             if value is not None:
@@ -511,7 +510,7 @@ class HuggingFaceModel:
         return None
 
     def _padded(self, rows: Sequence[Sequence[Any]], fill: int) -> Tensor:
-        """Rows of numbers, or of lists of them (of boxes), with ``fill`` up to the longest, (R, T, ...)."""
+        """Pad rows of numbers, or of lists of numbers (boxes), with ``fill`` to the longest, (R, T, ...)."""
         tensors = [torch.tensor(row) for row in rows]
         return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill).to(self.device)
 
@@ -523,8 +522,8 @@ class HuggingFaceModel:
             taken &= architectures.names_kept(self.model)
         names = ["input_ids", "attention_mask"]
         types = getattr(architectures.text_config(self._base), "type_vocab_size", 0) or 0
-        given = "token_type_ids" in self.tokenizer.model_input_names
-        if types > 1 and given and "token_type_ids" in taken:  # GPT-2 would add them as words
+        returned = "token_type_ids" in self.tokenizer.model_input_names
+        if types > 1 and returned and "token_type_ids" in taken:  # GPT-2 looks them up among its words
             names.append("token_type_ids")
         if "position_ids" in taken and self._offset is None:
             names.append("position_ids")

@@ -1,4 +1,4 @@
-"""What a model of ``transformers`` gives out: logits and the task they are for, labels, attention weights."""
+"""Outputs of a ``transformers`` model: logits and their task, class labels, answer spans, attention weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Head(NamedTuple):
-    """What a model gives out.
+    """The output of a model.
 
     Attributes:
-        task: of the model.
-        of_tokens: its classes are the tokens of the vocabulary.
-        reads: further texts that it must be given: a second text, choices, or none.
-        names: of the classes, where the configuration does not say.
+        task: the task of the model.
+        of_tokens: whether its classes are the tokens of the vocabulary.
+        reads: which second input it requires: a second text, choices, or none ("any").
+        names: names of the classes, if the configuration does not give them.
     """
 
     task: Task
@@ -36,7 +36,7 @@ class Head(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-# By the end of the class's name, which transformers keeps to.
+# Suffix of the class name -> head; transformers follows these naming conventions.
 HEADS = {
     "ForSequenceClassification": Head("sequence classes"),
     "ForTokenClassification": Head("token classes"),
@@ -55,13 +55,13 @@ HEADS = {
 
 
 def head_of(model: PreTrainedModel, names: Sequence[str], device: torch.device) -> Head:
-    """The model's head, by its class; a head of one's own is tried on a single token.
+    """Return the head of a model, by its class name; a custom head is run on short inputs to see its output shape.
 
     Args:
-        names: of the arguments that the model is given.
+        names: names of the arguments that the model is called with.
 
     Raises:
-        ValueError: it gives out no logits of a known shape.
+        ValueError: the model returns no logits of a known shape.
     """
     for kind in type(model).__mro__:
         for end, head in HEADS.items():
@@ -77,30 +77,30 @@ def head_of(model: PreTrainedModel, names: Sequence[str], device: torch.device) 
             return Head("token classes")
         return _masked(model, Head("next token", of_tokens=True))
     raise ValueError(
-        f"{type(model).__name__} gives out no logits of shape (B, C) or (B, T, C): a head must be for sequence "
+        f"{type(model).__name__} returns no logits of shape (B, C) or (B, T, C): a head must be for sequence "
         "classes, token classes, masked or next tokens, answer spans or choices; give its base_model to look at its "
         "layers"
     )
 
 
 def _masked(model: PreTrainedModel, head: Head) -> Head:
-    """The head of a language model, which in XLM and FlauBERT is one for masked tokens unless it says "causal"."""
+    """Correct the head of XLM and FlauBERT, which predict masked tokens unless their configuration is causal."""
     masked = head.task == "next token" and not getattr(model.config, "causal", True)
     return Head("token classes", of_tokens=True) if masked else head
 
 
 @torch.no_grad()
 def _shape_of_logits(model: nn.Module, names: Sequence[str], device: torch.device) -> tuple[int, ...]:
-    """Shape of the logits for a single token; () if there are none, or one score for each token or choice."""
+    """Return the shape of the logits for a single token; () if there are none or C depends on the text's length."""
     shapes = set()
     for length in (1, 2):
         tokens = torch.zeros(1, length, dtype=torch.long, device=device)
         inputs = {name: tokens + 1 if name == "attention_mask" else tokens for name in names}
         try:
-            with torch.random.fork_rng():  # dropout, in training mode
+            with torch.random.fork_rng():  # dropout in training mode draws random numbers
                 logits = getattr(run(model, inputs), "logits", None)
         except (TypeError, ValueError, RuntimeError, IndexError):
-            return ()  # a head for other inputs: the caller says so
+            return ()  # a head for other inputs: the caller raises the error
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else ()
         shapes.add((shape[0], shape[1] // length, shape[2]) if len(shape) == 3 else shape)
     return shapes.pop() if len(shapes) == 1 else ()
@@ -109,11 +109,11 @@ def _shape_of_logits(model: nn.Module, names: Sequence[str], device: torch.devic
 def answer(
     model: PreTrainedModel, base: nn.Module, task: Task, inputs: Mapping[str, Tensor], **options: Any
 ) -> Tensor:
-    """Logits, (B, C), (B, T, C) or (B, 2, T); the last hidden state, (B, T, H), of a model without a head.
+    """Return the logits, (B, C), (B, T, C) or (B, 2, T), or of a model without a head the last hidden state, (B, T, H).
 
     Args:
-        base: the model of transformers inside ``model``, or ``model`` itself.
-        options: go to its forward.
+        base: the transformers model inside ``model``, or ``model`` itself.
+        options: further arguments of the forward.
     """
     with uncompiled():  # before transformers 5 ModernBERT compiled parts of itself on a GPU
         scores = _scores_of_tokens(base) if task == "sequence classes" else None
@@ -126,10 +126,10 @@ def answer(
 
 
 def _ends_of_answer(model: nn.Module, output: Any) -> Tensor:
-    """The scores of every token as the first and as the last of the answer, (B, 2, T)."""
+    """Return the scores of every token as the first and as the last token of the answer, (B, 2, T)."""
     if getattr(output, "start_logits", None) is None:
         raise ValueError(
-            f"{type(model).__name__} searches for its answer and gives out no start_logits; give the family's "
+            f"{type(model).__name__} searches for its answer and returns no start_logits; give the family's "
             "ForQuestionAnsweringSimple"
         )
     return torch.stack([output.start_logits, output.end_logits], 1)
@@ -138,13 +138,13 @@ def _ends_of_answer(model: nn.Module, output: Any) -> Tensor:
 def answer_of_choices(
     model: PreTrainedModel, base: nn.Module, head: Head, inputs: Mapping[str, Tensor], count: int
 ) -> Tensor:
-    """The score of each of so many choices, (B, count); inputs are (B, count * T, ...), one choice after another.
+    """Return the score of each choice, (B, count); inputs are (B, count * T, ...), one choice after another.
 
-    Of a classifier of sentence pairs a choice's score is that of "entailment", as in a zero-shot pipeline.
+    With a classifier of sentence pairs, the score is the logit of "entailment", as in the zero-shot pipeline.
     """
     rows = {name: value.unflatten(1, (count, -1)).flatten(0, 1) for name, value in inputs.items()}
-    if head.reads == "choices":  # one choice a row: none looks at another
-        # DistilBERT takes these of single sequences only; they count from 0 by themselves
+    if head.reads == "choices":  # one choice in each row: choices do not depend on each other
+        # DistilBERT accepts position_ids for single sequences only; by default they count from 0
         rows.pop("position_ids", None)
         rows = {name: value.unsqueeze(1) for name, value in rows.items()}
         return answer(model, base, head.task, rows).reshape(-1, count)
@@ -152,65 +152,66 @@ def answer_of_choices(
     return scores[:, entailment(model.config)].reshape(-1, count)
 
 
-def with_choices(read: Sequence[Encoding], choices: Sequence[str]) -> Encoding:
-    """A text that is read with several choices in turn, as one; the choices stand in its pair, a line each.
+def with_choices(encodings: Sequence[Encoding], choices: Sequence[str]) -> Encoding:
+    """Join the encodings of a text with each of several choices; the joint pair has one choice on each line.
 
     Args:
-        read: the text with each of them as its pair.
-        choices: as the pairs of these.
+        encodings: the text with each choice as its pair.
+        choices: the choices.
     """
 
-    def all_of(name: str) -> tuple[Any, ...]:
-        return tuple(value for encoding in read for value in getattr(encoding, name))
+    def joined(name: str) -> tuple[Any, ...]:
+        return tuple(value for encoding in encodings for value in getattr(encoding, name))
 
     starts = [sum(len(choice) + 1 for choice in choices[:number]) for number in range(len(choices))]
     offsets = tuple(
         (1, span[1] + start, span[2] + start) if span and span[0] else span
-        for encoding, start in zip(read, starts)
+        for encoding, start in zip(encodings, starts)
         for span in encoding.offsets
     )
     extra = {
-        name: tuple(value for encoding in read for value in encoding.extra[name]) for name in read[0].extra
+        name: tuple(value for encoding in encodings for value in encoding.extra[name])
+        for name in encodings[0].extra
     }
-    extra["choice"] = tuple(number for number, encoding in enumerate(read) for _ in encoding.ids)
+    extra["choice"] = tuple(number for number, encoding in enumerate(encodings) for _ in encoding.ids)
     return replace(
-        read[0], pair="\n".join(choices), tokens=all_of("tokens"), offsets=offsets, ids=all_of("ids"),
+        encodings[0], pair="\n".join(choices), tokens=joined("tokens"), offsets=offsets, ids=joined("ids"),
         extra=extra, choices=tuple(choices),
     )  # fmt: skip
 
 
 def entailment(config: Any) -> int:
-    """The class that says that a text entails the second one, as the zero-shot pipeline of transformers finds it.
+    """Return the index of the class "entailment", found as in the zero-shot pipeline of transformers.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such class.
     """
     names = label_names(config)
     for index, name in enumerate(names):
         if name.lower().startswith("entail"):
             return index
     raise ValueError(
-        f"choices are scored by a model for multiple choice, or by the class 'entailment', and the classes are "
+        "choices need a model for multiple choice or a class 'entailment', and the classes are "
         f"{listed(names)}; give one second text"
     )
 
 
 def _scores_of_tokens(model: Any) -> nn.Module | None:
-    """The head of a decoder's classifier, which scores every token; None: it is no such classifier."""
+    """Return the head of a decoder classifier, which scores every token; None for other models."""
     name = "classifier" if getattr(model.config, "model_type", "") == "ctrl" else "score"
     head = getattr(model, name, None)
     return head if isinstance(head, nn.Module) else None
 
 
 class _ScoresRead(BaseException):
-    """Raised by a hook to leave the model's forward: what it does with the scores is not needed."""
+    """Raised by a hook to leave the model's forward once the scores are known."""
 
 
 def _score_of_last_token(model: Any, scores: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits of a decoder's classifier, (B, C), at each text's last token.
+    """Return the logits of a decoder classifier, (B, C), at the last token of each text.
 
-    transformers looks for the last token that is not the padding token: it finds another one where a text
-    ends with that token, and refuses batches where there is none (config.pad_token_id is None).
+    transformers takes the last token whose id is not the padding id.  That is the wrong token if the text itself ends
+    with the padding id, and transformers refuses batches if there is no padding id (config.pad_token_id is None).
     """
     found: list[Tensor] = []
 
@@ -228,7 +229,7 @@ def _score_of_last_token(model: Any, scores: nn.Module, inputs: Mapping[str, Ten
 
 
 def run(module: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Any:
-    """What a model or part of it gives out, as an object with names; ``options`` go to its forward."""
+    """Run a model or part of it and return an output with named fields; ``options`` go to its forward."""
     taken = forward_names(module)
     if "use_cache" in taken:
         options["use_cache"] = False
@@ -250,7 +251,7 @@ class Labels:
     names: tuple[str, ...]
 
     def index(self, target: int | str) -> int:
-        """Index of a label; of an index, itself, if there is such a class."""
+        """Return the index of a class given by its label or its index."""
         target = checked_class(target)
         if isinstance(target, int):
             found = [target] if 0 <= target < len(self.names) else []
@@ -265,7 +266,7 @@ class Labels:
         return found[0]
 
     def name(self, index: int) -> str:
-        """The label."""
+        """Return the label of a class."""
         return self.names[self.index(index)]
 
 
@@ -274,14 +275,14 @@ class Vocabulary:
     """The tokens that a language model chooses from.
 
     Args:
-        size: how many ids the model has.
+        size: number of ids that the model has.
     """
 
     tokenizer: PreTrainedTokenizerBase
     size: int
 
     def index(self, target: int | str) -> int:
-        """Id of a string that is one token; of an id, itself, if there is such a token."""
+        """Return the id of a token given as a string or an id."""
         target = checked_class(target)
         if isinstance(target, str):
             return self._id(target)
@@ -292,7 +293,7 @@ class Vocabulary:
         return target
 
     def name(self, index: int) -> str:
-        """The token, readable."""
+        """Return the token in readable form."""
         pieces = Pieces((self.index(index),), ((0, 0, 0),))
         return readable(self.tokenizer, pieces, ("", None))[0]
 
@@ -310,7 +311,7 @@ class Vocabulary:
 
 
 def checked_class(target: Any) -> int | str:
-    """``target`` if it names a class; a number of NumPy or torch as an int."""
+    """Check that ``target`` is a label or an index, and convert an integer of NumPy or torch to an int."""
     target = as_int(target)
     if isinstance(target, bool) or not isinstance(target, (int, str)):
         raise TypeError(
@@ -320,40 +321,40 @@ def checked_class(target: Any) -> int | str:
 
 
 def label_names(config: Any, count: int = 0) -> tuple[str, ...]:
-    """Names of at least ``count`` classes; a class that the configuration does not name is "LABEL_" and its number.
+    """Return the names of at least ``count`` classes; a class without a name is called "LABEL_" and its number.
 
     Args:
         config: has ``id2label``, number -> name; numbers may be strings, as in JSON.
 
     Raises:
-        ValueError: a key that is no number.
+        ValueError: a key is not a number.
 
     Examples::
         >>> from types import SimpleNamespace
         >>> label_names(SimpleNamespace(id2label={"1": "good"}), 3)
         ('LABEL_0', 'good', 'LABEL_2')
     """
-    given = getattr(config, "id2label", None) or {}
-    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+    labels = getattr(config, "id2label", None) or {}
+    pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels)
     try:
         names = {int(number): str(name) for number, name in pairs}
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"config.id2label is {given!r}: its keys must be the numbers of the classes; turn it round if names and "
-            "numbers are swapped"
+            f"config.id2label is {labels!r}: its keys must be the numbers of the classes; swap keys and values if the "
+            "keys are names"
         ) from error
     count = max([count, *(number + 1 for number in names)])
     return tuple(names.get(number, f"LABEL_{number}") for number in range(count))
 
 
 def listed(names: Sequence[int | str], most: int = 20) -> str:
-    """The names in one line, the first ``most`` of them."""
+    """Join the first ``most`` names in one line."""
     shown = ", ".join(map(repr, names[:most]))
     return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
 
 
 def likeliest(logits: Tensor, exclusive: bool = True) -> tuple[int, float]:
-    """Index and probability of the largest of the logits, (C,); not ``exclusive``: each has its own probability.
+    """Return the index and probability of the largest logit, (C,): softmax if classes are exclusive, else sigmoid.
 
     Examples::
         >>> import torch
@@ -368,20 +369,21 @@ def likeliest(logits: Tensor, exclusive: bool = True) -> tuple[int, float]:
 ENDS = {None: (0, 1), "start": (0,), "end": (1,), "both": (0, 1), EACH: (0, 1)}
 
 
-def asked_answer(encoding: Encoding, target: Any) -> Encoding:
-    """A text whose answer is a span of it (of its pair, where there is one), asked for the ends of that.
+def with_answer(encoding: Encoding, target: Any) -> Encoding:
+    """Set the start, the end or both of an answer span as the target of a text.
 
     Args:
-        encoding: of a context, or of a question and a context.
-        target: "start", "end", "both" or None, which is both, of the model's own answer, found later; or a pair of one
-            of these and an answer: a string, whose first place is meant, or characters (start, stop) of the context.
+        encoding: a context, or a question and a context.
+        target: "start", "end", "both" or None (both), of the model's own answer, which is found later; or a pair of
+            one of these and an answer: a string (its first occurrence counts) or characters (start, stop) of the
+            context.
 
     Raises:
-        ValueError: another target, or an answer that is not there.
+        ValueError: an invalid target, or an answer that is not in the context.
 
     Examples::
         >>> context = Encoding("who", "a b", ("who", "a", "b"), ((0, 0, 3), (1, 0, 1), (1, 2, 3)), (5, 6, 7))
-        >>> asked_answer(context, ("end", "b")).target, asked_answer(context, "start").target_positions
+        >>> with_answer(context, ("end", "b")).target, with_answer(context, "start").target_positions
         ((2,), (0,))
     """
     which, answer = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
@@ -412,7 +414,7 @@ def asked_answer(encoding: Encoding, target: Any) -> Encoding:
 
 
 def name_of_answer(encoding: Encoding) -> str:
-    """The answer that is asked for, or the token at which it starts or ends."""
+    """Return the text of the target answer, or the token at which it starts or ends."""
     if len(encoding.target) == 1:
         return f"{('start', 'end')[encoding.target_positions[0]]} at {encoding.tokens[encoding.target[0]]!r}"
     first, last = (encoding.offsets[token] for token in encoding.target)
@@ -421,33 +423,35 @@ def name_of_answer(encoding: Encoding) -> str:
     return (encoding.text, encoding.pair or "")[first[0]][first[1] : last[2]].strip()
 
 
-_ONE_AT_A_TIME = threading.Lock()  # two that switch the model at once could leave it so
-_HOOKED = "_output_capturing_hooks_installed"  # transformers' mark of a model that has its recording hooks
+_ONE_AT_A_TIME = threading.Lock()  # two threads that switch the model at once could leave it switched
+_HOOKED = (
+    "_output_capturing_hooks_installed"  # attribute with which transformers marks models that have its hooks
+)
 
 
 @torch.no_grad()
 def attention_weights(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """What every token attends to in each block, (R, heads, T, T) each; rows sum to 1.
+    """Return the attention weights of each block, (R, heads, T, T) each; rows sum to 1.
 
     Raises:
-        ValueError: an encoder-decoder, or a model that gives no weights out.
+        ValueError: an encoder-decoder, or a model that returns no weights.
     """
     if is_encoder_decoder(model):
         raise ValueError(
-            f"{type(model).__name__} is an encoder-decoder, whose attention is no single stack; use another method"
+            f"{type(model).__name__} is an encoder-decoder, whose attention is not one stack; use another method"
         )
     with _ONE_AT_A_TIME, _eager(model), _recording(model):
         found = getattr(run(model.base_model, inputs, output_attentions=True), "attentions", None)
     if not found or any(weights is None or weights.ndim != 4 for weights in found):
         raise ValueError(
-            f"{type(model).__name__} gives no attention weights out (output_attentions); use another method"
+            f"{type(model).__name__} returns no attention weights (output_attentions); use another method"
         )
     return tuple(weights.float() for weights in found)
 
 
 @contextmanager
 def _eager(model: nn.Module) -> Iterator[None]:
-    """Inside the block attention is computed step by step: fused kernels keep its weights to themselves."""
+    """Inside the block, use eager attention: fused kernels do not return the weights."""
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     before = [(config, getattr(config, "_attn_implementation", None)) for config in configs.values()]
     try:
@@ -455,13 +459,13 @@ def _eager(model: nn.Module) -> Iterator[None]:
             config._attn_implementation = "eager"
         yield
     finally:
-        for config, kind in before:  # parents first, who hand theirs down
+        for config, kind in before:  # parents first: setting a parent also sets its children
             config._attn_implementation = kind
 
 
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[None]:
-    """Hooks that transformers puts on the model to record attention, and would leave there, are taken off."""
+    """After the block, remove the hooks that transformers added to the model to record attention."""
     modules = list(model.modules())
     before = [set(module._forward_hooks) for module in modules]
     marked = [module for module in modules if getattr(module, _HOOKED, False)]

@@ -1,4 +1,4 @@
-"""Models of ``transformers`` from a folder or the hub, and the one that ships with the package."""
+"""Loading of ``transformers`` models from a folder or the hub, and the model that ships with the package."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_config.json"
-# The class of the base model by what the adapter was trained for; a bare model for anything else.
+# Task type of an adapter -> class of its base model; other task types get a model without a head.
 _CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
 }
-# The end of the name of a classifier's weights, which an adapter saves with its own.
+# Suffixes of the names of classifier weights that an adapter stores with its own weights.
 _HEADS = (
     "score.weight", "classifier.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight",
 )  # fmt: skip
@@ -39,16 +39,16 @@ PLACEMENTS = (
     "balanced",
     "balanced_low_0",
     "sequential",
-)  # of accelerate, over all devices that there are
+)  # strategies of accelerate that use all available devices
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype)}
 
 
 class UntrainedError(ValueError):
-    """Weights are missing that transformers would fill with random numbers."""
+    """Weights are missing, which transformers would initialise at random."""
 
 
 def default_model_path() -> Path:
-    """Folder of the small sentiment classifier that ships with the package.
+    """Return the folder of the small sentiment classifier that ships with the package.
 
     Examples::
         >>> default_model_path().name
@@ -67,34 +67,33 @@ def load(
     device_map: str | Mapping[str, Any] | None = None,
     load_in: LoadIn | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model of the class that its configuration names, and its tokenizer: in eval mode.
+    """Load a model, of the class that its configuration names and in eval mode, and its tokenizer.
 
     Args:
-        path_or_id: a folder written by ``save_pretrained``, or a Hugging Face id.  Without a class in its
-            configuration, and for a pretraining head, the model comes without a head.  An adapter of PEFT
-            comes on its base model.
-        tokenizer: where the tokenizer is; None: with the model, or with an adapter's base model.
-        device: where to put the model; None: where transformers puts it, the CPU for all but quantised weights.
-        dtype: "float32", "bfloat16" or "float16" (on a CPU that is run in float32, which a warning says).
+        path_or_id: a folder written by ``save_pretrained``, or a Hugging Face id.  If the configuration names no class,
+            or one with a pretraining head, the model is loaded without a head.  A PEFT adapter is loaded on its base
+            model.
+        tokenizer: folder or id of the tokenizer; None: that of the model, or of an adapter's base model.
+        device: device of the model; None: the default of transformers, the CPU unless weights are quantised.
+        dtype: "float32", "bfloat16" or "float16" (on a CPU, float32 is used instead, with a warning).
         revision: branch, tag or commit of a Hugging Face id.
-        trust_remote_code: run the Python files that come with the model, where its configuration names some; they
-            can do whatever you can.
-        device_map: over which devices transformers spreads the model, in ``device``'s place: "auto", or the device of
-            each module by its name, as of ``from_pretrained``; takes accelerate (extra "large").
-        load_in: "8bit" or "4bit" weights, of linear layers, by bitsandbytes (extra "large"); computed in ``dtype``.
+        trust_remote_code: run Python files that come with the model, if its configuration names them; this code has
+            all your permissions.
+        device_map: devices over which transformers spreads the model, instead of ``device``: "auto", or the device of
+            each module by its name, as in ``from_pretrained``; requires accelerate (extra "large").
+        load_in: "8bit" or "4bit" weights of linear layers, by bitsandbytes (extra "large"); computed in ``dtype``.
 
     Raises:
-        ValueError: nothing can be loaded from there, the head's own weights are missing (transformers
-            would fill them with random numbers), the dtype is another one, or the model needs code of its own and
-            that is not trusted.
-        ImportError: an adapter, and PEFT is not installed; accelerate or bitsandbytes are needed and are not.
+        ValueError: nothing can be loaded from there, weights of the head are missing (transformers would initialise
+            them at random), the dtype is unknown, or the model needs its own code and that is not trusted.
+        ImportError: PEFT (for an adapter), accelerate or bitsandbytes is needed and not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(map(repr, DTYPES))}")
-    _check_places(device, device_map, load_in)
+    _check_placement(device, device_map, load_in)
     if dtype == "float16" and _is_on_cpu(device, device_map):
         warnings.warn(
-            "float16 is slow on a CPU, and gradients of its size are lost: the model is run in float32; give "
+            "float16 is slow on a CPU, and small gradients underflow in it: the model is run in float32; give "
             "dtype='bfloat16' to halve its memory",
             stacklevel=2,
         )
@@ -102,7 +101,7 @@ def load(
     spread = _spread(device, dtype, device_map, load_in)
     name = fspath(path_or_id)
     try:
-        model, words = _Saved(name, tokenizer, revision, trust_remote_code, dtype, spread).loaded()
+        model, loaded = _Loader(name, tokenizer, revision, trust_remote_code, dtype, spread).load()
     except UntrainedError:
         raise
     except (OSError, ValueError) as error:
@@ -112,15 +111,15 @@ def load(
                 "and if you trust them give --trust-remote-code (in Python trust_remote_code=True)"
             ) from error
         raise ValueError(f"cannot load model {name!r}: {_why_not(name, tokenizer, error)}") from error
-    _check_parts(device_map, model)
-    _check_words(words, model, name if tokenizer is None else fspath(tokenizer))
+    _check_modules(device_map, model)
+    _check_tokenizer(loaded, model, name if tokenizer is None else fspath(tokenizer))
     if load_in is not None:
         _keep_gradients(model)
-    return (model if device is None or spread else model.to(device)).eval(), words
+    return (model if device is None or spread else model.to(device)).eval(), loaded
 
 
 def _keep_gradients(model: torch.nn.Module) -> None:
-    """Keep 4-bit layers from packing their weights, in the first forward, for a CPU kernel without gradients."""
+    """Prevent 4-bit layers from packing their weights for a CPU kernel that has no gradients."""
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -129,43 +128,43 @@ def _keep_gradients(model: torch.nn.Module) -> None:
 def _check_device(device: str | torch.device) -> None:
     try:
         torch.zeros(1, dtype=torch.float32, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
             f"device {str(device)!r} cannot be used ({reason}); give cpu, or one that torch finds here"
         ) from error
 
 
-def _places(device_map: Any) -> list[Any]:
-    """The devices that are named for parts of a model; none where accelerate chooses."""
-    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
-    return [place for place in places if place not in (None, *PLACEMENTS, "disk")]
+def _devices(device_map: Any) -> list[Any]:
+    """Return the devices that a device map names; none if accelerate chooses them."""
+    devices = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    return [device for device in devices if device not in (None, *PLACEMENTS, "disk")]
 
 
 def _is_on_cpu(device: Any, device_map: Any) -> bool:
     if isinstance(device_map, Mapping) or device_map not in (None, *PLACEMENTS):
-        return all(str(place) == "cpu" for place in _places(device_map))
+        return all(str(named) == "cpu" for named in _devices(device_map))
     return not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
 
 
-def _check_places(device: Any, device_map: Any, load_in: str | None) -> None:
-    """See that a model can be where it is wanted."""
+def _check_placement(device: Any, device_map: Any, load_in: str | None) -> None:
+    """Check device, device map and quantisation."""
     if load_in not in (None, *get_args(LoadIn)):
-        raise ValueError(f"load_in is {load_in!r}; choose '8bit' or '4bit', or None for whole weights")
+        raise ValueError(f"load_in is {load_in!r}; choose '8bit' or '4bit', or None for full precision")
     if device_map is not None and device is not None:
         raise ValueError(
             f"device is {str(device)!r} and device_map {device_map!r}: both say where the model goes; give one"
         )
     if device_map == {}:
         raise ValueError(
-            "device_map is {}; give 'auto', or the device of each module by its name ('' is all of it)"
+            "device_map is {}; give 'auto', or the device of each module by its name ('' is the whole model)"
         )
-    for place in _places(device_map) if device is None else [device]:
-        _check_device(place)
+    for each in _devices(device_map) if device is None else [device]:
+        _check_device(each)
 
 
-def _check_parts(device_map: Any, model: Any) -> None:
-    """A part that a device is given for must be there: accelerate passes over others."""
+def _check_modules(device_map: Any, model: Any) -> None:
+    """Check that the modules in a device map exist: accelerate ignores unknown names."""
     if isinstance(device_map, Mapping):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         parts = dict([*base.named_modules(), *base.named_parameters(), *base.named_buffers()])
@@ -173,12 +172,12 @@ def _check_parts(device_map: Any, model: Any) -> None:
         if unknown:
             raise ValueError(
                 f"device_map has {', '.join(map(repr, unknown))}, which {type(base).__name__} does not have: its parts "
-                f"are {', '.join(repr(name) for name, _ in base.named_children())}, and theirs by dotted names"
+                f"are {', '.join(repr(name) for name, _ in base.named_children())} and their submodules by dotted name"
             )
 
 
 def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> dict[str, Any]:
-    """Options of ``from_pretrained`` for a model on several devices, or in fewer bits; empty for others."""
+    """Return the options of ``from_pretrained`` for a device map or quantisation; empty without these."""
     if device_map is None and load_in is None:
         return {}
     purpose = "device_map" if load_in is None else f"--load-in {load_in} (in Python load_in={load_in!r})"
@@ -196,10 +195,10 @@ def _spread(device: Any, dtype: Dtype, device_map: Any, load_in: str | None) -> 
 
 
 def _why_not(name: str, tokenizer: str | PathLike[str] | None, error: Exception) -> str:
-    """What kept a model or its tokenizer from being loaded, and the way out."""
+    """Explain why a model or its tokenizer could not be loaded, and what to do."""
     for each in (name, *(() if tokenizer is None else (fspath(tokenizer),))):
         if not Path(each).exists() and (each.startswith(("/", ".", "~")) or each.count("/") > 1):
-            return f"there is no folder {each!r}; give one that is there, or a Hugging Face id"
+            return f"there is no folder {each!r}; give an existing one, or a Hugging Face id"
         if Path(each).is_file():
             return f"{each!r} is a file; give the folder that holds it"
     found: BaseException | None = error
@@ -229,29 +228,30 @@ def _why_not(name: str, tokenizer: str | PathLike[str] | None, error: Exception)
     )
 
 
-def _check_words(words: Any, model: Any, name: str) -> None:
-    """See that a tokenizer has words, and no more than the model embeds.
+def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    """Check that a tokenizer has a vocabulary; warn if it has more tokens than the model embeds.
 
     Raises:
-        ValueError: it has none: transformers makes one of special tokens alone where there are no files.
+        ValueError: it has special tokens only, as transformers returns if there are no tokenizer files.
     """
-    if len(words) <= len(words.all_special_tokens):
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ValueError(
             f"{name!r} holds no tokenizer; save it there with save_pretrained, or name another with --tokenizer (in "
             "Python tokenizer=)"
         )
     table = model.get_input_embeddings()
     rows = getattr(table, "num_embeddings", None)
-    if rows is not None and len(words) > rows:
+    if rows is not None and len(tokenizer) > rows:
         warnings.warn(
-            f"the tokenizer in {name!r} has {len(words)} tokens and the model embeds {rows}: it is another model's",
+            f"the tokenizer in {name!r} has {len(tokenizer)} tokens and the model embeds {rows}: it belongs to another "
+            "model",
             stacklevel=3,
         )
 
 
 @dataclass(frozen=True)
-class _Saved:
-    """What is loaded, and how: see :func:`load`."""
+class _Loader:
+    """What to load and how; see :func:`load`."""
 
     name: str
     tokenizer: str | PathLike[str] | None
@@ -260,33 +260,33 @@ class _Saved:
     dtype: Dtype
     spread: Mapping[str, Any]
 
-    def loaded(self) -> tuple[Any, Any]:
-        """What is under that name, a model or an adapter on its base model, and the tokenizer."""
+    def load(self) -> tuple[Any, Any]:
+        """Load the model, or the adapter on its base model, and the tokenizer."""
         if Path(self.name).is_dir():
             adapter = _adapter_of(self.name, None)
-            return self._whole() if adapter is None else self._adapted(adapter)
+            return self._full_model() if adapter is None else self._adapted_model(adapter)
         try:
-            return self._whole()
-        except OSError:  # an id of an adapter has no configuration of a model
+            return self._full_model()
+        except OSError:  # the id may be an adapter's, which has no model configuration
             adapter = _adapter_of(self.name, self.revision)
             if adapter is None:
                 raise
-        return self._adapted(adapter)
+        return self._adapted_model(adapter)
 
-    def _whole(self) -> tuple[Any, Any]:
-        """A model with all its weights, and its tokenizer."""
+    def _full_model(self) -> tuple[Any, Any]:
+        """Load a model with all its weights, and its tokenizer."""
         config = self._config(self.name, self.revision)
-        words = self._words(self.name, self.revision)
+        tokenizer = self._tokenizer(self.name, self.revision)
         model, missing = self._model(_class_of(config, self.trust), self.name, self.revision, config)
         if missing:
             raise UntrainedError(
                 f"model {self.name!r} has no weights for {', '.join(missing[:3])}: it must be trained whole; "
                 "fine-tune it first or give another model"
             )
-        return model, words
+        return model, tokenizer
 
-    def _adapted(self, adapter: dict[str, Any]) -> tuple[Any, Any]:
-        """The base model with the adapter on it, and the tokenizer of the one or the other."""
+    def _adapted_model(self, adapter: dict[str, Any]) -> tuple[Any, Any]:
+        """Load the base model with the adapter on it, and the tokenizer of the adapter or of the base model."""
         base, base_revision = _base_of(self.name, adapter), adapter.get("revision")
         config = self._config(base, base_revision)
         try:
@@ -315,18 +315,18 @@ class _Saved:
             )
         model = PeftModel.from_pretrained(model, self.name, revision=self.revision)
         if Path(self.name).is_dir() and not Path(self.name, "tokenizer_config.json").is_file():
-            return model, self._words(base, base_revision)
-        return model, self._words(self.name, self.revision)
+            return model, self._tokenizer(base, base_revision)
+        return model, self._tokenizer(self.name, self.revision)
 
-    # whether code that comes with it may run is never left to transformers, which asks on standard input
+    # trust_remote_code is always given, because transformers would otherwise ask on standard input
 
     def _config(self, name: str, revision: str | None) -> Any:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=self.trust)
 
-    def _words(self, name: str, revision: str | None) -> Any:
-        """The tokenizer: the given one, or what is under that name."""
+    def _tokenizer(self, name: str, revision: str | None) -> Any:
+        """Load the given tokenizer, or else the one under this name."""
         from transformers import AutoTokenizer
 
         if self.tokenizer is not None:
@@ -336,12 +336,12 @@ class _Saved:
     def _model(
         self, kind: Any, name: str, revision: str | None, config: Any, **options: Any
     ) -> tuple[Any, list[str]]:
-        """The model, and which of its weights are not there or have another shape."""
+        """Load a model; also return the names of weights that are missing or have another shape."""
         from transformers import __version__
 
         version = tuple(int(part) for part in __version__.split(".")[:2])
         options["dtype" if version >= (4, 56) else "torch_dtype"] = DTYPES[self.dtype]
-        # before transformers 5 flash attention joined a batch into one row
+        # before transformers 5, flash attention joined a batch into one row
         if config.model_type == "modernbert":
             options["attn_implementation"] = "sdpa"
         model, report = kind.from_pretrained(
@@ -349,19 +349,19 @@ class _Saved:
             **options, **self.spread,
         )  # fmt: skip
         others = [key if isinstance(key, str) else key[0] for key in report.get("mismatched_keys", ())]
-        # bare encoders come without a pooler, and their layers need none
+        # encoders saved without a pooler are complete: their layers do not use it
         return model, sorted(key for key in (*report["missing_keys"], *others) if "pooler." not in key)
 
 
 def _adapter_of(name: str, revision: str | None) -> dict[str, Any] | None:
-    """What an adapter says of itself, in a folder or under a Hugging Face id; None: there is none."""
+    """Return the configuration of an adapter in a folder or under a Hugging Face id; None if there is none."""
     path: Any = Path(name, ADAPTER)
     if not Path(name).is_dir():
         from transformers.utils import find_adapter_config_file
 
         try:
             path = find_adapter_config_file(name, revision=revision)
-        except (OSError, ValueError):  # no such id: it is no model either, and the caller says so
+        except (OSError, ValueError):  # no such id: the caller raises the error
             return None
     if path is None or not Path(path).is_file():
         return None
@@ -369,7 +369,7 @@ def _adapter_of(name: str, revision: str | None) -> dict[str, Any] | None:
 
 
 def _base_of(name: str, adapter: dict[str, Any]) -> str:
-    """Where the adapter's base model is: as written, or beside the adapter if it is a relative path."""
+    """Return the path or id of the adapter's base model; a relative path may start at the adapter's folder."""
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{ADAPTER} of {name!r} names no base_model_name_or_path; write it there")
@@ -378,17 +378,17 @@ def _base_of(name: str, adapter: dict[str, Any]) -> str:
 
 
 def _class_of(config: Any, trust: bool) -> Any:
-    """The class that the configuration names; the bare model where it names none, or a pretraining head.
+    """Return the class that the configuration names; AutoModel if it names none or one with a pretraining head.
 
-    Of a class that comes with the model, the one of transformers that loads it.
+    For a class whose code comes with the model, return the auto class of transformers that loads it.
     """
     import transformers
 
     names = config.architectures or ["AutoModel"]
-    if names[0].endswith("ForPreTraining"):  # its outputs are losses of pretraining, no answers
+    if names[0].endswith("ForPreTraining"):  # its outputs serve pretraining objectives only
         return transformers.AutoModel
     own = (getattr(config, "auto_map", None) or {}) if trust else {}
-    for auto, path in own.items():  # as in "AutoModelForMaskedLM": "modeling.MyMaskedLM"
+    for auto, path in own.items():  # such as "AutoModelForMaskedLM": "modeling.MyMaskedLM"
         if str(path).split(".")[-1] == names[0]:
             return getattr(transformers, auto)
     try:
@@ -399,7 +399,7 @@ def _class_of(config: Any, trust: bool) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no progress bars from transformers inside the block; both as before after it."""
+    """Inside the block, suppress warnings and progress bars of transformers."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Texts and targets as a Hugging Face tokenizer cuts them: ids, where each token stands, readable tokens, limits."""
+"""Tokenization with a Hugging Face tokenizer: ids, character offsets, readable tokens, targets and length limits."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
     from interp_plugin.huggingface.outputs import Vocabulary
 
-_BEFORE = ("##", "▁", "Ġ", "@@")  # what WordPiece, SentencePiece, byte-level BPE put before a piece
-_AFTER = ("</w>", "@@")  # and what BPE puts after one
+_BEFORE = ("##", "▁", "Ġ", "@@")  # prefixes of tokens in WordPiece, SentencePiece and byte-level BPE
+_AFTER = ("</w>", "@@")  # suffixes of tokens in BPE
 
 
 def align(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
-    """Characters of ``text`` that each token was made of: one (start, end) a token, both never decreasing.
+    """Find the characters of ``text`` of each token: one (start, end) for each token, both never decreasing.
 
-    A greedy matcher: each token is looked for right after the one before it, then further on, and the
-    nearest place wins.  Case, accents, compatibility forms (``ﬁ`` is ``fi``), blanks and control
-    characters do not count, as tokenizers change or drop them; neither do the marks ``##``, ``▁``, ``Ġ``,
-    ``@@`` and ``</w>``.  A token that is not there ("[UNK]") gets the empty span where the one before it ends.
+    The matching is greedy: each token is matched at its nearest occurrence after the token before it.  Case, accents,
+    compatibility forms (``ﬁ`` is ``fi``), whitespace and control characters are ignored, because tokenizers change or
+    drop them; so are the marks ``##``, ``▁``, ``Ġ``, ``@@`` and ``</w>``.  A token that is not found ("[UNK]") gets an
+    empty span at the end of the token before it.
 
     Examples::
         >>> align("Un café noir", ["un", "cafe", "no", "##ir"])
@@ -47,7 +47,9 @@ def align(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
     """
     pieces = [fold(char) for char in text]
     folded = "".join(pieces)
-    sources = [index for index, piece in enumerate(pieces) for _ in piece]  # of each folded character
+    sources = [
+        index for index, piece in enumerate(pieces) for _ in piece
+    ]  # original index of each folded character
     spans, place, end = [], 0, 0
     for token in tokens:
         start, stop = _find(folded, token, place) or (0, 0)
@@ -59,7 +61,7 @@ def align(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def fold(text: str) -> str:
-    """``text`` without case, accents, blanks, control characters and compatibility forms.
+    """Remove case, accents, whitespace, control characters and compatibility forms from ``text``.
 
     Examples::
         >>> fold("Café ﬁn")
@@ -70,7 +72,7 @@ def fold(text: str) -> str:
 
 
 def _find(folded: str, token: str, place: int) -> tuple[int, int] | None:
-    """The nearest stretch of ``folded`` from ``place`` on that is ``token``, with or without its mark."""
+    """Return the nearest span of ``folded`` from ``place`` on that equals ``token``, with or without its mark."""
     forms = [token]
     forms += [token.removeprefix(mark) for mark in _BEFORE if token.startswith(mark)]
     forms += [form.removesuffix(mark) for form in forms for mark in _AFTER if form.endswith(mark)]
@@ -82,10 +84,10 @@ def _find(folded: str, token: str, place: int) -> tuple[int, int] | None:
     return min(hits, key=lambda hit: (hit[0], -hit[1]), default=None)
 
 
-_ONE_AT_A_TIME = threading.Lock()  # a tokenizer is set anew for each call
-# backends, of what state
+_ONE_AT_A_TIME = threading.Lock()  # a call changes the settings of the tokenizer
+# tokenizer -> private copy of its backend, and the state that was copied
 _PRIVATE: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = weakref.WeakKeyDictionary()
-UNDECODED = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for some of a character's bytes
+UNDECODED = "\N{REPLACEMENT CHARACTER}"  # decoding of an incomplete sequence of bytes
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class Pieces:
 
     Args:
         ids: T token ids.
-        spans: T, where each token stands; None: a token that the tokenizer added.
-        types: T token type ids; empty where the tokenizer gives none.
+        spans: T offsets; None for a token that the tokenizer added.
+        types: T token type ids; empty if the tokenizer returns none.
     """
 
     ids: tuple[int, ...]
@@ -109,22 +111,22 @@ class Pieces:
         return Pieces(self.ids + after.ids, self.spans + after.spans, self.types + after.types)
 
     def at(self, indices: Iterable[int]) -> Pieces:
-        """Those tokens only."""
+        """Return only the tokens at these indices."""
         chosen = list(indices)
         types = tuple(self.types[i] for i in chosen) if self.types else ()
         return Pieces(tuple(self.ids[i] for i in chosen), tuple(self.spans[i] for i in chosen), types)
 
     def without_end(self) -> Pieces:
-        """Without the special tokens after the last token of the text."""
+        """Remove the special tokens after the last token of the text."""
         last = max((i for i, span in enumerate(self.spans) if span is not None), default=-1)
         return self.at(range(last + 1))
 
 
 def checked(text: Any, name: str = "text") -> str:
-    """``text`` if it is a string that has an UTF-8 form.
+    """Check that ``text`` is a string that can be encoded as UTF-8, and return it.
 
     Raises:
-        TypeError: it is no string.
+        TypeError: it is not a string.
         ValueError: it holds half a surrogate pair, which no tokenizer can read.
     """
     if not isinstance(text, str):
@@ -135,8 +137,8 @@ def checked(text: Any, name: str = "text") -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} holds {text[error.start]!r} at character {error.start}: half a surrogate pair is no character; "
-            "decode the text with errors='replace'"
+            f"{name} holds {text[error.start]!r} at character {error.start}: half a surrogate pair is not a "
+            "character; decode the text with errors='replace'"
         ) from error
     return text
 
@@ -149,22 +151,22 @@ def split(
     special: bool = True,
     as_target: bool = False,
 ) -> Pieces:
-    """The tokens of a text, all of them.
+    """Tokenize a text or a pair, without truncation.
 
     Args:
-        special: with the special tokens that the tokenizer adds.
-        as_target: as a decoder's text (some translators' tokenizers mark it with another language).
+        special: add the special tokens of the tokenizer.
+        as_target: tokenize as a decoder's text (tokenizers for translation may mark it with another language).
     """
     texts = (text, pair or "")
-    given = {"text_target": text} if as_target else {"text": text, "text_pair": pair}
+    inputs = {"text_target": text} if as_target else {"text": text, "text_pair": pair}
     if not tokenizer.is_fast:
-        return _aligned(tokenizer, given, (text, pair), special)
-    encoded = _called(tokenizer, given, add_special_tokens=special, return_offsets_mapping=True)
-    return _placed(encoded, lambda segment, word: (segment, 0, len(texts[segment])))
+        return _aligned(tokenizer, inputs, (text, pair), special)
+    encoded = _call(tokenizer, inputs, add_special_tokens=special, return_offsets_mapping=True)
+    return _with_spans(encoded, lambda segment, word: (segment, 0, len(texts[segment])))
 
 
-def _placed(encoded: Any, part_of: Callable[[int, Any], Offset]) -> Pieces:
-    """The tokens of a fast tokenizer, whose offsets count in a part of a segment: all of it, or one word."""
+def _with_spans(encoded: Any, part_of: Callable[[int, Any], Offset]) -> Pieces:
+    """Read the output of a fast tokenizer, whose offsets are relative to a part of a segment: all of it, or a word."""
     spans: list[Offset | None] = []
     found = zip(encoded.sequence_ids(0), encoded.word_ids(0), encoded["offset_mapping"], strict=True)
     for segment, word, (first, last) in found:
@@ -179,31 +181,31 @@ def _placed(encoded: Any, part_of: Callable[[int, Any], Offset]) -> Pieces:
 def split_words(
     tokenizer: PreTrainedTokenizerBase, words: Words, pair: Words | None
 ) -> tuple[Pieces, tuple[Offset, ...]]:
-    """The tokens of texts that are split into words, which are cut one by one, and where the words are.
+    """Tokenize texts that are already split into words; also return the offsets of the words.
 
-    Tokens and words stand in the words with a blank between.
+    Offsets refer to the words joined by spaces.
 
     Raises:
-        ValueError: no words, a word of blanks, or a tokenizer that reads words without the blank before them.
+        ValueError: no words, a blank word, or a tokenizer that ignores the spaces between words.
     """
-    texts = [given for given in (words, pair) if given is not None]
-    places = [_places(given, segment) for segment, given in enumerate(texts)]
+    texts = [each for each in (words, pair) if each is not None]
+    places = [_places(each, segment) for segment, each in enumerate(texts)]
     if tokenizer.is_fast:
-        given = {"text": list(words), "text_pair": None if pair is None else list(pair)}
-        encoded = _called(tokenizer, given, is_split_into_words=True, return_offsets_mapping=True)
-        pieces = _placed(encoded, lambda segment, word: places[segment][word])
+        inputs = {"text": list(words), "text_pair": None if pair is None else list(pair)}
+        encoded = _call(tokenizer, inputs, is_split_into_words=True, return_offsets_mapping=True)
+        pieces = _with_spans(encoded, lambda segment, word: places[segment][word])
     else:
         pieces = split(tokenizer, " ".join(words), None if pair is None else " ".join(pair))
     if len(words) > 1 and not any(map(str.isspace, str(tokenizer.decode(list(pieces.ids))).strip())):
         raise ValueError(
-            "the tokenizer reads words that are given one by one without the blanks between them; load it with "
+            "the tokenizer ignores the spaces between words that are given one by one; load it with "
             "add_prefix_space=True, or give the text as one string"
         )
     return pieces, tuple(place for of_text in places for place in of_text)
 
 
 def _places(words: Words, segment: int) -> list[Offset]:
-    """Where words stand in a text of them with blanks between."""
+    """Return the offsets of words in the text that joins them by spaces."""
     if not words:
         raise ValueError("a text has 0 words; give at least one")
     places, start = [], 0
@@ -218,12 +220,12 @@ def _places(words: Words, segment: int) -> list[Offset]:
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> set[Any]:
-    """Ids of the marks of begin, end and padding; None among them, where one is not there."""
+    """Return the ids of the tokens for beginning, end and padding; the set may contain None."""
     return {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
 
 
-def _with_marks_apart(tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> Pieces:
-    """Marks that a text has itself are special tokens, as in a chat that its template wrote; the first stands once."""
+def _with_special_tokens(tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> Pieces:
+    """Treat special tokens written in the text, as chat templates do, as special; drop a doubled first one."""
     marks = _marks(tokenizer)
     written = [
         span is not None and token in marks for token, span in zip(pieces.ids, pieces.spans, strict=True)
@@ -235,23 +237,23 @@ def _with_marks_apart(tokenizer: PreTrainedTokenizerBase, pieces: Pieces) -> Pie
     return replace(pieces, spans=spans).at(range(int(doubled), len(pieces)))
 
 
-def _called(tokenizer: PreTrainedTokenizerBase, given: dict[str, Any], **options: Any) -> Any:
-    """What a tokenizer gives, in no way of what other threads ask of it.
+def _call(tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Any], **options: Any) -> Any:
+    """Call a tokenizer without side effects on other threads.
 
-    A call sets truncation and padding, and the language, of the whole tokenizer: threads that serve would have our
-    texts cut, or we leave theirs whole.  So a fast one is called with a copy of what does the work.
+    A call changes the truncation, padding and language of the tokenizer, which other threads may be using with other
+    settings.  A fast tokenizer is therefore called with a private copy of its backend.
     """
     with _ONE_AT_A_TIME:
         if tokenizer.is_fast:
-            apart: Any = copy.copy(tokenizer)
-            backend = apart.backend_tokenizer
-            after = backend.post_processor  # which has the language
+            private: Any = copy.copy(tokenizer)
+            backend = private.backend_tokenizer
+            after = backend.post_processor  # holds the language
             state = (backend.get_vocab_size(), None if after is None else after.__getstate__())
             if _PRIVATE.get(tokenizer, (None, None))[1] != state:
                 _PRIVATE[tokenizer] = copy.deepcopy(backend), state
-            apart._tokenizer = _PRIVATE[tokenizer][0]
-            tokenizer = apart
-        return tokenizer(**given, verbose=False, **options)
+            private._tokenizer = _PRIVATE[tokenizer][0]
+            tokenizer = private
+        return tokenizer(**inputs, verbose=False, **options)
 
 
 def _span(segment: int, offset: tuple[int, int], length: int) -> Offset:
@@ -260,20 +262,20 @@ def _span(segment: int, offset: tuple[int, int], length: int) -> Offset:
 
 
 def _aligned(
-    tokenizer: PreTrainedTokenizerBase, given: dict[str, Any], texts: tuple[str, str | None], special: bool
+    tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Any], texts: tuple[str, str | None], special: bool
 ) -> Pieces:
-    """As ``split``, for tokenizers that do not say where their tokens stand."""
-    encoded = _called(tokenizer, given, add_special_tokens=special)
+    """As ``split``, for tokenizers that return no offsets."""
+    encoded = _call(tokenizer, inputs, add_special_tokens=special)
     ids = list(encoded["input_ids"])
     spans: list[Offset | None] = [None] * len(ids)
     place = 0
     for segment, text in enumerate(texts):
         if text is None:
             continue
-        key = "text_target" if "text_target" in given else "text"
-        content = _called(tokenizer, {key: text}, add_special_tokens=False)["input_ids"]
+        key = "text_target" if "text_target" in inputs else "text"
+        content = _call(tokenizer, {key: text}, add_special_tokens=False)["input_ids"]
         place = _place(ids, content, place)
-        tokens = _plain(tokenizer, content)
+        tokens = _decoded(tokenizer, content)
         for index, (start, end) in enumerate(align(text, tokens), place):
             spans[index] = (segment, start, end)
         place += len(content)
@@ -281,18 +283,18 @@ def _aligned(
 
 
 def _place(ids: Sequence[int], content: Sequence[int], start: int) -> int:
-    """Where the tokens of one text begin among all: special tokens stand around them, never between."""
+    """Return the index at which the tokens of one text begin: special tokens are around them, never between."""
     for place in range(start, len(ids) - len(content) + 1):
         if list(ids[place : place + len(content)]) == list(content):
             return place
     raise ValueError(
-        f"the tokenizer gives ids {list(content)} for a text alone and {list(ids)} with special tokens: the first must "
-        "stand in the second; give a tokenizer that adds special tokens around a text only"
+        f"the tokenizer gives ids {list(content)} for a text alone and {list(ids)} with special tokens: the second "
+        "must contain the first; give a tokenizer that only adds special tokens around a text"
     )
 
 
 def cut(pieces: Pieces, most: int, side: str) -> Pieces:
-    """At most ``most`` tokens: the longer text loses tokens first, on ``side``; special tokens stay.
+    """Cut to at most ``most`` tokens: on ``side``, from the longer text first; special tokens are kept.
 
     Raises:
         ValueError: there are ``most`` special tokens or more.
@@ -305,8 +307,8 @@ def cut(pieces: Pieces, most: int, side: str) -> Pieces:
     texts = [[i for i, span in enumerate(pieces.spans) if span and span[0] == segment] for segment in (0, 1)]
     if most <= len(pieces) - sum(map(len, texts)):
         raise ValueError(
-            f"there is room for {most} tokens, and special tokens or the target take them all: at least one must be of "
-            "the text; give a shorter target or a model that takes more tokens"
+            f"there is room for {most} tokens, and special tokens or the target need all of it: at least one token "
+            "must belong to the text; give a shorter target or a model that takes more tokens"
         )
     dropped: set[int] = set()
     while len(pieces) - len(dropped) > most:
@@ -316,14 +318,14 @@ def cut(pieces: Pieces, most: int, side: str) -> Pieces:
 
 
 def continued(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) -> tuple[Pieces, Pieces]:
-    """The tokens of a text and of what follows it, as they are when both are read as one.
+    """Tokenize a text and its continuation together.
 
-    ``continuation`` follows ``text`` as it stands: it begins with a space where one belongs.  Where a token
-    would reach over the boundary ("New Yo" + "rk"), the two are cut up apart.
+    ``continuation`` is appended to ``text`` unchanged, so it must begin with a space if one is needed.  If a token
+    would cross the boundary ("New Yo" + "rk"), the two are tokenized separately.
 
     Returns:
-        The text's tokens, with the special tokens before them and none after, segment 0; the
-        continuation's, without special tokens, segment 1.
+        The tokens of the text with the special tokens before them, segment 0; and the tokens of the continuation,
+        without special tokens, segment 1.
     """
     alone = split(tokenizer, text).without_end()
     joint = split(tokenizer, text + continuation).without_end()
@@ -336,7 +338,7 @@ def continued(tokenizer: PreTrainedTokenizerBase, text: str, continuation: str) 
 
 
 def _boundary(alone: Pieces, joint: Pieces, text: str) -> int | None:
-    """The continuation's first token in ``joint``; None where no token begins at the boundary."""
+    """Return the index of the continuation's first token in ``joint``; None if no token begins at the boundary."""
     if joint.ids[: len(alone)] == alone.ids:
         return len(alone)
     for index, span in enumerate(joint.spans):
@@ -347,7 +349,7 @@ def _boundary(alone: Pieces, joint: Pieces, text: str) -> int | None:
 
 
 def _moved(pieces: Pieces, origin: int, length: int) -> Pieces:
-    """Offsets counted from character ``origin``, as segment 1."""
+    """Move tokens to segment 1, with offsets relative to character ``origin``."""
     spans = tuple(
         span and _span(1, (span[1] - origin, span[2] - origin), length)
         for span in pieces.spans
@@ -356,10 +358,10 @@ def _moved(pieces: Pieces, origin: int, length: int) -> Pieces:
 
 
 def pieces_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, Pieces]:
-    """The text that token ids stand for, and the tokens with their places in it; special ones have none."""
+    """Decode token ids; return the text and the tokens with their offsets in it (None for special tokens)."""
     text = str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
     special = set(tokenizer.all_special_ids)
-    spans = align(text, _plain(tokenizer, ids))
+    spans = align(text, _decoded(tokenizer, ids))
     found = (None if token in special else (0, *span) for token, span in zip(ids, spans, strict=True))
     return text, Pieces(tuple(ids), tuple(found))
 
@@ -367,20 +369,20 @@ def pieces_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tup
 def chat_pieces(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[str, Pieces, tuple[tuple[int, str] | None, ...]]:
-    """A chat as its template writes it, its tokens, and number and role of the message that each is of.
+    """Format a chat with its template; return the text, its tokens, and the number and role of each token's message.
 
-    The template writes all special tokens, so that the tokenizer adds none; what it writes beside the messages'
-    contents is no token of the text.  After a message that is not the assistant's, the assistant's turn is begun.
+    The template writes all special tokens, so the tokenizer adds none.  Tokens outside the messages' contents count as
+    special tokens.  If the last message is not the assistant's, the generation prompt is added.
 
     Raises:
         ValueError: messages without role and content, no template, or a template that rewrites a message.
     """
     for message in messages:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise ValueError(f"message {message!r} must have a role and a content, which are strings")
+            raise ValueError(f"message {message!r} must have a role and a content, both strings")
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            "the tokenizer has no chat template; give the text itself, with the marks that it needs"
+            "the tokenizer has no chat template; give the text itself, with the special tokens that it needs"
         )
     prompted = messages[-1]["role"] != "assistant"
     text = str(
@@ -406,7 +408,7 @@ def chat_pieces(
 
 
 def overlapping(pieces: Pieces, start: int, stop: int) -> list[int]:
-    """Indices of the tokens that stand on some of the characters ``start`` to ``stop``."""
+    """Return the indices of the tokens that overlap the characters ``start`` to ``stop``."""
     return [
         index
         for index, span in enumerate(pieces.spans)
@@ -417,23 +419,23 @@ def overlapping(pieces: Pieces, start: int, stop: int) -> list[int]:
 def readable(
     tokenizer: PreTrainedTokenizerBase, pieces: Pieces, texts: tuple[str, str | None]
 ) -> tuple[str, ...]:
-    """The tokens for people to read, T: special tokens as they are, "Ġgood" as " good".
+    """Return the T tokens in readable form: special tokens unchanged, "Ġgood" as " good".
 
-    Of a character whose bytes are several tokens each shows the whole character.
+    If the bytes of a character are split into several tokens, each shows the whole character.
     """
     tokens = []
-    for token, span in zip(_plain(tokenizer, pieces.ids, pieces.spans), pieces.spans, strict=True):
+    for token, span in zip(_decoded(tokenizer, pieces.ids, pieces.spans), pieces.spans, strict=True):
         written = "" if span is None else (texts[span[0]] or "")[span[1] : span[2]]
         tokens.append(written if UNDECODED in token and written else token)
     return tuple(tokens)
 
 
-def _plain(
+def _decoded(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], spans: Sequence[Offset | None] | None = None
 ) -> list[str]:
-    """Tokens decoded one by one; those without a span, and those that decode to nothing, as they are."""
+    """Decode tokens one by one; those without a span, and those that decode to nothing, are kept unchanged."""
     known = tokenizer.convert_ids_to_tokens(list(ids))
-    # a model may have more ids than its tokenizer has tokens (Qwen): they have no name
+    # a model may have more ids than its tokenizer has tokens (Qwen): these have no name
     tokens = [f"<id {index}>" if token is None else token for index, token in zip(ids, known, strict=True)]
     special = [False] * len(tokens) if spans is None else [span is None for span in spans]
     return [
@@ -443,7 +445,7 @@ def _plain(
 
 
 PER_TOKEN = 1000
-"""Characters: texts have four, and a word without blanks that no tokenizer knows is one token."""
+"""Upper bound on characters for each token: usual texts have four, but a long unknown word is a single token."""
 
 Reading = Literal["text", "continuation", "decoder", "echo"]
 
@@ -454,12 +456,12 @@ class Encoder:
 
     Args:
         reading: what the model reads besides the text: nothing ("text"), the target after the text
-            ("continuation"), the target in a decoder ("decoder"), or the text once more in a decoder ("echo").
-        limit: most tokens.
+            ("continuation"), the target in a decoder ("decoder"), or the text again in a decoder ("echo").
+        limit: largest number of tokens.
         vocabulary: the ids that the model embeds.
-        with_types: whether it takes token_type_ids.
-        start: what a decoder begins with.
-        end: the id at which a classifier with a decoder gives its answer.
+        with_types: whether the model takes token_type_ids.
+        start: first tokens of the decoder.
+        end: id of the token at which an encoder-decoder classifier predicts.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -471,21 +473,21 @@ class Encoder:
     end: int | None = None
 
     def __call__(self, text: Source, pair: str | None, target: Target, truncation: bool) -> Encoding:
-        """One text or pair, checked; see ``HuggingFaceModel.encode``."""
+        """Check and encode one text or pair; see ``HuggingFaceModel.encode``."""
         target = as_int(target)
         if isinstance(text, Words):
-            return self._of_words(text, pair, target, truncation)
+            return self._encode_words(text, pair, target, truncation)
         if is_cut_already(text):
-            return self._cut_already(cast(Sequence[Any], text), pair, target, truncation)
-        return self._of_text(
+            return self._encode_ids_or_chat(cast(Sequence[Any], text), pair, target, truncation)
+        return self._encode_text(
             checked(text), None if pair is None else checked(pair, "pair"), target, truncation
         )
 
-    def _of_text(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
-        """A text or pair, of which no more characters are tokenized than the model's tokens can stand for."""
+    def _encode_text(self, text: str, pair: str | None, target: Target, truncation: bool) -> Encoding:
+        """Encode a text or pair, tokenizing only as many characters as the model's tokens can cover."""
         most = min(PER_TOKEN * self.limit, CHARACTERS)
-        spoken = target[0] if isinstance(target, tuple) and target else target
-        for name, value in (("text", text), ("pair", pair), ("target", spoken)):
+        continuation = target[0] if isinstance(target, tuple) and target else target
+        for name, value in (("text", text), ("pair", pair), ("target", continuation)):
             if isinstance(value, str) and len(value) > most and (name == "target" or not truncation):
                 tokens = f"at most {self.limit} tokens, which are " if most < CHARACTERS else ""
                 raise ValueError(
@@ -494,7 +496,7 @@ class Encoder:
                 )
         left = self.tokenizer.truncation_side == "left"
         part = slice(-most, None) if left else slice(most)
-        found = self._encoded(text[part], None if pair is None else pair[part], target, truncation)
+        found = self._encode(text[part], None if pair is None else pair[part], target, truncation)
         starts = [max(0, len(value) - most) if left else 0 for value in (text, pair or "")]
         offsets = tuple(
             offset and (offset[0], offset[1] + starts[offset[0]], offset[2] + starts[offset[0]])
@@ -502,10 +504,10 @@ class Encoder:
         )
         return replace(found, text=text, pair=found.pair if pair is None else pair, offsets=offsets)
 
-    def _cut_already(
+    def _encode_ids_or_chat(
         self, source: Sequence[Any], pair: str | None, target: Target, truncation: bool
     ) -> Encoding:
-        """Token ids, or the messages of a chat, which their template makes a text of with all its special tokens."""
+        """Encode token ids, or the messages of a chat with its template; both include all special tokens."""
         if pair is not None:
             raise ValueError("token ids and chats are read alone, without a pair; leave the pair out")
         parts: tuple[tuple[int, str] | None, ...] = ()
@@ -518,22 +520,22 @@ class Encoder:
                 f"the text has {len(pieces)} tokens, and the model takes {self.limit}: token ids and chats are not cut "
                 "off; shorten them"
             )
-        found = self._encoded(text, None, target, False, pieces)
+        found = self._encode(text, None, target, False, pieces)
         return replace(found, parts=parts + (None,) * (len(found.ids) - len(parts)) if parts else ())
 
-    def _of_words(self, text: Words, pair: Any, target: Target, truncation: bool) -> Encoding:
-        """A text, or a pair of texts, that is split into words."""
+    def _encode_words(self, text: Words, pair: Any, target: Target, truncation: bool) -> Encoding:
+        """Encode a text, or a pair of texts, that is split into words."""
         if pair is not None and not isinstance(pair, Words):
             raise TypeError(f"pair is {pair!r}, and the text is split into words: it must be a list of words")
         pieces, words = split_words(self.tokenizer, text, pair)
         joined, second = " ".join(text), None if pair is None else " ".join(pair)
         pieces = self._fitted(self._prepared(pieces, joined, second), truncation, "text")
-        return replace(self._encoded(joined, second, target, False, pieces), words=words)
+        return replace(self._encode(joined, second, target, False, pieces), words=words)
 
-    def _encoded(
+    def _encode(
         self, text: str, pair: str | None, target: Target, truncation: bool, pieces: Pieces | None = None
     ) -> Encoding:
-        """As ``__call__``, of what is short enough to be tokenized, or is cut already into ``pieces``."""
+        """As ``__call__``, for a text that is short enough to tokenize, or that is tokenized already (``pieces``)."""
         is_text = target is not None and not isinstance(target, int)
         if self.reading == "continuation" and is_text:
             return self._continued(text, pair, target, truncation, pieces)
@@ -542,7 +544,7 @@ class Encoder:
         else:
             pieces = self._fitted(pieces, False, "text")
         if self.reading == "decoder" and is_text:
-            return self._beside(pieces, text, pair, target)
+            return self._with_decoder_target(pieces, text, pair, target)
         if self.reading in ("text", "echo"):
             return self._encoding(pieces, text, pair, self._echo(pieces))
         decoder = self.start or None
@@ -555,7 +557,7 @@ class Encoder:
     def _continued(
         self, text: str, pair: str | None, target: Any, truncation: bool, pieces: Pieces | None
     ) -> Encoding:
-        """A decoder reads text and target as one, but for the last token asked about."""
+        """Encode text and target as one sequence for a decoder, without the last target token."""
         continuation, start, stop = checked_target(target)
         if pair is not None:
             raise ValueError(
@@ -573,7 +575,7 @@ class Encoder:
     def _before_and_after(
         self, text: str, continuation: str | Sequence[int], pieces: Pieces | None
     ) -> tuple[Pieces, Pieces]:
-        """The tokens of a text (``pieces``, where it is cut already), and of a string or of ids that follow it."""
+        """Return the tokens of a text (``pieces``, if given) and those of the string or ids that follow it."""
         if not isinstance(continuation, str):
             _, after = self._of_ids(continuation)
             spans = tuple(span and (1, *span[1:]) for span in after.spans)
@@ -581,25 +583,26 @@ class Encoder:
         if pieces is None:
             self._check_content(split(self.tokenizer, text), text, None)
         before, after = continued(self.tokenizer, text, continuation)
-        before = _with_marks_apart(self.tokenizer, before)
+        before = _with_special_tokens(self.tokenizer, before)
         if pieces is None or before.ids == pieces.ids:
             return pieces or before, after
         after = split(self.tokenizer, continuation, special=False)
         return pieces, _moved(after, 0, len(continuation))
 
     def steps(self, text: Source, continuation: str | Sequence[int]) -> tuple[Encoding, list[Encoding]]:
-        """A text with what follows it, and a text for each token of that: what stands before, and it as the target.
+        """Encode a text with its continuation; also, for each token of the continuation, what precedes it.
 
-        In an encoder-decoder what follows is the decoder's, which is not among the text's tokens.
+        The token is the target of that encoding.  In an encoder-decoder the continuation is read by the decoder and is
+        not among the text's tokens.
 
         Args:
             continuation: a string, or token ids.
         """
         if self.reading not in ("continuation", "decoder"):
-            raise ValueError("a continuation is asked of a model that is no language model; leave it out")
+            raise ValueError("continuation is only for language models; leave it out")
         prompt = self(text, None, None, False)
         if self.reading == "decoder":
-            whole = self._decoded(text, prompt, continuation)
+            whole = self._with_continuation(text, prompt, continuation)
             pairs = zip(whole.target, whole.target_positions)
             return whole, [
                 replace(whole, target=(token,), target_positions=(place,)) for token, place in pairs
@@ -621,8 +624,10 @@ class Encoder:
             steps.append(replace(kept, target=(joined.ids[place],), target_positions=(place - 1,)))
         return whole, steps
 
-    def _decoded(self, text: Source, prompt: Encoding, continuation: str | Sequence[int]) -> Encoding:
-        """A text with all tokens of a continuation as its decoder's target."""
+    def _with_continuation(
+        self, text: Source, prompt: Encoding, continuation: str | Sequence[int]
+    ) -> Encoding:
+        """Encode a text with all tokens of a continuation as the decoder's target."""
         if isinstance(continuation, str):
             return self(text, None, continuation, False)
         ids = self._checked_ids(continuation)
@@ -631,8 +636,8 @@ class Encoder:
         extra = {**prompt.extra, "decoder_input_ids": decoder}
         return replace(prompt, extra=extra, target=ids, target_positions=places)
 
-    def _beside(self, pieces: Pieces, text: str, pair: str | None, target: Any) -> Encoding:
-        """An encoder reads the text, the decoder the target, shifted right."""
+    def _with_decoder_target(self, pieces: Pieces, text: str, pair: str | None, target: Any) -> Encoding:
+        """Encode the text for the encoder and the target, shifted right, for the decoder."""
         decoded, start, stop = checked_target(target)
         labels = split(self.tokenizer, decoded, as_target=True)
         chosen = self._chosen(labels, decoded, start, stop)
@@ -642,12 +647,12 @@ class Encoder:
         return replace(whole, target=tuple(labels.ids[i] for i in chosen), target_positions=tuple(chosen))
 
     def _echo(self, pieces: Pieces) -> tuple[int, ...] | None:
-        """The text itself, shifted right: what a classifier with a decoder gives that to read."""
+        """Return the decoder input of an encoder-decoder classifier: the text itself, shifted right."""
         if self.reading != "echo":
             return None
         if self.end is not None and self.end not in pieces.ids:
             raise ValueError(
-                f"tokenizer and model do not fit: the model gives its answer at the end mark, token id {self.end}, and "
+                f"tokenizer and model do not fit: the model predicts at the end token, id {self.end}, and "
                 "the tokenizer adds none; give the tokenizer that the model was trained with"
             )
         return (self.start[0], *pieces.ids[:-1])
@@ -655,7 +660,7 @@ class Encoder:
     def _encoding(
         self, pieces: Pieces, text: str, pair: str | None, decoder: tuple[int, ...] | None = None
     ) -> Encoding:
-        """Those tokens, and what a decoder reads beside them, without a target."""
+        """Build the encoding of tokens and, if given, the decoder's input, without a target."""
         extra = {"token_type_ids": pieces.types} if self.with_types else {}
         if decoder is not None:
             extra["decoder_input_ids"] = decoder
@@ -663,37 +668,37 @@ class Encoder:
         return Encoding(text, pair, tokens, pieces.spans, pieces.ids, extra)
 
     def _pieces(self, text: str, pair: str | None, truncation: bool) -> Pieces:
-        """The tokens of a text or pair, checked and cut off."""
+        """Return the tokens of a text or pair, checked and truncated."""
         pieces = self._prepared(split(self.tokenizer, text, pair), text, pair)
         return self._fitted(pieces, truncation, "text")
 
     def _prepared(self, pieces: Pieces, text: str, pair: str | None) -> Pieces:
-        """The tokens of a text or pair as the model is given them, whatever their number."""
+        """Return the tokens of a text or pair as the model reads them, before any truncation."""
         self._check_content(pieces, text, pair)
         if self.reading == "continuation":
-            pieces = pieces.without_end()  # what follows an end mark is another text
-        return _with_marks_apart(self.tokenizer, pieces)
+            pieces = pieces.without_end()  # after an end token the model expects another text
+        return _with_special_tokens(self.tokenizer, pieces)
 
     def _check_content(self, pieces: Pieces, text: str, pair: str | None) -> None:
-        """A text must have a token that is not just a mark of begin, end or padding."""
+        """Check that each text has a token that is not a special token."""
         marks = _marks(self.tokenizer)
-        for segment, given in enumerate((text, pair)):
+        for segment, content in enumerate((text, pair)):
             written = [i for i, span in zip(pieces.ids, pieces.spans) if span and span[0] == segment]
-            if given is not None and marks.issuperset(written):
+            if content is not None and marks.issuperset(written):
                 raise ValueError(
-                    f"{('text', 'pair')[segment]} {shown(given)} has no tokens but special ones: it must hold at "
-                    "least one; give some words"
+                    f"{('text', 'pair')[segment]} {shown(content)} has no tokens but special ones: it must hold at "
+                    "least one other token; give some words"
                 )
 
     def _of_ids(self, ids: Sequence[Any]) -> tuple[str, Pieces]:
-        """The text that token ids stand for, and the tokens."""
+        """Return the text of token ids, and the tokens."""
         return pieces_of_ids(self.tokenizer, self._checked_ids(ids))
 
     def _checked_ids(self, ids: Sequence[Any]) -> tuple[int, ...]:
         return tuple(self.vocabulary.index(int(i)) for i in ids)
 
     def _fitted(self, pieces: Pieces, truncation: bool, name: str, limit: int | None = None) -> Pieces:
-        """At most ``limit`` tokens, or as many as the model takes, that it has embeddings for."""
+        """Check that the model embeds these tokens, and cut them to ``limit`` (default: the model's limit)."""
         limit = self.limit if limit is None else limit
         if max(pieces.ids) >= self.vocabulary.size:
             raise ValueError(
@@ -710,7 +715,7 @@ class Encoder:
         return cut(pieces, limit, self.tokenizer.truncation_side)
 
     def _chosen(self, pieces: Pieces, text: str, start: int, stop: int) -> list[int]:
-        """The target's tokens on these characters, at least one."""
+        """Return the indices of the target's tokens at these characters, at least one."""
         chosen = overlapping(pieces, start, stop)
         if not chosen:
             raise ValueError(
@@ -721,7 +726,7 @@ class Encoder:
 
 
 def checked_target(target: Any) -> tuple[str, int, int]:
-    """A continuation and the characters of it that are asked about: all, or a span.
+    """Check a target; return the continuation and the span of characters that is the target.
 
     Examples::
         >>> checked_target((" a good film", (3, 7)))
@@ -739,7 +744,7 @@ def checked_target(target: Any) -> tuple[str, int, int]:
             )
     if not 0 <= start < stop <= len(text):
         raise ValueError(
-            f"target span ({start}, {stop}) does not stand in {text!r}: it must hold 0 <= start < stop <= {len(text)}; "
+            f"target span ({start}, {stop}) is not within {text!r}: 0 <= start < stop <= {len(text)} must hold; "
             "give characters of the continuation"
         )
     return text, start, stop

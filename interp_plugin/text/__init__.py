@@ -1,1 +1,1 @@
-"""Texts of any model that reads tokens: from a text to its explanation."""
+"""Explanations of texts, for any model that reads tokens."""

@@ -1,4 +1,4 @@
-"""A padded batch of texts, and what each state of the model says of it."""
+"""Padded batches of texts, and the fits of model states on them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from interp_plugin.method.solver import NoiseFit, Solver
 from interp_plugin.text.models import OUTPUT, Encoding, Function, TextModel, shown, watched
 from interp_plugin.text.states import State
 
-MAX_TOKENS = 2048  # of a batch, padding included
-MAX_GRADIENTS = 2**31  # bytes, of what a forward of a language model keeps for its backward
-KEPT_WIDTHS = (
-    24  # of a token's width, kept so by each layer: attention's and the wide layer's inputs and outputs
-)
-MAX_SCORES = 2**24  # of a language model's output, (rows, places, vocabulary)
+MAX_TOKENS = 2048  # tokens in a batch, padding included
+MAX_GRADIENTS = 2**31  # bytes that a forward of a language model stores for its backward
+# activations that each layer stores for its backward, in units of a token's width (inputs and outputs of attention
+# and of the feed-forward layers)
+KEPT_WIDTHS = 24
+MAX_SCORES = 2**24  # elements of a language model's output, (rows, places, vocabulary)
 
 
 def batches(encodings: Sequence[Encoding], size: int, pads: bool) -> list[list[int]]:
-    """Indices of texts that share a batch, longest first: similar lengths, so that little is padding.
+    """Group texts into batches of similar length, longest first, to save padding; return their indices.
 
     Args:
-        size: texts at most.
-        pads: whether lengths may differ at all.
+        size: largest number of texts in a batch.
+        pads: whether lengths may differ within a batch.
 
     Examples::
         >>> texts = [Encoding("", None, ("a",) * n, (None,) * n, (0,) * n) for n in (2, 9, 10, 3)]
         >>> batches(texts, 2, pads=True), batches(texts, 2, pads=False)
         ([[2, 1], [3], [0]], [[2], [1], [3], [0]])
     """
-    # draws of noise belong to columns, and padding of another text's choices would move them
+    # noise samples belong to columns, and padding for another text's choices would shift the columns
     kinds: dict[tuple[int, ...], list[int]] = {}
     for index, encoding in enumerate(encodings):
         kinds.setdefault(encoding.extra.get("choice", ()), []).append(index)
@@ -63,15 +63,15 @@ def give_back() -> None:
 
 
 class Batch:
-    """Texts run together, once without noise when made.
+    """A batch of texts; creating it runs the model once without noise.
 
     Args:
-        model: what reads them.
-        encodings: the texts, in this order from then on; with a target where the output of a language model is a state.
-        noise_layer: where noise enters.
+        model: the model.
+        encodings: the texts; with a target if the output of a language model is a state.
+        noise_layer: module to whose output noise is added.
         sites: where states will be read; None is the output.
-        max_rows: most rows in the clean forward; None: all, fewer of a language model.
-        function: what is watched of a language model's target.
+        max_rows: largest number of rows in the clean forward; None: all, or fewer for a language model.
+        function: function of a language model's target that is the state.
         tick: called with the number of rows before each forward.
     """
 
@@ -111,7 +111,7 @@ class Batch:
 
     @property
     def _rows_of_scores(self) -> int:
-        """Rows in one forward of a language model, by the scores that it gives."""
+        """Rows in one forward of a language model, limited by the size of its output."""
         places = self.token_mask.shape[1]
         if self._model.axis[OUTPUT] == "decoder":
             places = max(len(e.extra.get("decoder_input_ids", ())) for e in self.encodings)
@@ -120,7 +120,7 @@ class Batch:
         return max(1, MAX_SCORES // (places * self._model.vocabulary))
 
     def at(self, examples: Sequence[int]) -> Batch:
-        """Some of the texts, with what is known of them."""
+        """Return a batch of some of the texts, without running the model again."""
         part = copy(self)
         rows = torch.tensor(examples, device=self.token_mask.device)
         part.encodings = [self.encodings[i] for i in examples]
@@ -139,20 +139,20 @@ class Batch:
 
     @property
     def origin(self) -> Tensor:
-        """What noise is added to, without it, (B, T, K)."""
+        """The output of the noise layer, without noise, (B, T, K)."""
         return self._joined(self._noisy.origin[0])
 
     def _joined(self, value: Tensor) -> Tensor:
-        """What passed, with the tokens in one dimension where a text is read with several choices, (B, C, T, ...)."""
-        is_apart = bool(self.encodings[0].choices) and value.ndim > 3
-        return value.flatten(1, 2) if is_apart else value
+        """Join choices and tokens to one dimension, (B, C, T, ...) -> (B, C * T, ...); other values are unchanged."""
+        has_choices = bool(self.encodings[0].choices) and value.ndim > 3
+        return value.flatten(1, 2) if has_choices else value
 
     def whole(self, site: Site | None) -> Tensor:
-        """What passes at a site without noise, (B, ...)."""
+        """Return the value at a site without noise, (B, ...)."""
         return self._joined(self._wholes[self._sites.index(site)])
 
     def places(self, state: State) -> Tensor | None:
-        """Which places along dimension 1 of a state are real, (B, places); None: it has no such dimension."""
+        """Return which places along dimension 1 of a state are real, (B, places); None if it has no such dimension."""
         whole = self.whole(state.site)
         if self.targets is not None and state.site is None:
             return self.targets.real if state.neurons is None else self.targets.real[:, state.neurons]
@@ -163,13 +163,13 @@ class Batch:
         if whole.ndim > 2 and getattr(self._model, "tokens_first", False):
             raise ValueError(
                 f"the state of layer {state.label!r} has shape {tuple(whole.shape)} for {mask.shape[1]} tokens: "
-                "dimension 1 must run over the tokens; watch another layer, or use LayerInformationLoss with modules "
+                "dimension 1 must run over the tokens; choose another layer, or use LayerInformationLoss with modules "
                 "of your choice"
             )
         return None
 
     def predicting(self, state: State, real: Tensor) -> Tensor:
-        """The places that predict a language model's targets, (B, places); all real ones of texts without a target."""
+        """Return the places that predict a language model's targets, (B, places); all real ones without a target."""
         if self._model.task != "next token" or self._model.axis[state.layer] != self._model.axis[OUTPUT]:
             return real
         mask = real.clone()
@@ -181,7 +181,7 @@ class Batch:
 
     @property
     def default_rows(self) -> int:
-        """Rows in one forward: as the solver would choose, of a language model fewer by its depth and its output."""
+        """Rows in one forward: the solver's default, reduced for a language model by its depth and its output."""
         elements = self._noisy.origin[0][0].numel()
         rows = default_rows(elements)
         if self._model.vocabulary:
@@ -192,7 +192,7 @@ class Batch:
 
     @property
     def players(self) -> Tensor:
-        """Tokens of the texts themselves, (B, T): neither special ones nor padding."""
+        """Mask of the texts' own tokens, (B, T): neither special tokens nor padding."""
         real = torch.zeros_like(self.token_mask, dtype=torch.bool)
         for row, encoding in enumerate(self.encodings):
             places = self.token_mask[row].nonzero()[:, 0]
@@ -201,9 +201,9 @@ class Batch:
         return real
 
     def masked_origin(self) -> Tensor | None:
-        """What noise is added to with the mask token in place of every token of the text, (B, T, K).
+        """Return the output of the noise layer when every token of the text is the mask token, (B, T, K).
 
-        None: the model has no mask token.
+        None if the model has no mask token.
         """
         if self._model.mask_id is None:
             return None
@@ -216,9 +216,9 @@ class Batch:
     def edited(
         self, way: Way, examples: Tensor, kept: Tensor, state: State, selector: Selector | None = None
     ) -> NoisyModel:
-        """The model on rows that are these examples (R,) with tokens hidden or left out; kept is (R, T).
+        """Return the model on rows of these examples (R,) with tokens hidden or deleted; kept is (R, T).
 
-        ``selector`` picks another part of the state than its neurons.
+        ``selector``, if given, replaces the state's own selector.
         """
         noisy = self._noisy.at(state.site)
         noisy.selector = selector or state.selector
@@ -254,14 +254,14 @@ class Batch:
         max_rows: int | None = None,
         on_fit: Callable[[], None] | None = None,
     ) -> list[NoiseFit]:
-        """A fit of all the texts for each state.
+        """Fit all texts for each state.
 
         Args:
-            states: one or more.
-            masks: of each, which places along dimension 1 count, (B, places); None: all.
-            terms: rate, max_sigma and input_std; the states have their own state_std.
-            solver: how hard to look.
-            max_rows: most rows in one forward; None: :attr:`default_rows`.
+            states: one or more states.
+            masks: for each state, which places along dimension 1 count, (B, places); None: all.
+            terms: rate, max_sigma and input_std; state_std comes from the states.
+            solver: tolerance and budget of the solver.
+            max_rows: largest number of rows in one forward; None: :attr:`default_rows`.
             on_fit: called after each state's fit.
         """
         rows = max_rows or self.default_rows
@@ -277,14 +277,14 @@ class Batch:
         rows: int,
         selector: Selector | None = None,
     ) -> Problem:
-        """What is asked of the solver about a state; ``selector`` picks another part of it than its neurons."""
+        """Set up the problem of a state for the solver; ``selector``, if given, replaces the state's selector."""
         whole = self._wholes[self._sites.index(state.site)]
         noisy = self._noisy.at(state.site)
         noisy.selector, noisy.max_rows = selector or state.selector, rows
         selected = noisy.selected(whole)
         counted = torch.ones_like(selected, dtype=torch.bool)
         if mask is not None:
-            size = mask.shape[1]  # of dimension 1, or of 1 and 2
+            size = mask.shape[1]  # of dimension 1, or of dimensions 1 and 2 together
             shape = mask.shape if selected.shape[1] == size else selected.shape[:3]
             counted &= mask.reshape(*shape, *[1] * (selected.ndim - len(shape)))
         own = replace(terms, state_std=state.selected_std)
@@ -297,16 +297,19 @@ class Batch:
         return pose(noisy, own, features, mask, counted, whole)
 
     def _numbered_units(self) -> tuple[Tensor, Tensor]:
-        """The unit of each token, (B, T), with one more for what bears no noise; which units bear noise, (B, units)."""
+        """Return the unit of each token, (B, T), and the mask of units that receive noise, (B, units).
+
+        Tokens without noise share one extra unit.
+        """
         assert self._units is not None
-        bears = self._units >= 0
+        has_noise = self._units >= 0
         count = int(self._units.max()) + 1
-        numbers = torch.where(bears, self._units, count)
+        numbers = torch.where(has_noise, self._units, count)
         mask = torch.zeros(len(numbers), int(numbers.max()) + 1, dtype=torch.bool, device=numbers.device)
-        return numbers, mask.scatter_(1, numbers, bears)
+        return numbers, mask.scatter_(1, numbers, has_noise)
 
     def tokens_in_unit(self, index: int) -> Tensor:
-        """How many tokens the unit of each token of a text has, (T,)."""
+        """Return, for each token of a text, the number of tokens in its unit, (T,)."""
         if self._units is None:
             return torch.ones(int(self.token_mask[index].sum()))
         numbers, _ = self._numbered_units()
@@ -314,7 +317,7 @@ class Batch:
         return real.bincount()[real].float()
 
     def per_token(self, values: Tensor, index: int) -> Tensor:
-        """What a fit says of each unit of a text, row ``index`` of (B, units), for each of its T tokens; on the CPU."""
+        """Spread row ``index`` of (B, units) over the T tokens of that text; on the CPU."""
         row = values[index]
         if self._units is not None:
             row = row[self._numbered_units()[0][index].to(row.device)]
@@ -322,7 +325,7 @@ class Batch:
 
 
 def _units(encodings: Sequence[Encoding], token_mask: Tensor) -> Tensor | None:
-    """The number of the unit of each token, (B, T), -1 where it bears no noise; None: every token is one."""
+    """Return the unit number of each token, (B, T), -1 for no noise; None if every token is a unit."""
     if not any(e.units for e in encodings):
         return None
     numbers = torch.full(token_mask.shape, -1)
@@ -333,14 +336,14 @@ def _units(encodings: Sequence[Encoding], token_mask: Tensor) -> Tensor | None:
 
 
 def _decoder_mask(encodings: Sequence[Encoding]) -> Tensor:
-    """Which places of the decoders' own sequences are real, (B, places)."""
+    """Return which places of the decoders' sequences are real, (B, places)."""
     lengths = torch.tensor([len(e.extra.get("decoder_input_ids", ())) for e in encodings])
     return torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
 
 
 @contextmanager
 def naming_texts(encodings: Sequence[Encoding]) -> Iterator[None]:
-    """The core knows examples by their number: here they are texts."""
+    """Inside the block, name the text in errors that the solver reports by example number."""
     try:
         yield
     except ExampleError as error:
@@ -349,14 +352,14 @@ def naming_texts(encodings: Sequence[Encoding]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Targets:
-    """The tokens that a language model is asked for, n at most."""
+    """Target tokens of a language model or ends of an answer span, padded to the largest number n."""
 
     ids: Tensor  # (B, n)
-    places: Tensor  # column of the output that predicts each, (B, n)
-    real: Tensor  # (B, n)
-    foils: Tensor  # (B, n), the ids themselves where a target is taken alone
+    places: Tensor  # (B, n), output position that predicts each target
+    real: Tensor  # (B, n), false for padding
+    foils: Tensor  # (B, n), equal to ids where there is no contrast
     is_contrast: bool
-    lengths: Tensor  # of the texts, (B,): of an answer span no class beyond is one
+    lengths: Tensor  # (B,), of the texts: an answer span cannot be in the padding
 
     @classmethod
     def of(cls, encodings: Sequence[Encoding], device: torch.device) -> _Targets:
@@ -387,7 +390,7 @@ class _Targets:
 
 
 class _Forward:
-    """The model on rows of a batch; with targets its output is what is watched of them, (R, n)."""
+    """The model on rows of a batch; with targets, its output is the function of their scores, (R, n)."""
 
     def __init__(
         self,
@@ -409,21 +412,21 @@ class _Forward:
         ids, foils = (x.to(scores.device)[rows] for x in (self.targets.ids, self.targets.foils))
         if self.model.task == "answer span":
             scores = without_padding(scores, self.targets.lengths.to(scores.device)[rows])
-        alone = watched(scores, ids, self.function)
+        values = watched(scores, ids, self.function)
         if not self.targets.is_contrast:
-            return alone
-        return torch.where(ids == foils, alone, watched(scores, ids, self.function, foils))
+            return values
+        return torch.where(ids == foils, values, watched(scores, ids, self.function, foils))
 
 
 def without_padding(scores: Tensor, lengths: Tensor) -> Tensor:
-    """Scores of the tokens of texts as ends of an answer, (R, n, T), where padding is none; lengths is (R,)."""
+    """Set the scores of padding as the end of an answer, (R, n, T), to -inf; lengths is (R,)."""
     padding = torch.arange(scores.shape[-1], device=scores.device) >= lengths[:, None, None]
     return scores.masked_fill(padding, -torch.inf)
 
 
 def scores_at(model: TextModel, inputs: tuple[Tensor, ...], places: Tensor) -> Tensor:
-    """A language model's scores at some places of each row, (R, n, vocabulary); places is (R, n)."""
-    if hasattr(model, "scores_at"):  # which does not compute the others
+    """Return a language model's scores at some places of each row, (R, n, vocabulary); places is (R, n)."""
+    if hasattr(model, "scores_at"):  # computes only these places
         found: Tensor = model.scores_at(inputs, places)
         return found
     output = model(*inputs)

@@ -1,4 +1,4 @@
-"""The spread of every layer's states, and of the inputs, over a sample of texts: one yardstick for all texts."""
+"""Calibration: standard deviations of every layer's states, and of the inputs, over a sample of texts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Calibration:
 
     Attributes:
         model: name of the model.
-        texts: how many texts it was measured on.
+        texts: number of texts in the sample.
         state_std: key of a state -> v, float32; it broadcasts to the state.
         input_std: tau, the standard deviation of one element of the noise layer's output; None: not known.
-        noise_layer: the name of that layer.
+        noise_layer: name of the noise layer.
 
     Examples::
         >>> import tempfile, torch
@@ -44,10 +44,10 @@ class Calibration:
     noise_layer: str | None = None
 
     def of(self, key: str) -> Tensor:
-        """v of a state.
+        """Return v of a state.
 
         Raises:
-            ValueError: that state was not calibrated, or has no spread.
+            ValueError: the state was not calibrated, or is constant.
         """
         if key not in self.state_std:
             raise ValueError(
@@ -56,14 +56,14 @@ class Calibration:
         std = self.state_std[key]
         if not std.any():
             raise ValueError(
-                f"state {key!r} was the same in all {self.texts} texts of the calibration and has no spread; calibrate "
-                "on more texts, or leave that state out"
+                f"state {key!r} was the same in all {self.texts} texts of the calibration, so its standard deviation "
+                "is 0; calibrate on more texts, or leave that state out"
             )
         return std
 
     @property
     def digest(self) -> str:
-        """A name for these very numbers: equal for equal calibrations."""
+        """A digest of the numbers: equal for equal calibrations."""
         parts = [key.encode() + v.contiguous().numpy().tobytes() for key, v in sorted(self.state_std.items())]
         if self.input_std is not None:
             parts.append(f"{self.input_std!r} {self.noise_layer}".encode())
@@ -71,12 +71,12 @@ class Calibration:
 
     @property
     def about(self) -> dict[str, Any]:
-        """All but the tensors, ready for JSON."""
+        """Everything except the tensors, ready for JSON."""
         names = ("model", "texts", "input_std", "noise_layer")
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file, whole or not at all."""
+        """Write a safetensors file, atomically."""
         files.write_tensors(path, FORMAT, self.about, self.state_std)
 
     @classmethod
@@ -85,7 +85,7 @@ class Calibration:
 
         Raises:
             OSError: there is no such file.
-            ValueError: the file is no calibration, is damaged, or comes from another version.
+            ValueError: the file is not a calibration, is damaged, or was written by another version.
         """
         about, tensors = files.read_tensors(path, FORMAT, "calibrate again, or give what calibrate() saved")
         try:
@@ -95,10 +95,10 @@ class Calibration:
 
     @classmethod
     def of_file(cls, about: Mapping[str, Any], state_std: Mapping[str, Tensor]) -> Calibration:
-        """From what `about` and `state_std` were, when it comes from a file.
+        """Create a calibration from the `about` and `state_std` of a file, which are checked.
 
         Raises:
-            ValueError: no calibration has these.
+            ValueError: the values are not those of a calibration.
         """
         kinds: Kinds = {
             "model": str,
@@ -112,5 +112,5 @@ class Calibration:
             raise ValueError(f"texts is {about['texts']} and input_std {tau}, which must be positive")
         for key, std in state_std.items():
             if (std < 0).any():
-                raise ValueError(f"the spread of state {key!r} is negative")
+                raise ValueError(f"the standard deviation of state {key!r} is negative")
         return cls(**about, state_std=state_std)

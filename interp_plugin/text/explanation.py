@@ -1,4 +1,4 @@
-"""Explanation: what each state of a model keeps of each token of some texts."""
+"""Explanation: how much each state of a model keeps of each token of some texts."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ if TYPE_CHECKING:
 
 __all__ = ["ErasedRow", "Explanation", "Row", "Scores", "Settings", "TextExplanation", "example"]
 
-DPI = 200  # of pictures
+DPI = 200  # resolution of pictures
 _OTHER_FORMATS = (".html", ".json", ".jsonl", ".pickle", ".pkl", ".png", ".svg", ".tsv", ".xls", ".xlsx")
 Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the numbers of an explanation depend on.
+    """Everything that the numbers of an explanation depend on.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         noise_layer: name of the module whose output receives the noise.
         rate: weight of entropy against distortion, lambda.
-        seed, tolerance, draws, iterations: of the solver.
-        state_std: whether the state is measured in its standard deviations over a corpus; false: each text is
-            its own yardstick.
-        versions: of the packages at work.
-        calibration: digest of those standard deviations.
-        part: of the states that is watched, where it is not the whole.
-        amortised: digest of the head that predicted the numbers; None: the solver found them.
-        max_passes: of the solver.
+        seed, tolerance, draws, iterations: settings of the solver.
+        state_std: whether states are normalised by their standard deviations over a corpus; false: by the root mean
+            square of each text's state.
+        versions: versions of the packages used.
+        calibration: digest of these standard deviations.
+        part: the part of the states that was explained; None: all of them.
+        amortised: digest of the head that predicted the numbers; None: the solver computed them.
+        max_passes: setting of the solver.
         erased: how tokens were erased (side, ways, passes); None: noise was learned.
-        function: what was watched of the target, where it was said.
-        states: what a layer's state is where it is not the block's output: "what the next block reads".
+        function: function of the target's scores, if one was given.
+        states: definition of a layer's state if it is not the block's output: "what the next block reads".
 
     Example::
 
@@ -90,16 +90,16 @@ class Settings:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Record, Sequence[TextExplanation]):
-    """Texts x states x tokens, with everything needed to judge the numbers: a sequence of TextExplanation.
+    """A sequence of TextExplanation: results for texts x states x tokens, with diagnostics and settings.
 
     Indexing: ``explanation[0]`` is a text, ``explanation[1:3]`` an Explanation of two of them (with its share
     of the seconds), ``explanation[0, "output"]`` the row of a text and layer, or a tuple of rows if the
     layer was explained at several positions.
 
     Attributes:
-        items: one for each text.
-        settings: common to all of them.
-        seconds: wall time it took.
+        items: one TextExplanation for each text.
+        settings: settings common to all texts.
+        seconds: wall time of the computation.
 
     Example::
 
@@ -159,7 +159,7 @@ class Explanation(Record, Sequence[TextExplanation]):
     def scores(
         self, kind: Kind | None = None, granularity: Granularity = "token", aggregate: Aggregate = "sum"
     ) -> tuple[Scores, ...]:
-        """`TextExplanation.scores` of every text.
+        """Return `TextExplanation.scores` of every text.
 
         Example::
 
@@ -170,13 +170,13 @@ class Explanation(Record, Sequence[TextExplanation]):
 
     @staticmethod
     def merge(*explanations: Explanation) -> Explanation:
-        """Several explanations as one, their texts in order and their seconds added.
+        """Join several explanations: texts in order, seconds added.
 
-        Versions of packages that differ are listed together.
+        If versions of packages differ, all of them are listed.
 
         Raises:
-            TypeError: something else is given, such as a list of them.
-            ValueError: none given, or one with another setting, so that its numbers do not compare.
+            TypeError: an argument is not an Explanation, for instance a list of them.
+            ValueError: no arguments, or different settings, so that the numbers are not comparable.
 
         Example::
 
@@ -196,13 +196,13 @@ class Explanation(Record, Sequence[TextExplanation]):
         )
 
     def to_dict(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> dict[str, Any]:
-        """Everything as lists, strings and numbers, ready for strict JSON: what is not finite is None.
+        """Convert to lists, strings and numbers, ready for strict JSON; numbers that are not finite become None.
 
-        Scores are (U,) lists in each row, aggregated as `TextExplanation.scores` says; ``standard_error`` is that of
-        kept, ``loss_standard_error`` that of loss, in nats, and ``tied`` tells which units cannot be told apart from
-        the next one in rank (see `Scores`), by their kept; ``total`` is the information kept of the whole text, and
-        ``total_standard_error`` its error: those of the units are correlated. Where tokens were erased, rows have
-        ``erased``, its ``standard_error`` and ``damage`` in place of these.
+        Scores are (U,) lists in each row, aggregated as in `TextExplanation.scores`. ``standard_error`` is that of
+        kept and ``loss_standard_error`` that of loss, in nats; ``tied`` says which units are tied in kept with the
+        next one in rank (see `Scores`). ``total`` is the information kept of the whole text, and
+        ``total_standard_error`` its error, as the errors of the units are correlated. If tokens were erased, rows have
+        ``erased``, its ``standard_error`` and ``damage`` instead.
 
         Example::
 
@@ -219,14 +219,14 @@ class Explanation(Record, Sequence[TextExplanation]):
         }
 
     def to_pandas(self, granularity: Granularity = "token", aggregate: Aggregate = "sum") -> pd.DataFrame:
-        """A table with one line for each text, row and unit; kept, loss and their standard errors are in nats.
+        """Return a table with one line for each text, row and unit; kept, loss and their standard errors are in nats.
 
         ``standard_error`` is that of kept. ``max_sigma`` to ``rate`` belong to the row, ``predicted`` and ``target``
-        to the text, and repeat for each unit.
+        to the text; they are repeated for each unit.
 
         Raises:
             ImportError: pandas is missing.
-            ValueError: another granularity.
+            ValueError: an unknown granularity.
 
         Example::
 
@@ -250,14 +250,15 @@ class Explanation(Record, Sequence[TextExplanation]):
         granularity: Granularity = "token",
         aggregate: Aggregate = "sum",
     ) -> None:
-        """Write a Parquet file, all or nothing: a line for each row, ``sigma`` and its error as lists.
+        """Write a Parquet file, atomically: one line for each row, with ``sigma`` and its error as lists.
 
-        A name in .csv gets the table of `to_pandas` with this granularity and aggregate, which `load` cannot read.
+        For a name that ends in .csv, write the table of `to_pandas` with this granularity and aggregate, which `load`
+        cannot read.
 
         Raises:
             ImportError: pyarrow, or pandas for .csv, is missing.
-            ValueError: the name ends in that of another format.
-            OSError: the file cannot be written; one that was there before stays as it was.
+            ValueError: the name has the ending of another format.
+            OSError: the file cannot be written; an existing file is left unchanged.
 
         Example::
 
@@ -280,12 +281,12 @@ class Explanation(Record, Sequence[TextExplanation]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
-        """Read what `save` wrote, equal to it in every bit.
+        """Read a file that `save` wrote; the result is bit-for-bit equal to what was saved.
 
         Raises:
             ImportError: pyarrow is missing.
             OSError: there is no such file.
-            ValueError: the file is no Explanation, is damaged, or comes from another version.
+            ValueError: the file is not an Explanation, is damaged, or was written by another version.
 
         Example: see `save`.
         """
@@ -302,12 +303,12 @@ class Explanation(Record, Sequence[TextExplanation]):
         aggregate: Aggregate = "mean",
         details: bool = True,
     ) -> None:
-        """Print the answer, the shaded text and a table of units x layers (console: default stdout).
+        """Print the prediction, the shaded text and a table of units x layers (console: default stdout).
 
-        With ``details`` also standard errors, how the numbers came about, how to read them, and the cost.
+        With ``details``, also print standard errors, settings, how to read the numbers, and the cost.
 
-        Units of several tokens show the mean over them, unless ``aggregate`` asks for their "sum" or "max" (see
-        `TextExplanation.scores`): otherwise the words of most pieces would look most important.
+        Units of several tokens show the mean over their tokens, because with the sum the words of most tokens would
+        look most important; ``aggregate`` may be "sum" or "max" instead (see `TextExplanation.scores`).
 
         Example::
 
@@ -334,12 +335,12 @@ class Explanation(Record, Sequence[TextExplanation]):
         granularity: Granularity = "token",
         aggregate: Aggregate = "mean",
     ) -> str | Path:
-        """A page for a browser or a notebook: the string, or the path of the file it was written to (UTF-8).
+        """Return an HTML page as a string, or write it to a file (UTF-8) and return the path.
 
         ``aggregate``: as in `show`.
 
         Raises:
-            OSError: the file cannot be written; one that was there before stays as it was.
+            OSError: the file cannot be written; an existing file is left unchanged.
 
         Example::
 
@@ -367,7 +368,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         granularity: Granularity = "token",
         aggregate: Aggregate = "mean",
     ) -> Figure:
-        """A Matplotlib figure of a text, or of all of them (None); `report.figures.plot` says what each kind shows.
+        """Draw a text, or all texts (None), as a Matplotlib figure; `report.figures.plot` describes the kinds.
 
         ``layer`` is a label, or a pair (label, position); ``aggregate`` is as in `show`.
 
@@ -386,7 +387,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         granularity: Granularity = "token",
         aggregate: Aggregate = "mean",
     ) -> list[Path]:
-        """Write `plot` of each text as a PNG file; several are numbered: film-1.png, film-2.png.
+        """Write `plot` of each text to a PNG file; several files are numbered: film-1.png, film-2.png.
 
         Returns:
             The paths, in the order of the texts.
@@ -414,7 +415,7 @@ class Explanation(Record, Sequence[TextExplanation]):
         granularity: Granularity = "token",
         aggregate: Aggregate = "mean",
     ) -> list[VisualizationDataRecord]:
-        """A record of Captum's ``visualize_text`` for each text, at one layer (default each text's last row).
+        """Return a record of Captum's ``visualize_text`` for each text, at one layer (default: each text's last row).
 
         ``layer`` is a label, or a pair (label, position), and ``aggregate`` as in `show`; see
         `report.records.captum_records`.
@@ -430,7 +431,7 @@ class Explanation(Record, Sequence[TextExplanation]):
 
 
 def example() -> Explanation:
-    """A small explanation with made-up numbers: two texts, a layer and the output.
+    """Return a small explanation with made-up numbers: two texts, a layer and the output.
 
     Example::
 
@@ -468,15 +469,15 @@ def example() -> Explanation:
 
 
 def _merged(settings: Sequence[Settings]) -> Settings:
-    """The settings that all share, with the versions of all."""
+    """Return the common settings, with the versions of all; raise an error if the settings differ."""
     first, *others = settings
     for field in fields(Settings):
         for other in others:
             here, there = getattr(first, field.name), getattr(other, field.name)
             if field.name != "versions" and here != there:
                 raise ValueError(
-                    f"{field.name} is {here!r} in one explanation and {there!r} in another, so their numbers do "
-                    "not compare: merge only what was made with the same settings"
+                    f"{field.name} is {here!r} in one explanation and {there!r} in another, so their numbers are "
+                    "not comparable: merge only explanations with the same settings"
                 )
     versions: dict[str, dict[str, None]] = {}  # package -> its versions, in order, without repeats
     for each in settings:

@@ -1,4 +1,4 @@
-"""What users give: texts, pairs, words, chats, targets, further arguments, and parts of the texts as units of noise."""
+"""Checks and conversion of user input: texts, pairs, words, chats, targets, further arguments, and units of noise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMED = ("word", "sentence", "paragraph", "message")
 
 
 def read_texts(texts: Any, is_split_into_words: bool = False) -> list[tuple[Source, Second]]:
-    """One text or pair, or a list of them, as (text, second or None); a text may be token ids or a chat."""
+    """Convert a text or pair, or a list of them, to a list of (text, second or None); texts may be ids or chats."""
     texts = data.in_memory(texts)
     texts = plain_values(texts)
     if is_one(texts, is_split_into_words):
@@ -46,19 +46,19 @@ def read_texts(texts: Any, is_split_into_words: bool = False) -> list[tuple[Sour
         )
     if not texts:
         raise ValueError("texts is empty; give at least one text")
-    read = _of_words if is_split_into_words else _pair
-    return [read(index, plain_values(text)) for index, text in enumerate(texts)]
+    convert = _words_and_pair if is_split_into_words else _text_and_pair
+    return [convert(index, plain_values(text)) for index, text in enumerate(texts)]
 
 
 def is_one(texts: Any, is_split_into_words: bool) -> bool:
-    """Whether this is a text or a pair, and no list of them."""
+    """Whether this is a single text or pair and not a list of them."""
     if is_split_into_words and isinstance(texts, list) and _are_words(texts):
         return True
     return isinstance(texts, (str, tuple)) or is_cut_already(texts)
 
 
-def _pair(index: int, text: Any) -> tuple[Source, Second]:
-    """A text, and what is read together with it."""
+def _text_and_pair(index: int, text: Any) -> tuple[Source, Second]:
+    """Return a text and its pair or choices."""
     if is_cut_already(text):
         return text, None
     first, second = text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None)
@@ -68,13 +68,13 @@ def _pair(index: int, text: Any) -> tuple[Source, Second]:
     if not isinstance(first, str) or not isinstance(second, (str, type(None))):
         raise TypeError(
             f"text {index} is {text!r}: it must be a str, a tuple or list of two for a pair of sentences, a text with "
-            "a list of choices, token ids, or the messages of a chat; for words give is_split_into_words=True"
+            "a list of choices, token ids, or the messages of a chat; for words set is_split_into_words=True"
         )
     return first, second
 
 
-def _of_words(index: int, text: Any) -> tuple[Source, Second]:
-    """A text, or a pair of texts, that is split into words."""
+def _words_and_pair(index: int, text: Any) -> tuple[Source, Second]:
+    """Return a text, and possibly its pair, that are split into words."""
     parts = [text] if _are_words(text) else list(text) if isinstance(text, (tuple, list)) else []
     if not 0 < len(parts) < 3 or not all(map(_are_words, parts)):
         raise TypeError(
@@ -84,19 +84,21 @@ def _of_words(index: int, text: Any) -> tuple[Source, Second]:
     return Words(parts[0]), Words(parts[1]) if len(parts) > 1 else None
 
 
-def _are_words(given: Any) -> bool:
-    return isinstance(given, (list, tuple)) and bool(given) and all(isinstance(word, str) for word in given)
+def _are_words(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(word, str) for word in value)
 
 
 def the_only(pairs: Sequence[tuple[Source, Second]]) -> Sequence[tuple[Source, Second]]:
-    """The one text that a continuation follows."""
+    """Check that there is exactly one text for a continuation."""
     if len(pairs) != 1:
-        raise ValueError(f"{len(pairs)} texts are given, and a continuation follows one; call again for each")
+        raise ValueError(
+            f"a continuation needs exactly one text, and there are {len(pairs)}; call once for each"
+        )
     return pairs
 
 
 def for_each(target: Any, count: int) -> list[Any]:
-    """One target for each text."""
+    """Return one target for each text."""
     target = plain_values(target)
     targets = [as_int(each) for each in target] if isinstance(target, list) else [target] * count
     if len(targets) != count:
@@ -105,7 +107,7 @@ def for_each(target: Any, count: int) -> list[Any]:
 
 
 def class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> int:
-    """Of a class or choice by name or number; digits that name none are a number, as labels of files are written."""
+    """Return the index of a class or choice given by name or number; digits in a string count as a number."""
     find = Labels(tuple(choices)).index if choices else model.class_index
     try:
         return find(target)
@@ -119,10 +121,10 @@ def is_each(target: Any) -> bool:
     return isinstance(target, str) and target == EACH
 
 
-def arguments_of_each(given: Mapping[str, Any], count: int, is_one: bool) -> list[Mapping[str, Any]]:
-    """The arguments of each of so many texts; a list of texts has lists of values, or one number for all."""
+def arguments_of_each(arguments: Mapping[str, Any], count: int, is_one: bool) -> list[Mapping[str, Any]]:
+    """Return the arguments of each text; for several texts, a value is a list, or one number for all of them."""
     found: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in given.items():
+    for name, value in arguments.items():
         values = [value] if is_one else plain_values(value)
         if isinstance(values, (int, float)):
             values = [values] * count
@@ -137,15 +139,15 @@ def arguments_of_each(given: Mapping[str, Any], count: int, is_one: bool) -> lis
     return list(found)
 
 
-def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
-    """A text with further arguments of the model's forward.
+def with_arguments(encoding: Encoding, arguments: Mapping[str, Any]) -> Encoding:
+    """Add further arguments of the model's forward to a text.
 
     Args:
-        given: by name, a number for every token, a value for each of the tokens (special ones included) or, of a text
-            that was given as words, for each word; anything else is an argument of the text as a whole.
+        arguments: name -> one number for all tokens, or one value for each token (special tokens included) or, if the
+            text was given as words, for each word; a list of another length is an argument of the whole text.
 
     Raises:
-        ValueError: something else, or too few or too many values of what has one for each token (PER_TOKEN).
+        ValueError: an invalid value, or a wrong number of values for an argument with one for each token (PER_TOKEN).
 
     Examples::
         >>> text = Encoding("a b", None, ("<s>", "a", "b"), (None, (0, 0, 1), (0, 2, 3)), (0, 1, 2))
@@ -153,10 +155,10 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
         {'langs': (3, 3, 3), 'token_type_ids': (0, 0, 1)}
     """
     count, extra = len(encoding.ids), dict(encoding.extra)
-    for name, value in given.items():
+    for name, value in arguments.items():
         value = plain_values(value)
         if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], Sequence):
-            value = value[0] if len(value[0]) == count else value  # a batch of one, as tokenizers give it
+            value = value[0] if len(value[0]) == count else value  # a batch of one, as tokenizers return
         if name in PER_TOKEN and isinstance(value, float):
             raise ValueError(f"{name} is {value!r}; it counts from 0: give whole numbers")
         if isinstance(value, (int, float)):
@@ -164,7 +166,7 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
         elif not isinstance(value, Sequence) or isinstance(value, str):
             raise ValueError(f"{name} is {value!r}; give a number, a list, an array or a tensor")
         elif len(value) == len(encoding.words) != count:
-            extra[name] = _of_tokens(encoding, value)
+            extra[name] = _values_of_tokens(encoding, value)
         elif name in PER_TOKEN and len(value) != count:
             words = f" or {len(encoding.words)} words" if encoding.words else ""
             raise ValueError(
@@ -175,9 +177,9 @@ def with_arguments(encoding: Encoding, given: Mapping[str, Any]) -> Encoding:
     return replace(encoding, extra=extra)
 
 
-def _of_tokens(encoding: Encoding, values: Sequence[Any]) -> tuple[Any, ...]:
-    """The value of each token's word, of special tokens zeros."""
-    empty = torch.zeros_like(torch.as_tensor(values[0])).tolist()
+def _values_of_tokens(encoding: Encoding, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return, for each token, the value of its word; zeros for special tokens."""
+    zeros = torch.zeros_like(torch.as_tensor(values[0])).tolist()
     found = []
     for offset in encoding.offsets:
         inside = (
@@ -186,22 +188,22 @@ def _of_tokens(encoding: Encoding, values: Sequence[Any]) -> tuple[Any, ...]:
             if offset is not None and offset[0] == segment and start <= offset[1] < stop
         )
         number = next(inside, None)
-        found.append(empty if number is None else values[number])
+        found.append(zeros if number is None else values[number])
     return tuple(found)
 
 
 def with_parts(encoding: Encoding, fixed: Any = None, units: Any = None) -> Encoding:
-    """The text with its tokens gathered into units of one scale each, and without noise on some of them.
+    """Group the tokens of a text into units that share one noise scale, and exclude fixed tokens from noise.
 
     Args:
-        fixed: what bears no noise: "special" (all tokens that are not the text's own: marks, a chat's template), the
-            role of a chat's messages ("system"), a span of the text's characters (start, stop), a compiled regular
-            expression, or a list of these.
-        units: what has one scale: "word", "sentence", "paragraph", "message" (of a chat), a compiled regular
-            expression, or a list of spans (start, stop); tokens outside have their own.  None: every token.
+        fixed: parts without noise: "special" (all special tokens, including a chat's template), the role of a chat's
+            messages ("system"), a span of the text's characters (start, stop), a compiled regular expression, or a
+            list of these.
+        units: parts with one scale each: "word", "sentence", "paragraph", "message" (of a chat), a compiled regular
+            expression, or a list of spans (start, stop); other tokens have a scale each.  None: every token.
 
     Raises:
-        ValueError: parts that are not there, or all tokens are fixed.
+        ValueError: a part that is not in the text, or all tokens are fixed.
 
     Examples::
         >>> offsets = (None, (0, 0, 1), (0, 2, 4), (0, 5, 6))
@@ -218,13 +220,13 @@ def with_parts(encoding: Encoding, fixed: Any = None, units: Any = None) -> Enco
     known = {number: index for index, number in enumerate(dict.fromkeys(n for n in numbers if n >= 0))}
     if not known:
         raise ValueError(
-            f"fixed {fixed!r} leaves no token that bears noise; leave some of the text out of it"
+            f"fixed {fixed!r} covers all tokens, so none can receive noise; exclude some of the text from it"
         )
     return replace(encoding, units=tuple(known.get(number, -1) for number in numbers))
 
 
 def _numbers(encoding: Encoding, units: Any) -> list[int]:
-    """The number of each token's unit; tokens outside of all have their own, special ones too."""
+    """Return the unit number of each token; tokens outside all units, special ones too, are units of their own."""
     if units in ("word", "sentence"):
         found = group(
             (encoding.text, encoding.pair), encoding.tokens, encoding.offsets, units, encoding.words
@@ -233,7 +235,7 @@ def _numbers(encoding: Encoding, units: Any) -> list[int]:
     elif units == "message":
         if not any(encoding.parts):
             raise ValueError(
-                "units is 'message', and the text is no chat; give a list of messages as the text"
+                "units is 'message', but the text is not a chat; give a list of messages as the text"
             )
         places: dict[int, list[int]] = {}
         for token, part in enumerate(encoding.parts):
@@ -258,26 +260,27 @@ def _numbers(encoding: Encoding, units: Any) -> list[int]:
 
 
 def _tokens_of(encoding: Encoding, part: Any) -> list[int]:
-    """The tokens of a part: special ones, of a role, on characters, or where an expression matches; at least one."""
+    """Return the tokens of a part (special tokens, a role, a span or a regular expression), at least one."""
     if part == "special":
         return [token for token, offset in enumerate(encoding.offsets) if offset is None]
     if isinstance(part, str):
         found = [token for token, own in enumerate(encoding.parts) if own is not None and own[1] == part]
         roles = dict.fromkeys(own[1] for own in encoding.parts if own is not None)
         if not found:
-            known = ", ".join(map(repr, roles)) or "none: it is no chat"
+            known = ", ".join(map(repr, roles)) or "none: it is not a chat"
             raise ValueError(
-                f"part {part!r} is not in the text, whose roles are {known}; 'special' is its marks"
+                f"part {part!r} is not in the text, whose roles are {known}; 'special' means special tokens"
             )
         return found
     if isinstance(part, re.Pattern):
         return [token for tokens in _matches(encoding, part) for token in tokens]
     try:
         start, stop = part
-        tokens = _on(encoding, 0, int(start), int(stop))
+        tokens = _tokens_at(encoding, 0, int(start), int(stop))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"part {part!r} is no span of characters (start, stop), role, 'special' or compiled regular expression"
+            f"part {part!r} is not a span of characters (start, stop), a role, 'special' or a compiled regular "
+            "expression"
         ) from error
     if not tokens:
         raise ValueError(f"span ({start}, {stop}) has no tokens in a text of {len(encoding.text)} characters")
@@ -285,16 +288,16 @@ def _tokens_of(encoding: Encoding, part: Any) -> list[int]:
 
 
 def _matches(encoding: Encoding, pattern: re.Pattern[str]) -> Iterator[list[int]]:
-    """The tokens of each match, in the text and in its pair."""
+    """Yield the tokens of each match, in the text and in its pair."""
     for segment, text in enumerate((encoding.text, encoding.pair or "")):
         for match in pattern.finditer(text):
-            tokens = _on(encoding, segment, *match.span())
+            tokens = _tokens_at(encoding, segment, *match.span())
             if tokens:
                 yield tokens
 
 
-def _on(encoding: Encoding, segment: int, start: int, stop: int) -> list[int]:
-    """The tokens of the text that stand on some of these characters; a leading blank does not count."""
+def _tokens_at(encoding: Encoding, segment: int, start: int, stop: int) -> list[int]:
+    """Return the tokens of the text that overlap these characters; leading whitespace of a token is ignored."""
     text = (encoding.text, encoding.pair or "")[segment]
     found = []
     for token, offset in enumerate(encoding.offsets):

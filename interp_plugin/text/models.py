@@ -1,4 +1,4 @@
-"""What TextExplainer asks of a model and its tokenizer, and the answer for plain PyTorch modules."""
+"""TextModel, the interface of a model with its tokenizer, and PlainModel, which wraps a plain PyTorch module."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from interp_plugin.method.erasure import log_odds
 from interp_plugin.method.perturbation import LayerCall, device_of, first_tensor
 
 CHARACTERS = 2**22
-"""Of a text at most: a million tokens of usual length.  To tokenize more would take minutes and gigabytes."""
+"""Largest length of a text, about a million tokens: tokenizing more would take minutes and gigabytes."""
 OUTPUT = "output"
 HIDDEN = "hidden_states."
-"""Before the label of a block: its own output, where the layer's state is read after the normalisation that follows."""
+"""Prefix of a block's label for the block's own output, in models whose layer state is read after the next norm."""
 Label = int | str
 """A layer: the number of a block, a name, or OUTPUT for what the model returns."""
 Offset = tuple[int, int, int]
-"""Which text (0, or 1 for its pair), first character, and the one after the last."""
+"""Segment (0 for the text, 1 for its pair), first character, and the character after the last."""
 EACH = "each"
-"""As a target: every class, or both ends of an answer, in a row of its own."""
+"""Target for every class, or for both ends of an answer, in a row each."""
 Source = str | Sequence[str] | Sequence[int] | Sequence[Mapping[str, Any]]
 """A text, its words, its token ids, or the messages of a chat."""
 Second = str | Sequence[str] | None
-"""What is read together with a text: a second text, or choices, each of which is read with it in turn."""
+"""Second input besides a text: a second text, or choices, each of which is read together with the text."""
 Axis = Literal["input", "decoder"]
 Target = str | int | tuple[str, str | tuple[int, int]] | None
-"""A continuation, the id of one token, or a continuation and the characters of it that are asked about.
+"""A continuation, the id of one token, or a continuation and the span of its characters that is the target.
 
-Where a model answers with a span of the text: "start", "end" or "both", alone or with the answer in a pair."""
+For answer spans: "start", "end" or "both", alone or in a pair with the answer."""
 Function = Literal["logit", "log_probability", "probability", "log_odds", "margin"]
-"""What is watched of a class or token, see :func:`watched`."""
+"""Function of the scores of a class or token; see :func:`watched`."""
 Task = Literal["sequence classes", "token classes", "next token", "answer span", "none"]
 
 
 PER_TOKEN = ("token_type_ids", "position_ids", "langs", "bbox")
-"""Arguments of forwards that have a value for each token."""
+"""Arguments of a forward that have one value for each token."""
 
 
 class Words(tuple[str, ...]):
-    """A text that is split into words already."""
+    """A text that is already split into words."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,21 @@ class Encoding:
     """One text, tokenised and not padded; T tokens.
 
     Attributes:
-        text, pair: what was tokenised; the pair is a second sentence, a continuation or a decoder's text.
-        tokens: T of them, readable.
-        offsets: of each token in its text, None for special tokens.
-        ids: what enters the embedding.
-        extra: further inputs of the model, by name: a value of each token, a decoder's own sequence, or what the text
-            as a whole has.
-        target: ids of the tokens that a language model is asked for; of an answer span, its first and last token.
-        target_positions: the position of its output that predicts each of them; of an answer span 0 for its start and
-            1 for its end.
-        foils: as many ids that each of them is compared with; empty: it is taken alone.
-        parts: of a chat, number and role of the message that each token is of, None of the template's; else empty.
-        units: number of the unit whose scale of noise each token has, -1: it bears none; empty: each has its own.
-        choices: each of which is read with the text, in turn; ``extra["choice"]`` has the number of each token's.
-        words: where the words are, of a text that was given as such; else empty.
+        text, pair: the tokenised texts; the pair is a second sentence, a continuation or a decoder's text.
+        tokens: T readable tokens.
+        offsets: offset of each token in its text; None for special tokens.
+        ids: T token ids.
+        extra: further inputs of the model, by name: one value for each token, a decoder's sequence, or values of the
+            whole text.
+        target: ids of the target tokens of a language model; for an answer span, indices of its first and last token.
+        target_positions: output position that predicts each target token; for an answer span, 0 for its start and 1
+            for its end.
+        foils: ids with which the target tokens are contrasted, one for each; empty: no contrast.
+        parts: for a chat, number and role of each token's message, None for tokens of the template; otherwise empty.
+        units: unit number of each token; tokens of a unit share one noise scale, -1 means no noise; empty: each token
+            is a unit.
+        choices: the choices that are read with the text; ``extra["choice"]`` has the choice number of each token.
+        words: offsets of the words, if the text was given as words; otherwise empty.
     """
 
     text: str
@@ -90,15 +91,15 @@ class Encoding:
 
     @property
     def without_choices(self) -> Encoding:
-        """The text with one choice as a pair like any other."""
+        """The same encoding with its choice as an ordinary pair."""
         extra = {name: values for name, values in self.extra.items() if name != "choice"}
         return replace(self, extra=extra, choices=())
 
     def only(self, kept: Sequence[bool]) -> Encoding:
-        """The same with only some of its tokens, (T,); targets are asked for where they follow now.
+        """Keep only some of the tokens, (T,); target positions move accordingly.
 
         Raises:
-            ValueError: a second sequence, whose tokens would not follow, or no token left.
+            ValueError: the model reads a second sequence, or no token is left.
 
         Examples::
             >>> Encoding("a b", None, ("a", "b"), ((0, 0, 1), (0, 2, 3)), (5, 6), {}, (7,), (1,)).only([True, False])
@@ -107,23 +108,23 @@ target_positions=(0,), foils=(), parts=(), units=(), choices=(), words=())
         """
         if any(len(values) != len(self.ids) for values in self.extra.values()):
             raise ValueError(
-                "the model reads a second sequence, whose tokens would not follow deleted ones; use 'mask' to take "
-                "tokens away"
+                "tokens cannot be deleted, because the model reads a second sequence that would not change; use 'mask' "
+                "instead"
             )
         if not any(kept):
-            raise ValueError("no token would be left of the text; keep the special ones, or use 'mask'")
+            raise ValueError("no token of the text would be left; keep the special ones, or use 'mask'")
 
-        def those(values: Sequence[Any]) -> tuple[Any, ...]:
+        def select(values: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(value for value, keep in zip(values, kept) if keep)
 
         return replace(
             self,
-            tokens=those(self.tokens),
-            offsets=those(self.offsets),
-            ids=those(self.ids),
-            extra={name: those(values) for name, values in self.extra.items()},
-            parts=those(self.parts),
-            units=those(self.units),
+            tokens=select(self.tokens),
+            offsets=select(self.offsets),
+            ids=select(self.ids),
+            extra={name: select(values) for name, values in self.extra.items()},
+            parts=select(self.parts),
+            units=select(self.units),
             target_positions=tuple(max(sum(kept[: at + 1]) - 1, 0) for at in self.target_positions),
         )
 
@@ -132,16 +133,16 @@ class TextModel(Protocol):
     """A model that reads text.
 
     Attributes:
-        embedding: where noise enters unless another layer is asked for.
-        layers: where each layer's state is read, in the order they run.
+        embedding: the default noise layer.
+        layers: where each layer's state is read, in forward order.
         axis: which tokens dimension 1 of a layer's state (and of "output") runs over.
-        task: what the output is: (B, C) class scores, (B, T, C), (B, T, vocabulary), (B, 2, T) scores of the first
+        task: kind of the output: (B, C) class scores, (B, T, C), (B, T, vocabulary), (B, 2, T) scores of the first
             and of the last token of an answer, or no scores.
         pads: whether texts of different lengths may share a batch.
         module: the model itself.
-        vocabulary: scores of a language model for each place; 0 of others.
-        pad_id: fills the places of missing tokens.
-        mask_id: stands for a hidden word; None: the model has no such token.
+        vocabulary: size of a language model's vocabulary; 0 for other models.
+        pad_id: id of the padding token.
+        mask_id: id of the mask token; None if the model has none.
     """
 
     @property
@@ -166,40 +167,40 @@ class TextModel(Protocol):
     def mask_id(self) -> int | None: ...
 
     def head_site(self, label: Label) -> tuple[LayerCall, int, int] | None:
-        """Where a layer's attention heads lie side by side in the last dimension; their number and width."""
+        """Return where a layer's attention heads are concatenated in the last dimension; their number and width."""
         ...
 
     def encode(
         self, text: Source, pair: Second = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
-        """Tokenise; ``target`` as a language model's continuation (classifiers ignore it)."""
+        """Tokenise a text; ``target`` is a language model's continuation (classifiers ignore it)."""
         ...
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Arguments for a call, (B, ...) each, padded on the right; and the token mask, (B, T).
+        """Return the arguments of a call, (B, ...) each, padded on the right; and the token mask, (B, T).
 
-        Ids come first, then the attention mask of a model that takes one.
+        Ids come first, then the attention mask if the model takes one.
         """
         ...
 
     def __call__(self, *arguments: Tensor) -> Tensor:
-        """The output, as ``task`` says."""
+        """Return the output, of the kind that ``task`` says."""
         ...
 
     def class_index(self, target: int | str) -> int:
-        """Number of a class, given as a number or by name."""
+        """Return the number of a class, given by number or name."""
         ...
 
     def class_name(self, index: int) -> str:
-        """Name of a class."""
+        """Return the name of a class."""
         ...
 
     def predicted(self, scores: Tensor) -> tuple[str, float] | None:
-        """Name and probability of what (C,) or (vocabulary,) scores say is likeliest."""
+        """Return the name and probability of the likeliest class or token, from scores (C,) or (vocabulary,)."""
         ...
 
     def target_name(self, encoding: Encoding) -> str:
-        """The target of a language model as text."""
+        """Return the target of a language model as text."""
         ...
 
 
@@ -210,18 +211,18 @@ class PlainModel:
     """A classifier written in plain PyTorch (an LSTM, a CNN), with its tokenizer and embedding.
 
     Args:
-        module: takes ids (B, T) and, if its forward's second parameter must be given or has "mask" in its
+        module: takes ids (B, T) and, if its forward's second parameter is required or has "mask" in its
             name, a mask (B, T) of real tokens; returns class scores (B, C).
-        tokenizer: text -> ids, or a mapping with "input_ids" and, if there are, "tokens" and
-            "offset_mapping" (first and last character of each token).
+        tokenizer: text -> ids, or a mapping with "input_ids" and optionally "tokens" and
+            "offset_mapping" (start and end character of each token).
         embedding: the module that turns ids into vectors (B, T, K).
         layers: name -> module whose (first) output (B, T, ...) or (B, ...) is a state; None: every
-            direct child that is neither the embedding, dropout, a loss nor a mere list of others.
+            direct child except the embedding, dropout, losses and containers of modules.
         classes: names of the classes.
-        pads: whether texts of different lengths may share a batch: the module must ignore what its mask
-            leaves out, and every state have its tokens in dimension 1.
-        pad_id: what fills the places of missing tokens.
-        mask_id: what stands for a hidden word, where the model knows such a token.
+        pads: whether texts of different lengths may share a batch: the module must ignore masked tokens, and
+            dimension 1 of every state must run over the tokens.
+        pad_id: id of the padding token.
+        mask_id: id of the mask token, if the model has one.
 
     Examples::
         >>> embed, words = torch.nn.Embedding(9, 4), ["a", "good", "film"]
@@ -247,7 +248,7 @@ class PlainModel:
     ) -> None:
         if embedding not in set(module.modules()):
             raise ValueError(
-                f"embedding {type(embedding).__name__} is not a part of the model; give the module that it calls"
+                f"embedding {type(embedding).__name__} is not part of the model; give the module that the model calls"
             )
         if layers is None:
             layers = {
@@ -276,7 +277,7 @@ class PlainModel:
 
     @property
     def name(self) -> str:
-        """The model's class."""
+        """Name of the model's class."""
         return type(self.module).__name__
 
     def head_site(self, label: Label) -> None:
@@ -285,9 +286,9 @@ class PlainModel:
     def encode(
         self, text: Source, pair: Second = None, *, target: Target = None, truncation: bool = False
     ) -> Encoding:
-        """One text; see :class:`TextModel`."""
+        """Tokenise one text; see :class:`TextModel`."""
         if not isinstance(text, str):
-            raise TypeError("a plain PyTorch model takes texts, and neither token ids nor chats; give a str")
+            raise TypeError("a plain PyTorch model takes texts, not token ids or chats; give a str")
         if pair is not None:
             raise ValueError("a plain PyTorch model takes one text, not a pair; join the two yourself")
         if len(text) > CHARACTERS:
@@ -302,11 +303,13 @@ class PlainModel:
                 f"id {next(i for i in ids if not 0 <= i < rows)} is not one of the embedding's {rows}: tokenizer and "
                 "model do not fit; give the tokenizer that the model was trained with"
             )
-        given = found if isinstance(found, Mapping) else {}
-        offsets = given.get("offset_mapping")
+        fields = found if isinstance(found, Mapping) else {}
+        offsets = fields.get("offset_mapping")
         spans = _spans(text, len(ids)) if offsets is None else [(int(a), int(b)) for a, b in offsets]
-        of_fast = found.tokens() if callable(getattr(found, "tokens", None)) else None  # transformers' own
-        tokens = given.get("tokens") or of_fast or [text[a:b] for a, b in spans]
+        of_fast = (
+            found.tokens() if callable(getattr(found, "tokens", None)) else None
+        )  # fast transformers tokenizer
+        tokens = fields.get("tokens") or of_fast or [text[a:b] for a, b in spans]
         if not len(ids) == len(spans) == len(tokens):
             raise ValueError(
                 f"the tokenizer gives {len(ids)} ids, {len(tokens)} tokens and {len(spans)} offsets; they must agree"
@@ -314,7 +317,7 @@ class PlainModel:
         return Encoding(text, None, tuple(tokens), tuple((0, a, b) if a < b else None for a, b in spans), ids)
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Ids (B, T), and the mask where the model takes one; see :class:`TextModel`."""
+        """Return ids (B, T), and the mask if the model takes one; see :class:`TextModel`."""
         device = device_of(self.embedding.layer)
         longest = max(len(e.ids) for e in encodings)
         ids = torch.full((len(encodings), longest), self.pad_id)
@@ -330,9 +333,9 @@ class PlainModel:
         return output
 
     def class_index(self, target: int | str) -> int:
-        """Number of a class; see :class:`TextModel`."""
+        """Return the number of a class; see :class:`TextModel`."""
         known = list(self.classes or [])
-        target = as_int(target)  # of NumPy or torch
+        target = as_int(target)
         if isinstance(target, int) and (not known or 0 <= target < len(known)):
             return target
         if target not in known:
@@ -340,35 +343,35 @@ class PlainModel:
         return known.index(target)
 
     def class_name(self, index: int) -> str:
-        """Name of a class; see :class:`TextModel`."""
+        """Return the name of a class; see :class:`TextModel`."""
         return self.classes[index] if self.classes else str(index)
 
     def predicted(self, scores: Tensor) -> tuple[str, float] | None:
-        """The likeliest class; see :class:`TextModel`."""
+        """Return the likeliest class and its probability; see :class:`TextModel`."""
         if scores.ndim != 1 or len(scores) < 2:
             return None
         probability, index = scores.float().softmax(-1).max(-1)
         return self.class_name(int(index)), float(probability)
 
     def target_name(self, encoding: Encoding) -> str:
-        """Not of a classifier."""
+        """Raise an error: a classifier has no target tokens."""
         raise ValueError(f"{self.name} is a classifier and has no target tokens")
 
 
 def are_exclusive(model: TextModel) -> bool:
-    """Whether a text has one of the model's classes; otherwise each class has a probability of its own (a sigmoid)."""
+    """Whether the classes exclude each other (softmax); otherwise each has its own probability (sigmoid)."""
     return getattr(model, "exclusive", True)
 
 
 def watched(
     scores: Tensor, ids: Tensor, function: Function, foils: Tensor | None = None, exclusive: bool = True
 ) -> Tensor:
-    """A function of the scores of classes or tokens, (..., C), for the classes ids, (...); shape (...).
+    """Compute a function of the scores of classes or tokens, (..., C), at the classes ids, (...); shape (...).
 
     "logit": the score itself.  "log_probability" and "probability": after a softmax.  "log_odds": log p / (1 - p), the
-    score less the logarithm of the others' sum.  "margin": the score less the largest other one.  With foils:
-    what is watched of ids less what is watched of foils, where logarithms of probabilities differ as scores do.
-    Classes that are not exclusive have a sigmoid in place of the softmax, whose log-odds are the score.
+    score minus the logsumexp of the other scores.  "margin": the score minus the largest other score.  With foils: the
+    function at ids minus the function at foils; for log probabilities this equals the difference of the scores.
+    Classes that do not exclude each other have a sigmoid instead of the softmax; their log-odds are the score.
 
     Examples::
         >>> scores, ids = torch.tensor([0.2, 0.6, 0.2]).log(), torch.tensor(1)
@@ -401,24 +404,24 @@ def _of(scores: Tensor, ids: Tensor) -> Tensor:
 
 
 def class_log_odds(model: TextModel, scores: Tensor, target: int) -> Tensor:
-    """The log-odds of a class by the scores of all, (R, C) -> (R,): its score where they are not exclusive."""
+    """Return the log-odds of a class, (R, C) -> (R,): its score if the classes do not exclude each other."""
     return log_odds(scores, target) if are_exclusive(model) else scores[:, target]
 
 
 def check_function(function: str | None) -> None:
-    """Raise a ValueError for a function of the output that does not exist."""
+    """Raise a ValueError for an unknown function of the output."""
     if function is not None and function not in get_args(Function):
         raise ValueError(f"function is {function!r}; choose from {', '.join(get_args(Function))}, or None")
 
 
 def contrasted(target: Encoding, foil: Encoding) -> Encoding:
-    """One text with a target and another one that it is compared with, at the first token in which they differ.
+    """Contrast a target with a foil at the first token in which they differ.
 
     Args:
-        target, foil: the same text with each of the two.
+        target, foil: the same text with the one and the other target.
 
     Raises:
-        ValueError: one of them begins with the other, or the text before them is cut into other tokens.
+        ValueError: one of them begins with the other, or the text before them is tokenised differently.
     """
     pairs = zip(target.target, foil.target)
     first = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
@@ -431,25 +434,25 @@ def contrasted(target: Encoding, foil: Encoding) -> Encoding:
     decoder, other = (e.extra.get("decoder_input_ids", e.ids) for e in (target, foil))
     if place != foil.target_positions[first] or decoder[: place + 1] != other[: place + 1]:
         raise ValueError(
-            "the text before target and before instead_of is cut into different tokens, so that no place predicts "
-            "both; begin both with a space, or neither"
+            "the text before target and before instead_of is tokenised differently, so no position predicts both; "
+            "begin both with a space, or neither"
         )
-    asked = replace(
+    contrast = replace(
         target, target=(target.target[first],), target_positions=(place,), foils=(foil.target[first],)
     )
     if "decoder_input_ids" in target.extra:
-        return asked
-    return asked.only([index <= place for index in range(len(target.ids))])
+        return contrast
+    return contrast.only([index <= place for index in range(len(target.ids))])
 
 
 def state_sites(model: TextModel) -> Mapping[Label, LayerCall]:
-    """Where the state of each layer is read, by label: the layers' outputs, where the model does not say otherwise."""
+    """Return where the state of each layer is read, by label: the model's ``states``, or else its ``layers``."""
     sites: Mapping[Label, LayerCall] = getattr(model, "states", model.layers)
     return sites
 
 
 def is_cut_already(text: Any) -> bool:
-    """Whether a text is token ids, or the messages of a chat."""
+    """Whether a text is given as token ids or as the messages of a chat."""
     if not isinstance(text, (list, tuple)) or not text:
         return False
     return all(isinstance(part, Mapping) for part in text) or all(
@@ -458,7 +461,7 @@ def is_cut_already(text: Any) -> bool:
 
 
 def as_int(value: Any) -> Any:
-    """A whole number of NumPy or torch as an int; anything else as it is.
+    """Convert an integer of NumPy or torch to an int; return anything else unchanged.
 
     Examples::
         >>> as_int(torch.tensor(3)), as_int(True), as_int("3"), as_int(torch.tensor(3.0))
@@ -477,7 +480,7 @@ def as_int(value: Any) -> Any:
 
 
 def plain_values(values: Any) -> Any:
-    """What an array, tensor or Series holds, as a list, or of a single number that number; anything else as it is.
+    """Convert an array, tensor or Series to a list, or to a number if it is a scalar; return anything else unchanged.
 
     Examples::
         >>> plain_values(torch.tensor([1, 2])), plain_values(torch.tensor(3)), plain_values(("a", "b"))
@@ -487,7 +490,7 @@ def plain_values(values: Any) -> Any:
 
 
 def shown(text: str, most: int = 40) -> str:
-    """A text in a message: its beginning, in quotes.
+    """Format a text for a message: its beginning, in quotes.
 
     Examples::
         >>> shown("a film"), shown("a long film", 6)
@@ -497,7 +500,7 @@ def shown(text: str, most: int = 40) -> str:
 
 
 def _spans(text: str, count: int) -> list[tuple[int, int]]:
-    """Where the words of a text are, which must be ``count``."""
+    """Return the character spans of the words of a text; there must be ``count`` words."""
     spans, end = [], 0
     for word in text.split():
         start = text.index(word, end)

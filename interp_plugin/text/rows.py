@@ -1,4 +1,4 @@
-"""What is known of one text: rows of states with the noise that its tokens bear, and the same as plain values."""
+"""Row and TextExplanation: results for the states of one text, and their conversion to plain values."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ FACTS = (
     *("max_sigma", "input_std", "regime_index", "distortion", "converged", "n_forward", "n_backward"),
     "rate",
 )
-ABOUT = ("predicted", "target")  # of the text
+ABOUT = ("predicted", "target")  # columns with values of the text
 _PLACE = ("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS)
 COLUMNS = (
     *_PLACE,
     *("kept", "loss", "sigma", "standard_error", "loss_standard_error", "tied", *FACTS, *ABOUT),
 )
-"""Of the table of texts where noise was learned."""
+"""Columns of the table if noise was learned."""
 ERASED_FACTS = ("damage", "n_forward", "n_backward")
 ERASED_COLUMNS = (*_PLACE, "erased", "standard_error", "tied", *ERASED_FACTS, *ABOUT)
-"""Of the table of texts where tokens were erased."""
+"""Columns of the table if tokens were erased."""
 
 
 class Record:
-    """Equal if all fields are, where tensors compare by value and NaN equals NaN, as a copy must."""
+    """Base class: records are equal if all fields are; tensors compare by value, and NaN equals NaN."""
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -57,22 +57,22 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Row(Record):
-    """One state, and the noise that each of T tokens bears before it notices.
+    """The result for one state: the noise that each of T tokens can bear.
 
     Attributes:
         layer: number of a block (1 is the first), or a name such as "output".
         position: the token whose hidden vector is the state; None: the layer's output at all tokens.
-        sigma: standard deviation of the noise, (T,) float32 on the CPU, in units of the noisy layer's output.
-        standard_error: of log sigma, (T,) float32 on the CPU; 0 at the cap.
+        sigma: standard deviation of the noise, (T,) float32 on the CPU, in units of the noise layer's output.
+        standard_error: standard error of log sigma, (T,) float32 on the CPU; 0 at the cap.
         common_error: standard error of the mean of log sigma over the tokens, whose errors are correlated.
         max_sigma: the cap, in the units of sigma.
-        input_std: tau, the standard deviation of one element of the noisy layer's output, in the same units.
+        input_std: tau, the standard deviation of one element of the noise layer's output, in the same units.
         regime_index: E, 1 = small-noise regime.
         distortion: D at sigma.
         converged: whether the standard error met the tolerance.
-        n_forward, n_backward: sample passes spent.
-        rate: lambda at which it was solved: smaller than the one asked for where samples determine no scales there,
-            as of a class output, or the state saturates; NaN where that is not known.
+        n_forward, n_backward: forward and backward passes, counted in samples.
+        rate: lambda of the solution; smaller than the requested one if samples cannot determine the scales there, as for
+            a class output, or if the state saturates; NaN if not known.
 
     Raises:
         TypeError: the layer is neither an int nor a str.
@@ -116,14 +116,14 @@ class Row(Record):
 
 @dataclass(frozen=True, eq=False)
 class ErasedRow(Row):
-    """One state, and what is lost of it with each of T tokens: no noise was learned, so sigma is NaN.
+    """The result of erasure for one state: what is lost with each of T tokens; sigma is NaN.
 
     Attributes:
-        erased: s_i, what the answer loses with the token (below 0: its erasure raises the answer), (T,) float32: nats
-            of log-odds of a class, nats of log probability of a language model's target, D of any other state.
-        standard_error: of ``erased``, (T,).
-        erasure_probability: p_i of the channel that ``erased`` is the derivative at, (T,).
-        damage: Delta(p), what this channel does to the answer.
+        erased: s_i, what is lost when the token is erased (negative if its erasure raises the answer), (T,) float32:
+            nats of log-odds for a class, nats of log probability for a language model's target, D for any other state.
+        standard_error: standard error of ``erased``, (T,).
+        erasure_probability: p_i, the erasure probabilities at which ``erased`` is the derivative, (T,).
+        damage: Delta(p), the damage at these probabilities.
 
     Example::
 
@@ -148,7 +148,7 @@ class ErasedRow(Row):
         n_forward: int = 0,
         n_backward: int = 0,
     ) -> ErasedRow:
-        """A row without noise."""
+        """Create a row without noise."""
         nothing = math.nan
         return cls(
             layer, position, torch.full_like(erased, nothing), standard_error, nothing, nothing, nothing, nothing,
@@ -170,23 +170,23 @@ class ErasedRow(Row):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TextExplanation(Record):
-    """What R states keep of the T tokens of one text, or of a pair of texts.
+    """The results of R states for the T tokens of one text, or of a pair of texts.
 
     Attributes:
         text: the text.
-        pair: the second text (of a pair; a continuation; what a decoder was given), else None.
-        tokens: T of them, readable.
+        pair: the second text (of a pair; a continuation; the decoder's text), else None.
+        tokens: T readable tokens.
         offsets: (segment, start, end) in characters for each token, segment 0 = text, 1 = pair; None for a
             special token.
-        size: K, elements of a token's embedding.
+        size: K, number of elements of a token's embedding.
         predicted: the predicted class or next token, else None.
-        probability: of ``predicted``, else None.
-        target: what the rows of the output look at, readable, else None.
-        rows: R of them, in forward order.
-        words: (segment, start, end) of each word, of a text that was given as words; else empty.
+        probability: probability of ``predicted``, else None.
+        target: the target of the output's rows, readable, else None.
+        rows: R rows, in forward order.
+        words: (segment, start, end) of each word, if the text was given as words; else empty.
 
     Raises:
-        ValueError: no row, two rows for one state, or tokens, offsets, text and rows that do not fit together.
+        ValueError: no row, two rows for one state, or tokens, offsets, text and rows that do not match.
 
     Example::
 
@@ -221,7 +221,7 @@ class TextExplanation(Record):
         return tuple(dict.fromkeys(row.layer for row in self.rows))
 
     def row(self, layer: Layer, position: int | None = None) -> Row:
-        """The row of a layer at a position; without one, the layer's only row or that of all positions.
+        """Return the row of a layer at a position; without a position, its only row or that of all positions.
 
         Raises:
             KeyError: there is no such row; the message lists those that exist.
@@ -244,7 +244,7 @@ class TextExplanation(Record):
         )
 
     def rows_of(self, layer: Layer) -> tuple[Row, ...]:
-        """The rows of a layer, one for each of its positions.
+        """Return the rows of a layer, one for each of its positions.
 
         Raises:
             KeyError: the layer was not explained; the message lists those that were.
@@ -262,27 +262,27 @@ class TextExplanation(Record):
 
     @property
     def is_erased(self) -> bool:
-        """Whether tokens were erased; otherwise they bear noise."""
+        """Whether tokens were erased; otherwise noise was learned."""
         return isinstance(self.rows[0], ErasedRow)
 
     def scores(
         self, kind: Kind | None = None, granularity: Granularity = "token", aggregate: Aggregate = "sum"
     ) -> Scores:
-        """Scores of tokens, words or sentences in every row, with standard errors.
+        """Return the scores of tokens, words or sentences in every row, with standard errors.
 
         Args:
-            kind: "kept" (nats; high = the state still holds it), "loss" (nats) or "sigma"; "erased" where tokens were
-                erased (what the answer loses with the token). None: "erased" there, otherwise "kept".
+            kind: "kept" (nats; high = the state still holds it), "loss" (nats) or "sigma" if noise was learned;
+                "erased" if tokens were erased (what is lost with the token). None: "kept" or "erased".
             granularity: "token", "word" or "sentence". Special tokens are always units of their own.
             aggregate: nats of a unit are the "sum" over its tokens (information adds up, so a word of more
-                pieces has more), their "mean" (to compare words), or those of the token that the state keeps
-                most of ("max"). Its sigma is the geometric mean, the sigma of equal entropy, or that token's.
+                tokens has more), their "mean" (to compare words), or those of the token that the state keeps
+                most of ("max"). Sigma of a unit is the geometric mean, or for "max" that token's.
 
         Returns:
             `Scores` with values and standard errors (R, U).
 
         Raises:
-            ValueError: another kind, granularity or aggregate; "erased" where noise was learned, or the other way.
+            ValueError: an unknown kind, granularity or aggregate, or a kind that was not computed for these texts.
 
         Example::
 
@@ -316,12 +316,12 @@ class TextExplanation(Record):
         )
 
     def total(self, kind: Literal["kept", "loss"] = "kept") -> tuple[Tensor, Tensor]:
-        """Nats of the whole text in each row and their standard error, (R,) each.
+        """Return the nats of the whole text in each row and their standard error, (R,) each.
 
-        For "loss" it is H(X|s), the sum over the tokens.
+        For "loss" they are H(X|s), the sum over the tokens.
 
         Raises:
-            ValueError: another kind; a sigma has no sum.
+            ValueError: an unknown kind, or "sigma", which has no sum.
 
         Example::
 
@@ -349,7 +349,7 @@ class TextExplanation(Record):
             )
 
     def _each(self, name: str) -> Tensor:
-        """One number of every row, (R,) float64."""
+        """Return one attribute of every row, (R,) float64."""
         return torch.tensor([getattr(row, name) for row in self.rows], dtype=torch.float64)
 
     def _known(self) -> Known:
@@ -366,7 +366,7 @@ class TextExplanation(Record):
 def text_dict(
     item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
 ) -> dict[str, Any]:
-    """A text as lists, strings and numbers, ready for strict JSON."""
+    """Convert a text to lists, strings and numbers, ready for strict JSON."""
     units, columns = _columns(item, granularity, aggregate)
     rows: list[dict[str, Any]] = []
     for index, row in enumerate(item.rows):
@@ -384,7 +384,7 @@ def text_dict(
 def table_lines(
     number: int, item: TextExplanation, granularity: Granularity, aggregate: Aggregate = "sum"
 ) -> Iterator[dict[str, Any]]:
-    """The lines of the table of one text, by COLUMNS or ERASED_COLUMNS."""
+    """Yield the table lines of one text, with the columns COLUMNS or ERASED_COLUMNS."""
     units, columns = _columns(item, granularity, aggregate)
     for index, row in enumerate(item.rows):
         values = [column[index].tolist() for column in columns.values()]
@@ -403,7 +403,7 @@ def table_lines(
 def _columns(
     item: TextExplanation, granularity: Granularity, aggregate: Aggregate
 ) -> tuple[Scores, dict[str, Tensor]]:
-    """The units, and what is known of each of them in each row, (R, U), by name."""
+    """Return the units and, by name, their values in each row, (R, U)."""
     if item.is_erased:
         erased = item.scores("erased", granularity, aggregate)
         return erased, {
@@ -430,7 +430,7 @@ def _facts(item: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON has: tensors and tuples become lists, and what is not finite becomes None."""
+    """Convert to JSON values: tensors and tuples become lists, and numbers that are not finite become None."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, float):

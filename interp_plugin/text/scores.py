@@ -1,4 +1,4 @@
-"""Scores of a text's tokens, and their sums over words, sentences and the whole text."""
+"""Scores of a text's tokens, aggregated over words, sentences or the whole text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _FULL_WIDTH_END = re.compile(f"[。！？][{_ENDS}]*[{re.escape(_CLOSERS)}]*")  
 
 @dataclass(frozen=True)
 class Unit:
-    """Tokens that are read as one.
+    """A group of tokens that get one score: a token, word or sentence.
 
     Attributes:
-        name: what the text says there; for a token, and for every special token, the token itself.
-        offset: (segment, start, end) in characters, None for a special token.
-        tokens: their indices.
+        name: the text of the unit; for a single token or a special token, the token itself.
+        offset: (segment, start, end) in characters; None for a special token.
+        tokens: indices of the tokens.
     """
 
     name: str
@@ -49,21 +49,21 @@ def group(
     granularity: Granularity,
     words: Sequence[Offset] = (),
 ) -> tuple[Unit, ...]:
-    """The units that hold the T tokens, each token in exactly one, in order of their first tokens.
+    """Group the T tokens into units, each token in exactly one, in the order of their first tokens.
 
-    A token goes to the unit with the first character of its span that is no space, so "Ġfilm" belongs to
-    "film"; a token without such a character goes to the next unit, and to the last one at the end of the
-    text. Special tokens (offset None) stay alone. Words without a token are left out.
+    A token belongs to the unit of its first non-space character, so "Ġfilm" belongs to "film"; a token of spaces only
+    belongs to the next unit, or at the end of the text to the last one. Every special token (offset None) is a unit of
+    its own. Words without a token are left out.
 
     Args:
         texts: the text and its pair, one for each segment.
-        tokens: T of them.
-        offsets: (segment, start, end) of each token; None for a special one.
+        tokens: T tokens.
+        offsets: (segment, start, end) of each token; None for a special token.
         granularity: "token", "word" (see `word_spans`) or "sentence" (see `sentence_spans`).
-        words: (segment, start, end) of the words, where they are given.
+        words: (segment, start, end) of the words, if the text was given as words.
 
     Raises:
-        ValueError: another granularity.
+        ValueError: an unknown granularity.
 
     Example::
 
@@ -80,14 +80,14 @@ def group(
     if granularity == "word" and words:
         spans = [[place[1:] for place in words if place[0] == segment] for segment in range(len(texts))]
 
-    # a special token's own index, or the unit's place; and how often the text was begun again, for another choice
+    # key: index of a special token or place of a unit; and the number of the choice, as the text repeats for each
     members: dict[tuple[int | Offset, int], list[int]] = {}
-    segment = begun = 0
+    segment = repetition = 0
     for i, offset in enumerate(offsets):
-        begun += offset is not None and offset[0] < segment
+        repetition += offset is not None and offset[0] < segment
         segment = segment if offset is None else offset[0]
         place = i if offset is None else _unit_of(offset, texts, spans)
-        members.setdefault((place, begun), []).append(i)
+        members.setdefault((place, repetition), []).append(i)
     return tuple(
         Unit(tokens[place], None, tuple(inside))
         if isinstance(place, int)
@@ -97,17 +97,17 @@ def group(
 
 
 def check_aggregate(aggregate: str) -> None:
-    """Raise a ValueError for a way to aggregate that does not exist."""
+    """Raise a ValueError for an unknown way to aggregate."""
     if aggregate not in get_args(Aggregate):
         raise ValueError(f"aggregate is {aggregate!r}: choose from {', '.join(get_args(Aggregate))}")
 
 
 def word_spans(text: str) -> list[Span]:
-    """(start, end) of each word: what stands between spaces, without the punctuation at its two ends.
+    """Find (start, end) of each word: the text between spaces, without punctuation at its two ends.
 
     A run of punctuation at an end is a unit of its own (Unicode category P; symbols such as $ and emoji
-    belong to the word). Inner punctuation stays: "don't", "state-of-the-art". Marks and joiners go with the
-    character before them. A script without spaces, such as Chinese, is not split further.
+    belong to the word). Inner punctuation is part of the word: "don't", "state-of-the-art". Marks and joiners belong
+    to the character before them. Scripts without spaces, such as Chinese, are not split further.
 
     Example::
 
@@ -119,10 +119,10 @@ def word_spans(text: str) -> list[Span]:
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """(start, end) of each sentence, without the space around it.
+    """Find (start, end) of each sentence, without the space around it.
 
-    One ends at a chunk of text that ends in one of ``. ! ? … 。 ！ ？ ؟ ۔ ।``, closing quotes and brackets
-    aside; after 。 ！ ？ also where no space follows; and at a blank line. That is all: "Dr. No" is two.
+    A sentence ends at a blank line, and where text before a space ends in one of ``. ! ? … 。 ！ ？ ؟ ۔ ।`` and
+    possibly closing quotes and brackets; after 。 ！ ？ no space is needed. There are no other rules: "Dr. No" is two.
 
     Example::
 
@@ -140,7 +140,7 @@ def sentence_spans(text: str) -> list[Span]:
 
 
 def _unit_of(offset: Offset, texts: Sequence[str | None], spans: Sequence[list[Span]]) -> Offset:
-    """The place of the unit that holds a token."""
+    """Return the place of the unit that contains a token."""
     segment, start, _ = offset
     text, inside = texts[segment] or "", spans[segment]
     if not inside:  # nothing but space: the whole segment is the unit
@@ -148,12 +148,12 @@ def _unit_of(offset: Offset, texts: Sequence[str | None], spans: Sequence[list[S
     character = _CHUNK.search(text, start)
     if character is None:
         return segment, *inside[-1]
-    # no unit starts or ends inside a space, so the last one that starts at or before a character holds it
+    # no unit starts or ends within a space, so the last one that starts at or before a character contains it
     return segment, *inside[bisect_right(inside, character.start(), key=lambda span: span[0]) - 1]
 
 
 def _peel(chunk: str, start: int) -> list[Span]:
-    """The punctuation before, the core and the punctuation after, as far as they are there."""
+    """Split a chunk into leading punctuation, core and trailing punctuation; empty parts are left out."""
     punctuation: list[bool] = []
     for character in chunk:
         category = unicodedata.category(character)
@@ -167,14 +167,14 @@ def _peel(chunk: str, start: int) -> list[Span]:
 
 
 def _strip(text: str, start: int, end: int) -> Span:
-    """The span without the space at its two ends."""
+    """Remove the space at the two ends of a span."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip())
 
 
 Kind = Literal["kept", "loss", "sigma", "erased"]
 
-TIE = 2.0  # standard errors of a difference below which two units cannot be told apart
+TIE = 2.0  # two units are tied if they differ by less than so many standard errors of their difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,17 +182,17 @@ class Scores:
     """One score for each of U units (tokens, words or sentences) in each of R rows (states).
 
     Attributes:
-        kind: "kept" or "loss", in nats; "sigma", in units of the noisy layer's output; or "erased", in nats of a
-            class's log-odds or of a target's log probability, in D of other states.
+        kind: "kept" or "loss", in nats; "sigma", in units of the noise layer's output; or "erased", in nats of a
+            class's log-odds or of a target's log probability, for other states in D.
         granularity: "token", "word" or "sentence".
-        aggregate: how a unit's value comes of its tokens': "sum", "mean" or "max".
-        units: their names, U.
-        offsets: (segment, start, end) in characters, U; None for a special token.
-        rows: (layer, position), R.
+        aggregate: how a unit's value is computed from its tokens' values: "sum", "mean" or "max".
+        units: U names.
+        offsets: U offsets (segment, start, end) in characters; None for a special token.
+        rows: R pairs (layer, position).
         values: (R, U) float64.
         standard_error: (R, U) float64, of the nats; for "sigma" of log sigma.
-        tied: (R, U) bool, true where the unit lies within two standard errors of the difference of the next
-            one in the row's rank order, from the unit it keeps most to the one it keeps least.
+        tied: (R, U) bool, true if the unit differs from the next one in the row's ranking, from most kept to least
+            kept, by at most two standard errors of the difference.
 
     Example::
 
@@ -216,12 +216,12 @@ class Scores:
     tied: Tensor
 
     def of(self, name: str, *others: str) -> Scores:
-        """The scores of the units with these names, in the order of the text.
+        """Return the scores of the units with these names, in the order of the text.
 
-        Every unit of a name is there, so a word that stands twice in the text has two columns.
+        All units of a name are included: a word that occurs twice in the text has two columns.
 
         Raises:
-            KeyError: no unit has one of the names; the message lists those that exist.
+            KeyError: a name is not that of a unit; the message lists those that exist.
 
         Example::
 
@@ -249,7 +249,7 @@ class Scores:
         )
 
     def at(self, layer: int | str) -> Scores:
-        """The scores in the rows of a layer: one, or one for each position that was explained.
+        """Return the scores in the rows of a layer: one row, or one for each explained position.
 
         Raises:
             KeyError: the layer was not explained; the message lists those that were.
@@ -274,22 +274,22 @@ class Scores:
 
 
 def listed(names: Iterable[object]) -> str:
-    """For a message: what there is to choose from."""
+    """Format a list of choices for a message."""
     return ", ".join(map(repr, names))
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was learned about T tokens by R rows, in float64: log sigma and its covariance between tokens.
+    """Learned log sigma of T tokens in R rows, and its covariance between tokens, in float64.
 
-    The errors of a row's tokens share noise draws. One common covariance stands for all pairs of tokens;
-    it is the one that gives the mean over tokens the variance it is known to have.
+    The errors of a row's tokens are correlated, because they share noise samples. One common covariance is used for
+    all pairs of tokens, chosen so that the mean over tokens has its known variance.
     """
 
     size: int  # K
     log_sigma: Tensor  # (R, T)
     log_cap: Tensor  # (R, 1)
-    log_std: Tensor  # (R, 1), of tau
+    log_std: Tensor  # (R, 1), log tau
     variance: Tensor  # (R, T), of log sigma
     covariance: Tensor  # (R, 1), between two tokens that are not at the cap
 
@@ -303,7 +303,7 @@ class Known:
         standard_error: Tensor,
         common_error: Tensor,
     ) -> Known:
-        """From sigma and its standard error (R, T), the cap, tau and the error of the mean of log sigma (R,)."""
+        """Build from sigma and its standard error (R, T), the cap, tau and the error of the mean log sigma (R,)."""
         variance = standard_error.double().square()  # (R, T)
         free = (variance > 0).sum(1)  # (R,), a token at the cap has no error
         total = (variance.shape[1] * common_error).square()  # (R,), of the sum of log sigma
@@ -311,7 +311,7 @@ class Known:
         return cls(
             size=size,
             log_sigma=sigma.double().log(),
-            # as float32, like sigma: a token at the cap keeps exactly 0
+            # rounded to float32 like sigma, so that a token at the cap keeps exactly 0
             log_cap=cap.float().double().log()[:, None],
             log_std=input_std.double().log()[:, None],
             variance=variance,
@@ -319,7 +319,7 @@ class Known:
         )
 
     def per_token(self, kind: Kind) -> Tensor:
-        """What adds up over tokens, (R, T): nats, or log sigma."""
+        """Return the additive value of each token, (R, T): nats, or for "sigma" log sigma."""
         if kind == "kept":  # as in objective.information_kept
             passed = softplus(2 * (self.log_std - self.log_sigma)) - softplus(
                 2 * (self.log_std - self.log_cap)
@@ -330,14 +330,14 @@ class Known:
         return self.log_sigma
 
     def slope(self, kind: Kind) -> Tensor:
-        """By how much :meth:`per_token` changes with log sigma, (R, T), without its sign."""
+        """Return the absolute derivative of :meth:`per_token` with respect to log sigma, (R, T)."""
         if kind == "kept":  # K tau^2 / (tau^2 + sigma^2)
             return self.size * (2 * (self.log_std - self.log_sigma)).sigmoid()
         return torch.full_like(self.log_sigma, self.size if kind == "loss" else 1)
 
 
 def check_kind(kind: str) -> None:
-    """Raise a ValueError for a kind that does not exist."""
+    """Raise a ValueError for an unknown kind."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind is {kind!r}: choose from {', '.join(get_args(Kind))}")
 
@@ -345,10 +345,10 @@ def check_kind(kind: str) -> None:
 def score(
     kind: Kind, known: Known, units: Sequence[Unit], aggregate: Aggregate = "sum"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, standard errors and ties of the units, (R, U) each.
+    """Compute values, standard errors and ties of the units, (R, U) each.
 
     A unit's nats are the sum over its tokens, their mean, or those of the token that the state keeps most of; its
-    sigma is the one of equal entropy, the geometric mean, or that token's.
+    sigma is the geometric mean (equal entropy), or for "max" that token's.
     """
     unit_of = torch.empty(known.log_sigma.shape[1], dtype=torch.long)
     for number, unit in enumerate(units):
@@ -365,22 +365,22 @@ def score(
         weight = torch.ones_like(known.log_sigma)  # (R, T)
 
     slope = known.slope(kind) * weight
-    reach = gather(slope * (known.variance > 0))  # (R, U), what the common covariance acts on
-    pairs = reach.square() - gather(slope.square() * (known.variance > 0))
-    between = torch.where(pairs.abs() > 1e-12 * reach.square(), pairs * known.covariance, 0.0)
+    total_slope = gather(slope * (known.variance > 0))  # (R, U), factor of the common covariance
+    pairs = total_slope.square() - gather(slope.square() * (known.variance > 0))
+    between = torch.where(pairs.abs() > 1e-12 * total_slope.square(), pairs * known.covariance, 0.0)
     variance = (gather(known.variance * slope.square()) + between).clamp(min=0)
 
     values = gather(torch.where(weight > 0, known.per_token(kind) * weight, 0.0))  # (R, U)
-    tied = _tied(values if kind == "kept" else -values, variance, reach, known.covariance)
+    tied = _tied(values if kind == "kept" else -values, variance, total_slope, known.covariance)
     return (values.exp() if kind == "sigma" else values), variance.sqrt(), tied
 
 
 def erased_score(
     erased: Tensor, standard_error: Tensor, units: Sequence[Unit], aggregate: Aggregate
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, standard errors and ties of the units, (R, U) each, of what is lost with each token, (R, T).
+    """Compute values, standard errors and ties of the units, (R, U) each, from erasure scores of tokens, (R, T).
 
-    A unit's value is the sum over its tokens, their mean, or that of the largest absolute value.
+    A unit's value is the sum over its tokens, their mean, or the value that is largest in magnitude.
     """
     weight = torch.zeros(len(erased), len(units), erased.shape[1], dtype=torch.float64)  # (R, U, T)
     for number, unit in enumerate(units):
@@ -392,12 +392,12 @@ def erased_score(
             weight[:, number, tokens] = 1 / len(tokens) if aggregate == "mean" else 1
     values = (weight @ erased.double().unsqueeze(2)).squeeze(2)
     variance = (weight.square() @ standard_error.double().square().unsqueeze(2)).squeeze(2)
-    nothing = torch.zeros_like(values)
-    return values, variance.sqrt(), _tied(values, variance, nothing, nothing[:, :1])
+    zeros = torch.zeros_like(values)  # errors of different tokens are taken as independent
+    return values, variance.sqrt(), _tied(values, variance, zeros, zeros[:, :1])
 
 
 def _most_kept(known: Known, units: Sequence[Unit]) -> Tensor:
-    """1 for the token of each unit that bears the least noise, 0 for the others, (R, T)."""
+    """Return weights, (R, T): 1 for the token with the smallest sigma in each unit, 0 for the others."""
     weight = torch.zeros_like(known.log_sigma)
     for unit in units:
         tokens = torch.tensor(unit.tokens)
@@ -406,12 +406,11 @@ def _most_kept(known: Known, units: Sequence[Unit]) -> Tensor:
     return weight
 
 
-def _tied(importance: Tensor, variance: Tensor, reach: Tensor, covariance: Tensor) -> Tensor:
-    """Whether each unit cannot be told apart from the next one in rank, (R, U)."""
+def _tied(importance: Tensor, variance: Tensor, slope: Tensor, covariance: Tensor) -> Tensor:
+    """Whether each unit is tied with the next one in rank, (R, U)."""
     order = importance.argsort(dim=1, descending=True, stable=True)
-    importance, variance, reach = (each.gather(1, order) for each in (importance, variance, reach))
-    difference = (
-        variance[:, :-1] + variance[:, 1:] - 2 * covariance * reach[:, :-1] * reach[:, 1:]
-    )  # (R, U - 1)
-    near = importance[:, :-1] - importance[:, 1:] <= TIE * difference.clamp(min=0).sqrt()
-    return torch.zeros_like(importance, dtype=torch.bool).scatter(1, order[:, :-1], near)
+    importance, variance, slope = (each.gather(1, order) for each in (importance, variance, slope))
+    # variance of the difference, (R, U - 1)
+    difference = variance[:, :-1] + variance[:, 1:] - 2 * covariance * slope[:, :-1] * slope[:, 1:]
+    is_tied = importance[:, :-1] - importance[:, 1:] <= TIE * difference.clamp(min=0).sqrt()
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(1, order[:, :-1], is_tied)

@@ -1,4 +1,4 @@
-"""States: which part of a model is watched, where it is read, and in which unit."""
+"""States of a model: which part is explained, where it is read, and its unit (state_std)."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ from interp_plugin.text.models import (
     watched,
 )
 
-_OWN = ("next token", "answer span")  # tasks whose targets are in the encodings; without one, the model's own
+_OWN = (
+    "next token",
+    "answer span",
+)  # tasks whose target is in the encoding, or else the model's own prediction
 
 
 @dataclass(frozen=True)
 class State:
-    """What a row of an explanation watches.
+    """The state of one row of an explanation.
 
     Attributes:
-        label: the layer, "output", or "output." with the class or end of an answer that is watched.
-        site: where it is read; None: the model's output.
+        label: the layer, "output", or "output." followed by the class or the end of an answer.
+        site: where the state is read; None: the model's output.
         neurons: an index into the last dimension; None: all of it.
-        state_std: v of the whole last dimension; None: each text is its own yardstick.
-        function: of the class that ``neurons`` is, in place of its score.
-        foil: a class that it is compared with.
-        places: indices into dimension 1, as those where a language model's target is predicted; None: all of it.
-        exclusive: whether a text has one of the classes; otherwise each has a probability of its own.
+        state_std: v of the whole last dimension; None: the state is normalised by each text's own v.
+        function: the function of the scores of class ``neurons`` that is the state; None: the score.
+        foil: a class with which it is contrasted.
+        places: indices into dimension 1, such as the positions that predict a target; None: all of it.
+        exclusive: whether classes exclude each other (softmax); otherwise each has its own probability (sigmoid).
     """
 
     label: Label
@@ -56,15 +59,15 @@ class State:
 
     @property
     def layer(self) -> Label:
-        """The layer, or "output", without the class that is watched of it."""
+        """The layer, or "output" without its class."""
         return OUTPUT if self.site is None else self.label
 
     @property
     def selector(self) -> Selector | None:
-        """Picks the places and the neurons."""
-        return None if self.neurons is None and self.places is None else self._pick
+        """Function that selects the places and the neurons; None if they are the whole state."""
+        return None if self.neurons is None and self.places is None else self._select
 
-    def _pick(self, state: Tensor) -> Tensor:
+    def _select(self, state: Tensor) -> Tensor:
         if self.places is not None:
             state = state[:, list(self.places)]
         if self.neurons is None:
@@ -83,7 +86,7 @@ class State:
 
     @property
     def selected_std(self) -> Tensor | None:
-        """v of the neurons."""
+        """v of the selected neurons."""
         if self.state_std is None or self.neurons is None or not self.state_std.ndim:
             return self.state_std
         return self.state_std[..., self.neurons]
@@ -91,13 +94,13 @@ class State:
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """What is asked of the output for some of the texts.
+    """The part of the output that is explained for some of the texts.
 
     Attributes:
-        target: a class, EACH of them, or None: all together, or what the encodings say.
-        foil: the class that it is compared with.
-        choices: that are the classes of these texts.
-        is_contrast: whether there is something that a target is compared with.
+        target: a class, or EACH for every class; None: all classes together, or the target in the encoding.
+        foil: the class with which the target is contrasted.
+        choices: the choices that are the classes of these texts.
+        is_contrast: whether the target is contrasted with another.
     """
 
     target: int | str | None = None
@@ -114,10 +117,10 @@ def requests_by_text(
     labels: Sequence[Label],
     function: Function | None,
 ) -> dict[OutputRequest, list[int]]:
-    """Texts of which the same is asked; of language models and answers, what else is asked is in the encodings.
+    """Group the texts by request; for language models and answer spans the targets are in the encodings.
 
     Raises:
-        ValueError: a target that is not there, or that no output among the layers has.
+        ValueError: a target that does not exist, or a target without the output among the layers.
     """
     groups: dict[OutputRequest, list[int]] = {}
     for index, (encoding, target, foil) in enumerate(zip(encodings, targets, foils)):
@@ -137,62 +140,62 @@ def requests_by_text(
 def _request(
     model: TextModel, encoding: Encoding, target: Any, foil: Any, labels: Sequence[Label]
 ) -> OutputRequest:
-    """What is asked of the output for one text."""
+    """Return the request for one text."""
     if model.task == "next token" or (target is None and foil is None):
         return OutputRequest(None, None, encoding.choices, bool(encoding.foils))
     if foil is not None and (is_each(target) or model.task == "answer span"):
         raise ValueError(
-            f"instead_of is {foil!r}, which one class or continuation is compared with, and target is {target!r}; "
+            f"instead_of is {foil!r}, which needs one class or continuation as target, and target is {target!r}; "
             "leave it out"
         )
     if model.task == "none":
         raise ValueError(
-            f"target {target!r} picks a class, and {model.name} has no head that gives any; leave target out or give "
+            f"target {target!r} picks a class, and {model.name} has no classification head; leave target out or give "
             "the model with its head"
         )
     if OUTPUT not in labels:
         raise ValueError(
-            f"target {target!r} picks a part of the output, and layers {labels} do not have it; give layers='output', "
-            "or use neurons for a part of a layer"
+            f"target {target!r} picks a part of the output, and layers {labels} do not include the output; give "
+            "layers='output', or use neurons for a part of a layer"
         )
     if is_each(target) or model.task == "answer span":
         return OutputRequest(EACH if is_each(target) else None, None, encoding.choices)
     wanted, other = (
-        None if given is None else class_number(model, given, encoding.choices) for given in (target, foil)
+        None if each is None else class_number(model, each, encoding.choices) for each in (target, foil)
     )
     if other is not None and wanted == other:
         name = encoding.choices[other] if encoding.choices else model.class_name(other)
-        raise ValueError(f"target and instead_of are both class {name!r}; give two")
+        raise ValueError(f"target and instead_of are both class {name!r}; give two different classes")
     return OutputRequest(wanted, other, encoding.choices, other is not None)
 
 
 @dataclass(frozen=True)
 class StateFinder:
-    """Finds the states of a model by the labels of its layers, each in its unit.
+    """Finds the states of a model, with their units, by the labels of its layers.
 
     Attributes:
-        model: what reads the texts.
-        calibration: the units; None: each text is its own yardstick.
+        model: the model.
+        calibration: the units (state_std); None: states are normalised for each text.
     """
 
     model: TextModel
     calibration: Calibration | None
 
     def labels(self, layers: Layers) -> list[Label]:
-        """The chosen layers, without repeats, each checked to be there."""
+        """Return the chosen layers, without repeats; check that they exist."""
         known = list(self.model.layers)
         hidden = [label for label in state_sites(self.model) if label not in known]
-        given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
-        spelt = [label for part in given for label in (known if part == "all" else [part])]
-        wanted = list(dict.fromkeys(spelt))
-        if not wanted:
+        parts = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+        expanded = [label for part in parts for label in (known if part == "all" else [part])]
+        chosen = list(dict.fromkeys(expanded))
+        if not chosen:
             raise ValueError(f"layers {layers!r} names no layer: choose from {listing(known)}, or 'all'")
-        for label in wanted:
+        for label in chosen:
             if isinstance(label, bool) or (label != OUTPUT and label not in known + hidden):
                 raise ValueError(
                     f"layer {label!r} does not exist: the model has {listing(known)}; choose from them or 'output'"
                 )
-        return wanted
+        return chosen
 
     def states(
         self,
@@ -202,18 +205,16 @@ class StateFinder:
         neurons: int | slice | Sequence[int] | None = None,
         heads: int | Sequence[int] | None = None,
     ) -> Iterator[State]:
-        """What each label means, in its unit; arguments as of :meth:`TextExplainer.explain`.
+        """Yield the state of each label, with its unit; arguments as in :meth:`TextExplainer.explain`.
 
         Raises:
-            ValueError: neurons or heads that are not there, or a state that the calibration does not have.
+            ValueError: neurons or heads that do not exist, or a state that was not calibrated.
         """
         if neurons is not None and heads is not None:
             raise ValueError("neurons and heads both pick a part of a state; give one of them")
         for name, part in (("neurons", neurons), ("heads", heads)):
             if isinstance(part, Sequence) and not part:
-                raise ValueError(
-                    f"{name} {part!r} names none; give at least one, or None for the whole state"
-                )
+                raise ValueError(f"{name} {part!r} is empty; give at least one, or None for the whole state")
         for label in labels:
             if label == OUTPUT:
                 yield from self._outputs(request, function)
@@ -226,7 +227,7 @@ class StateFinder:
             yield State(label, site, index, self._unit(key))
 
     def target_name(self, request: OutputRequest) -> str | None:
-        """The class that is asked for, and the one it is compared with."""
+        """Return the name of the target class and, if given, of its foil."""
         if not isinstance(request.target, int):
             return None
         name = request.choices.__getitem__ if request.choices else self.model.class_name
@@ -234,7 +235,7 @@ class StateFinder:
         return INSTEAD_OF.join(map(name, numbers))
 
     def to_calibrate(self, labels: Sequence[Label]) -> dict[str, State]:
-        """The states of layers and of their attention heads, by their names in a calibration."""
+        """Return the states of layers and of their attention heads, by their names in a calibration."""
         found = {self._key(label): State(label, self._site(label)) for label in labels}
         for label in labels:
             heads = self.model.head_site(label) if label in self.model.layers else None
@@ -246,7 +247,7 @@ class StateFinder:
         return None if label == OUTPUT else state_sites(self.model)[label]
 
     def _key(self, label: Label) -> str:
-        """The name of a state in a calibration; a block's own output has another unit than what the next one reads."""
+        """Return the name of a state in a calibration; a block's output and its normalised output have own units."""
         is_normed = label in self.model.layers and self._site(label) != self.model.layers[label]
         return f"{label}.normed" if is_normed else str(label).removeprefix(HIDDEN)
 
@@ -254,10 +255,10 @@ class StateFinder:
         return None if self.calibration is None else self.calibration.of(key)
 
     def _outputs(self, request: OutputRequest, function: Function | None) -> Iterator[State]:
-        """The output, of a class, or each class in a state of its own."""
+        """Yield the output, or the requested class, or each class as a state of its own."""
         is_span = self.model.task == "answer span"
         is_another = function is not None or request.is_contrast or bool(request.choices)
-        # a calibration's unit is that of the usual function
+        # the calibration has the unit of the default function only
         unit = None if is_span or is_another else self._unit(OUTPUT)
         state = State(OUTPUT, None, None, unit)
         if is_another:
@@ -268,19 +269,17 @@ class StateFinder:
         names = tuple(request.choices or getattr(self.model, "classes", None) or ())
         if not names:
             raise ValueError(
-                f"target is {EACH!r}, and the classes of {self.model.name} have no names or are tokens; give one class"
+                f"target is {EACH!r}, but the classes of {self.model.name} have no names or are tokens; give one class"
             )
         for index, name in enumerate(names):
             label = f"{OUTPUT}.{name} ({index})" if names.count(name) > 1 else f"{OUTPUT}.{name}"
             yield replace(state, label=label, neurons=slice(index, index + 1) if is_span else index)
 
     def _heads(self, label: Label, heads: int | Sequence[int]) -> tuple[LayerCall, list[int]]:
-        """Where a layer's heads are read, and the places of the chosen ones in the last dimension."""
+        """Return where a layer's heads are read, and the indices of the chosen heads in the last dimension."""
         found = self.model.head_site(label)
         if found is None:
-            raise ValueError(
-                f"layer {label!r} has no attention heads that can be told apart; leave heads out"
-            )
+            raise ValueError(f"layer {label!r} has no attention heads of a known layout; leave heads out")
         site, count, width = found
         heads = plain_values(heads)
         chosen = [heads] if isinstance(heads, int) else list(heads)
@@ -295,7 +294,7 @@ def _key_of_heads(label: Label) -> str:
 
 
 def listing(labels: Sequence[Label]) -> str:
-    """Labels in a message: the ends of a long row of numbers, otherwise all."""
+    """Format labels for a message: first and last of a range of numbers, otherwise all."""
     if len(labels) > 2 and all(isinstance(label, int) for label in labels):
         return f"layers {labels[0]} to {labels[-1]}"
     return ", ".join(map(repr, labels))

@@ -1,4 +1,4 @@
-"""Explanations as Parquet files: a line for each row of each text."""
+"""Storage of explanations in Parquet files: one line for each row of each text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from interp_plugin.text.rows import ErasedRow, Row, TextExplanation
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 3  # raise it when a reader of the old format would go wrong
-_KEY = b"interp_plugin"  # of the file's metadata
+FORMAT = 3  # to be raised with every change that breaks older readers
+_KEY = b"interp_plugin"  # key of the header in the file's metadata
 FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
-ERASED_FLOATS = ("erased", "erasure_probability")  # the same, empty where noise was learned
+ERASED_FLOATS = ("erased", "erasure_probability")  # the same; empty if noise was learned
 _ARRAYS = (*FLOATS, *ERASED_FLOATS)
 
 
 def write(path: str | os.PathLike[str], items: Sequence[TextExplanation], header: Mapping[str, Any]) -> None:
-    """Write texts, a line for each of their rows, and a header of JSON values, all or nothing.
+    """Write texts, one line for each row, and a header of JSON values, atomically.
 
     Raises:
         ImportError: pyarrow is missing.
-        OSError: the file cannot be written; one that was there before stays as it was.
+        OSError: the file cannot be written; an existing file is left unchanged.
     """
     arrow, _ = load_pyarrow("a saved explanation")
     of_text, of_row = _schemas(arrow)
@@ -43,7 +43,7 @@ def write(path: str | os.PathLike[str], items: Sequence[TextExplanation], header
     if any(item.words for item in items):
         header = {**header, "words": [item.words for item in items]}
 
-    # statistics and dictionaries cost a small file kilobytes; zstd finds the repeated texts by itself
+    # statistics and dictionaries add kilobytes to a small file; zstd compresses the repeated texts well
     blank = blank_seal()
     content = parquet_bytes(
         table, _KEY, {"format": FORMAT, **header, "seal": blank}, use_dictionary=False, write_statistics=False
@@ -54,7 +54,7 @@ def write(path: str | os.PathLike[str], items: Sequence[TextExplanation], header
 def parquet_bytes(
     table: pa.Table, key: bytes, header: Mapping[str, Any], row_group_size: int | None = None, **options: Any
 ) -> pa.Buffer:
-    """A Parquet file of rows that hold fits, without Arrow's copy of the schema; the header stands in its metadata."""
+    """Return a Parquet file of rows with fits, without Arrow's copy of the schema, with the header in its metadata."""
     arrow, parquet = load_pyarrow("a Parquet file")
     sink = arrow.BufferOutputStream()
     with parquet.ParquetWriter(
@@ -71,7 +71,7 @@ def parquet_bytes(
 
 
 def _record(text_index: int, row: Row) -> dict[str, Any]:
-    """A row as a line of the file; a layer's number is told apart from a name that looks like one."""
+    """Convert a row to a line of the file, which distinguishes layer 1 from a layer named "1"."""
     nothing = torch.empty(0, dtype=torch.float32)
     arrays = {name: getattr(row, name, nothing).numpy() for name in _ARRAYS}
     number = isinstance(row.layer, int)
@@ -80,12 +80,12 @@ def _record(text_index: int, row: Row) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[tuple[TextExplanation, ...], dict[str, Any]]:
-    """Texts and header of what `write` wrote.
+    """Read the texts and the header that `write` wrote.
 
     Raises:
         ImportError: pyarrow is missing.
         OSError: there is no such file.
-        ValueError: the file holds something else, is damaged, or comes from another version.
+        ValueError: the file is of another kind, is damaged, or was written by another version.
     """
     arrow, _ = load_pyarrow("a saved explanation")
     of_text, of_row = _schemas(arrow)
@@ -102,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[TextExplanation, ...], dic
     except (
         arrow.ArrowException,
         OSError,
-        AttributeError,  # a null in place of a list
+        AttributeError,  # a null instead of a list
         KeyError,
         OverflowError,
         RuntimeError,
@@ -115,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[TextExplanation, ...], dic
 def _restored(
     arrow: ModuleType, table: pa.Table, of_text: Sequence[str], words: Any
 ) -> tuple[TextExplanation, ...]:
-    """The texts of a file's lines."""
+    """Rebuild the texts from the lines of a file."""
     owners = table["text_index"].to_pylist()
     firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
     texts = table.select(of_text).take(arrow.array(firsts, arrow.int64())).to_pylist()
@@ -149,7 +149,7 @@ def _row(stored: dict[str, Any]) -> Row:
 
 
 def _check_encodings(metadata: Any) -> None:
-    """Refuse encodings that `write` does not use, under which few bytes stand for any number of long values."""
+    """Refuse encodings that `write` does not use: they can expand a few bytes to any number of long values."""
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
             encodings = metadata.row_group(group).column(column).encodings
@@ -158,7 +158,7 @@ def _check_encodings(metadata: Any) -> None:
 
 
 def _schemas(arrow: ModuleType) -> tuple[pa.Schema, pa.Schema]:
-    """Columns of a text and of a row, named as the fields of TextExplanation and Row."""
+    """Return the columns of a text and of a row, named as the fields of TextExplanation and Row."""
     of_row = {
         "text_index": arrow.int64(),
         "layer": arrow.string(),
@@ -172,7 +172,7 @@ def _schemas(arrow: ModuleType) -> tuple[pa.Schema, pa.Schema]:
 
 
 def text_columns(arrow: ModuleType) -> dict[str, Any]:
-    """What is stored of a text, by column, with its type."""
+    """Return the stored columns of a text, with their types."""
     return {
         "text": arrow.string(),
         "pair": arrow.string(),
@@ -186,7 +186,7 @@ def text_columns(arrow: ModuleType) -> dict[str, Any]:
 
 
 def fit_columns(arrow: ModuleType) -> dict[str, Any]:
-    """What is stored of a fit, by column, with its type."""
+    """Return the stored columns of a fit, with their types."""
     floats = arrow.list_(arrow.float32())
     return {
         "sigma": floats,

@@ -15,7 +15,7 @@ from test_conformance import BERT, FAST, IDS, MLP, X, normal, seeded, untouched
 from torch import Tensor, nn
 
 from interp_plugin import InformationLoss, LayerCall, LayerInformationLoss, NeuronInformationLoss
-from interp_plugin.attribution import parameter_names, told_mask
+from interp_plugin.attribution import inferred_token_mask, parameter_names
 from interp_plugin.method.perturbation import SelectorError
 
 WORDS = BERT.bert.embeddings.word_embeddings
@@ -92,14 +92,14 @@ def named(name: str) -> Callable[..., Any]:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_masks_are_known_by_name_or_by_their_padding(name: str, side: str) -> None:
     ids, mask = (RAGGED, MASK) if side == "right" else (RAGGED.flip(1), MASK.flip(1))
-    found = told_mask(named(name), [ids], [mask])
+    found = inferred_token_mask(named(name), [ids], [mask])
     assert found is not None
     assert torch.equal(found, mask.bool())
 
 
 def test_a_padding_mask_of_torch_says_true_for_padding() -> None:
     for name in ("key_padding_mask", "src_key_padding_mask"):
-        found = told_mask(named(name), [RAGGED], [MASK == 0])
+        found = inferred_token_mask(named(name), [RAGGED], [MASK == 0])
         assert found is not None
         assert torch.equal(found, MASK.bool())
 
@@ -127,7 +127,7 @@ def test_a_padding_mask_of_torch_says_true_for_padding() -> None:
     ],
 )
 def test_what_is_no_mask_of_padding_is_not_taken_for_one(name: str, argument: Tensor) -> None:
-    assert told_mask(named(name), [RAGGED], [argument]) is None
+    assert inferred_token_mask(named(name), [RAGGED], [argument]) is None
 
 
 def test_names_are_those_of_the_model_behind_its_wrappers() -> None:

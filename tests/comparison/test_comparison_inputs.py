@@ -142,7 +142,7 @@ def test_embeddings_give_the_answer_of_their_ids_and_carry_gradients() -> None:
         ("erase", INPUTS, "removal is 'erase'; choose one of 'mask', 'delete', 'attention'"),
         ("mask", Inputs(lstm(), lstm().encode("a film")), "no mask token .* use removal 'delete'"),
         ("attention", Inputs(lstm(), lstm().encode("a film")), "takes no attention mask"),
-        ("delete", Inputs(cnn(), cnn().encode("a film")), "no token would be left"),
+        ("delete", Inputs(cnn(), cnn().encode("a film")), "no token of the text would be left"),
     ],
 )
 def test_what_cannot_be_removed_says_what_can(removal: str, inputs: Inputs, message: str) -> None:

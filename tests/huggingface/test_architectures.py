@@ -373,7 +373,7 @@ def test_a_head_of_ones_own_is_tried_once() -> None:
 
 
 def test_a_head_that_gives_no_logits_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"BertForPreTraining gives out no logits .* base_model"):
+    with pytest.raises(ValueError, match=r"BertForPreTraining returns no logits .* base_model"):
         HuggingFaceModel(BertForPreTraining(small_bert()), FAMILIES["bert"].tokenizer())
 
 

@@ -206,7 +206,7 @@ def test_the_positions_of_a_padded_longformer_are_those_of_its_tokens() -> None:
 
 
 def test_blocks_that_no_module_gives_out_are_refused() -> None:
-    with pytest.raises(ValueError, match="keeps the parts of its blocks in 4 lists, and no module gives out"):
+    with pytest.raises(ValueError, match="keeps the parts of its blocks in 4 lists, and no module returns"):
         HuggingFaceModel(made("flaubert", {**XLM, "pre_norm": True}), xlmr_tokenizer())
 
 
@@ -226,7 +226,7 @@ def test_a_state_whose_places_are_not_the_tokens_is_refused() -> None:
 @pytest.mark.parametrize("name", ["ElectraForPreTraining", "BertForPreTraining"])
 def test_a_head_with_a_score_for_each_token_is_refused(name: str) -> None:
     kind = "electra" if name.startswith("Electra") else "bert"
-    with pytest.raises(ValueError, match=f"{name} gives out no logits of shape"):
+    with pytest.raises(ValueError, match=f"{name} returns no logits of shape"):
         HuggingFaceModel(made(kind, ENCODER, name), bert_tokenizer())
 
 

@@ -149,7 +149,7 @@ def test_answers_of_a_model_with_the_batch_in_the_second_dimension() -> None:
 
 def test_choices_are_not_padded_for_a_model_that_reads_padding() -> None:
     explainer = xlnet("XLNetForMultipleChoice")
-    with pytest.raises(ValueError, match="does not keep padding out, and the choices have"):
+    with pytest.raises(ValueError, match="does not mask padding, and the choices have"):
         explainer.explain((QUESTION, CHOICES), "output")
     same = explainer.explain((QUESTION, ["good", "good"]), "output", "each", solver=EXACT)[0]
     assert same.probability == pytest.approx(0.5) and same.layers == ("output.good (0)", "output.good (1)")
@@ -157,7 +157,7 @@ def test_choices_are_not_padded_for_a_model_that_reads_padding() -> None:
 
 def test_a_head_that_searches_for_its_answer_is_refused_with_the_one_to_use() -> None:
     with pytest.raises(
-        ValueError, match="gives out no start_logits; give the family's ForQuestionAnsweringSimple"
+        ValueError, match="returns no start_logits; give the family's ForQuestionAnsweringSimple"
     ):
         xlnet("XLNetForQuestionAnswering").explain((QUESTION, CONTEXT), "output")
 
@@ -296,7 +296,7 @@ def test_hypotheses_of_zero_shot_classification_are_choices(family: str, name: s
     [
         ("BertForMultipleChoice", "a film", "chooses among several second texts"),
         ("BertForMultipleChoice", ("a film", "good"), "chooses among several second texts"),
-        ("BertForSequenceClassification", ("a film", ["good", "bad"]), "the class 'entailment'"),
+        ("BertForSequenceClassification", ("a film", ["good", "bad"]), "a class 'entailment'"),
         ("BertForTokenClassification", ("a film", ["good", "bad"]), "pair is a list: it must be a str"),
         ("BertForNextSentencePrediction", "a film", "compares two sentences; give a pair"),
     ],

@@ -312,7 +312,7 @@ def test_labels_may_have_strings_for_numbers_or_be_too_few(names: Any, expected:
 
 def test_swapped_labels_are_refused() -> None:
     config = SimpleNamespace(id2label={"bad": 0})
-    with pytest.raises(ValueError, match="turn it round"):
+    with pytest.raises(ValueError, match="swap keys and values"):
         huggingface.predicted_class(SimpleNamespace(config=config), torch.tensor([1.0, 2.0]))  # type: ignore[arg-type]
 
 

@@ -313,10 +313,10 @@ def test_units_are_erased_together() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fixed": "system"}, "no chat"),
-        ({"fixed": (0, 99)}, "no token that bears noise"),
+        ({"fixed": "system"}, "not a chat"),
+        ({"fixed": (0, 99)}, "none can receive noise"),
         ({"units": "line"}, "choose from word, sentence, paragraph, message"),
-        ({"units": "message"}, "no chat"),
+        ({"units": "message"}, "not a chat"),
         ({"units": [(90, 99)]}, "no tokens"),
         ({"continuation": " and", "target": " good"}, "give one of them"),
         ({"function": "logits"}, "choose from logit, log_probability"),
