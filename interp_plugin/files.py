@@ -17,15 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp_plugin.optional import load
-
-if TYPE_CHECKING:
-    pass
 
 _BINARY = getattr(os, "O_BINARY", 0)  # exists on Windows only
 

@@ -71,8 +71,8 @@ class Row(Record):
         distortion: D at sigma.
         converged: whether the standard error met the tolerance.
         n_forward, n_backward: forward and backward passes, counted in samples.
-        rate: lambda of the solution; smaller than the requested one if samples cannot determine the scales there, as for
-            a class output, or if the state saturates; NaN if not known.
+        rate: lambda of the solution; smaller than the requested one if samples cannot determine the scales there, as
+            for a class output, or if the state saturates; NaN if not known.
 
     Raises:
         TypeError: the layer is neither an int nor a str.
