@@ -133,7 +133,8 @@ def kept_by(model, texts):
     """Nats of a word of each class, (texts, layers, classes)."""
     explainer = TextExplainer(model, tokenizer)
     explainer.calibrate(sentences(200, seed=SEED + 200)[0], show_progress=False)
-    explanation = explainer.explain(texts, positions=0, solver=Solver(tolerance=0.05))
+    # one rate for all rows, also where a vector saturates at it: nats of different rates do not compare
+    explanation = explainer.explain(texts, positions=0, solver=Solver(tolerance=0.05, lower_rate=False))
     found = []
     for scores in explanation.scores("kept", "word"):
         classes = np.array([class_of(word) for word in scores.units])
