@@ -21,7 +21,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from interp_plugin import PlainModel, TextExplainer
+from interp_plugin import PlainModel, Solver, TextExplainer
 
 LETTERS = list("abcdefghijkl")
 LENGTH, GO = 5, len(LETTERS)
@@ -97,7 +97,8 @@ explainer = TextExplainer(PlainModel(model, ids_of, model.embedding, {"state": m
 texts = [text_of(row) for row in letters[:124].tolist()]
 explainer.calibrate(texts[:100], show_progress=False)
 STEPS_WATCHED = range(LENGTH - 1, 2 * LENGTH)
-explanation = explainer.explain(texts[100:], positions=list(STEPS_WATCHED))
+# one rate for all rows, also where a vector saturates at it: nats of different rates do not compare
+explanation = explainer.explain(texts[100:], positions=list(STEPS_WATCHED), solver=Solver(lower_rate=False))
 kept = torch.stack([scores.values[:, :LENGTH] for scores in explanation.scores()])  # (24, steps, letters)
 print(f"{'nats kept at step':<20}" + "".join(f"{step:>7}" for step in STEPS_WATCHED))
 for place, values in enumerate(kept.mean(0).T):

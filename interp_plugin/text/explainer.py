@@ -226,7 +226,7 @@ class TextExplainer:
             heads: attention heads to watch in place of the layers' outputs.
             rate: lambda > 0, the weight of the entropy against the distortion.  A state that saturates at this
                 rate, as one token's vector often does, is solved at a tenth or a hundredth of it, as the row's ``rate``
-                says (``Solver(lower_rate=False)`` keeps the rate).
+                says.  Nats of different rates do not compare; ``Solver(lower_rate=False)`` keeps one rate for all rows.
             max_sigma: cap on sigma; None: 10 times ``input_std``.
             input_std: tau, the standard deviation of one element of what the noise is added to: the spread that
                 information kept is counted against.  None: that of the embedding table; of a noise layer that is no

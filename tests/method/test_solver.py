@@ -682,8 +682,8 @@ def test_pages_and_tables_mark_a_row_of_a_smaller_rate(classifier, capsys):
     rows = explanation.to_dict()["texts"][0]["rows"]
     assert rows[0]["rate"] == pytest.approx(RATE) and rows[1]["rate"] < RATE
     explanation.show()
-    printed = capsys.readouterr().out
-    assert "Solved at a smaller rate" in printed and "not with other rows" in " ".join(printed.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Solved at a smaller rate" in printed and "not with other rows" in printed
     page = explanation.to_html()
     assert "Solved at a smaller rate" in page and "<strong>rate " in page
 
