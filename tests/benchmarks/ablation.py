@@ -29,7 +29,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import Bert, case, read_texts, rms
+from common import Bert, case, covered, read_texts, rms
 from torch import Tensor
 
 from interp_plugin import LayerInformationLoss, NoiseFit, Solver, huggingface
@@ -246,7 +246,7 @@ def measure(
             free = sizes > 0
             errors.append(gaps[free].square().mean().item())
             reported.append(sizes[free].square().mean().item())
-            within.append((gaps.abs() <= 2 * sizes)[free].float().mean().item())
+            within.append(covered(gaps, sizes))
             passes.append(mean([float(f.n_backward) for f in found]))
             converged.append(mean([float(f.converged) for f in found]))
     return Row(mean(passes), mean(errors) ** 0.5, mean(reported) ** 0.5, mean(within), mean(converged))

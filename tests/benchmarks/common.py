@@ -80,6 +80,11 @@ def rms(values: Tensor) -> float:
     return values.square().mean().sqrt().item()
 
 
+def covered(gap: Tensor, error: Tensor) -> float:
+    """Share of differences within two of their standard errors, over the tokens that have one (not at the cap)."""
+    return float((gap.abs() <= 2 * error)[error > 0].float().mean())
+
+
 @dataclass(frozen=True)
 class Bert:
     """A BERT encoder, its tokenizer, and its classification head if it has one."""

@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import read_texts
+from common import covered, read_texts
 
 from interp_plugin import Explanation, Solver, TextExplainer, huggingface
 from interp_plugin.method import solver
@@ -51,7 +51,7 @@ def line(found: list[Explanation], truth: Explanation, index: int) -> str:
             converged.append(float(row.converged))
             errors.append(float(gap[free].square().mean()))
             reported.append(float(error[free].square().mean()))
-            within.append(float((gap.abs() <= 2 * error)[free].float().mean()))
+            within.append(covered(gap, error))
     spent, error, own, share, done = (sum(x) / len(x) for x in (passes, errors, reported, within, converged))
     return (
         f"{spent:6.1f} {100 * error**0.5:6.2f} {100 * own**0.5:6.2f} {share:6.3f} {done:5.2f} "

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import read_texts
+from common import covered, read_texts
 from scipy.stats import spearmanr
 
 from interp_plugin import Solver, TextExplainer, huggingface
@@ -34,8 +34,7 @@ def line(explainer: TextExplainer, texts: Sequence[str], layer: int, lower_rate:
         if one.converged and other.converged and one.rate == other.rate:
             ranks.append(float(spearmanr(one.sigma, other.sigma).statistic))
             error = one.standard_error.hypot(other.standard_error)
-            apart = (one.sigma / other.sigma).log().abs()
-            within.append(float((apart <= 2 * error)[error > 0].float().mean()))
+            within.append(covered((one.sigma / other.sigma).log(), error))
     rates = Counter(f"{row.rate:.1g}" for row in rows)
     indices = [row.regime_index for row in rows]
     return (
