@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from interp_plugin.method.erasure import ErasureFit, log_odds
     from interp_plugin.method.perturbation import LayerCall
     from interp_plugin.method.solver import NoiseFit, Solver
-    from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
     from interp_plugin.text.explanation import Explanation
     from interp_plugin.text.models import PlainModel
+    from interp_plugin.text.states import Calibration
 
 __version__ = "0.1.0"
 
@@ -68,7 +68,7 @@ _HOMES = {
     "method.erasure": ("ErasureFit", "log_odds"),
     "method.perturbation": ("LayerCall",),
     "method.solver": ("NoiseFit", "Solver"),
-    "text.calibration": ("Calibration",),
+    "text.states": ("Calibration",),
     "text.explainer": ("TextExplainer",),
     "text.explanation": ("Explanation",),
     "text.models": ("PlainModel",),

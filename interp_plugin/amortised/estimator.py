@@ -22,12 +22,12 @@ from interp_plugin.files import Kinds, check_fields, differences, weights_digest
 from interp_plugin.method.solver import Solver
 from interp_plugin.statistics import HeldOut
 from interp_plugin.text.batch import Batch, batches
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import Explanation, Row, TextExplanation
 from interp_plugin.text.inputs import Text
 from interp_plugin.text.models import OUTPUT, Encoding, TextModel, shown
 from interp_plugin.text.scoring import Plan, score
+from interp_plugin.text.states import Calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,8 +18,8 @@ from interp_plugin.cli.options import option
 if TYPE_CHECKING:
     from interp_plugin.corpus.result import CorpusResult
     from interp_plugin.corpus.study import CorpusStudy
-    from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
+    from interp_plugin.text.states import Calibration
 
 Engine = Literal["local", "ray"]
 

@@ -17,8 +17,8 @@ from interp_plugin.report.numbers import printable
 
 if TYPE_CHECKING:
     from interp_plugin.data import Text, Texts
-    from interp_plugin.text.calibration import Calibration
     from interp_plugin.text.explainer import TextExplainer
+    from interp_plugin.text.states import Calibration
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -361,7 +361,7 @@ def calibration(
     explainer: TextExplainer, path: Path | None, texts: list[Text] | None, progress: bool, **options: Any
 ) -> Calibration | None:
     """Load the calibration of --calibrate, or compute it from texts; ``options`` are arguments of ``calibrate``."""
-    from interp_plugin.text.calibration import Calibration
+    from interp_plugin.text.states import Calibration
 
     if texts is not None:
         return explainer.calibrate(texts, show_progress=progress, **options)

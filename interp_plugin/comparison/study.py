@@ -31,12 +31,11 @@ from interp_plugin.data import Texts, in_memory
 from interp_plugin.files import versions, weights_digest
 from interp_plugin.method.perturbation import no_fastpath
 from interp_plugin.method.problem import warn_of_training
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.inputs import Layers, Text, class_number, for_each
 from interp_plugin.text.models import Encoding, Label, TextModel, is_cut_already, plain_values, shown
 from interp_plugin.text.scoring import target_name, with_next_tokens
-from interp_plugin.text.states import State
+from interp_plugin.text.states import Calibration, State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

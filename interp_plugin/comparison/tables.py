@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from interp_plugin.comparison.costs import COSTS, StudyColumn
-from interp_plugin.report import numbers, shades
+from interp_plugin.report import numbers
 from interp_plugin.report.figures import can_be_drawn
 from interp_plugin.report.model import Cell, Column, Point, Points, Report, Row, Section, Table
 from interp_plugin.statistics import RESAMPLES
@@ -270,7 +270,7 @@ def metric_cells(metric: StudyColumn, cells: Sequence[StudyCell | None], most: i
     means = [None if cell is None else cell.mean for cell in known]
     halves = [None if cell is None else cell.half for cell in known]
     is_cost = metric.name in _COST_NAMES
-    places = [None] * len(known) if is_cost else shades.ranks(means, halves, metric.higher_is_better)
+    places = [None] * len(known) if is_cost else numbers.ranks(means, halves, metric.higher_is_better)
     found: list[Cell | None] = []
     for cell, half, shade, (text, digits) in zip(
         known, halves, places, numbers.rounded(means, halves, apart=True), strict=True

@@ -26,12 +26,12 @@ from interp_plugin.method.problem import warn_of_training
 from interp_plugin.method.solver import Solver
 from interp_plugin.statistics import HeldOut
 from interp_plugin.text.batch import batches, give_back
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import ErasedRow, TextExplanation
 from interp_plugin.text.inputs import Layers
 from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
 from interp_plugin.text.scoring import ErasureFinder, Finder, score, warn_of_unreached_states
+from interp_plugin.text.states import Calibration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

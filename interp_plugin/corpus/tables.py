@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from interp_plugin.corpus.words import WORD
-from interp_plugin.report import numbers, shades
+from interp_plugin.report import numbers
 from interp_plugin.report.explanations import SATURATED
 from interp_plugin.report.model import Boxes, Cell, Column, Curve, Curves, Report, Row, Section, Table
 from interp_plugin.report.numbers import number, rounded, significant
@@ -81,12 +81,12 @@ def classes(table: pd.DataFrame) -> Table:
     values, errors = (table[c].to_numpy().reshape(-1, len(names)).tolist() for c in (value, "standard_error"))
     counts = [int(n) for n in table[counted][: len(names)]]
     flat = [each for layer in values for each in layer]
-    end = shades.highest(flat)
+    end = numbers.highest(flat)
     digits = numbers.decimals(flat, [each for layer in errors for each in layer])
     rows = []
     for c, (name, count) in enumerate(zip(names, counts, strict=True)):
         column, spread = [layer[c] for layer in values], [layer[c] for layer in errors]
-        places, hazy = shades.shares(column, end), shades.uncertain(spread, end)
+        places, hazy = numbers.shares(column, end), numbers.uncertain(spread, end)
         cells = []
         for v, e, place, unsure in zip(column, spread, places, hazy, strict=True):
             error = f"±{number(e, digits)}"

@@ -163,8 +163,8 @@ class NoiseFit:
             the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
         converged: (B,), whether the standard error met the tolerance.  Never where D saturates.
         saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65, so that the slope may
-            never reach lambda, or reach it at several places; or a scale goes on rising from batch to batch.  A lower
-            rate mends it.
+            never reach lambda, or reach it at several places; or a scale goes on rising from batch to batch; or a token
+            is at the cap that a quadratic D would keep below it.  A lower rate mends it.
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda, (B,): the one asked for, or a smaller one, at which samples determine the scales of a state of few
             elements, such as a class output (``Solver.lower_rate``).
@@ -413,6 +413,16 @@ class SolverState:
         """Ratio of the batches' scatter to what their own variances explain, at least 1, (b,)."""
         return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
 
+    def saturates_at_cap(self, closed: Tensor, cap: Tensor) -> Tensor:
+        """Whether a layer's state saturates in a token at the cap, (b,): a quadratic D would keep it clearly below.
+
+        Args:
+            closed: log sigma by the closed form, (b, T).
+            cap: log of max_sigma, (b, 1).
+        """
+        is_layer = self.jacobian.shape[1] == 0
+        return (~self.free & (closed < cap - BELOW_CAP)).any(1) & is_layer
+
     def has_arrived(self, closed: Tensor, cap: Tensor) -> Tensor:
         """Whether no token of a layer's state goes on in one direction, (b,).
 
@@ -420,16 +430,14 @@ class SolverState:
         short there, and so are the standard errors, which take the step's elasticity for the slope's.
 
         Args:
-            closed: log sigma by the closed form, (b, T).
-            cap: log of max_sigma, (b, 1).
+            closed, cap: as of :meth:`saturates_at_cap`.
         """
         if self.jacobian.shape[1]:
             return torch.ones_like(self.sound)
         # of a mean of so many steps, each of which also undoes the noise in the average that it starts from
         steps = torch.where(self.compared > RECENT, 2 * RECENT - 1.0, self.compared.clamp(min=1))
         scatter = (1 + (self.compared + 1) / steps).unsqueeze(1) * self.variance
-        saturates = (~self.free & (closed < cap - BELOW_CAP)).any(1, keepdim=True)
-        limit = torch.where(saturates, DRIFT_BY_CAP, DRIFT).square()
+        limit = torch.where(self.saturates_at_cap(closed, cap), DRIFT_BY_CAP, DRIFT).square().unsqueeze(1)
         arrived = self.drift.square() <= limit * scatter.clamp(min=ROUNDING**2)
         return (arrived | ~self.free).all(1)
 
@@ -817,6 +825,11 @@ def _fit(
     is_saturated = power < 2 * SATURATED
     slope = torch.where(is_saturated, power.clamp(min=0) * at_sigma, slope)
     converged = whole(lambda s: s.converged) & ~lost
+
+    def goes_on(s: SolverState) -> Tensor:
+        at = closed[s.example], cap[s.example]
+        return s.saturates_at_cap(*at) | ~s.has_arrived(*at)
+
     error, common_error = whole(SolverState.error), whole(SolverState.common_error)
     return NoiseFit(
         sigma=torch.where(free, log_sigma, cap).exp().minimum(cap.exp()).float(),
@@ -826,8 +839,7 @@ def _fit(
         regime_index=regime_index(slope, at_sigma).float(),
         residual=(residuals * free).float(),
         converged=converged,
-        saturated=~converged
-        & (is_saturated | ~whole(lambda s: s.has_arrived(closed[s.example], cap[s.example]))),
+        saturated=~converged & (is_saturated | whole(goes_on)),
         n_forward=passes + objective.clean_passes,
         n_backward=passes,
         rate=rates.float(),

@@ -1,15 +1,19 @@
-"""Reports of explanations, made from the plain values of ``Explanation.to_dict()``."""
+"""Reports of explanations, and Captum's records of them, made from the plain values of ``Explanation.to_dict()``."""
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from interp_plugin.report import numbers, shades
+from interp_plugin.report import numbers
 from interp_plugin.report.model import Cell, Column, Curve, Curves, Piece, Report, Row, Section, Table
-from interp_plugin.report.numbers import number, rounded, shortened, significant
+from interp_plugin.report.numbers import UNKNOWN, known, number, printable, rounded, shortened, significant
+
+if TYPE_CHECKING:
+    from captum.attr import visualization
 
 Choice = int | str | tuple[int | str, int | None]  # a layer, or a layer and a position
 Values = Mapping[str, Any]
@@ -345,7 +349,7 @@ def _row(explanation: Values, text: Values, row: Values, order: Sequence[int]) -
     found, errors = values(row), row["standard_error"]
     is_special, places = special(text), _shares(text, row)
     end = _end(text, row)
-    uncertain = shades.uncertain(errors, end)
+    uncertain = numbers.uncertain(errors, end)
     ties = row.get("tied") or [False] * len(found)
     written = rounded(found, errors)
     cells = []
@@ -386,13 +390,13 @@ def _is_closed_form(settings: Values) -> bool:
 
 def _end(text: Values, row: Values) -> float:
     """Return the end of a row's scale, without special tokens."""
-    return shades.highest(
+    return numbers.highest(
         [v for v, is_special in zip(values(row), special(text), strict=True) if not is_special]
     )
 
 
 def _shares(text: Values, row: Values) -> list[float | None]:
-    return shades.shares(values(row), _end(text, row))
+    return numbers.shares(values(row), _end(text, row))
 
 
 def _details(explanation: Values, text: Values) -> Table:
@@ -430,13 +434,13 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
     if is_erased(explanation):
         if not worst:
             return "Exact: every set of erased tokens was tried.", False
-        if worst <= shades.UNCERTAIN:
+        if worst <= numbers.UNCERTAIN:
             return f"Sure: {errors}.", False
-        needed = _rounded_up(max(row["n_forward"] for row in rows) * (worst / shades.UNCERTAIN) ** 2)
+        needed = _rounded_up(max(row["n_forward"] for row in rows) * (worst / numbers.UNCERTAIN) ** 2)
         return f"Not sure: {errors}. More passes: --max-passes {needed} (in Python passes={needed}).", True
     if _is_closed_form(settings):
         better = "without --quick (in Python iterations=0) the solver refines it"
-        return f"The closed form alone: {errors}; {better}.", worst > shades.UNCERTAIN
+        return f"The closed form alone: {errors}; {better}.", worst > numbers.UNCERTAIN
     unfinished = [row for row in rows if not row["converged"]]
     if not unfinished:
         return f"Sure: {count} converged; {errors}.", False
@@ -587,3 +591,61 @@ def _picked(found: Sequence[float | None], order: Sequence[int], digits: int) ->
     return [
         float(f"{value:.{digits}g}") if numbers.known(value) else None for value in (found[u] for u in order)
     ]
+
+
+def captum_records(
+    explanation: Values, layer: Choice | None = None
+) -> list[visualization.VisualizationDataRecord]:
+    """Make one record per text, for ``captum.attr.visualization.visualize_text``.
+
+    Attributions are on the scale of the shades, 0 to 1 (-1 to 1 if tokens were erased) and 0 for special tokens,
+    because ``visualize_text`` clips to [-1, 1]. attr_score is the total of the text, in nats if noise was learned.
+    convergence_score is 1 if the row converged, else 0. All strings are escaped, because ``visualize_text`` escapes
+    nothing. Unknown values are "-"; an unknown probability is NaN, because ``visualize_text`` needs a number.
+
+    Args:
+        explanation: the result of ``Explanation.to_dict()``.
+        layer: a layer, or a pair (layer, position) if its rows have positions; None: each text's last row.
+
+    Raises:
+        ValueError: a text has no such row, or its information kept is not known for a unit
+            (``visualize_text`` would show the unit as important).
+
+    Example::
+
+        >>> row = {"layer": 3, "position": None, "kept": [8.0, 0.0], "standard_error": [0.1, 0.1],
+        ...        "regime_index": 1.0, "converged": True}
+        >>> text = {"units": ["good", "<s>"], "offsets": [[0, 0, 4], None], "rows": [row], "predicted": "positive",
+        ...         "probability": 0.9, "target": None}
+        >>> [record] = captum_records({"texts": [text]})
+        >>> record.raw_input_ids, record.word_attributions.tolist(), record.attr_score
+        (['good', '&lt;s&gt;'], [1.0, 0.0], 8.0)
+    """
+    return [_record(text, one_row(text, layer)) for text in explanation["texts"]]
+
+
+def _record(text: Values, row: Values) -> visualization.VisualizationDataRecord:
+    import torch
+    from captum.attr import visualization
+
+    for unit, value in zip(text["units"], values(row), strict=True):
+        if not known(value):
+            raise ValueError(
+                f"information kept of {unit!r} by {row_label(row)} is {value}, but a record needs every "
+                "value; choose another layer, or leave this text out"
+            )
+    target = text["predicted"] if text["target"] is None else text["target"]
+    return visualization.VisualizationDataRecord(
+        word_attributions=torch.tensor([share or 0.0 for share in shares(text, row)]),
+        pred_prob=math.nan if text["probability"] is None else text["probability"],
+        pred_class=_escaped(text["predicted"]),
+        true_class=UNKNOWN,
+        attr_class=_escaped(target),
+        attr_score=float(total(row)[0]),
+        raw_input_ids=[_escaped(unit) for unit in text["units"]],
+        convergence_score=float(row["converged"]),
+    )
+
+
+def _escaped(data: str | None) -> str:
+    return UNKNOWN if data is None else html.escape(printable(data))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from interp_plugin.report import explanations, shades
+from interp_plugin.report import explanations, numbers
 from interp_plugin.report.explanations import TIED, Choice, Values
 from interp_plugin.report.model import Boxes, Cell, Chart, Curves, Point, Points, Row, Table
 from interp_plugin.report.numbers import printable, shortened
@@ -155,7 +155,7 @@ def draw_heat_map(table: Table) -> Figure:
     rows, columns = table.rows, [column.name for column in table.columns]
     names = [printable(row.name) for row in rows]
     found = np.array([[_value(cell) for cell in row.cells] for row in rows], dtype=float)  # (R, C)
-    end = shades.highest(found.ravel().tolist()) or 1.0
+    end = numbers.highest(found.ravel().tolist()) or 1.0
     width = 2.4 + 0.08 * max(map(len, names), default=0) + 0.75 * len(columns)
     figure = _figure(width, 1.2 + 0.4 * len(rows) + _room(columns))
     axes = figure.add_subplot()
@@ -164,7 +164,7 @@ def draw_heat_map(table: Table) -> Figure:
     for r, c in np.ndindex(*found.shape):
         cell = rows[r].cells[c]
         if cell is not None and math.isfinite(found[r, c]):
-            ink = [part / 255 for part in shades.shade(float(found[r, c] / end))[1]]
+            ink = [part / 255 for part in numbers.shade(float(found[r, c] / end))[1]]
             axes.text(c, r, cell.text, ha="center", va="center", fontsize="small", color=ink)
     _name_places(axes, columns)
     axes.set_yticks(range(len(names)), names, **_words())
@@ -600,5 +600,5 @@ def _colours(signed: bool = False) -> Colormap:
     """Return the colours of the shades as a colour map, from 0 to 1, or from -1 to 1 for signed values."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    steps = [shades.shade(step / 16)[0] for step in range(-16 if signed else 0, 17)]
+    steps = [numbers.shade(step / 16)[0] for step in range(-16 if signed else 0, 17)]
     return LinearSegmentedColormap.from_list("shades", [tuple(part / 255 for part in rgb) for rgb in steps])

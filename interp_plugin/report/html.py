@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from interp_plugin.report import figures, shades
+from interp_plugin.report import figures, numbers
 from interp_plugin.report.model import Report
 from interp_plugin.report.numbers import printable
 
@@ -98,7 +98,7 @@ def shade_rules() -> str:
     def rules(dark: bool) -> str:
         found = []
         for step in range(-_STEPS, _STEPS + 1):
-            back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(step / _STEPS, dark))
+            back, front = ("#" + bytes(rgb).hex() for rgb in numbers.shade(step / _STEPS, dark))
             found.append(f".{shade_class(step / _STEPS)}{{background-color:{back};color:{front}}}")
         return "\n".join(found)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from interp_plugin.report import shades
+from interp_plugin.report import numbers
 from interp_plugin.report.model import Cell, Report, Row, Section, Table
 from interp_plugin.report.numbers import printable
 
@@ -192,7 +192,7 @@ def _parts(cell: Cell, details: bool) -> tuple[str, str, str]:
 def _style(cell: Cell | None, dark: bool) -> str:
     if cell is None or cell.shade is None:
         return "bold" if cell is not None and cell.best else ""
-    back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(cell.shade, dark))
+    back, front = ("#" + bytes(rgb).hex() for rgb in numbers.shade(cell.shade, dark))
     return f"{front} on {back}" + (" bold" if cell.best else "")
 
 

@@ -20,7 +20,6 @@ from interp_plugin.method.problem import default_cap, std_of_table, warn_of_trai
 from interp_plugin.method.solver import Solver
 from interp_plugin.text import scoring
 from interp_plugin.text.batch import Batch, batches
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explanation import Explanation, Settings, TextExplanation
 from interp_plugin.text.inputs import (
     Given,
@@ -47,7 +46,7 @@ from interp_plugin.text.models import (
     state_sites,
 )
 from interp_plugin.text.scoring import ErasureFinder, Plan, Positions, Progress, warn_of_unreached_states
-from interp_plugin.text.states import State, StateFinder, listing, requests_by_text
+from interp_plugin.text.states import Calibration, State, StateFinder, listing, requests_by_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -418,14 +418,14 @@ class Explanation(Record, Sequence[TextExplanation]):
         """Return a record of Captum's ``visualize_text`` for each text, at one layer (default: each text's last row).
 
         ``layer`` is a label, or a pair (label, position), and ``aggregate`` as in `show`; see
-        `report.records.captum_records`.
+        `report.explanations.captum_records`.
 
         Example::
 
             >>> [record.raw_input_ids for record in example().to_captum(1, "word")]
             [['[CLS]', 'a', 'film', '[SEP]'], ['[CLS]', 'good', '[SEP]']]
         """
-        from interp_plugin.report.records import captum_records
+        from interp_plugin.report.explanations import captum_records
 
         return captum_records(self.to_dict(granularity, aggregate), layer)
 

@@ -23,8 +23,8 @@ from scipy.stats import spearmanr
 
 from interp_plugin import CorpusResult, CorpusStudy, Solver, TextExplainer
 from interp_plugin.amortised import AmortisedEstimator
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explanation import TextExplanation
+from interp_plugin.text.states import Calibration
 
 WORDS, EACH, WINDOW = 10, 40, 10
 

@@ -30,8 +30,8 @@ from interp_plugin.comparison.journal import Entry, Journal
 from interp_plugin.comparison.metrics import rationale_tokens
 from interp_plugin.comparison.result import MethodInfo, StudyText, example
 from interp_plugin.method.perturbation import LayerCall
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.models import Encoding
+from interp_plugin.text.states import Calibration
 
 TEXTS = [
     "the cat sat on a mat",

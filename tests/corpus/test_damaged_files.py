@@ -22,8 +22,8 @@ from interp_plugin.comparison import StudyResult
 from interp_plugin.comparison.result import example as study
 from interp_plugin.files import blank_seal, sealed
 from interp_plugin.text import storage
-from interp_plugin.text.calibration import FORMAT
 from interp_plugin.text.explanation import example as explanation
+from interp_plugin.text.states import FORMAT
 
 FLIPS = 500
 

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from interp_plugin import report
 from interp_plugin.method import objective
+from interp_plugin.report import explanations, figures, numbers, terminal
 from interp_plugin.report import explanations as filled
-from interp_plugin.report import figures, records, shades, terminal
 
 
 def layers(units: list[str], n_layers: int, value: float | None = 123.4) -> dict[str, Any]:
@@ -312,17 +312,17 @@ def test_nothing_to_show_is_shown() -> None:
 
 
 def test_a_higher_share_is_a_darker_shade() -> None:
-    lights = [sum(shades.shade(i / 10)[0]) for i in range(11)]
+    lights = [sum(numbers.shade(i / 10)[0]) for i in range(11)]
     assert lights == sorted(lights, reverse=True)
-    assert shades.shade(2.0) == shades.shade(1.0)
+    assert numbers.shade(2.0) == numbers.shade(1.0)
 
 
 def test_shares_below_zero_are_darker_the_lower_in_another_hue() -> None:
-    lights = [sum(shades.shade(-i / 10)[0]) for i in range(1, 11)]
+    lights = [sum(numbers.shade(-i / 10)[0]) for i in range(1, 11)]
     assert lights == sorted(lights, reverse=True)
-    assert shades.shade(-2.0) == shades.shade(-1.0)
+    assert numbers.shade(-2.0) == numbers.shade(-1.0)
     for share in (0.3, 1.0):
-        (red, _, blue), (other_red, _, other_blue) = shades.shade(share)[0], shades.shade(-share)[0]
+        (red, _, blue), (other_red, _, other_blue) = numbers.shade(share)[0], numbers.shade(-share)[0]
         assert blue > red and other_red > other_blue
 
 
@@ -336,7 +336,7 @@ def test_text_on_every_shade_has_a_contrast_of_at_least_four_and_a_half(share: f
         ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    low, high = sorted(map(luminance, shades.shade(share)))
+    low, high = sorted(map(luminance, numbers.shade(share)))
     assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
@@ -364,11 +364,11 @@ def test_differences_within_the_standard_error_are_marked_as_uncertain() -> None
 
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), max_size=6))
 def test_shares_lie_between_minus_one_and_one(values: list[float | None]) -> None:
-    assert all(share is None or -1.0 <= share <= 1.0 for share in shades.shares(values))
+    assert all(share is None or -1.0 <= share <= 1.0 for share in numbers.shares(values))
 
 
 def test_on_a_dark_ground_a_higher_share_is_brighter() -> None:
-    lights = [sum(shades.shade(i / 10, dark=True)[0]) for i in range(11)]
+    lights = [sum(numbers.shade(i / 10, dark=True)[0]) for i in range(11)]
     assert lights == sorted(lights)
 
 
@@ -543,7 +543,7 @@ def test_captum_draws_the_records(visualize_text: Callable[..., str]) -> None:
         text(["<s>", "good", "film"], [row([50.0, 100.0, 75.0])]),
         text(["bad"], predicted=None, probability=None, target="negative"),
     )
-    html = visualize_text(records.captum_records(what))
+    html = visualize_text(explanations.captum_records(what))
     assert "positive (0.99)" in html
     assert "225.00" in html
     assert "> &lt;s&gt;" in html
@@ -556,7 +556,7 @@ def test_captum_draws_the_records(visualize_text: Callable[..., str]) -> None:
 def test_no_token_or_name_reaches_captums_html_as_markup(visualize_text: Callable[..., str]) -> None:
     evil = "<script>alert(1)</script>"
     one = text(list(HOSTILE), predicted=evil, target=evil)
-    html = visualize_text(records.captum_records(explanation(one)))
+    html = visualize_text(explanations.captum_records(explanation(one)))
     assert "<script" not in html
     assert "<img" not in html
     assert "\x1b" not in html
@@ -564,7 +564,7 @@ def test_no_token_or_name_reaches_captums_html_as_markup(visualize_text: Callabl
 
 def test_records_hold_the_chosen_rows_shares_and_their_sum() -> None:
     what = explanation(text(["a", "b"], [row([2.0, 1.0], error=0.0), row([8.0, 8.0], 2)]))
-    [record] = records.captum_records(what, layer=1)
+    [record] = explanations.captum_records(what, layer=1)
     assert record.word_attributions.tolist() == [1.0, 0.5]
     assert record.attr_score == 3.0
     assert record.convergence_score == 1.0
@@ -573,14 +573,14 @@ def test_records_hold_the_chosen_rows_shares_and_their_sum() -> None:
 
 def test_a_value_that_is_missing_is_refused() -> None:
     with pytest.raises(ValueError, match="'b' by layer 1 is None"):
-        records.captum_records(explanation(text(["a", "b"], [row([1.0, None])])))
+        explanations.captum_records(explanation(text(["a", "b"], [row([1.0, None])])))
 
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5), st.floats(0, 1e4))
 def test_attributions_handed_to_captum_are_shares_of_one(kept: list[float], error: float) -> None:
     units = [str(i) for i in range(len(kept))]
-    [record] = records.captum_records(explanation(text(units, [row(kept, error=error)])))
+    [record] = explanations.captum_records(explanation(text(units, [row(kept, error=error)])))
     assert all(0.0 <= value <= 1.0 for value in record.word_attributions.tolist())
 
 

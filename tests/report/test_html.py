@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from interp_plugin import report
 from interp_plugin.report import explanations as filled
 from interp_plugin.report import html as renderer
-from interp_plugin.report import shades
+from interp_plugin.report import numbers
 from interp_plugin.report.numbers import printable
 
 VOID = {"meta", "input", "br"}
@@ -124,7 +124,7 @@ def test_cells_wear_the_shades_of_the_other_pictures() -> None:
     classes = [attributes["class"] for _, attributes in main_cells(Page(source))]
     assert classes == ["s32", "s16", "s16", "s32"]
     for step, share in ((0, 0.0), (32, 1.0)):
-        back, front = ("#" + bytes(rgb).hex() for rgb in shades.shade(share))
+        back, front = ("#" + bytes(rgb).hex() for rgb in numbers.shade(share))
         assert f".s{step}{{background-color:{back};color:{front}}}" in source
 
 

@@ -23,9 +23,9 @@ from interp_plugin.method.perturbation import LayerCall, first_tensor
 from interp_plugin.method.solver import NoiseFit, Solver
 from interp_plugin.text import batch as batches
 from interp_plugin.text import scoring
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import Explanation, Row, TextExplanation
+from interp_plugin.text.states import Calibration
 
 # where the noise is small, rounding is all that can tell two runs apart
 QUICK: dict[str, Any] = {"solver": Solver(iterations=1), "rate": 1e-3}

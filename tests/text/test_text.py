@@ -14,10 +14,10 @@ from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.method.solver import Solver
 from interp_plugin.text import scoring
 from interp_plugin.text.batch import batches
-from interp_plugin.text.calibration import Calibration
 from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import Explanation
 from interp_plugin.text.models import Encoding, PlainModel
+from interp_plugin.text.states import Calibration
 
 FAST = Solver(iterations=2)
 TEXTS = ["the cat sat on a mat", "it was good", "a bad cat", "film", "the film was bad and the cat was good"]
