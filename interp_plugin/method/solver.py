@@ -528,7 +528,7 @@ def _iterate(
                 state.log_sigma, error.sqrt(), state.free, solver.tolerance, jitter
             )
         if index + 1 >= max(MIN_BATCHES, solver.max_batches // 2):
-            finished = finished | saturated  # more samples do not help
+            finished = finished | saturated | ~arrived  # more samples do not help
         done.append(state.at(finished).without_gradients())
         state = state.at(~finished)
         bar.update()
