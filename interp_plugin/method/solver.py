@@ -59,6 +59,7 @@ DRIFT = (
 )
 DRIFT_BY_CAP = 2.0  # the same beside tokens at the cap in which D saturates below their share of the rate
 BELOW_CAP = 0.1  # of log sigma, by which the closed form of such tokens lies below the cap
+FAR_BELOW_CAP = 1.0  # the same, so that no fit with such a token is converged: its noise ran away
 RECENT = 4  # steps in that mean, with weights that fall with their age
 ROUNDING = 1e-4  # of log sigma: batches that differ by less agree
 QUADRATIC = 1e-4  # of D, by which a quadratic D may miss sum_i g_i = 2 D draw by draw: 0.005 % of sigma
@@ -413,15 +414,16 @@ class SolverState:
         """Ratio of the batches' scatter to what their own variances explain, at least 1, (b,)."""
         return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
 
-    def saturates_at_cap(self, closed: Tensor, cap: Tensor) -> Tensor:
+    def saturates_at_cap(self, closed: Tensor, cap: Tensor, below: float = BELOW_CAP) -> Tensor:
         """Whether a layer's state saturates in a token at the cap, (b,): a quadratic D would keep it clearly below.
 
         Args:
             closed: log sigma by the closed form, (b, T).
             cap: log of max_sigma, (b, 1).
+            below: how far below the cap, in log sigma.
         """
         is_layer = self.jacobian.shape[1] == 0
-        return (~self.free & (closed < cap - BELOW_CAP)).any(1) & is_layer
+        return (~self.free & (closed < cap - below)).any(1) & is_layer
 
     def has_arrived(self, closed: Tensor, cap: Tensor) -> Tensor:
         """Whether no token of a layer's state goes on in one direction, (b,).
@@ -517,9 +519,10 @@ def _iterate(
         size = token_mean(error, state.free).sqrt()
         # a second batch has to agree, unless nothing scatters because the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
-        saturated = state.power < 2 * SATURATED
         active, caps = objective.groups.active[state.example], cap[state.example]
-        arrived = state.has_arrived(closed_log_sigma(state.norms, state.rate, active, caps), caps)
+        closed = closed_log_sigma(state.norms, state.rate, active, caps)
+        saturated = (state.power < 2 * SATURATED) | state.saturates_at_cap(closed, caps, FAR_BELOW_CAP)
+        arrived = state.has_arrived(closed, caps)
         state.converged = (size <= solver.tolerance) & agrees & arrived & state.sound & ~saturated
         finished = state.converged
         if finished.any() and index + 1 < solver.order_batches:
