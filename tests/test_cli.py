@@ -213,7 +213,7 @@ def test_without_pairs_a_tab_is_a_space(folder: str) -> None:
         (
             [],
             b"caf\xe9",
-            "standard input, line 1: not UTF-8 text; where it is Latin-1, give the encoding latin-1",
+            "standard input, line 1: not UTF-8 text; if it is Latin-1, give the encoding latin-1",
         ),
         (["--calibrate", "/no/such/file", "a film"], None, "cannot read '/no/such/file'"),
         (["--pairs", "a film"], None, "has 0 tabs"),
@@ -549,7 +549,8 @@ def test_a_table_is_read_by_its_columns_and_rows_without_a_text_are_named(
     result = run("explain", *arguments)
     assert texts_of(json.loads(result.stdout)) == ["a film", "not\na film"]
     assert (
-        result.stderr == "left out: reviews.csv, line 3 holds '' in column 'comment': it must be some words\n"
+        result.stderr
+        == "left out: reviews.csv, line 3 holds '' in column 'comment': it must be a text that is not empty\n"
     )
     missing = refused("--file", str(path), "--text-column", "coment")
     assert "no column 'coment' in reviews.csv, line 2: there are columns 'id', 'comment', 'stars'" in missing

@@ -418,10 +418,10 @@ def test_a_column_that_is_not_there_is_one_sentence_and_no_folder(tmp_path: Path
             ValueError, match=f"no column '{name}' in row 0: there are columns 'comment', 'st"
         ):
             run(tmp_path / "out", given, text_column=name)
-    with pytest.raises(ValueError, match="the column of texts cannot be told from columns 'a', 'b'; name it"):
+    with pytest.raises(ValueError, match="the column of texts is not clear from columns 'a', 'b'; name it"):
         run(tmp_path / "out", [{"a": "one", "b": "two"}])
     with pytest.raises(
-        TypeError, match=r"texts is a PosixPath: give an iterable of texts; of a file, data\.rec"
+        TypeError, match=r"texts is a PosixPath: give an iterable of texts; for a file, data\.rec"
     ):
         run(tmp_path / "out", tmp_path / "films.csv")
     assert not (tmp_path / "out").exists()
@@ -476,7 +476,7 @@ def test_two_ranks_write_the_rows_of_one_process(tmp_path: Path, undisturbed: Co
 def test_a_rank_that_has_nothing_to_do_may_be_the_first_to_finish(tmp_path: Path) -> None:
     idle = run(tmp_path, ["a film"], rank=1, world_size=2)  # used to say that the folder holds no study
     assert (idle.texts, idle.failures(), idle.layer_labels) == (0, [], run(tmp_path, ["a film"]).layer_labels)
-    with pytest.raises(ValueError, match="has no numbers"):
+    with pytest.raises(ValueError, match="has no results"):
         idle.layers()
 
 

@@ -124,7 +124,7 @@ def test_rows_that_failed_are_left_out(tmp_path: Path) -> None:
     result = result_of(tmp_path, sigmas, failures=[Failure(3, "ValueError: empty", "")])
     assert (result.texts, result.failures()[0].row) == (3, 3)
     assert line(result.layers(), layer=1, quantity="kept", per="sentence")["sentences"] == 3
-    with pytest.raises(ValueError, match=r"rows \[3\] have no numbers"):
+    with pytest.raises(ValueError, match=r"rows \[3\] have no results"):
         result.explanation([1, 3])
 
 
@@ -222,7 +222,7 @@ def test_studies_of_other_texts_draws_or_layers_do_not_compare(tmp_path: Path) -
         ours.compare(result_of(tmp_path / "b", sigmas, seed=1))
     with pytest.raises(ValueError, match="no layer in common"):
         ours.compare(result_of(tmp_path / "c", sigmas, layers=("a", "b", "c")))
-    with pytest.raises(ValueError, match="row 0 and 3 more are other texts"):
+    with pytest.raises(ValueError, match="row 0 and 3 more have other texts"):
         ours.compare(result_of(tmp_path / "d", drawn(4, seed=9)))
 
 
@@ -345,7 +345,7 @@ def test_the_foreground_may_be_any_classes(tmp_path: Path) -> None:
     result, _ = spoken(tmp_path)
     found = result.knowledge(by="tag", foreground=["NOUN", "ADJ"])
     assert set(found["foreground_tokens"]) == {4}
-    with pytest.raises(ValueError, match=r"foreground is .*verb.*some must be in it"):
+    with pytest.raises(ValueError, match=r"foreground is .*verb.*some, but not all, must"):
         result.knowledge(foreground=["verb"])
 
 

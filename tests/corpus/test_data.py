@@ -74,8 +74,8 @@ def test_a_uri_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     for uri, reason in [
         (f"{tmp_path.as_uri()}/none.txt", "there is no file 'file:"),
         ("memory://nowhere/none.txt", "there is no file 'memory:"),
-        ("memory://elsewhere/films.pdf", "nothing that can be read"),
-        ("memory://elsewhere", "nothing that can be read"),
+        ("memory://elsewhere/films.pdf", "cannot be read"),
+        ("memory://elsewhere", "cannot be read"),
         ("nothing-like-it://films.txt", r"cannot be reached \(Protocol not known"),
     ]:
         with pytest.raises(ValueError, match=reason):
@@ -171,7 +171,7 @@ def test_a_missing_column_names_those_that_there_are(tmp_path: Path) -> None:
 
 
 def test_the_column_of_texts_is_not_guessed_where_two_would_do() -> None:
-    with pytest.raises(ValueError, match="cannot be told from columns 'title', 'body'"):
+    with pytest.raises(ValueError, match="is not clear from columns 'title', 'body'"):
         columns([Record("x, row 1", {"title": "a", "body": "b"})])
     assert columns([Record("x, row 1", {"title": "a", "text": "b"})]) == "text"
     assert columns([Record("x, row 1", {"words": "a", "stars": "3"})]) == "words"
@@ -188,7 +188,7 @@ def test_pairs_come_from_two_columns(tmp_path: Path) -> None:
 def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no file '.*gone.csv'"):
         read_texts(tmp_path / "gone.csv")
-    with pytest.raises(ValueError, match="nothing that can be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read_texts(tmp_path)
     (tmp_path / "blank.txt").write_text("\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no texts"):
@@ -410,7 +410,7 @@ def test_empty_and_broken_rows_are_left_out_and_named(tmp_path: Path) -> None:
     found = read_texts(path)
     assert (found.texts, found.labels) == (("a good film", "two\nlines"), ("1", "1"))
     assert found.left_out == (
-        "x.csv, line 3 holds '' in column 'text': it must be some words",
+        "x.csv, line 3 holds '' in column 'text': it must be a text that is not empty",
         "x.csv, line 4: 4 columns, and the header names 2",
     )
 
@@ -419,7 +419,7 @@ def test_a_file_in_latin_1_is_read_where_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes("text,label\ncaf\xe9,1\n".encode("latin-1"))
     with pytest.raises(
-        ValueError, match="line 2: not UTF-8 text; where it is Latin-1, give the encoding latin-1"
+        ValueError, match="line 2: not UTF-8 text; if it is Latin-1, give the encoding latin-1"
     ):
         read_texts(path)
     assert read_texts(path, encoding="latin-1").texts == ("caf\xe9",)
@@ -446,9 +446,7 @@ def test_texts_come_from_series_arrays_tables_and_records(tmp_path: Path) -> Non
     for given in (records(path), table, table["comment"], table["comment"].to_numpy()):
         assert [encoding.text for encoding in explainer.encode(given)] == ["a good film", "it was bad"]
     for name in (str(path), path):
-        with pytest.raises(
-            ValueError, match=r"films\.csv' is a file, and texts are wanted; give data\.read_texts"
-        ):
+        with pytest.raises(ValueError, match=r"films\.csv' is a file, not a text; give data\.read_texts"):
             explainer.encode(name)
 
 

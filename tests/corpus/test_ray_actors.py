@@ -96,7 +96,7 @@ def test_a_worker_that_dies_for_another_reason_costs_no_text(tmp_path: Path, tim
 
 def test_workers_that_die_before_any_text_end_the_run() -> None:
     job = Job(some_window(2))
-    with pytest.raises(RuntimeError, match=rf"{TRIES} workers died of rows 8 to 11, and not of"):
+    with pytest.raises(RuntimeError, match=rf"{TRIES} workers died at rows 8 to 11, and no single text"):
         for _ in range(TRIES):
             job.died()
 
@@ -110,7 +110,7 @@ def test_workers_that_die_of_texts_together_but_not_of_each_alone_end_the_run() 
         assert go_on(job, worker) is None
     assert [scored.item.row for scored in job.scored] == [0, 1, 2, 3]
     job.died()
-    with pytest.raises(RuntimeError, match=rf"{2 * DEATHS} workers died of rows 0 to 3, and not of"):
+    with pytest.raises(RuntimeError, match=rf"{2 * DEATHS} workers died at rows 0 to 3, and no single text"):
         job.died()
 
 
