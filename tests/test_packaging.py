@@ -52,7 +52,7 @@ def test_the_set_up_commands_are_one_line_and_use_the_constraints(name: str, las
     assert last in then
 
 
-def test_ci_runs_the_readme_commands_and_none_of_its_own() -> None:
+def test_ci_runs_the_readme_commands_and_no_others() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "readme try" in script
     assert "readme test" in script
@@ -91,7 +91,7 @@ def test_the_command_of_the_readme_explains_the_readers_own_file() -> None:
     assert "not a bad film" in Path("reviews.html").read_text(encoding="utf-8")
 
 
-def test_what_is_said_of_the_numbers_is_so() -> None:
+def test_the_page_on_the_numbers_is_correct() -> None:
     page = ROOT / "tutorials" / "how_to_read_the_numbers.md"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the page says that there is one
@@ -100,7 +100,7 @@ def test_what_is_said_of_the_numbers_is_so() -> None:
     assert not found.failed
 
 
-def test_the_readme_picture_is_there() -> None:
+def test_the_readme_picture_exists() -> None:
     [picture] = re.findall(r"!\[[^]]*]\(([^)]*)\)", README)
     assert "<svg" in (ROOT / picture).read_text(encoding="utf-8")
 
@@ -199,7 +199,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_import_is_quiet_and_loads_nothing_that_is_not_used() -> None:
+def test_import_prints_nothing_and_loads_nothing_that_is_not_used() -> None:
     loaded = loaded_by("from interp_plugin import *; TextExplainer")
     assert "interp_plugin" in loaded
     assert not loaded & HEAVY
@@ -230,7 +230,7 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
         assert not {name.split(".")[0] for name in at_once} & HEAVY - allowed, path
 
 
-def test_every_public_name_is_there_and_others_are_not() -> None:
+def test_every_public_name_exists_and_no_others() -> None:
     for name in interp_plugin.__all__:
         value = getattr(interp_plugin, name)
         assert name == "huggingface" or value.__module__.startswith("interp_plugin.")

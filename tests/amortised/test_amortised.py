@@ -108,7 +108,7 @@ def test_the_closed_form_of_a_linear_state_is_recovered(head: AmortisedEstimator
     assert min(head.held_out.spearman) > 0.95
 
 
-def test_a_word_that_no_state_needs_is_at_the_cap_without_error(head: AmortisedEstimator) -> None:
+def test_a_word_that_no_state_needs_is_at_the_cap_with_error_0(head: AmortisedEstimator) -> None:
     [text] = head.predict("0 29 0 28")
     for row in text.rows:
         assert row.sigma[[0, 2]].tolist() == [CAP, CAP] == [row.max_sigma] * 2
@@ -136,7 +136,7 @@ def test_one_forward_a_batch_and_no_backward(head: AmortisedEstimator) -> None:
     assert {(row.n_forward, row.n_backward) for text in predicted for row in text.rows} == {(1, 0)}
 
 
-def test_a_text_does_not_depend_on_its_batch_nor_on_padding(head: AmortisedEstimator) -> None:
+def test_a_text_does_not_depend_on_its_batch_or_padding(head: AmortisedEstimator) -> None:
     some = ["1 2 3 4 5 6 7 8 9 10", "29 28 27 26 25 24 23 22 21", "5 7 9 11 13 15 17 19"]
     together = head.predict(some)
     for text, found in zip(some, together):
@@ -144,7 +144,9 @@ def test_a_text_does_not_depend_on_its_batch_nor_on_padding(head: AmortisedEstim
             torch.testing.assert_close(row.sigma, other.sigma, rtol=1e-4, atol=0)
 
 
-def test_an_explanation_says_that_it_was_predicted(head: AmortisedEstimator, learned: CorpusResult) -> None:
+def test_an_explanation_records_that_it_was_predicted(
+    head: AmortisedEstimator, learned: CorpusResult
+) -> None:
     predicted = head.predict("1 2 3")
     assert predicted.settings.amortised == head.digest
     assert learned.explanation().settings.amortised is None
@@ -204,7 +206,7 @@ def test_padding_and_pairs_on_a_transformer(tmp_path: Path) -> None:
             torch.testing.assert_close(row.sigma, alone.sigma, rtol=1e-4, atol=0)
 
 
-def test_a_forward_that_shows_less_than_in_training_is_refused(
+def test_a_forward_with_fewer_features_than_in_training_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_models.tiny("bert", "BertModel")
@@ -245,7 +247,7 @@ def test_training_leaves_model_and_random_state_alone_and_repeats(learned: Corpu
     assert other.digest != heads[0].digest
 
 
-def test_a_training_may_be_a_single_step(tmp_path: Path) -> None:
+def test_training_may_have_a_single_step(tmp_path: Path) -> None:
     few = of_gains().run([str(i) for i in range(24)], tmp_path, show_progress=False)
     head = AmortisedEstimator.train(gains(), None, few, UNIT, held_out=0.5, epochs=1, show_progress=False)
     assert head.about.texts <= 16  # a batch: the schedule of a single step used to be an error
@@ -260,7 +262,7 @@ def test_several_studies_and_their_folders(learned: CorpusResult, tmp_path: Path
     assert head.about.texts + head.held_out.texts == learned.texts + more.texts
 
 
-def test_equal_texts_are_learned_from_or_held_out_but_not_both(tmp_path: Path) -> None:
+def test_equal_texts_are_all_used_for_training_or_all_held_out(tmp_path: Path) -> None:
     same = of_gains().run(["1 2 3"] * 30, tmp_path, show_progress=False)
     with pytest.raises(ValueError, match="both need at least 2"):
         AmortisedEstimator.train(gains(), None, same, UNIT, show_progress=False)
@@ -275,7 +277,7 @@ def refusal(model: PlainModel, result: Any, unit: Calibration | None = UNIT, **s
     return str(error.value)
 
 
-def test_studies_that_no_head_can_learn_from(
+def test_studies_unsuitable_for_training_are_refused(
     learned: CorpusResult, head: AmortisedEstimator, tmp_path: Path
 ) -> None:
     assert "weights is" in refusal(gains(seed=1), learned)
@@ -320,14 +322,14 @@ def test_a_head_refuses_another_model_tokenizer_and_file(head: AmortisedEstimato
         ({"noise_layer": "scaled"}, "noise_layer is 'scaled'"),
     ],
 )
-def test_a_study_asks_what_the_head_was_trained_for(
+def test_a_study_with_other_settings_than_the_heads_is_refused(
     head: AmortisedEstimator, settings: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         of_gains(amortised=head, **settings)
 
 
-def test_a_study_takes_the_heads_calibration_and_layers_where_none_are_given(
+def test_a_study_takes_the_heads_calibration_and_layers_by_default(
     head: AmortisedEstimator,
 ) -> None:
     study = of_gains(amortised=head, calibration=None, layers="all")
@@ -335,7 +337,7 @@ def test_a_study_takes_the_heads_calibration_and_layers_where_none_are_given(
     assert study.settings(1)["layers"] == list(head.layers)
 
 
-def test_a_study_has_the_heads_model_and_tokenizer(head: AmortisedEstimator) -> None:
+def test_a_study_must_have_the_heads_model_and_tokenizer(head: AmortisedEstimator) -> None:
     for model in (gains(seed=1), gains(shift=1)):
         with pytest.raises(ValueError, match=r"weights is|another tokenizer"):
             CorpusStudy(model, calibration=UNIT, max_sigma=CAP, amortised=head)
@@ -357,7 +359,7 @@ def predicted(head: AmortisedEstimator, given: list[str], folder: Path, **settin
     return of_gains(amortised=head, **settings).run(given, folder, window=16, show_progress=False)
 
 
-def test_a_study_whose_texts_have_a_spread_each_is_refused(learned: CorpusResult) -> None:
+def test_a_study_without_input_std_is_refused(learned: CorpusResult) -> None:
     own = SimpleNamespace(path="own", is_erased=False, settings={**learned.settings, "input_std": None})
     with pytest.raises(ValueError, match="'own' has no input_std, so every text has its own"):
         common_settings([own])  # type: ignore[list-item]
@@ -391,7 +393,7 @@ def test_the_rows_are_the_heads_and_some_are_solved_too(head: AmortisedEstimator
         assert line.shift_error == pytest.approx(float(nats.std() / math.sqrt(len(nats))), rel=1e-2)
 
 
-def test_a_stopped_study_goes_on_with_the_same_rows_and_checks(
+def test_a_stopped_study_continues_with_the_same_rows_and_checks(
     head: AmortisedEstimator, tmp_path: Path
 ) -> None:
     given = sentences(50, seed=4)
@@ -430,14 +432,14 @@ def test_tables_and_pages_of_predictions(
     assert "Regime index E over" not in str(page)
     printed = " ".join(capsys.readouterr().out.split())
     assert (
-        "The solver looked at" in printed and "predicted" in printed
+        "The solver checked" in printed and "predicted" in printed
     )  # a column of its own, no "converged 0 %"
     assert [failure.row for failure in result.failures()] == [20]
     with pytest.raises(ValueError, match="E is known only"):
         result.plot("regime")
 
 
-def test_one_row_in_a_hundred_is_checked_and_more_near_the_beginning() -> None:
+def test_one_row_in_a_hundred_is_checked_with_more_near_the_beginning() -> None:
     assert is_checked(0)
     assert 3 <= sum(map(is_checked, range(10))) <= 10
     assert 15 <= sum(map(is_checked, range(400))) <= 35
@@ -470,7 +472,7 @@ def test_a_corpus_like_the_training_texts_raises_no_warning_and_another_does(tmp
 # -- the statistics of a check
 
 
-def test_agreement_is_what_scipy_and_plain_formulas_say() -> None:
+def test_agreement_equals_scipy_and_plain_formulas() -> None:
     from scipy.stats import spearmanr
 
     generator = torch.Generator().manual_seed(0)

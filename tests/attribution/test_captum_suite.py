@@ -126,7 +126,7 @@ def test_targets(case: Case) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"additional_forward_args": (None, True), "target": (1, 0)}])
-def test_what_is_no_single_number_is_a_state_for_us_and_an_error_for_captum(more: dict[str, Any]) -> None:
+def test_several_numbers_are_a_state_for_us_and_an_error_for_captum(more: dict[str, Any]) -> None:
     """``test_simple_target_missing_error`` and ``test_multi_target_error``: a state may have several elements."""
     with pytest.raises(AssertionError):
         IntegratedGradients(BasicModel_MultiLayer()).attribute(torch.zeros((1, 3)), **more)

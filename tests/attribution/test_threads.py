@@ -162,7 +162,7 @@ def test_a_users_own_hook_comes_before_ours() -> None:
 
 
 @pytest.mark.parametrize("side", ["output", "input"])
-def test_a_hook_acts_in_its_own_thread_alone(side: Any) -> None:
+def test_a_hook_acts_in_its_own_thread_only(side: Any) -> None:
     layer = nn.Linear(3, 3)
     x = normal(2, 3)
     plain, seen = layer(x), []
@@ -177,7 +177,7 @@ def test_a_hook_acts_in_its_own_thread_alone(side: Any) -> None:
     assert seen == [threading.get_ident()] and not hooks(layer)
 
 
-def test_a_hook_that_is_taken_off_while_another_thread_calls_it_is_no_error() -> None:
+def test_a_hook_may_be_removed_while_another_thread_calls_it() -> None:
     """Torch looks up whether a hook takes keyword arguments when it is called: by then that may be forgotten."""
     layer = nn.Linear(3, 3)
     with at_site(LayerCall(layer, side="input"), lambda passing: None):
@@ -185,7 +185,7 @@ def test_a_hook_that_is_taken_off_while_another_thread_calls_it_is_no_error() ->
     assert in_thread(lambda: hook(layer, (normal(2, 3),))) is None
 
 
-def test_nothing_of_the_process_changes_while_the_model_runs() -> None:
+def test_no_global_state_changes_while_the_model_runs() -> None:
     class Looking(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -250,7 +250,7 @@ def test_compiled_models_of_other_threads_run_compiled() -> None:
 # Threads that explain
 
 
-def test_explaining_threads_get_what_one_gets_alone() -> None:
+def test_threads_get_the_same_explanations_as_a_single_one() -> None:
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     explainer = TextExplainer(model, tokenizer)
 
@@ -267,7 +267,7 @@ def test_explaining_threads_get_what_one_gets_alone() -> None:
     assert process() == before and not hooks(model)
 
 
-def test_a_tokenizer_that_others_cut_texts_with_cuts_none_of_ours() -> None:
+def test_truncation_by_another_thread_does_not_cut_our_texts() -> None:
     """Its truncation is set for each call, and acted in all threads: some texts lost their end."""
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     explainer = TextExplainer(model, tokenizer)
@@ -316,7 +316,7 @@ def test_a_thread_that_raises_leaves_the_others_alone() -> None:
     assert process() == before
 
 
-def test_no_warning_of_a_text_is_lost_or_left_to_others() -> None:
+def test_warning_filters_of_other_threads_are_not_changed() -> None:
     """A filter for all threads was set while texts were explained, and stayed where two did so."""
     seen: list[int] = []
     real = warnings.catch_warnings
@@ -335,7 +335,7 @@ def test_no_warning_of_a_text_is_lost_or_left_to_others() -> None:
     assert not seen
 
 
-def test_the_head_sees_what_its_own_thread_computes() -> None:
+def test_the_head_records_only_its_own_thread() -> None:
     model = nn.Sequential(nn.LayerNorm(4))
     x, mask = normal(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
     with Recorder(model, mask) as alone:
@@ -401,7 +401,7 @@ NET, WORDS = seeded(Net), normal(4, 3, 4)
 
 
 @pytest.mark.parametrize("noise, state", [(None, None), (0, None), (None, 2), (0, 2)])
-def test_a_data_parallel_model_gives_what_its_module_gives(noise: int | None, state: int | None) -> None:
+def test_a_data_parallel_model_gives_the_same_as_its_module(noise: int | None, state: int | None) -> None:
     def sigma(model: nn.Module) -> Tensor:
         at = None if state is None else NET[state]
         method = InformationLoss(model, at) if noise is None else LayerInformationLoss(model, NET[noise], at)
@@ -455,7 +455,7 @@ def checkpointed(reentrant: bool | None) -> Checkpointed:
 
 
 @pytest.mark.parametrize("state", [None, "blocks.0", "blocks.1.1"])
-def test_noise_before_checkpointed_blocks_gives_what_it_gives_without(state: str | None) -> None:
+def test_noise_before_checkpointed_blocks_has_the_same_result_as_without(state: str | None) -> None:
     found = []
     for reentrant in (None, False):
         model = checkpointed(reentrant)

@@ -107,7 +107,7 @@ def test_a_mean_has_the_bootstrap_interval_of_its_texts() -> None:
         Mean.of([])
 
 
-def test_methods_that_cannot_be_asked_are_left_out_and_named() -> None:
+def test_methods_that_do_not_apply_are_left_out_and_named() -> None:
     case = known.linear(tokens=3)
     question = Question(case.inputs, None, case.state, case.kept)
     classes, both = Method("classes", constant, explains="class"), Method("both", constant)

@@ -50,7 +50,7 @@ def flipped(content: bytes, generator: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["explanation", "calibration", "head", "study"])
-def test_a_file_with_any_bit_changed_is_refused_by_its_name(
+def test_a_file_with_a_changed_bit_is_refused_with_its_name(
     kind: str, tmp_path: Path, head: AmortisedEstimator
 ) -> None:
     saved: dict[str, tuple[Any, Callable[[Path], Any]]] = {
@@ -73,7 +73,7 @@ def test_a_file_with_any_bit_changed_is_refused_by_its_name(
             load(path)
 
 
-def test_a_part_with_any_bit_changed_is_not_read(tmp_path: Path) -> None:
+def test_a_part_with_a_changed_bit_is_not_read(tmp_path: Path) -> None:
     [part] = made_up(tmp_path, [[("a", None), ("b", None)]], [[[0.5, 0.1], [0.6, 0.2]]]).parts
     content, generator = part.path.read_bytes(), random.Random(0)
     for _ in range(FLIPS):
@@ -82,7 +82,7 @@ def test_a_part_with_any_bit_changed_is_not_read(tmp_path: Path) -> None:
             CorpusResult.load(tmp_path)
 
 
-def test_a_text_that_looks_like_a_seal_is_a_text(tmp_path: Path) -> None:
+def test_a_text_that_looks_like_a_checksum_is_a_text(tmp_path: Path) -> None:
     text = f"interp-plugin sha256 {'0' * 64}"
     first = explanation()[0]
     given = Explanation(
@@ -120,7 +120,7 @@ ABOUT = {"model": "m", "texts": 2, "input_std": 0.5, "noise_layer": "x"}
         (ABOUT, {"1": torch.ones(3, dtype=torch.int64)}),
     ],
 )
-def test_a_calibration_that_is_malformed_is_refused_by_its_name(
+def test_a_malformed_calibration_is_refused_with_its_name(
     about: Any, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     files.write_tensors(tmp_path / "saved", FORMAT, about, tensors)
@@ -132,7 +132,7 @@ def without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != name}
 
 
-def test_a_head_that_is_malformed_is_refused_by_its_name(head: AmortisedEstimator, tmp_path: Path) -> None:
+def test_a_malformed_head_is_refused_with_its_name(head: AmortisedEstimator, tmp_path: Path) -> None:
     about, tensors = about_of(head, tmp_path / "good")
     weight = tensors["head.project.weight"]
     settings, held_out = about["settings"], about["held_out"]
@@ -213,7 +213,7 @@ def with_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
         (with_column("layer", [None] * 4), {}),
     ],
 )
-def test_an_explanation_that_is_malformed_is_refused_by_its_name(
+def test_a_malformed_explanation_is_refused_with_its_name(
     change: Callable[[pa.Table], pa.Table], header: dict[str, Any], tmp_path: Path
 ) -> None:
     explanation().save(tmp_path / "saved")

@@ -154,7 +154,7 @@ def address() -> Iterator[str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def test_each_worker_of_a_cluster_that_is_there_has_a_gpu_of_its_own(
+def test_each_worker_of_an_existing_cluster_has_its_own_gpu(
     folder: str, alone: CorpusResult, tmp_path: Path, address: str
 ) -> None:
     mark = tmp_path / "workers"
@@ -167,7 +167,7 @@ def test_each_worker_of_a_cluster_that_is_there_has_a_gpu_of_its_own(
     assert sorted(each.name.split("-")[1] for each in mark.iterdir()) == ["0", "1"]
 
 
-def test_a_cluster_without_room_is_said_to_be(folder: str, tmp_path: Path, address: str) -> None:
+def test_a_cluster_without_room_is_an_error(folder: str, tmp_path: Path, address: str) -> None:
     with pytest.raises(ValueError, match=r"4 CPUs and 2 GPUs on 1 machines, and 3 workers"):
         run_on_ray(
             partial(make_study, folder), TEXTS, tmp_path / "out", show_progress=False,
@@ -175,7 +175,7 @@ def test_a_cluster_without_room_is_said_to_be(folder: str, tmp_path: Path, addre
         )  # fmt: skip
 
 
-def test_what_stops_a_worker_is_raised_in_its_own_words(folder: str, tmp_path: Path, address: str) -> None:
+def test_the_error_of_a_worker_is_raised_with_its_message(folder: str, tmp_path: Path, address: str) -> None:
     with pytest.raises(RuntimeError, match="a worker of Ray failed: ValueError: there is no model"):
         run_on_ray(
             without_model, TEXTS, tmp_path, show_progress=False,

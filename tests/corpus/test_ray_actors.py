@@ -66,7 +66,7 @@ def deadly(*rows: int, times: float = float("inf")) -> Any:
     return make
 
 
-def test_workers_make_the_parts_of_a_run_here(tmp_path: Path) -> None:
+def test_workers_make_the_same_parts_as_a_run_in_this_process(tmp_path: Path) -> None:
     here = study().run(texts(), tmp_path / "here", window=WINDOW, show_progress=False)
     there = run(tmp_path / "there")
     assert there.table().equals(here.table())
@@ -88,7 +88,7 @@ def test_a_text_that_kills_every_worker_is_recorded_and_the_rest_is_done(tmp_pat
 
 
 @pytest.mark.parametrize("times", [1, DEATHS, DEATHS + 1])
-def test_a_worker_that_dies_for_another_reason_costs_no_text(tmp_path: Path, times: int) -> None:
+def test_a_worker_that_dies_for_another_reason_loses_no_text(tmp_path: Path, times: int) -> None:
     result = run(tmp_path, deadly(9, times=times))
     assert not result.failures()
     assert result.texts == TEXTS
@@ -101,7 +101,7 @@ def test_workers_that_die_before_any_text_end_the_run() -> None:
             job.died()
 
 
-def test_workers_that_die_of_texts_together_but_not_of_each_alone_end_the_run() -> None:
+def test_workers_that_die_at_a_window_but_at_no_single_text_end_the_run() -> None:
     job = Job(some_window(0))
     for _ in range(DEATHS):
         job.died()
@@ -135,7 +135,7 @@ def test_parts_of_other_models_are_refused(tmp_path: Path) -> None:
         ([{"CPU": 1.0}] * 8, 9, 0.0, 0.5),
     ],
 )
-def test_every_worker_finds_a_place(
+def test_cpus_are_divided_so_that_every_worker_has_room(
     nodes: list[dict[str, float]], workers: int, gpus: float, share: float
 ) -> None:
     assert _share(nodes, workers, gpus) == pytest.approx(share)
@@ -149,14 +149,12 @@ def test_every_worker_finds_a_place(
         ([{"CPU": 8.0, "GPU": 1.0}] * 4, 2, 2.0),  # enough of them, but on four machines
     ],
 )
-def test_a_cluster_without_room_is_said_to_be(
-    nodes: list[dict[str, float]], workers: int, gpus: float
-) -> None:
+def test_a_cluster_without_room_is_an_error(nodes: list[dict[str, float]], workers: int, gpus: float) -> None:
     with pytest.raises(ValueError, match="GPUs each; give it more, or use fewer workers"):
         _share(nodes, workers, gpus)
 
 
-def test_an_address_where_nothing_answers_is_said_at_once() -> None:
+def test_an_address_where_nothing_answers_is_reported_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # and does not listen
         with pytest.raises(ValueError, match="no Ray cluster answers at '127"):

@@ -58,7 +58,7 @@ def test_an_unknown_model_is_named_in_one_sentence(name: str, monkeypatch: pytes
         (__file__, "is a file; give the folder that holds it"),
     ],
 )
-def test_a_failed_load_says_why(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_load_reports_the_reason(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="cannot load model") as caught:
         huggingface.load(name)

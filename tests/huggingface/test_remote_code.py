@@ -82,7 +82,7 @@ def test_code_of_a_model_is_refused_in_one_sentence_and_not_run(
     assert not marker.exists()
 
 
-def test_texts_on_standard_input_are_no_answer(tmp_path: Path) -> None:
+def test_texts_on_standard_input_are_not_taken_as_an_answer(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     done = called("explain", "--model", str(with_code(tmp_path / "model", marker)))
     assert (done.exit_code, marker.exists()) == (2, False)
@@ -130,7 +130,7 @@ def test_code_that_is_trusted_is_run_and_its_model_explained(tmp_path: Path) -> 
     assert json.loads(done.stdout)["texts"][0]["predicted"] in ("bad", "good")
 
 
-def test_every_call_that_could_run_code_of_a_model_says_whether_it_may() -> None:
+def test_every_call_that_could_run_code_of_a_model_sets_trust_remote_code() -> None:
     """But for PEFT's own, which takes weights only."""
     found = 0
     for path in PACKAGE.rglob("*.py"):

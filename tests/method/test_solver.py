@@ -123,7 +123,7 @@ def test_an_exponential_state_is_within_its_standard_errors_of_the_optimum(seed)
     assert_within_errors(fit, optimum_of_separable_state(slopes, 4))
 
 
-def test_stationarity_and_the_sum_rule_hold_on_draws_of_our_own():
+def test_stationarity_and_the_sum_rule_hold_on_independent_draws():
     x = normal(1, 5, 32)
     matrix = normal(5 * 32, 24, seed=1) / 10
     phi = lambda x: torch.sin(x.flatten(1) @ matrix)  # noqa: E731
@@ -182,7 +182,7 @@ def test_nearly_linear_examples_stop_when_draws_cannot_help():
     assert fit.n_backward.item() < 100
 
 
-def test_a_tolerance_is_met_or_the_fit_says_so():
+def test_a_tolerance_is_met_or_the_fit_has_not_converged():
     matrix = normal(3 * 4, 40)
     method = InformationLoss(lambda x: torch.tanh(x.flatten(1) @ matrix))
     x = normal(2, 3, 4, seed=1)
@@ -307,7 +307,7 @@ def test_no_iterations_is_the_closed_form_alone():
     assert fit.regime_index.item() == pytest.approx(1, rel=1e-4)
 
 
-def test_there_are_as_many_batches_as_asked_each_with_draws_of_its_own(monkeypatch):
+def test_iterations_is_the_number_of_batches_each_with_new_draws(monkeypatch):
     seen = []
 
     def watched(self, index, count, draw=Draws.batch):
@@ -393,7 +393,7 @@ def test_a_change_that_all_tokens_share_is_exact_for_any_power_of_sigma(power):
     torch.testing.assert_close(step.move, expected)
 
 
-def test_a_token_at_the_cap_comes_back_only_if_the_distortion_pushes_it():
+def test_a_token_leaves_the_cap_only_if_the_distortion_pushes_it():
     """Karush, Kuhn and Tucker: at the cap g may be below rate / n, and nowhere else."""
     cap = SIGMA.amax(1, keepdim=True).log()
     excess = torch.tensor([[-0.5, 0.2, 0.1], [-0.1, -0.9, -0.3]]).double()
@@ -444,7 +444,7 @@ def test_a_long_step_starts_the_average_of_a_class_output_afresh_and_joins_that_
             assert ((state.log_sigma - before).abs() < 0.1 * step.move.abs()).all()
 
 
-def test_batches_of_class_outputs_that_scatter_more_than_they_say_have_larger_standard_errors():
+def test_batches_of_class_outputs_with_unexplained_scatter_have_larger_standard_errors():
     state = state_at(SIGMA)
     state.jacobian = torch.zeros(BATCH, 1, TOKENS)
     for seed in range(6):
@@ -527,7 +527,7 @@ def test_the_agreement_is_that_of_two_estimates_with_such_errors(error):
 
 
 @given(st.integers(2, 12), st.integers(0, 28), st.integers(0, 2**31))
-def test_padding_and_neighbours_change_nothing(tokens, padding, seed):
+def test_padding_and_other_examples_change_nothing(tokens, padding, seed):
     values, errors = torch.randn(2, 3, tokens, generator=torch.Generator().manual_seed(seed)).double()
     errors = errors.abs()
     alone = expected_agreement(values[1:2], errors[1:2], all_of(values[1:2]), NOISE[:50, :tokens])
@@ -538,7 +538,7 @@ def test_padding_and_neighbours_change_nothing(tokens, padding, seed):
     assert expected_agreement(*wide, known, NOISE[:50, : tokens + padding])[1] == pytest.approx(alone.item())
 
 
-def test_a_single_token_and_errors_of_nothing_agree():
+def test_a_single_token_and_zero_errors_agree():
     values = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
     known = torch.tensor([[True, True, True], [True, False, False]])
     errors = torch.tensor([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0]])
@@ -586,7 +586,7 @@ def test_a_quadratic_state_of_few_elements_is_within_its_errors(size):
 
 
 @pytest.mark.parametrize("text", ["a gorgeous , witty , seductive movie .", "it is a bore"])
-def test_maps_of_a_class_agree_between_seeds_and_say_at_which_rate(classifier, text):
+def test_maps_of_a_class_agree_between_seeds_and_report_their_rate(classifier, text):
     model, tokenizer = classifier
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     target = int(model(ids).logits.argmax())
@@ -647,7 +647,7 @@ def test_attribute_warns_once_of_a_smaller_rate_and_of_what_did_not_converge(cla
     assert "smaller rate" in message and caught[0].filename == __file__
 
 
-def test_the_asked_rate_can_be_kept(classifier):
+def test_the_requested_rate_can_be_kept(classifier):
     model, tokenizer = classifier
     ids = tokenizer("a funny film", return_tensors="pt")["input_ids"]
     method = LayerInformationLoss(lambda ids: model(ids).logits, model.bert.embeddings)
@@ -655,7 +655,7 @@ def test_the_asked_rate_can_be_kept(classifier):
     assert fit.rate.item() == pytest.approx(RATE)
 
 
-def test_all_at_the_cap_is_not_converged_where_the_closed_form_says_otherwise():
+def test_all_at_the_cap_is_not_converged_if_the_closed_form_is_below_it():
     # far beyond the first minimum noise costs a saturated state nothing more
     fit = InformationLoss(lambda x: torch.tanh(1e3 * x).repeat(1, 1, 40)).fit(
         1e-4 * single(1, 3, 16).sign(), max_sigma=10.0, rate=3.0, solver=Solver(lower_rate=False)
@@ -670,7 +670,7 @@ def test_a_looser_tolerance_has_no_smaller_budget():
         Solver(max_passes=5)
 
 
-def test_a_state_that_is_not_linear_has_no_standard_error_of_nothing():
+def test_a_state_that_is_not_linear_has_a_positive_standard_error():
     torch.manual_seed(4)  # a rectifier's kinks are rare where noise is small
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 3)).requires_grad_(False)
     fit = InformationLoss(net).fit(single(1, 10, seed=4), target=1)
@@ -688,7 +688,7 @@ def test_pages_and_tables_mark_a_row_of_a_smaller_rate(classifier, capsys):
     assert "Solved at a smaller rate" in page and "<strong>rate " in page
 
 
-def test_the_distortion_of_a_class_is_what_fresh_draws_say(classifier):
+def test_the_distortion_of_a_class_agrees_with_new_draws(classifier):
     model, tokenizer = classifier
     ids = tokenizer("a funny film", return_tensors="pt")["input_ids"]
     fit = LayerInformationLoss(lambda ids: model(ids).logits, model.bert.embeddings).fit(ids, target=1)
@@ -721,7 +721,7 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
-def test_a_state_that_saturates_is_solved_as_by_hand(rate: float) -> None:
+def test_a_saturating_state_has_the_sigma_of_its_formula(rate: float) -> None:
     """Steps that took such a D for quadratic lagged behind: sigma was 17 % too small, converged.
 
     The normalised sum of one token of many elements: D = 2 (1 - 1 / sqrt(1 + r)) with r = (sigma / std of x)^2.

@@ -88,7 +88,7 @@ def test_names_of_model_classes_and_files_are_written_out(folder: Path, tmp_path
         [f"--{HOSTILE}"],
     ],
 )
-def test_messages_of_what_cannot_be_used_are_written_out(arguments: list[str]) -> None:
+def test_error_messages_are_written_out(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.exit_code == 2
     assert_tame(done.output)
