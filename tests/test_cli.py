@@ -1,4 +1,4 @@
-"""The command line, on models made on the spot; a process of its own only where a process matters."""
+"""The command line, on models made by the tests; in a separate process only where it matters."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def run(*arguments: str, given: str | bytes | None = None) -> Any:
 
 
 def explained(*arguments: str, given: str | bytes | None = None) -> Any:
-    """What --json prints."""
+    """The output of --json."""
     result = run("explain", *arguments, "--tolerance", "0.2", "--json", given=given)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def refused(*arguments: str, given: str | bytes | None = None) -> str:
-    """The one sentence that says why not."""
+    """The error message, a single sentence."""
     result = run("explain", *arguments, given=given)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -83,7 +83,7 @@ def rows_of(data: Any, text: int = 0) -> list[tuple[int | str, int | None]]:
     return [(row["layer"], row["position"]) for row in data["texts"][text]["rows"]]
 
 
-# -- what is printed
+# -- output
 
 
 def test_explain_prints_class_tokens_layers_and_cost(folder: str) -> None:
@@ -132,7 +132,7 @@ def test_version_is_that_of_the_metadata() -> None:
 
 def test_without_a_command_the_help_is_shown() -> None:
     result = run()
-    assert result.exit_code in (0, 2)  # typer changed its mind
+    assert result.exit_code in (0, 2)  # depends on the version of typer
     assert "explain" in result.output
 
 
@@ -153,7 +153,7 @@ def test_help_shows_every_option_and_examples() -> None:
     ):  # fmt: skip
         assert f"--{option} " in result.stdout
     examples = [line.strip() for line in result.stdout.splitlines() if "interp-plugin explain" in line]
-    assert len(examples) == 11  # with the usage; none is broken into two lines
+    assert len(examples) == 11  # with the usage; no name is split over two lines
     assert all(line.count('"') % 2 == 0 for line in examples)
 
 
@@ -167,7 +167,7 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
 
-# -- where texts come from
+# -- sources of texts
 
 
 def test_texts_are_read_from_the_lines_of_a_file_and_empty_lines_are_skipped(
@@ -228,7 +228,7 @@ def test_texts_that_cannot_be_read_are_refused(
     assert message in refused(*arguments, given=given)
 
 
-# -- what is watched
+# -- states
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_texts_are_read_from_a_pipe_and_only_json_is_printed(folder: str) -> None:
-    """Progress bars and warnings go round CliRunner."""
+    """CliRunner does not capture progress bars and warnings."""
     with process("--model", folder, "--layers", "1", "--json", stdin=subprocess.PIPE) as running:
         out, err = running.communicate("a film\n")
     assert (running.returncode, err) == (0, "")
@@ -468,7 +468,7 @@ def test_a_closed_pipe_is_not_reported_as_an_error(folder: str, arguments: list[
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX signals")
 def test_an_interrupt_ends_the_command_with_130_and_no_traceback(folder: str) -> None:
-    # a parent in the background may have it ignored, and children inherit that
+    # the parent may ignore it, and children inherit that
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with process("--model", folder, "--file", "-", stdin=subprocess.PIPE, preexec_fn=heard) as running:
         time.sleep(2)  # it waits for its texts
@@ -499,7 +499,7 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(folder: str) -> None:
 
 
 def _until_gone(terminal: Any) -> Iterator[bytes]:
-    """What a terminal holds; Linux says EIO where nobody writes any more."""
+    """The content of a terminal; Linux raises EIO when all writers have closed it."""
     with contextlib.suppress(OSError):
         while part := terminal.read(4096):
             yield part
@@ -540,7 +540,7 @@ def test_other_position_lists_are_refused(text: str) -> None:
         parse_positions(text)
 
 
-# -- files as people have them
+# -- files as users have them
 
 
 def test_a_table_is_read_by_its_columns_and_rows_without_a_text_are_named(

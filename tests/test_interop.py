@@ -161,7 +161,7 @@ def embedded() -> tuple[Any, Tensor, np.ndarray, np.ndarray, float]:
 
 
 def first_layer() -> str:
-    """Where the first layer stands in the model that Quantus gets."""
+    """The name of the first layer in the model that Quantus gets."""
     wrapped = embedded()[0]
     first = huggingface.transformer_layers(wrapped.model)[0]
     return next(name for name, module in wrapped.named_modules() if module is first)
@@ -310,7 +310,7 @@ def test_weight_randomisation_of_quantus_finds_no_effect_of_weights_above_the_la
     similarity = np.array([np.ravel(found[name]) for name in places])  # to the original, from the bottom up
     assert (
         similarity[2 : watched + 1] < 0.95
-    ).all()  # 0 is the original, 1 the table that we are not asked for
+    ).all()  # 0 is the original, 1 the table, for which we are not called
     assert (similarity[watched:] == similarity[watched]).all()
     assert watched < len(places) - 10
 

@@ -1,4 +1,4 @@
-"""The seed's interface: both examples of its write-up, and what it must leave alone."""
+"""The interface of the authors' code: both examples of its write-up, and no side effects."""
 
 from __future__ import annotations
 
@@ -430,7 +430,7 @@ def test_elements_of_the_state_that_never_change_do_not_count(linear, budget):
     assert (found == 0).tolist() == dead.tolist()
     interpreter = Interpreter(x, Phi, regularization=found)
     interpreter.optimize(**budget)
-    # each of a token's 256 elements bears the noise, and 3 in 4 of them are seen by the mean over the 192
+    # each of a token's 256 elements has noise, and 3 in 4 of them affect the mean over the 192
     np.testing.assert_allclose(
         interpreter.get_sigma(), linear_optimum(regularization[~dead.numpy()]), rtol=0.03
     )
@@ -443,7 +443,7 @@ def test_a_model_in_training_mode_is_named_at_the_users_line(bert):
     assert caught[0].filename == __file__
 
 
-# what the unit tests of the authors' code ask for (microsoft/nlp-recipes, tests/unit/test_interpreter.py)
+# the unit tests of the authors' code (microsoft/nlp-recipes, tests/unit/test_interpreter.py)
 
 
 def fixed_length_Phi(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The README's commands and examples, the metadata, and what an import costs."""
+"""The README's commands and examples, the metadata, and the cost of imports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_ci_runs_the_readme_commands_and_no_others() -> None:
 
 @pytest.fixture
 def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder that the README's blocks are run in: its reader's model and reviews."""
+    """The folder in which the README's blocks are run, with a model and reviews."""
     monkeypatch.chdir(tmp_path)
     Path("my").mkdir()
     Path("my/model").symlink_to(PACKAGE / "default_model")
@@ -87,7 +87,7 @@ def test_the_command_of_the_readme_explains_the_readers_own_file() -> None:
         [sys.executable, "-m", "interp_plugin", *shlex.split(command)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "sample passes" in done.stdout  # the price, as the README says
+    assert "sample passes" in done.stdout  # the known difference, as in the README
     assert "not a bad film" in Path("reviews.html").read_text(encoding="utf-8")
 
 
@@ -223,7 +223,7 @@ def imported(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def test_heavy_packages_are_imported_where_they_are_used() -> None:
-    """pyplot, for one, chooses a window system when it is imported."""
+    """For example, importing pyplot chooses a window system."""
     for path in PACKAGE.rglob("*.py"):
         at_once = imported(ast.parse(path.read_text(encoding="utf-8")).body)
         allowed = {"typer"} if path.parent.name == "cli" else set()
@@ -239,7 +239,7 @@ def test_every_public_name_exists_and_no_others() -> None:
 
 
 # Which part of the package may import which; a part is a folder, a module of the top level, or one of LEAVES.
-# CONTRIBUTING.md draws the same in words.
+# CONTRIBUTING.md describes the same.
 LEAVES = {"text.models"}  # modules of a folder that parts below the folder need
 MAY_IMPORT = {
     "": {

@@ -1,4 +1,4 @@
-"""Heads that predict what the solver would find: right where it is known, checked, and good for one model only."""
+"""The amortised head: accuracy against known results, checks by the solver, and refusal of other models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from interp_plugin.statistics import Agreement, HeldOut
 
 SIZE, CAP, RATE = 6, 3.0, 0.1
 VOCABULARY = 30
-CLOSED = Solver(iterations=0)  # exact for a state that is linear and takes each element to one of its own
+CLOSED = Solver(
+    iterations=0
+)  # exact for a linear state in which each element depends on one element of the input
 
 
 class Gains(nn.Module):
@@ -83,7 +85,7 @@ def of_gains(**settings: Any) -> CorpusStudy:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> CorpusResult:
-    """What the solver found of 160 sentences."""
+    """The solver's study of 160 sentences."""
     return of_gains().run(sentences(160), tmp_path_factory.mktemp("learned"), show_progress=False)
 
 
@@ -92,7 +94,7 @@ def head(learned: CorpusResult) -> AmortisedEstimator:
     return AmortisedEstimator.train(gains(), None, learned, UNIT, show_progress=False)
 
 
-# -- what it predicts
+# -- predictions
 
 
 def test_the_closed_form_of_a_linear_state_is_recovered(head: AmortisedEstimator) -> None:
@@ -268,7 +270,7 @@ def test_equal_texts_are_all_used_for_training_or_all_held_out(tmp_path: Path) -
         AmortisedEstimator.train(gains(), None, same, UNIT, show_progress=False)
 
 
-# -- what it refuses
+# -- refusals
 
 
 def refusal(model: PlainModel, result: Any, unit: Calibration | None = UNIT, **settings: Any) -> str:
@@ -384,7 +386,7 @@ def test_the_rows_are_the_heads_and_some_are_solved_too(head: AmortisedEstimator
         square = torch.stack([each.square().mean() for each in off]).mean()
         assert line.error == pytest.approx(float(square.sqrt()), rel=1e-3)
         std, differences = result.settings["input_std"], []
-        for row in checked:  # what is kept at the cap goes out of the difference
+        for row in checked:  # information kept at the cap cancels in the difference
             pair = head.predict(given[row])[0].rows[number].sigma, truth(given[row])[number]
             ours, theirs = (SIZE / 2 * (1 + (std / sigma.double()) ** 2).log() for sigma in pair)
             differences.append((ours - theirs).mean())
@@ -433,7 +435,7 @@ def test_tables_and_pages_of_predictions(
     printed = " ".join(capsys.readouterr().out.split())
     assert (
         "The solver checked" in printed and "predicted" in printed
-    )  # a column of its own, no "converged 0 %"
+    )  # a separate column, not "converged 0 %"
     assert [failure.row for failure in result.failures()] == [20]
     with pytest.raises(ValueError, match="E is known only"):
         result.plot("regime")

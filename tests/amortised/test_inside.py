@@ -1,4 +1,4 @@
-"""What the amortised head sees inside a forward, against the model's own attention weights and plain sums."""
+"""What the amortised head records in a forward pass, against the model's attention weights and plain sums."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_arguments_of_the_fused_kernel_are_respected(way: str) -> None:
     model = Attend()
     with Recorder(model, torch.ones(1, 4, dtype=torch.bool)) as inside:
         model(v)
-    # the kernel itself tells its weights: what it makes of the unit vectors
+    # the kernel's weights are its output for unit vectors as values
     weights = scaled_dot_product_attention(q, k, torch.eye(4).expand(1, 2, 4, 4), **arguments)
     got, own = weights.square().sum(2).sqrt(), weights.diagonal(dim1=2, dim2=3)
     expected = (torch.cat([got, own], 1) + LEAST_ATTENTION).log().transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Calls as people make them of Captum's methods: its orders, settings, masks and wrappers."""
+"""Calls in the style of Captum's methods: order of arguments, settings, masks and wrappers."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ def test_a_padding_mask_of_torch_is_true_for_padding() -> None:
         ("global_attention_mask", MASK),
         ("decoder_attention_mask", MASK),
         ("special_tokens_mask", MASK),
-        ("x", TYPES),  # unnamed token types
-        ("x", MASK.flip(1)),  # what it leaves out is no padding: the ids there differ
+        ("x", TYPES),  # token types without a name
+        ("x", MASK.flip(1)),  # not padding: the ids at masked places differ
         ("x", MASK.float()),
         ("x", torch.tensor([[1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0]])),  # a hole
-        ("x", 1 - MASK),  # True for padding: not without a name that says so
+        ("x", 1 - MASK),  # True for padding: needs a name that says so
         ("attention_mask", 2 * MASK),
         ("attention_mask", (1 - MASK) * -1e4),
         ("attention_mask", MASK[:, :4]),
@@ -257,7 +257,7 @@ def test_attribute_to_layer_input_moves_the_noise_to_the_layers_input() -> None:
     expected = before.attribute(IDS, **given)
     found = method.attribute(IDS, attribute_to_layer_input=True, **given)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert method.layer is block  # and the method is as it was
+    assert method.layer is block  # and the method is unchanged
     assert torch.equal(
         method.attribute(IDS, attribute_to_layer_input=False, **given), method.attribute(IDS, **given)
     )

@@ -1,4 +1,4 @@
-"""What the Captum classes hand out: nats of a known sigma, shares of elements, the spread over a corpus."""
+"""Results of the Captum classes: nats of a known sigma, shares of elements, the spread over a corpus."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_without_positions_every_example_is_a_sample_of_the_state_std() -> None:
     torch.manual_seed(0)
     embed, shift = nn.Embedding(20, 4), normal(6, 4)
     ids = torch.arange(18).reshape(6, 3)
-    mask = torch.tensor([[1, 1, 0]] * 6)  # a mask of tokens is none of a state without them
+    mask = torch.tensor([[1, 1, 0]] * 6)  # a token mask does not apply to a state without tokens
     method = LayerInformationLoss(lambda ids, shift: embed(ids).sum(1) + shift, embed)
     batches = [
         {"inputs": ids[part], "additional_forward_args": shift[part], "token_mask": mask[part]}

@@ -1,4 +1,4 @@
-"""Captum's contract (DESIGN.md, section 5): our classes wherever Captum's integrated gradients go."""
+"""Captum's contract: our classes in every place where Captum's integrated gradients work."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def untouched(model: nn.Module, generators: bool = True) -> Iterator[None]:
 
 
 def seeded(make: Any, seed: int = 0) -> Any:
-    """What ``make`` builds from a fixed seed, in eval mode."""
+    """Build a module with ``make`` from a fixed seed, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = make()
@@ -356,7 +356,7 @@ def test_there_is_no_convergence_delta_and_no_future() -> None:
             method.attribute_future()
 
 
-# The model stays as it was
+# The model is left unchanged
 
 
 def test_no_grad_around_the_call_changes_nothing() -> None:
@@ -564,7 +564,7 @@ def test_a_model_that_changes_its_input_in_place_does_not_change_ours() -> None:
 
 
 def test_padding_adds_no_distortion_to_a_state_of_a_torch_transformer() -> None:
-    """Without gradients torch's fast path zeroes padded positions; with them it does not."""
+    """Torch's fast path zeroes padded positions, but only without gradients."""
     model = seeded(TransformerClassifier)
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
     method = LayerInformationLoss(model, model.embedding, model.encoder)

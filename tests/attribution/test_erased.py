@@ -36,7 +36,7 @@ EMBEDDING = BERT.get_input_embeddings()
 
 
 def own_cases() -> list[Case]:
-    """Captum's generated cases but those of neurons, apart from those that other tests change."""
+    """Captum's generated cases except those of neurons, as copies that other tests do not change."""
     return [
         case for case in cases() if not isinstance(case.layer, list) and "Neuron" not in case.theirs.__name__
     ]
@@ -51,7 +51,7 @@ def game(damage: Any, n: int, prior: float | Tensor = 0.0, **more: Any) -> Any:
 
 
 def derivative(damage: Any, p: Tensor, count: int = 200_000) -> Tensor:
-    """dDelta/dp_i at p by brute force: each token erased and not, the others as they fall."""
+    """dDelta/dp_i at p by brute force: each token erased and not, averaged over the others."""
     b = (torch.rand(count, len(p), generator=torch.Generator().manual_seed(1)) < p).double()
     found = []
     for i in range(len(p)):

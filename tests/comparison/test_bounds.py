@@ -1,4 +1,4 @@
-"""The least and the most that an order of tokens can reach: against all permutations."""
+"""Bounds on what an order of tokens can reach, against all permutations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp_plugin.comparison.metrics import METRICS, Bounds, normalised, order_
 
 
 def any_loss(count: int, seed: int) -> Tensor:
-    """Of every set of tokens, as bits: whatever, so nothing is monotone or additive."""
+    """A random value for every set of tokens, as bits, so that it is neither monotone nor additive."""
     return torch.rand(2**count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

@@ -1,4 +1,4 @@
-"""``interp-plugin compare``, on a model made on the spot; a process of its own only where one is killed."""
+"""``interp-plugin compare``, on a model made by the test; in a separate process only where one is killed."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def run(*arguments: str) -> Any:
 
 
 def compared(*arguments: str) -> Any:
-    """What --json prints."""
+    """The output of --json."""
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def refused(*arguments: str) -> str:
-    """The one sentence that says why not."""
+    """The error message, a single sentence."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     *before, sentence = result.stderr.splitlines()
     assert sentence.startswith("Error: ")
-    assert all(" methods, " in line for line in before)  # what the run would have cost
+    assert all(" methods, " in line for line in before)  # the estimated costs
     return str(sentence)
 
 
@@ -73,7 +73,7 @@ def columns_of(table: Any) -> list[str]:
 COSTS = ["seconds", "forward passes", "backward passes", "peak MiB"]
 
 
-# -- what is printed
+# -- output
 
 
 def test_tables_of_the_methods_and_metrics_are_printed(folder: str, films: str) -> None:
@@ -216,7 +216,7 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
 
-# -- where texts come from
+# -- sources of texts
 
 
 def test_limit_takes_the_first(folder: str, films: str, tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_two_questions_have_two_pictures(folder: str, films: str, tmp_path: Path
 
 
 def entries(output: Path) -> list[Any]:
-    """What the journal says of each trial."""
+    """The journal's entries."""
     path = output / "journal.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     found = [json.loads(line) for line in lines]
@@ -404,7 +404,7 @@ def test_a_killed_run_is_continued_and_repeats_nothing(folder: str, tmp_path: Pa
     assert len(trials) == len(set(trials)) == 24
 
     def judged(data: Any) -> Any:
-        """All but costs, which depend on the machine."""
+        """Results without costs, which depend on the machine."""
         [table] = data["tables"]
         return {method: cells[:2] for rows in table["groups"].values() for method, cells in rows.items()}
 

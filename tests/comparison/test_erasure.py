@@ -47,7 +47,7 @@ def sentence() -> Inputs:
     return inputs
 
 
-SPECIALS_TOO = [9.0, *SCORES, 9.0]  # those of special tokens are of no account
+SPECIALS_TOO = [9.0, *SCORES, 9.0]  # those of special tokens do not matter
 
 
 def probability(words: Sequence[str], hidden: Sequence[int] = ()) -> float:
@@ -154,7 +154,7 @@ def test_bins_are_rounded_up_and_hold_one_token_at_least() -> None:
 
 
 def test_a_state_of_separate_words_does_not_notice_that_others_are_deleted() -> None:
-    """Each word's vector is its own: deletion leaves those that stay as they are, and a mask does not."""
+    """Word vectors are independent: deletion does not change the remaining ones, but a mask does."""
     inputs = inputs_of([1.0, 2.0, 0.5])
     trial = trial_of(inputs, [1.0, 2.0, 0.5], state_of(inputs))
     assert METRICS["state erasure (delete)"](trial) == pytest.approx(0, abs=1e-6)
@@ -247,7 +247,7 @@ def test_elements_are_kept_with_the_probability_of_their_token() -> None:
 
 
 def test_soft_erasure_of_a_bag_of_words_is_the_mean_over_its_masks() -> None:
-    """Only the first element of a word has a say: 2^n masks, each with its probability."""
+    """Only the first element of a word matters: 2^n masks, each with its probability."""
     worths, ranks = [1.0, -2.0, 0.5], [1 / 6, 5 / 6, 3 / 6]
     inputs = inputs_of(worths)
     expected = dict.fromkeys((False, True), 0.0)

@@ -141,7 +141,7 @@ class Normalised(nn.Module):
 
 
 def for_and_against() -> Inputs:
-    """Three words: one speaks for the class, one against it, at the same slope, and one says nothing."""
+    """Three words: one for the class, one against it with the same slope, and one without effect."""
     net = Normalised().eval()
     vector = torch.tensor([1.0, 1.0] + 6 * [0.0])
     others = (
@@ -247,7 +247,7 @@ def test_integrated_gradients_add_up_to_the_answers_difference(kind: Any, state:
         gap = answer(inputs.embeddings) - answer(baseline_of(inputs, kind))
     found = scores(f"integrated gradients ({kind}, signed)", inputs, state=state)
     assert torch.allclose(found.sum(), gap, rtol=1e-2)
-    assert not found[~inputs.players].any()  # special tokens stand in the baseline too
+    assert not found[~inputs.players].any()  # special tokens are in the baseline, too
 
 
 def test_attention_rollout_is_the_product_of_transformers_own_weights() -> None:
@@ -326,13 +326,13 @@ def test_attention_weights_are_the_models_own_and_leave_no_trace(family: str) ->
     base: Any = model.model.base_model
     base.set_attn_implementation("eager")  # and transformers' own recording still works
     theirs = base(arguments[0], attention_mask=arguments[1], output_attentions=True).attentions
-    real = arguments[1][:, None, :, None].bool()  # what padding attends to is nobody's business
+    real = arguments[1][:, None, :, None].bool()  # attention of padding is undefined
     for mine, other in zip(found, theirs):
         assert torch.allclose(mine * real, other * real, atol=1e-5)
 
 
 def traces(model: HuggingFaceModel | PlainModel) -> list[Any]:
-    """All that a method must leave as it was."""
+    """State that a method must not change."""
     parts = list(model.module.modules())
     config = getattr(model.module, "config", None)
     return [
@@ -464,7 +464,7 @@ def test_a_method_is_chosen_by_name_or_given() -> None:
     assert chosen(METHODS, None) == list(METHODS.values())
     assert chosen(METHODS, "LIME") == [METHODS["LIME"]]
     with pytest.raises(ValueError, match=r"method 'lime' is not known; choose from 'LIME'$"):
-        chosen(METHODS, ["lime"])  # all 44 names were listed, whatever was like it
+        chosen(METHODS, ["lime"])  # all 44 names used to be listed
     with pytest.raises(
         ValueError, match="method 'gradients' is not known; choose from 'integrated gradients"
     ):

@@ -1,4 +1,4 @@
-"""The metrics together: their names, and that they judge models of all kinds."""
+"""All metrics: their names, and their values for models of all kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies of language models: what is asked of a next token, by transformers alone."""
+"""Studies of language models: next tokens, against plain calls of transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT, TARGET, FOIL = "The film was not good and", " bold", " dull"
 FAMILIES = {
     "llama": "LlamaForCausalLM",
     "gpt2": "GPT2LMHeadModel",
-}  # with a mark at the beginning, and without
+}  # with a start token, and without
 
 
 @cache
@@ -296,7 +296,7 @@ def test_foils_of_data_without_targets_are_not_dropped(tmp_path: Path) -> None:
 
 
 def test_targets_of_data_that_a_classifier_cannot_use_are_named(tmp_path: Path) -> None:
-    """Its report said nothing of the columns target and instead_of, which it did not use."""
+    """The report did not mention that the columns target and instead_of were not used."""
     path = tmp_path / "prompts.csv"
     path.write_text(f"text,target\n{TEXT},{TARGET}\n")
     classifier = tiny("bert", "BertForSequenceClassification")

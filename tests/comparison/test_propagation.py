@@ -163,7 +163,7 @@ def test_relevance_adds_up_to_the_answer_except_for_softmaxes() -> None:
     for scores, weights in hand.softmaxes:
         before, after = torch.autograd.grad(hand.answer, (weights, scores), retain_graph=True)
         absorbed += (weights * before).sum() - (scores * after).sum()
-    assert absorbed.abs() > 1e-3  # or the claim would be empty
+    assert absorbed.abs() > 1e-3  # otherwise the test would be trivial
     relevance = LRP(inputs, 1, None).double().sum()
     assert float(relevance + absorbed.detach()) == pytest.approx(float(answer), abs=1e-5)
 

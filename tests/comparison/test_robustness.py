@@ -46,7 +46,7 @@ def sentence() -> Inputs:
 
 
 def slope(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """The norm of the gradient; of a state, whose own is 0, of its distance a step away."""
+    """The norm of the gradient; for a state, whose gradient is 0, that of its distance one step away."""
     step = 0.0 if state is None else 0.1 * inputs.embeddings.std()
     points = (inputs.embeddings + step).requires_grad_()
     [gradient] = torch.autograd.grad(Answer(inputs, target, state)(points).sum(), points)

@@ -1,4 +1,4 @@
-"""Studies: what they ask and note, how they go on after anything, and what their results say."""
+"""Studies: questions and notes, continuation after interruptions, and results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ HIT = Metric(
 
 
 def counted(method: Method) -> tuple[Method, list[str]]:
-    """The method, and the texts that it was asked about."""
+    """The method, and the texts that it was called with."""
     texts: list[str] = []
 
     def score(inputs: Inputs, target: int | None, state: Any) -> Tensor:
@@ -110,7 +110,7 @@ def journal_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
 
 
-# What is asked, and what is noted
+# Questions and notes
 
 
 def test_a_result_has_the_metrics_of_the_methods_scores() -> None:
@@ -369,7 +369,7 @@ def test_failures_are_retried_only_on_request(tmp_path: Path) -> None:
     assert not np.isnan(result.cells[..., :2]).any()
 
 
-# Going on
+# Continuation
 
 
 def test_a_study_killed_again_and_again_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_more_texts_methods_metrics_and_layers_cost_only_themselves(tmp_path: Pa
     assert texts == [TEXTS[2], *TEXTS[2:]]  # one to warm up
     texts.clear()
     more = run(TEXTS, output=tmp_path, methods=[DRAW, method], metrics=[TOP, LENGTH])
-    assert not texts  # the new metric judges the scores that are there
+    assert not texts  # the new metric evaluates the stored scores
     assert without_costs(more) == without_costs(run(TEXTS, methods=[DRAW, PLACE], metrics=[TOP, LENGTH]))
     run(TEXTS, output=tmp_path, methods=[method], metrics=[LENGTH], layers="lstm")
     assert texts == [TEXTS[0], *TEXTS]

@@ -1,4 +1,4 @@
-"""``interp-plugin corpus``, on a model made on the spot; processes of their own where several share a corpus."""
+"""``interp-plugin corpus``, on a model made by the test; in separate processes where several share a corpus."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def run(*arguments: object) -> Any:
 
 
 def found(*arguments: object) -> Any:
-    """What --json prints."""
+    """The output of --json."""
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def refused(*arguments: object) -> str:
-    """The one sentence that says why not."""
+    """The error message, a single sentence."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -221,7 +221,7 @@ def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path
     assert shared.returncode == 0, shared.stderr
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)  # as each of those: with another number last bits may differ
+        torch.set_num_threads(1)  # as for each of those: with another number, the last bits may differ
         alone = found(*arguments[1:], "--output", tmp_path / "one")
     finally:
         torch.set_num_threads(threads)

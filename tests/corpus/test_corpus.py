@@ -1,4 +1,4 @@
-"""Studies of a corpus: nothing lost, nothing twice, nothing wrong, whatever happens on the way."""
+"""Studies of a corpus: no row is lost, repeated or wrong after interruptions and errors."""
 
 from __future__ import annotations
 
@@ -361,7 +361,9 @@ def test_more_failures_than_allowed_stop_the_run_and_finished_parts_stay(tmp_pat
     with pytest.raises(ValueError, match="max_errors is 1"):
         run(tmp_path, given, max_errors=1)
     with pytest.raises(ValueError, match="3 texts failed and max_errors is 2"):
-        CorpusResult.load(tmp_path, max_errors=2)  # as after several processes, each of which counted its own
+        CorpusResult.load(
+            tmp_path, max_errors=2
+        )  # as after several processes, each of which counted its own failures
     assert (
         json.loads(json.dumps(CorpusResult.load(tmp_path).to_dict(), allow_nan=False))["texts"] == WINDOW + 3
     )
@@ -388,7 +390,7 @@ def test_a_study_with_failures_only_has_no_results(tmp_path: Path) -> None:
 def test_a_run_on_the_first_rows_can_be_extended_to_all_rows(
     tmp_path: Path, undisturbed: CorpusResult, first: int
 ) -> None:
-    """Used to be refused as a study of other texts, so that --limit 2 spoilt the folder."""
+    """Used to be refused as a study of other texts, so that the folder could not be used after --limit 2."""
     assert run(tmp_path, texts()[:first]).texts == first
     assert rows(run(tmp_path)).equals(rows(undisturbed))
 

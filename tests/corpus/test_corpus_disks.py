@@ -1,4 +1,4 @@
-"""Studies of a corpus on disks that are full, cannot be written to, or lose what was written: never a wrong result."""
+"""Studies of a corpus on disks that are full, read-only or lose data: results are never wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> CorpusResult:
 
 
 class Disk:
-    """A small file system of its own.
+    """Mount a small file system.
 
     Args:
         path: an empty folder, where it is put.
@@ -60,7 +60,7 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """With room for some of the parts; for those who may mount one."""
+    """A file system with room for some of the parts; skipped without permission to mount."""
     path = tmp_path / "disk"
     path.mkdir()
     try:
@@ -147,7 +147,7 @@ def test_a_stop_at_each_step_of_writing_leaves_complete_parts(
         monkeypatch.setattr(os, function, stopped)
         with pytest.raises(KeyboardInterrupt):
             run(folder, SOME, window=4)
-            raise KeyboardInterrupt  # fewer steps than this one
+            raise KeyboardInterrupt  # there are fewer steps
         monkeypatch.setattr(os, function, original)
         assert rows(run(folder, SOME, window=4)).equals(undisturbed)
 
@@ -252,7 +252,7 @@ def test_swapped_parts_are_computed_again(tmp_path: Path, undisturbed: CorpusRes
     paths = [part.path for part in run(tmp_path).parts]
     exchange(paths[0], paths[1])
     moved = paths[2].name.replace("part-00000002", "part-00000003")
-    paths[2].rename(tmp_path / moved)  # whole, as its name says, but of another window
+    paths[2].rename(tmp_path / moved)  # undamaged, but of another window
     paths[3].unlink()
     with pytest.raises(ValueError, match=r"parts \[0, 1, 2, 3\] are missing or damaged"):
         CorpusResult.load(tmp_path)

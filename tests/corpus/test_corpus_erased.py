@@ -1,4 +1,4 @@
-"""Corpus studies of erasures: which words a class or a layer rests on, with their signs and units."""
+"""Corpus studies of erasures: scores of words with their signs and units."""
 
 from __future__ import annotations
 

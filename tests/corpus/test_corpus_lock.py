@@ -1,4 +1,4 @@
-"""One study at a time writes to a folder, and the folder is one of this machine."""
+"""Locks: one study at a time writes to a folder, which must be on a file system of this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_folder_in_use_is_refused_with_its_user_and_free_after_a_kill(tmp_path
     while not list(tmp_path.glob("part-*")):
         time.sleep(0.01)
         assert other.poll() is None
-    other.send_signal(signal.SIGSTOP)  # at whatever it is doing
+    other.send_signal(signal.SIGSTOP)  # at any point
     here = rf"process {other.pid} on {re.escape(socket.gethostname())} \(since .*\) is running a study in"
     for rate in (0.1, 0.2):
         with pytest.raises(ValueError, match=here):
@@ -51,7 +51,7 @@ def test_of_studies_started_together_one_runs_and_completes(tmp_path: Path) -> N
     refused: list[str] = []
 
     def waiting() -> Iterator[str]:
-        """The last text comes when the others were refused; the first window is read before the folder is made."""
+        """Yield the last text after the others were refused; the first window is read before the folder is created."""
         for number, text in enumerate(texts()):
             while number == TEXTS - 1 and len(refused) < len(rates) - 1:
                 time.sleep(0.01)
@@ -71,7 +71,7 @@ def test_of_studies_started_together_one_runs_and_completes(tmp_path: Path) -> N
         thread.join(60)
     assert len(refused) == len(rates) - 1
     assert all("is running a study in" in reason for reason in refused)
-    found = pd.read_parquet(tmp_path)  # passes over the lock, as its name begins with a dot
+    found = pd.read_parquet(tmp_path)  # ignores the lock, whose name begins with a dot
     assert (
         len(found.drop_duplicates(["row", "layer"]))
         == len(found)

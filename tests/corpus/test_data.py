@@ -1,4 +1,4 @@
-"""Texts out of files and data sets."""
+"""Texts from files and data sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = [{"sentence": "a good film", "label": 1}, {"sentence": "a dull one", "lab
 
 
 def written(path: Path) -> Path:
-    """The rows as a file of the kind that the path's suffix says."""
+    """Write the rows to a file of the kind of the path's suffix."""
     if path.suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     elif path.suffix == ".jsonl":
@@ -43,7 +43,7 @@ def of(path: Path, content: bytes, **settings: Any) -> list[Record]:
 
 
 def stored(scheme: str, folder: Path) -> str:
-    """The URI of a folder's copy in an object store; "memory" stands for those that only fsspec reads."""
+    """The URI of a folder's copy in an object store; "memory" represents stores that only fsspec reads."""
     if scheme == "file":
         return folder.as_uri()
     store = fsspec.filesystem("memory")
@@ -207,7 +207,7 @@ def test_records_are_read_one_at_a_time(tmp_path: Path) -> None:
     assert read_texts(path, limit=1).texts == ("one",)
 
 
-# -- what cannot be read is a record that says so, and the others are read
+# -- unreadable records carry the reason, and the others are read
 
 MANY_DIGITS = b'{"text": "two", "n": ' + b"9" * 5_000 + b"}"
 DEEP = b'{"text": "two", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -240,7 +240,7 @@ def test_a_line_too_long_to_hold_is_one_bad_record(
 
 
 def strings(*values: bytes) -> pyarrow.Array:
-    """A column that says it holds UTF-8, whatever it holds."""
+    """A column declared as UTF-8, with any content."""
     given = pyarrow.array(values, pyarrow.binary())
     return pyarrow.StringArray.from_buffers(len(values), *given.buffers()[1:])
 
@@ -384,7 +384,7 @@ def test_wide_rows_are_not_held_in_memory(tmp_path: Path) -> None:
         assert int(done.stdout) < most, f"MiB, and the file has {path.stat().st_size >> 20}"
 
 
-# -- files as people have them
+# -- files as users have them
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The workers of the Ray engine and their jobs, called as plain objects: no Ray is needed."""
+"""The workers of the Ray engine and their jobs, called as plain objects without Ray."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from interp_plugin.corpus.study import Scorer, begun
 
 
 class Died(BaseException):
-    """In place of the death of a process: goes past what takes it for a fault of the text."""
+    """The death of a process; not an Exception, so that it is not recorded as a failure of the text."""
 
 
 def run(folder: Path, make_study: Any = study) -> CorpusResult:
-    """The whole corpus by workers of which one takes the place of another that died."""
+    """Score the whole corpus with workers that are replaced when they die."""
     with begun(texts(), Reader(), Scorer(study(), WINDOW), folder, None, False) as run:
         worker = Worker(make_study, WINDOW)
         for job in map(Job, run.todo()):
             made = None
             while made is None:
                 try:
-                    made = go_on(job, worker)
+                    made = step(job, worker)
                 except Died:
                     job.died()
                     worker = Worker(make_study, WINDOW)
@@ -35,7 +35,7 @@ def run(folder: Path, make_study: Any = study) -> CorpusResult:
     return CorpusResult.load(folder)
 
 
-def go_on(job: Job, worker: Worker) -> Any:
+def step(job: Job, worker: Worker) -> Any:
     name, arguments = job.call
     return job.done(getattr(worker, name)(*arguments))
 
@@ -45,7 +45,7 @@ def some_window(number: int) -> Window:
 
 
 def deadly(*rows: int, times: float = float("inf")) -> Any:
-    """A study that dies of the texts of these rows."""
+    """A function that makes a study which dies at the texts of these rows."""
     words = {texts()[row] for row in rows}
     deaths = 0
 
@@ -107,7 +107,7 @@ def test_workers_that_die_at_a_window_but_at_no_single_text_end_the_run() -> Non
         job.died()
     worker = Worker(study, WINDOW)
     for _ in range(WINDOW):
-        assert go_on(job, worker) is None
+        assert step(job, worker) is None
     assert [scored.item.row for scored in job.scored] == [0, 1, 2, 3]
     job.died()
     with pytest.raises(RuntimeError, match=rf"{2 * DEATHS} workers died at rows 0 to 3, and no single text"):

@@ -1,4 +1,4 @@
-"""Every family of models: its layers are found, its batches equal its single texts, its heads stand where we say."""
+"""Every family of models: its layers are found, batches equal single texts, and heads are at the head site."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LANGUAGE = [
 
 @contextmanager
 def watched(calls: Mapping[Any, LayerCall]) -> Iterator[dict[Any, Tensor]]:
-    """What each layer gives out at its call, by label."""
+    """The output of each layer at its call, by label."""
     seen: dict[Any, Tensor] = {}
     handles = []
     for label, target in calls.items():
@@ -83,7 +83,7 @@ def test_a_text_has_the_same_states_in_a_padded_batch_and_alone(family: str, nam
         single, whole = run(model, [encoding])
         assert set(single) == {*model.layers, "output"}
         for label, values in batch.items():
-            assert values.isfinite().all()  # at padding, too: the core refuses NaN anywhere
+            assert values.isfinite().all()  # at padding, too: NaN is refused everywhere
             alone = tokens_of(model, label, single[label], whole, 0, encoding)
             padded = tokens_of(model, label, values, mask, row, encoding)
             torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-5)
@@ -291,7 +291,7 @@ def test_a_text_as_long_as_the_limit_runs_and_a_longer_one_is_truncated(family: 
     assert len(encoding.ids) == LIMIT
     whole = model.tokenizer(longer, verbose=False)["input_ids"]
     if whole[-1] == model.tokenizer.eos_token_id or whole[-1] == model.tokenizer.sep_token_id:
-        assert encoding.ids[-1] == whole[-1]  # the end mark stays
+        assert encoding.ids[-1] == whole[-1]  # the end token stays
     assert encoding.ids[0] == whole[0]
     arguments, _ = model.collate([encoding])
     assert model(*arguments).isfinite().all()
@@ -344,7 +344,7 @@ def test_the_configuration_may_request_tuples() -> None:
 
 
 class Judge(BertPreTrainedModel):  # type: ignore[misc]
-    """A classifier whose name tells nothing."""
+    """A classifier with a name that does not tell its task."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)

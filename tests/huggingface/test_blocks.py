@@ -1,4 +1,4 @@
-"""The layers of many more architectures are their hidden_states, and odd ones show their tokens in dimension 1."""
+"""The layers of many more architectures are their hidden_states, with the tokens in dimension 1."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def made(kind: str, settings: dict[str, Any], name: str | None = None) -> Any:
 
 
 def recorded(calls: dict[Any, LayerCall], run: Callable[[], Any]) -> tuple[dict[Any, Tensor], Any]:
-    """What passes at every layer while ``run`` runs, and what that gives."""
+    """The values at every layer while ``run`` runs, and its result."""
     seen: dict[Any, Tensor] = {}
     handles = []
     for label, target in calls.items():

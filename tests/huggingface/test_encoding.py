@@ -1,4 +1,4 @@
-"""Texts, pairs and targets become ids, and every token traces back to its characters."""
+"""Encodings of texts, pairs and targets, with the offsets of every token."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def letters(text: str) -> str:
     return fold(text.replace("##", "").replace("▁", ""))
 
 
-# -- tokens and their places
+# -- tokens and their offsets
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
@@ -203,7 +203,7 @@ def test_the_pieces_of_a_text_are_found_where_they_were_cut(text: str, data: st.
     assert align(text, tokens) == places
 
 
-# -- what is refused
+# -- refusals
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
@@ -359,7 +359,7 @@ def test_a_span_of_a_continuation_targets_its_tokens_only(gpt2: HuggingFaceModel
     continuation = " good and funny"
     encoding = gpt2.encode("The film was", target=(continuation, (6, 9)))
     assert [gpt2.class_name(index) for index in encoding.target] == [" and"]
-    assert encoding.tokens[-1] == " good"  # nothing after the tokens asked about needs to be read
+    assert encoding.tokens[-1] == " good"  # nothing after the target's tokens needs to be read
     assert encoding.target_positions == (len(encoding.ids) - 1,)
 
 
@@ -629,12 +629,12 @@ def test_the_name_is_the_path_or_the_class(gpt2: HuggingFaceModel) -> None:
     assert gpt2.device == torch.device("cpu")
 
 
-# -- silence
+# -- output
 
 
 @pytest.fixture
 def messages() -> Iterator[list[str]]:
-    """What transformers logs."""
+    """The log of transformers."""
     said: list[str] = []
 
     class Listener(logging.Handler):

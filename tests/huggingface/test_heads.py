@@ -39,7 +39,7 @@ def nats(explainer: TextExplainer, given: Any, solver: Solver = FAST, **options:
 
 
 def by_hand(explainer: TextExplainer, forward: Any, ids: Any, solver: Solver = FAST) -> Tensor:
-    """Information kept by Captum's interface from a forward of embeddings that is written here, (tokens,)."""
+    """Information kept by Captum's interface, with a forward of embeddings defined here, (tokens,)."""
     table: Any = explainer.model.embedding.layer
     embedded = table(torch.tensor([ids])).detach()
     std = explainer.plan("output").input_std
@@ -339,7 +339,7 @@ def test_each_label_in_one_call_is_that_of_a_call_each(family: str, name: str) -
 
 
 def test_erased_log_odds_of_labels_that_do_not_exclude_each_other_are_their_own() -> None:
-    """Used to be those of a softmax over the labels."""
+    """Used to be log-odds of a softmax over the labels."""
     settings = {**LABELS, "problem_type": "multi_label_classification"}
     explainer = wide("bert", "BertForSequenceClassification", **settings)
     [encoding] = explainer.encode("film")
@@ -365,7 +365,7 @@ def test_erased_log_odds_of_labels_that_do_not_exclude_each_other_are_their_own(
 def test_functions_of_labels_that_do_not_exclude_each_other_are_their_own(
     function: str, by_hand: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Used to be after a softmax over the labels."""
+    """Used to be computed after a softmax over the labels."""
     settings = {**LABELS, "problem_type": "multi_label_classification"}
     explainer = wide("bert", "BertForSequenceClassification", **settings)
     model = explainer.model.module

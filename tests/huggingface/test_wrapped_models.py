@@ -1,4 +1,4 @@
-"""Models inside PEFT, pipelines, DataParallel and CrossEncoder: the same states and scores as the model's own."""
+"""Models inside PEFT, pipelines, DataParallel and CrossEncoder have the states and scores of the model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ WAYS = [
 
 @torch.no_grad()
 def own_answer(model: HuggingFaceModel, peft_model: Any, arguments: tuple[Tensor, ...]) -> Tensor:
-    """What the PEFT model itself says."""
+    """The output of the PEFT model."""
     output = peft_model(**dict(zip(model._names, arguments)))
     answer: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
     return answer

@@ -1,4 +1,4 @@
-"""Models whose forward is compiled, offloaded or without gradients, and what their layers give out."""
+"""Models with compiled or offloaded forwards or without gradients, and kinds of outputs of layers."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_inference_mode_around_the_call_changes_nothing() -> None:
     assert torch.equal(signed, method.attribute(X, 0, score="signed", solver=FAST))
 
 
-# Models that accelerate keeps elsewhere
+# Models that accelerate offloads
 
 
 def meta(model: nn.Module) -> list[bool]:
@@ -210,7 +210,7 @@ def test_an_offloaded_model_gives_what_it_gives_loaded(where: str, score: str, t
     torch.testing.assert_close(results[:2], results[2:], rtol=1e-5, atol=1e-5)
 
 
-# What layers give out
+# Outputs of layers
 
 
 class Pair(NamedTuple):
@@ -380,7 +380,7 @@ def test_recurrent_layers_on_a_gpu_give_what_they_give_on_a_cpu(kind: Any) -> No
     assert torch.backends.cudnn.enabled == before
 
 
-# Where the batch lies
+# The batch dimension
 
 
 class TimeFirst(nn.Module):
@@ -524,7 +524,7 @@ def test_texts_are_explained_by_offloaded_and_compiled_models(how: str) -> None:
 
 
 def test_a_forward_that_stops_early_leaves_no_reference_cycle() -> None:
-    """It tied the error's traceback, and with it the model and its activations, in a reference cycle."""
+    """The error's traceback was in a reference cycle with the model and its activations."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     alive = weakref.ref(model)
     gc.collect()

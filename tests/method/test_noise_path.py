@@ -1,4 +1,4 @@
-"""Score "signed": what each token adds to a state of one number on the way from white noise."""
+"""Score "signed": what each token adds to a state of one number along the path from white noise."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_state_of_several_elements_has_no_signed_score() -> None:
 
 
 def sharp(x: Tensor) -> Tensor:
-    """A state that turns so often on a straight way that eight points of it miss its integral."""
+    """A state with so many turns along a straight path that eight points miss its integral."""
     return (30 * x.sum((1, 2))).sin() + x.sum((1, 2))
 
 

@@ -81,7 +81,7 @@ def test_distortion_is_the_mean_square_in_units_of_v():
 
 
 def test_the_loss_is_least_where_the_stationarity_is_the_rates_share():
-    """D = sum c_i sigma_i^2 of the tokens that bear noise: L and g by autograd, and the closed form's residual."""
+    """D = sum c_i sigma_i^2 over the tokens with noise: L and g by autograd, and the closed form's residual."""
     c, rate = torch.tensor([[2.0, 8.0, 5.0], [1.0, 3.0, 4.0]]).double(), torch.tensor([0.1, 0.3]).double()
     active = torch.tensor([[True, True, True], [True, True, False]])
     n = active.sum(1)

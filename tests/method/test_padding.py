@@ -1,4 +1,4 @@
-"""Batches of texts of different lengths: padding is left out of the passes where the model does not feel it."""
+"""Batches of texts of different lengths: padding is left out if the model does not depend on it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_ragged_batch_is_its_single_texts_and_runs_little_padding(of_layer: bo
     model = Encoder()
     state_layer = model.layer if of_layer else None
     batch = fit(model, state_layer=state_layer)
-    # the first run is whole, and what can be cut is tried whole and cut
+    # the first run has full length, and shorter lengths are tested against it
     assert model.shapes[:3] == [(5, 12), (1, 12), (1, 7)]
     assert model.positions < 0.8 * batch.n_forward.sum() * 12
     assert sum(rows for rows, _ in model.shapes) == batch.n_forward.sum()
@@ -76,7 +76,7 @@ def test_noise_in_embeddings_leaves_padding_out_too() -> None:
     model = Encoder()
     embeddings = model.embedding(IDS).detach()
     call = {"additional_forward_args": (~MASK,), "token_mask": MASK, "max_sigma": 9.0, "solver": FAST}
-    method = InformationLoss(lambda x, padding: model.embedded(x, ~padding))  # told what is padding
+    method = InformationLoss(lambda x, padding: model.embedded(x, ~padding))  # the model knows the padding
     batch = method.attribute(embeddings, **call)
     assert {length for _, length in model.shapes} == {12, 7, 4, 3}
     for row, length in enumerate(LENGTHS):
@@ -106,7 +106,7 @@ def test_models_that_may_depend_on_the_padded_length_run_at_it(given: dict[str, 
 def test_a_model_that_depends_on_its_padding_runs_with_it() -> None:
     model = Encoder(feels_padding=True)
     found = fit(model)
-    assert model.shapes[2] == (1, 7)  # was tried
+    assert model.shapes[2] == (1, 7)  # was tested
     assert {length for _, length in model.shapes[3:]} == {12}
     model.shapes.clear()
     untold = fit(model, additional_forward_args=(MASK.long(), [0] * 12))
@@ -140,7 +140,7 @@ CONVOLUTION, HEAD = nn.Conv1d(8, 16, 2, stride=2), nn.Linear(16, 40)
 
 
 def pairs_of_tokens(ids: Tensor, mask: Tensor) -> Tensor:
-    """At an odd length the last token has no pair and would not be seen."""
+    """At an odd length the last token has no pair and would be ignored."""
     states = CONVOLUTION((EMBEDDING(ids) * mask.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2).tanh()
     real = mask[:, : 2 * states.shape[1]].reshape(len(mask), -1, 2).amax(2).unsqueeze(-1)
     return HEAD((states * real).sum(1) / real.sum(1))

@@ -1,4 +1,4 @@
-"""What the caller does not say: the cap, and which elements of the state count."""
+"""Defaults: the cap, and which elements of the state count."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_default_cap_of_an_embedding_is_ten_deviations_of_its_weights(make: 
 
 
 def test_the_default_cap_has_the_same_digits_with_any_number_of_threads() -> None:
-    """Ray's workers have another number than the driver, and were refused."""
+    """Ray's workers have another number of threads than the driver, and were refused."""
     layer = nn.Embedding.from_pretrained(normal(30_000, 64) + 0.1)
     before, found = torch.get_num_threads(), []
     try:
@@ -68,7 +68,7 @@ def test_the_default_cap_has_the_same_digits_with_any_number_of_threads() -> Non
 
 
 class Normalised(nn.Module):
-    """Word and place embeddings behind a layer norm, as in BERT: what comes out has another spread than the table."""
+    """Word and position embeddings with a layer norm, as in BERT: the output has another spread than the table."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -271,7 +271,7 @@ def test_an_example_does_not_depend_on_other_examples_or_masked_tokens() -> None
     matrix = quadratic()
     stationarity, gradient, noise = sample(matrix, DRAWS, 0)
     alone = quadratic_controls(stationarity, gradient, noise, regular(), gradient[:0], EVEN)
-    # a neighbour of another scale, and a token more, masked: its gradient and stationarity are 0
+    # another example of another scale, and a masked token, with gradient and stationarity 0
     more = torch.cat([noise, torch.randn(DRAWS, WIDTH, generator=torch.Generator().manual_seed(5))], 1)
     longer = torch.nn.functional.pad(gradient, (0, WIDTH)).repeat(1, 2, 1)
     wider = torch.nn.functional.pad(stationarity, (0, 1)).repeat(1, 2, 1)

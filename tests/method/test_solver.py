@@ -1,4 +1,4 @@
-"""The solver against optima known without it: closed forms, root finding, brute force."""
+"""The solver against optima from closed forms, root finding and brute force."""
 
 import math
 import warnings
@@ -71,7 +71,7 @@ def test_sigma_is_inverse_to_weight_for_a_linear_state():
 @pytest.mark.parametrize("iterations", [None, 0])
 @pytest.mark.parametrize("faint", [0.0, 0.15])
 def test_the_regime_index_of_a_linear_state_is_one_wherever_the_cap_is(faint, iterations):
-    """Nine of ten tokens at the cap: such that the state does not see at all, or sees a little of."""
+    """Nine of ten tokens at the cap, with no or little effect on the state."""
     weights = torch.tensor([3.0] + [faint] * 9).double()
     phi = lambda x: (x * weights[:, None]).sum(1)  # noqa: E731
     fit = InformationLoss(phi).fit(
@@ -174,7 +174,7 @@ def test_the_common_error_is_that_of_the_mean_over_tokens():
 
 
 def test_nearly_linear_examples_stop_when_draws_cannot_help():
-    # only the closed form's probes limit the error here, and no draw makes that smaller
+    # the error comes from the closed form's probes alone, so draws do not reduce it
     x, matrix = normal(1, 4, 64), normal(4 * 64, 400, seed=1) / 50
     matrix *= torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat_interleave(64)[:, None]
     fit = InformationLoss(lambda x: torch.tanh(x.flatten(1) @ matrix / 20)).fit(x, max_sigma=100.0)
@@ -334,7 +334,7 @@ def test_passes_are_counted_as_the_model_sees_them():
     assert fit.n_backward.sum().item() == seen[1]
 
 
-# One Newton step, and what the state makes of several
+# One Newton step, and the average of several
 
 TOKENS, BATCH = 3, 2
 ACTIVE = torch.ones(BATCH, TOKENS, dtype=torch.bool)
@@ -344,7 +344,7 @@ RATES = torch.full((BATCH,), RATE, dtype=torch.float64)
 
 
 def seen_at(stationarity, distortion):
-    """Samples that say g, (S, b, T), and D, (b,)."""
+    """Samples with given g, (S, b, T), and D, (b,)."""
     return Evaluation(
         distortion.expand(len(stationarity), -1), stationarity, torch.zeros(len(stationarity), BATCH, 1)
     )
@@ -401,7 +401,9 @@ def test_a_token_leaves_the_cap_only_if_the_distortion_pushes_it():
     step = newton_step(cap.expand(-1, TOKENS), seen_at(g.expand(4, -1, -1), g.sum(1) / 2), ACTIVE, cap, RATES)
     assert torch.equal(step.free, excess > 0)
     assert not step.move[~step.free].any() and (step.move[step.free] < 0).all()
-    torch.testing.assert_close(step.residual, excess)  # what E needs at the cap too; the fit's is 0 there
+    torch.testing.assert_close(
+        step.residual, excess
+    )  # needed for E at the cap, too; the fit's residual is 0 there
 
 
 def test_an_estimate_beyond_the_cap_is_averaged_as_the_cap():
@@ -454,7 +456,7 @@ def test_batches_of_class_outputs_with_unexplained_scatter_have_larger_standard_
         state.take_in(newton_step(state.log_sigma, seen, ACTIVE, HIGH, RATES), HIGH)
     assert (state.inflation() > 2).all() and (state.error() > 2 * state.variance).all()
     state.jacobian = state.jacobian[:, :0]
-    assert torch.equal(state.error(), state.variance)  # of layers no such scatter is seen
+    assert torch.equal(state.error(), state.variance)  # no such scatter is seen at layers
 
 
 def test_the_variance_of_a_sample_is_that_of_log_sigma():
@@ -617,7 +619,7 @@ def test_the_rate_that_is_solved_does_not_depend_on_the_tolerance_or_the_budget(
 
 
 def test_noise_at_the_embedding_block_is_not_all_at_the_cap(classifier):
-    """It was, and called converged: the cap came from the table inside the block."""
+    """They were, with converged=True: the cap came from the table inside the block."""
     model, tokenizer = classifier
     ids = tokenizer("a funny film", return_tensors="pt")["input_ids"]
     fit = LayerInformationLoss(lambda ids: model(ids).logits, model.bert.embeddings).fit(ids, target=1)
@@ -656,7 +658,7 @@ def test_the_requested_rate_can_be_kept(classifier):
 
 
 def test_all_at_the_cap_is_not_converged_if_the_closed_form_is_below_it():
-    # far beyond the first minimum noise costs a saturated state nothing more
+    # far beyond the first minimum, noise does not change a saturated state further
     fit = InformationLoss(lambda x: torch.tanh(1e3 * x).repeat(1, 1, 40)).fit(
         1e-4 * single(1, 3, 16).sign(), max_sigma=10.0, rate=3.0, solver=Solver(lower_rate=False)
     )
@@ -705,7 +707,7 @@ def test_the_distortion_of_a_class_agrees_with_new_draws(classifier):
 
 
 def test_a_layer_whose_steps_overshoot_is_averaged_and_converges() -> None:
-    """Restarts from every long step went back and forth: errors of 7 to 8 % at this sentence, in place of 1.5."""
+    """Restarts from every long step oscillated: errors of 7 to 8 % for this sentence instead of 1.5 %."""
     explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     sentence = "a funny film with more than enough charm to make it memorable"
     rows = [
@@ -722,7 +724,7 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
 def test_a_saturating_state_has_the_sigma_of_its_formula(rate: float) -> None:
-    """Steps that took such a D for quadratic lagged behind: sigma was 17 % too small, converged.
+    """Steps for a quadratic D were too short: sigma was 17 % too small, with converged=True.
 
     The normalised sum of one token of many elements: D = 2 (1 - 1 / sqrt(1 + r)) with r = (sigma / std of x)^2.
     """
@@ -738,7 +740,7 @@ def test_a_saturating_state_has_the_sigma_of_its_formula(rate: float) -> None:
 
 
 def test_a_rate_that_the_slope_never_reaches_is_not_converged() -> None:
-    """Every seed was certain of another place on the way to the cap: up to 100 standard errors from a longer run."""
+    """Seeds converged at different scales below the cap: up to 100 standard errors from a longer run."""
     torch.manual_seed(1)
     x = torch.randn(1, 3, 64) * torch.tensor([[1.0], [3.0], [10.0]])
     method = InformationLoss(normalised)
@@ -752,7 +754,7 @@ def test_a_rate_that_the_slope_never_reaches_is_not_converged() -> None:
 
 
 def test_a_token_that_still_rises_beside_capped_ones_is_not_converged() -> None:
-    """Seeds that counted as converged were 3 to 7 standard errors apart (r.m.s.): a token was on its way to the cap."""
+    """Converged seeds were 3 to 7 standard errors apart (r.m.s.), because a token was still moving to the cap."""
     explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     text = "a very well made , funny and entertaining picture"
     for position in (3, 8):

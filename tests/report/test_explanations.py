@@ -1,4 +1,4 @@
-"""What the terminal, the figures and Captum's records show of an explanation."""
+"""Explanations on the terminal, in figures and in Captum's records."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_answer_names_words_and_not_their_pieces() -> None:
 
 
 def test_the_space_before_a_token_is_neither_shaded_nor_part_of_a_word_before() -> None:
-    """ " film" was named "good film", and its space hung shaded at the end of a line."""
+    """ " film" was named "good film", and its space was shaded at the end of a line."""
     one = text(["good", "film"], [row([1.0, 8.0])]) | {
         "units": ["good", " film"],
         "offsets": [[0, 0, 4], [0, 4, 9]],
@@ -114,7 +114,7 @@ def test_the_space_before_a_token_is_neither_shaded_nor_part_of_a_word_before() 
 
 
 def test_what_comes_after_a_predicted_token_is_blank() -> None:
-    """inseq's tables are: 0 nats looked like a finding."""
+    """As in inseq's tables: 0 nats looked like a result."""
     one = text(["a", "good", "film"], [row([3.0, 0.0, 0.0], "output", 1), row([3.0, 2.0, 0.0], "output", 2)])
     rows = filled.table(explanation(one), one).rows
     assert [[cell and cell.text for cell in row.cells] for row in rows] == [
@@ -124,7 +124,7 @@ def test_what_comes_after_a_predicted_token_is_blank() -> None:
 
 
 def test_the_closed_form_alone_is_not_called_unconverged() -> None:
-    """--quick was told that --max-passes mends it, which it does not."""
+    """The advice for --quick was --max-passes, which has no effect there."""
     one = text(["good", "film"], [row([8.0, 4.0]) | {"converged": False}])
     values = explanation(one)
     values["settings"]["iterations"] = 0
@@ -146,7 +146,7 @@ def unfinished(regime_index: float | None, layer: int = 1, **more: Any) -> dict[
 
 
 def test_saturated_rows_suggest_a_lower_rate_and_others_more_passes() -> None:
-    """One noisy row among 53 that saturate had all of them told to take 20,000 passes, which mend none of these."""
+    """With one noisy row among 53 saturated ones, all were advised to use 20,000 passes, which does not help these."""
     both = text(["a", "b"], [unfinished(0.4), unfinished(0.9, 2)])
     shown = filled.report(explanation(both)).sections[0].status
     assert "Not converged: layer 1, layer 2; the state of 1 of these rows saturates" in shown
@@ -156,7 +156,7 @@ def test_saturated_rows_suggest_a_lower_rate_and_others_more_passes() -> None:
 
 
 def test_a_regime_index_of_zero_is_known_and_one_that_is_missing_is_not() -> None:
-    """0 was taken for missing: the line said --max-passes 50000."""
+    """0 was treated as missing: the advice was --max-passes 50000."""
     zero, missing = (
         filled.report(explanation(text(["a", "b"], [unfinished(index)]))).sections[0].status
         for index in (0.0, None)
@@ -165,13 +165,13 @@ def test_a_regime_index_of_zero_is_known_and_one_that_is_missing_is_not() -> Non
 
 
 def test_a_row_that_saturates_at_a_smaller_rate_suggests_an_even_lower_one() -> None:
-    """Solved at .0016 where .1 was asked for, it was told --rate 0.01, which changes nothing."""
+    """Solved at .0016 instead of the requested .1, the advice was --rate 0.01, which changes nothing."""
     one = text(["a", "b"], [unfinished(0.4, rate=0.0015625)])
     assert "--rate 0.0002 (in Python rate=0.0002)" in filled.report(explanation(one)).sections[0].status
 
 
 def test_a_text_that_is_read_again_begins_a_line_with_its_special_tokens() -> None:
-    """[CLS] hung at the end of the choice before."""
+    """[CLS] was at the end of the choice before."""
     one = text(["a"], [row([1.0] * 9)], pair="b\nc") | {
         "units": ["[CLS]", "a", "[SEP]", "b", "[CLS]", "a", "[SEP]", "c", "[SEP]"],
         "offsets": [None, [0, 0, 1], None, [1, 0, 1], None, [0, 0, 1], None, [1, 2, 3], None],
@@ -182,7 +182,7 @@ def test_a_text_that_is_read_again_begins_a_line_with_its_special_tokens() -> No
 
 
 def test_choices_stand_in_a_heading_with_bars_between() -> None:
-    """It said "it was good\\nit was dull"."""
+    """It was "it was good\\nit was dull"."""
     values = explanation(text(["a"], text="the film", pair="it was good\nit was dull"))
     assert filled.report(values).title == "Information kept: the film | it was good | it was dull"
 
@@ -196,7 +196,7 @@ def test_a_word_with_scores_of_both_signs_is_named_once() -> None:
 
 
 def test_answers_and_choices_of_several_words_are_in_quotes() -> None:
-    """They ran into the sentence: "Predicted the film was not, 0.02. Target:  Paris instead of  London."."""
+    """They merged with the sentence: "Predicted the film was not, 0.02. Target:  Paris instead of  London."."""
     one = text(["a"], predicted="the film was not", target=" Paris instead of  London")
     assert "Predicted 'the film was not', 0.99. Target: ' Paris' instead of ' London'." in flat(
         explanation(one)
@@ -387,7 +387,7 @@ def test_totals_use_the_rows_own_error_and_else_add_variances() -> None:
 
 
 def drawn(figure: Any) -> None:
-    """Draws, with every warning (a layout that does not fit) an error, but for glyphs that no font has."""
+    """Draw with warnings (a layout that does not fit) as errors, except for glyphs that no font has."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="Glyph")
@@ -486,7 +486,7 @@ def test_the_flow_has_a_line_of_sums_for_each_text() -> None:
     [axes] = figures.plot(explanation(one, text(["c"], [row([4.0], 2)])), "flow").axes
     first, second = axes.lines
     assert first.get_xydata().tolist() == [[0.0, 3.0], [1.0, 1.5]]
-    assert second.get_xydata().tolist() == [[1.0, 4.0]]  # layer 2 stands at the same place for both
+    assert second.get_xydata().tolist() == [[1.0, 4.0]]  # layer 2 has the same position for both
 
 
 def test_a_token_is_not_read_as_a_formula_in_a_figure() -> None:
@@ -584,7 +584,7 @@ def test_attributions_handed_to_captum_are_shares_of_one(kept: list[float], erro
     assert all(0.0 <= value <= 1.0 for value in record.word_attributions.tolist())
 
 
-# --- the house
+# --- imports
 
 
 def test_drawing_imports_no_other_part_of_the_package_and_nothing_heavy() -> None:
@@ -608,5 +608,5 @@ def test_drawing_imports_no_other_part_of_the_package_and_nothing_heavy() -> Non
 
 
 def test_a_row_is_called_saturated_exactly_if_the_solver_does() -> None:
-    """The report imports nothing of the method, and has the bound a second time."""
+    """The report imports nothing of the method, so it has its own copy of the bound."""
     assert filled.SATURATED == objective.SATURATED

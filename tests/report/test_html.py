@@ -1,4 +1,4 @@
-"""What the HTML page of an explanation holds, and what it cannot do."""
+"""The HTML page of an explanation: content and security."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_the_sentence_is_shaded_by_the_last_row_until_the_script_runs() -> None:
     assert shown.texts("output") == ["output"]
     [(_, slider)] = shown.all("input")
     assert slider["max"] == slider["value"] == "1"
-    assert "hidden" in slider  # a control that does nothing is not shown
+    assert "hidden" in slider  # a control without effect is not shown
 
 
 def test_the_script_is_given_loss_and_sigma_with_its_error() -> None:
@@ -257,7 +257,7 @@ def test_tokens_that_share_a_character_are_all_shown() -> None:
     assert [(piece.text, piece.column) for piece in line] == [("😀", 0), ("\\x9f", 1), ("!", 2)]
 
 
-# --- what the page cannot do
+# --- security
 
 
 def hostile() -> dict[str, Any]:
@@ -273,7 +273,7 @@ def test_hostile_data_adds_no_element_and_no_attribute() -> None:
     assert {name for name, _, _ in shown.elements} == {name for name, _, _ in page(TWO, TWO).elements} | {
         "bdi"
     }
-    assert len(shown.all("script")) == 3  # numbers of two texts, and ours
+    assert len(shown.all("script")) == 3  # data of two texts, and ours
     assert not any(key.startswith("on") for _, attributes, _ in shown.elements for key in attributes)
 
 

@@ -1,4 +1,4 @@
-"""What the report of a study says, in each of its forms, and what it never does."""
+"""The report of a study in all its media."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     columns = [StudyColumn(f"{metric.name} {i}", True, "") for i in range(4) for metric in METRICS]
     text = printed([study_table([*HOSTILE[:4], *METHODS], SIGNED, columns=columns)], width)
     assert max(map(len, text.splitlines())) <= width
-    for metric in columns:  # headings fold: their words are all there, in other lines
+    for metric in columns:  # headings are wrapped: their words are in several lines
         assert set(metric.name.split()) <= set(text.split()), metric
 
 
@@ -279,7 +279,7 @@ def test_the_figure_is_in_the_page_in_its_colours_and_its_names_are_text() -> No
     [svg] = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
     assert "var(--unsigned)" in svg
     assert "var(--signed)" in svg
-    assert "#2171b5" not in svg  # which the night could not change
+    assert "#2171b5" not in svg  # which dark mode could not change
     assert all(name in re.sub("<[^>]*>", "", svg) for name in ("ours", "theirs", "gradient"))
 
 

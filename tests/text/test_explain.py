@@ -27,7 +27,7 @@ from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import Explanation, Row, TextExplanation
 from interp_plugin.text.states import Calibration
 
-# where the noise is small, rounding is all that can tell two runs apart
+# for small noise, two runs only differ by rounding
 QUICK: dict[str, Any] = {"solver": Solver(iterations=1), "rate": 1e-3}
 TEXTS = ["The film was good .", "A dull story , not good and not funny", "film"]
 # these do not take float64: Gemma 2's softmax, and GPT-2's mask before transformers 5
@@ -77,7 +77,7 @@ def assert_same(item: TextExplanation, twin: TextExplanation, rtol: float = 1e-4
 
 
 def assert_fits(row: Row, fit: NoiseFit) -> None:
-    """The row says what the Captum class says of a single text without padding."""
+    """The row has the result of the Captum class for a single text without padding."""
     torch.testing.assert_close(row.sigma, fit.sigma[0], rtol=1e-4, atol=0)
     assert (row.sigma < row.max_sigma).any()
 
@@ -101,7 +101,7 @@ def method(
 
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts shared each batch; all may, however different their lengths."""
+    """The number of texts in each batch; all may share one, whatever their lengths."""
     seen: list[int] = []
 
     def spy(model: Any, encodings: Any, plan: Any, finder: Any = None) -> Any:
@@ -118,7 +118,7 @@ def assert_padding_changes_nothing(
     explainer: TextExplainer, targets: list[Any], shared: list[int], **settings: Any
 ) -> Explanation:
     asked: dict[str, Any] = {"layers": [*explainer.model.layers, "output"], **QUICK, **settings}
-    # scores that are small beside what they are summed of are known to fewer digits
+    # scores that are small compared with their summands have fewer digits
     rough = asked["rate"] < 0.1 and next(explainer.model.module.parameters()).dtype == torch.float32
     together = explainer.explain(TEXTS, target=targets, **asked)
     assert shared == [3]
@@ -442,7 +442,7 @@ def test_an_encoder_decoders_output_is_the_log_probability_of_its_target(
         torch.tensor([encoding.ids]), additional_forward_args=(decoder,), **QUICK
     )
     torch.testing.assert_close(item.rows[0].sigma, fit.sigma[0], rtol=1e-4, atol=0)
-    assert item.tokens == encoding.tokens  # the source's, which bear the noise
+    assert item.tokens == encoding.tokens  # the source's, which get the noise
     assert item.pair == (None if target == 7 else " bad and dull")
 
 
@@ -730,7 +730,7 @@ def test_a_tokenizer_without_offsets_has_readable_words() -> None:
     assert item.scores(granularity="word").units == ("[CLS]", "The", "film", "wás", "unbelievable", "[SEP]")
 
 
-# -- what goes wrong inside is told of the text
+# -- errors name the text
 
 
 def test_values_that_are_not_finite_name_the_text() -> None:

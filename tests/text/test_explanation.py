@@ -114,7 +114,7 @@ def realistic(n_texts: int, n_layers: int, n_tokens: int) -> Explanation:
 
 @st.composite
 def explanations(draw: st.DrawFn) -> Explanation:
-    """Anything that can be built: odd texts, random spans, NaN, inf and subnormal numbers, layers of both types."""
+    """Any valid explanation: unusual texts, random spans, NaN, inf and subnormal numbers, layers of both types."""
     number = st.floats(width=32)
     wide = st.floats()
     items = []
@@ -629,7 +629,7 @@ def test_a_saved_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_a_name_in_another_format_is_refused(tmp_path: Path) -> None:
-    """It got a Parquet file all the same."""
+    """A Parquet file was written anyway."""
     for name in ("a.xlsx", "a.json"):
         with pytest.raises(ValueError, match=r"ends in \.(xlsx|json), and a Parquet file"):
             example().save(tmp_path / name)

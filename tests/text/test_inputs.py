@@ -1,4 +1,4 @@
-"""Texts as people have them: split into words, and with further arguments of the model's forward."""
+"""Texts that are split into words, and further arguments of the model's forward."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def explainer(kind: str, tokenizer: Any = None, **settings: Any) -> TextExplaine
     "family, name", [("bert", "BertModel"), ("xlm-roberta", "XLMRobertaModel"), ("llama", "LlamaModel")]
 )
 def test_words_are_those_of_the_caller(family: str, name: str) -> None:
-    """Where a text would be cut at blanks and punctuation."""
+    """Words that splitting at blanks and punctuation would change."""
     model = tiny(family, name)
     [item] = TextExplainer(model).explain([WORDS], 1, solver=FAST, is_split_into_words=True)
     scores = item.scores(granularity="word")
@@ -232,7 +232,7 @@ def test_a_text_accepts_the_batch_of_one_of_its_tokenizer() -> None:
 
 
 def test_values_for_one_text_in_a_list_are_refused_with_the_right_form() -> None:
-    """The command line has a list of texts, also of one: "must have a value for each of 1 texts" helped nobody."""
+    """The command line always has a list of texts; "must have a value for each of 1 texts" was not helpful."""
     with pytest.raises(ValueError, match=r"each text \(1\), \[\[0, 0\]\] for one text"):
         explainer("Bert").explain(["a film"], 1, forward_args={"token_type_ids": [0, 0]})
 

@@ -1,4 +1,4 @@
-"""Language models: what a layer's state is, what the output is asked, generated text, chats, segments."""
+"""Language models: states of layers, targets of the output, generated text, chats, segments."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_calibration_distinguishes_a_blocks_output_from_the_next_blocks_input(
 
 
 def captum_kept(model: object, text: str, forward: object) -> torch.Tensor:
-    """What the Captum class learns of a function of the model's scores."""
+    """The result of the Captum class for a function of the model's scores."""
     arguments, _ = model.collate([model.encode(text)])
     method = LayerInformationLoss(lambda *a: forward(model(*a)[:, -1]), model.embedding)
     return method.fit(arguments[0], additional_forward_args=arguments[1:], solver=FAST).sigma[0]

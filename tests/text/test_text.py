@@ -1,4 +1,4 @@
-"""TextExplainer: what it asks of the core, on plain PyTorch models and the default one."""
+"""TextExplainer on plain PyTorch models and the default model."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_state_without_spread_is_refused_as_a_unit() -> None:
 
 def test_the_error_of_a_total_is_of_the_tokens_below_the_cap() -> None:
     text = TextExplainer(lstm()).explain("the cat sat on a mat", layers="lstm", positions=0, solver=FAST)[0]
-    [row] = text.rows  # of which only the first word has a say
+    [row] = text.rows  # which depends on the first word only
     assert (row.sigma[1:] == row.max_sigma).all() and row.standard_error[0] > 0
     assert float(text.total("loss")[1][0]) == pytest.approx(8 * float(row.standard_error[0]), rel=1e-3)
     slope = 8 / (1 + (float(row.sigma[0]) / row.input_std) ** 2)
@@ -249,7 +249,7 @@ def test_special_tokens_of_a_fast_tokenizer_are_not_words() -> None:
 
 
 class Greedy(nn.Module):
-    """Runs out of memory where more rows come than it likes."""
+    """Runs out of memory if there are too many rows."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ def test_a_tokenizer_that_does_not_fit_the_embedding() -> None:
 
 
 def test_the_bar_moves_with_the_passes_of_a_single_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Used to stand at 0/1 for hours."""
+    """The bar used to stay at 0/1 for hours."""
     seen: list[float] = []
 
     class Bar(scoring.tqdm):  # type: ignore[misc]

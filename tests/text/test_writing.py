@@ -1,4 +1,4 @@
-"""Output files: whole or not at all, with the links, modes, pipes and devices that were there before."""
+"""Output files: written completely or not at all, keeping links, modes, pipes and devices."""
 
 from __future__ import annotations
 
