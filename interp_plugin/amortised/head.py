@@ -36,9 +36,7 @@ DECAY = 0.02  # weight decay
 SMALLEST = 1e-3  # smallest spread of an input or output column; smaller ones are replaced by it
 FEWEST = 20  # minimum number of texts, for training and held out together
 # of the features
-ROUNDING = (
-    1e-3  # added to a norm, relative to the vector's: logarithms of smaller norms would depend on the batch
-)
+ROUNDING = 1e-3  # added to a norm, as a share of the vector's: smaller norms depend on the batch
 TINY = 1e-6  # added to a norm
 SMALLEST_SPREAD = 1e-6  # smallest spread before a normalisation
 LEAST_ATTENTION = 1e-3  # added to an attention weight

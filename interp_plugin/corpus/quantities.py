@@ -29,9 +29,7 @@ LEVEL = 0.95
 DRIFT = 0.01  # significance level of the test of predictions
 Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a unit Gaussian, per dimension
-NO_NUMBERS = (
-    "the study has no results: every text of its corpus failed (see failures()), or none is finished yet"
-)
+NO_NUMBERS = "the study has no results: every text of its corpus failed (see failures()), or none is done yet"
 PER = ("sentence", "token", "token of a sentence", "dimension")
 PER_ERASED = ("sentence", "token", "word", "word of a sentence")
 MEDIAN = "median sentence"
@@ -39,10 +37,7 @@ NATS = ("size", "max_sigma", "input_std", "sigma")
 """Columns of a line from which the nats kept are computed."""
 _FACTS = ("regime_index", "distortion", "rate", "converged", "n_forward", "n_backward")
 _ERASED_FACTS = ("damage", "n_forward", "n_backward")
-_HEAVY_TAILED = (
-    "regime_index",
-    "distortion",
-)  # E divides by D, so E of a state that hardly moves is arbitrary
+_HEAVY_TAILED = ("regime_index", "distortion")  # E divides by D, which may be almost 0
 _COLUMNS = ("row", "text", "pair", "standard_error")
 _CELLS = 4_000_000  # number of counts in memory at a time
 

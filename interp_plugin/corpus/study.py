@@ -38,12 +38,8 @@ if TYPE_CHECKING:
 
 CHECKED_SHARE = 0.01  # of predicted texts that the solver checks
 OTHER_DRAWS = 1_000_003  # added to the seed, because a head may have been trained on the study's own draws
-CHECKED_EARLY = (
-    4  # more checked texts whenever the number of rows grows by a factor e, until the share is larger
-)
-MOST_FAILURES = (
-    32  # if the model fails on so many texts before it has scored any, the texts are not the cause
-)
+CHECKED_EARLY = 4  # more checked texts per factor e in the number of rows, until the share is larger
+MOST_FAILURES = 32  # with so many failures before the first success, the texts are not the cause
 
 
 class Estimator(Finder, Protocol):

@@ -49,13 +49,7 @@ SHARES = {"damage": 0.3, "keep": 0.7}  # mean share of erased tokens, by side
 LEAST = 0.03  # p_i lies between this and 1 minus this: no token is always or never erased
 STEPS, DAMPING = 100, 0.3  # of the fixed-point iteration if all erasures were enumerated
 VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0, 1e2, 1e4)  # of coefficients, in units of the noise variance
-OWN_VARIANCES = (
-    0.0,
-    0.01,
-    0.1,
-    1.0,
-    10.0,
-)  # of the part specific to a round, not larger than the common part
+OWN_VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0)  # of the part specific to a round, at most the common one
 
 
 @dataclass(frozen=True)

@@ -40,59 +40,37 @@ EXACT = 32  # maximum number of state elements for which the whole Jacobian is c
 SAMPLES = 144  # for an example at the default tolerance, otherwise proportional to 1 / tolerance^2
 SPARE = 3.0  # factor for examples that have not met the tolerance by then, such as last layers
 LOOSEST = 0.02  # the maximum number of batches does not fall further for looser tolerances
-MIN_BATCHES = (
-    4  # batches of samples that may be used to determine the order of tokens, however loose the tolerance
-)
+MIN_BATCHES = 4  # that may be drawn to settle the order of tokens, however loose the tolerance
 KEPT_GRADIENTS = 28  # of earlier pairs, for the control variates of later ones
 KEPT_ELEMENTS = 2**25  # maximum number of elements of these gradients in memory
 
 FIRST_BATCH = 0.5  # size of the first batch, as a share of the others: it mostly moves the iterate
 LARGEST_STEP = 1.0  # of log sigma
-LEAST_ELASTICITY = (
-    4 * SATURATED - 2
-)  # smallest elasticity of the slope of D in a scale that all tokens share: 2 p - 2 with p = 2 E
+LEAST_ELASTICITY = 4 * SATURATED - 2  # of the slope of D in a scale shared by all tokens: 2 p - 2, p = 2 E
 LARGEST_ELASTICITY = 30.0
 LARGEST_RISE = 0.25  # of a token relative to the others: for larger sigma, samples understate their scatter
 LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: after a longer Newton step another one is needed
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
-OUTLIER = (
-    4.0  # a batch gets a smaller weight if its variance exceeds that of the samples so far by this factor
-)
-DRIFT = (
-    4.0  # if the last steps' mean exceeds so many standard errors, a token has not arrived: its slope is flat
-)
-DRIFT_BY_CAP = (
-    2.0  # the same if there are tokens at the cap in which D saturates below their share of the rate
-)
+OUTLIER = 4.0  # times the variance of the samples so far: above, a batch gets a smaller weight
+DRIFT = 4.0  # standard errors of the last steps' mean: above, a token has not arrived (its slope is flat)
+DRIFT_BY_CAP = 2.0  # the same beside tokens at the cap in which D saturates below their share of the rate
 BELOW_CAP = 0.1  # in log sigma: smallest distance of such tokens' closed form from the cap
 RECENT = 4  # number of steps in that mean, with weights that fall with their age
 ROUNDING = 1e-4  # in log sigma: batches that differ by less agree
 QUADRATIC = 1e-4  # of D: largest deviation of a quadratic D from sum_i g_i = 2 D in a draw, 0.005 % of sigma
-MOST_SHRINKS, LARGEST_SHRINK = (
-    12,
-    1.2,
-)  # of the noise at the start: number, and largest change of log sigma in one
-UNSEEN = (
-    0.005  # in log sigma: minimum standard error of class outputs that are not linear, whose samples are few
-)
+MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start: number, and change of log sigma in one
+UNSEEN = 0.005  # in log sigma: minimum standard error of class outputs that are not linear
 REPEATS = 64  # of the simulation of the rank agreement between two fits
-DISORDER = (
-    7.0  # (1 - Spearman of two fits) / tolerance^1.5: Spearman 0.98 at the default, 0.993 at half of it
-)
+DISORDER = 7.0  # (1 - Spearman of two fits) / tolerance^1.5; Spearman 0.98 at the default, 0.993 at half
 MOST_ORDERED = 4096  # in examples with more tokens, the order is not checked
 
 PILOT_SEED = 0  # of the pilot samples that choose the rate of class outputs, independent of the solver's seed
 PILOT_PAIRS, MOST_PILOTS = 4, 12  # pairs in a pilot sample, and maximum number of pilot samples
 CHECK_PAIRS, MOST_CHECKS = 12, 3  # the same for detecting rare flips of the class, which few pairs miss
-SPREAD = (
-    0.16  # largest standard deviation of log sigma from one pair at the requested rate: 2 % from 64 pairs
-)
+SPREAD = 0.16  # largest s.d. of log sigma from one pair at the requested rate: 2 % from 64 pairs
 EDGE = 0.3  # the same at the largest rate with sound samples, beyond which there is a cliff
 MARGIN = 2  # halvings from that rate to the one that is solved, so that rare samples do not reach the cliff
-LARGEST_DROP, CLIMB = (
-    6,
-    2,
-)  # largest change of the rate between pilot samples, in halvings down and doublings up
+LARGEST_DROP, CLIMB = 6, 2  # change of the rate between pilot samples: most halvings down, doublings up
 LOWEST = 2.0**-48  # smallest share of the requested rate, beyond single precision
 ORDER_STREAM, PILOT_STREAM = NORM_STREAM + 1, NORM_STREAM + 2  # streams of random numbers
 
