@@ -222,7 +222,7 @@ def _status(result: CorpusResult, of: Mapping[Any, Mapping[str, Any]], layers: S
 def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:
     """Return the section that compares predictions with the solver."""
     columns = (
-        "error of log sigma", "when trained", "ranks (Spearman)", "within 2 s.e.", "shift, nats a token", "drift",
+        "error of log sigma", "when trained", "ranks (Spearman)", "within 2 s.e.", "shift, nats per token", "drift",
     )  # fmt: skip
     rows = []
     for line in lines:
@@ -282,7 +282,7 @@ def _differences(result: CorpusResult, other: CorpusResult) -> Section:
         p = Cell(significant(line["p_holm"], 2), line["p_holm"])
         rows.append(Row(str(line["layer"]), (Cell(words[line["quantity"]]), cell, p)))
     columns = (Column("", words=True), Column("difference"), Column("p (Holm)"))
-    title = f"less {other.settings['model']}, paired by text, a {unit}"
+    title = f"difference from {other.settings['model']}, paired by text, per {unit}"
     return Section("Compared", tables=(Table(title, "layer", columns, {"": tuple(rows)}),))
 
 
@@ -309,7 +309,7 @@ def _words(result: CorpusResult) -> list[Section]:
         cells = {name: ratio if name == "concentration_ratio" else _with_error(line, name) for name in names}
         rows.append(Row(str(line["layer"]), (background, *cells.values())))
     columns = (
-        "background, nats per token", "concentration: foreground less background", "as a ratio",
+        "background, nats per token", "concentration: foreground minus background", "as a ratio",
         "points per sentence, foreground", "points per sentence, background", "quality",
     )  # fmt: skip
     threshold = significant(lines[0]["threshold"]) if lines else numbers.UNKNOWN
