@@ -1,4 +1,4 @@
-"""Texts read from files, object stores, data sets and tables in memory; a record that cannot be read says why."""
+"""Reads texts from files, object stores, data sets and tables in memory; unreadable records carry the reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from interp_plugin.text.models import shown
 
 Text = str | tuple[str, str]
 Column = str | int
-"""A column by its name, or by its number, from 0, in a file without a header."""
+"""A column's name, or in a file without a header its number, from 0."""
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES = (".txt", *TABLES)
@@ -37,9 +37,9 @@ USUAL_COLUMNS = {
 }  # fmt: skip
 SEPARATORS = ",;\t|"
 EMPTY = "an empty line"
-LONGEST = 2**25  # bytes of a line; a longer one is skipped without being held in memory
-SAMPLE = 20  # lines of a .csv file that the separator is found from
-PARQUET_BATCH = 2**24  # bytes of a Parquet file in memory at a time, about
+LONGEST = 2**25  # maximum bytes of a line; longer ones are skipped without being held in memory
+SAMPLE = 20  # number of lines of a .csv file from which the separator is detected
+PARQUET_BATCH = 2**24  # approximate bytes of a Parquet file in memory at a time
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Record:
 
     Attributes:
         where: file and line, for messages.
-        values: by column; empty where the record cannot be read, and None each where it lacks a column.
-        error: why it cannot be read; None: it can.
+        values: by column; empty if the record cannot be read, and all None if it lacks a required column.
+        error: why the record cannot be read; None: it can be.
     """
 
     where: str
@@ -57,10 +57,10 @@ class Record:
     error: str | None = None
 
     def text(self, column: Column, pair: Column | None = None) -> Text:
-        """The text, or the pair of texts.
+        """Return the text, or the pair of texts.
 
         Raises:
-            ValueError: the record cannot be read, has no such column, or holds no text there.
+            ValueError: the record cannot be read, has no such column, or has no text in it.
         """
         if pair is not None:
             return self._words(column), self._words(pair)
@@ -70,12 +70,12 @@ class Record:
         words = self.value(column)
         if not isinstance(words, str) or not words.strip():
             raise ValueError(
-                f"{self.where} holds {shown(str(words))} in column {column!r}: it must be some words"
+                f"{self.where} holds {shown(str(words))} in column {column!r}: it must be a text that is not empty"
             )
         return words
 
     def value(self, column: Column) -> Any:
-        """What stands in a column.
+        """Return the value of a column.
 
         Raises:
             ValueError: the record cannot be read, or has no such column.
@@ -94,9 +94,9 @@ class Wanted:
     """The columns to read.
 
     Attributes:
-        text: of the texts; None: found by their usual names, or the only one of words.
-        others: which must be there too.
-        usual: which are read where they are there.
+        text: column of the texts; None: a usual name, or the only column with words.
+        others: further columns that must exist.
+        usual: columns that are read if they exist.
     """
 
     text: Column | None
@@ -104,19 +104,19 @@ class Wanted:
     usual: tuple[str, ...] = ()
 
     def missing(self, names: Collection[str]) -> list[Column]:
-        """Those that must be there and are not."""
+        """Return the columns that must exist and do not."""
         required = self.others if self.text is None else (self.text, *self.others)
         return [name for name in required if name not in names]
 
     def among(self, names: Sequence[str], words: Collection[str]) -> list[str]:
-        """Those of the columns to read; ``words`` are the columns that hold strings."""
+        """Return which of the columns to read; ``words`` are those that hold strings."""
         texts = [name for name in TEXT_COLUMNS if name in words] or list(words)
         chosen = {*(texts if self.text is None else (self.text,)), *self.others, *self.usual}
         return [name for name in names if name in chosen]
 
 
 class Records(Iterator[Record]):
-    """Records in their order, read one at a time; ``name`` is that of their source."""
+    """An iterator over records, read one at a time; ``name`` is the name of the source."""
 
     def __init__(
         self, read: Callable[[Wanted | None], Iterator[Record]], name: str, wanted: Wanted | None = None
@@ -125,9 +125,9 @@ class Records(Iterator[Record]):
         self._read, self._rest, self._begun = read, read(wanted), False
 
     def only(self, wanted: Wanted) -> Records:
-        """The same, and of files that can be read by columns (Parquet) these columns alone.
+        """Return the records with these columns only, if the files can be read by column (Parquet).
 
-        Where some were read already, the others follow with all their columns.
+        After the first record has been read, all columns are kept.
         """
         return self if self._begun else Records(self._read, self.name, wanted)
 
@@ -143,25 +143,25 @@ def records(
     encoding: str = "utf-8",
     limit: int | None = None,
 ) -> Records:
-    """The records of a file, of a folder of files, or of a data set, without holding them all in memory.
+    """Return the records of a file, of a folder of files, or of a data set, read one at a time.
 
-    What cannot be read (a line that is not JSON, a value of a table that Python cannot hold, a damaged page) is a
-    record that says so, and those after it are read.
+    A record that cannot be read (a line that is not JSON, a value that Python cannot represent, a damaged page)
+    carries the reason, and reading continues after it.
 
     Args:
-        source: a .txt (a text a line, in column "text"), .jsonl, .csv (separated by commas, semicolons, tabs or bars,
-            whichever the first lines are), .tsv (no quoting) or .parquet file; a folder of such files, read in the
-            order of their names; the URI of one or the other in an object store that pyarrow or fsspec reads
-            ("s3://bucket/reviews"); or the name of a data set ("imdb", "glue:sst2" where it has a configuration), for
-            ``datasets.load_dataset``.
-        split: of a data set (None: "train"); a folder with a split is read by ``load_dataset`` too.
+        source: a .txt (one text per line, in column "text"), .jsonl, .csv (separated by commas, semicolons, tabs or
+            bars, detected from the first lines), .tsv (no quoting) or .parquet file; a folder of such files, read in
+            the order of their names; the URI of a file or folder in an object store that pyarrow or fsspec reads
+            ("s3://bucket/reviews"); or the name of a data set for ``datasets.load_dataset`` ("imdb", or "glue:sst2"
+            with a configuration).
+        split: of a data set (None: "train"); a folder with a split is also read by ``load_dataset``.
         header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.  None: it does
-            where one of its cells is a usual name, such as "text" or "label", or none is a number or a sentence.
+            if one of its cells is a usual name, such as "text" or "label", or no cell is a number or a sentence.
         encoding: of .txt, .jsonl, .csv and .tsv files.
-        limit: the first so many.
+        limit: maximum number of records.
 
     Raises:
-        ValueError: nothing is there, it is of another kind, or there is no such encoding.
+        ValueError: the source does not exist or is of another kind, or the encoding is unknown.
         ImportError: ``pyarrow`` (Parquet, object stores) or ``datasets`` is needed and not installed.
 
     Examples::
@@ -176,20 +176,18 @@ def records(
     _check_encoding(encoding)
     if split is not None and (is_remote(source) or path.is_file()):
         raise ValueError(
-            f"split is {split!r} and {str(source)!r} a file or folder; only a data set has splits"
+            f"split is {split!r} and {str(source)!r} is a file or URI; only a data set has splits"
         )
     if not is_remote(source) and (split is not None or not path.exists()):
         if not path.exists() and (path.suffix in SUFFIXES or isinstance(source, PathLike)):
             raise ValueError(
-                f"there is no file {str(source)!r}; give one that is there, or the name of a data set"
+                f"there is no file {str(source)!r}; give an existing file, or the name of a data set"
             )
         rows = _of_datasets(str(source), split)
         return Records(lambda wanted: islice(rows, limit), str(source))
     files = _files(source)
     if not files or any(file.suffix not in SUFFIXES for file in files):
-        raise ValueError(
-            f"{str(source)!r} is nothing that can be read; give a file, or a folder of files, of {SUFFIXES}"
-        )
+        raise ValueError(f"{str(source)!r} cannot be read; give a file, or a folder of files, of {SUFFIXES}")
     return Records(
         lambda wanted: islice(
             (record for file in files for record in _of_file(file, header, encoding, wanted)), limit
@@ -199,7 +197,7 @@ def records(
 
 
 def lines(opened: BinaryIO, name: str, encoding: str = "utf-8") -> Records:
-    """The lines of an open file, such as standard input, as records of a text each.
+    """Return the lines of an open file, such as standard input, as records with one text each.
 
     Examples::
         >>> [record.values["text"] for record in lines(io.BytesIO(b"a good film\\nnot bad\\n"), "standard input")]
@@ -214,18 +212,18 @@ def columns(
     text: Column | None = None,
     others: Sequence[Column | None] = (),
 ) -> Column | None:
-    """The column of the texts: the given one, one of the usual names, or the only column of words in most records.
+    """Return the column of the texts: the given one, a usual name, or the only column with words in most records.
 
     Args:
-        some: the first records; those that cannot be read are passed over.
-        text: its name or number, where it is given.
-        others: further columns that must be there.
+        some: the first records; unreadable ones are skipped.
+        text: name or number of the column, if it is given.
+        others: further columns that must exist.
 
     Returns:
-        None: no record can be read.
+        The column; None: no record can be read.
 
     Raises:
-        ValueError: a column that no record has, or no telling which one holds the texts; with the columns' names.
+        ValueError: no record has a given column, or the column of texts is ambiguous; the message lists the columns.
 
     Examples::
         >>> columns([Record("line 1", {"id": "3", "comment": "a good film", "stars": "5"})])
@@ -237,7 +235,7 @@ def columns(
             first = known[0]
             raise ValueError(
                 f"there is no column {wanted!r} in {first.where}: there are {_names(first.values)}; choose one, by its "
-                "number where a file has no header"
+                "number if the file has no header"
             )
     readable = [record for record in known if record.error is None]
     if text is not None or not readable:
@@ -246,8 +244,8 @@ def columns(
     votes = Counter(column for column in found if column is not None)
     if not votes:
         raise ValueError(
-            f"the column of texts cannot be told from {_names(readable[0].values)}; name it, or give its number where "
-            "a file has no header"
+            f"the column of texts is not clear from {_names(readable[0].values)}; name it, or give its number if the "
+            "file has no header"
         )
     usual = [name for name in TEXT_COLUMNS if name in votes]
     return usual[0] if usual else votes.most_common(1)[0][0]
@@ -258,13 +256,12 @@ class Texts:
     """A data set in memory.
 
     Attributes:
-        texts: or pairs of texts.
-        labels: one for each; None: the data have none.
-        rationales: one for each, as the data hold them (character spans or a mask of tokens); None: none.
-        left_out: file, line and reason of each record without a text, or without a label or rationale that others
-            have.
-        targets, foils: what a language model is asked about after each text, and what that is compared with; None where
-            a record says nothing; None: the data have none.
+        texts: the texts, or pairs of texts.
+        labels: one for each text; None: the data have none.
+        rationales: one for each text, as in the data (character spans or a mask of tokens); None: the data have none.
+        left_out: file, line and reason of each record without a text, or without a label or rationale.
+        targets, foils: target of a language model after each text, and what it is compared with, with None for records
+            without one; None: the data have none.
     """
 
     texts: tuple[Text, ...]
@@ -275,7 +272,7 @@ class Texts:
     foils: tuple[Any, ...] | None = None
 
     def sample(self, count: int | None, seed: int = 0) -> Texts:
-        """A random sample, in the order of the data; None, or as many as there are: all.
+        """Return a random sample of ``count`` texts, in the order of the data; None: all.
 
         Examples::
             >>> Texts(("a", "b", "c"), labels=(0, 1, 2)).sample(2, seed=1)
@@ -303,19 +300,19 @@ def read_texts(
     target_column: Column | None = None,
     foil_column: Column | None = None,
 ) -> Texts:
-    """A data set in memory.  Empty lines are skipped; records without a text, or a label, are left out and listed.
+    """Read a data set into memory.  Empty lines are skipped; records without a text or a label are listed as left out.
 
     Args:
-        source: what :func:`records` or :func:`lines` gave, or as of :func:`records`.
-        split, encoding: as of :func:`records`.
-        text_column, label_column, rationale_column, target_column, foil_column: by name; by number, from 0, in a .csv
-            or .tsv file without a header.  None: under one of their usual names ("target" and "instead_of" of the last
-            two), and no labels, rationales or targets where there is none.
-        pair_column: of the second text, where texts are pairs.
-        limit: the first so many texts.
+        source: result of :func:`records` or :func:`lines`, or a source as for :func:`records`.
+        split, encoding: as for :func:`records`.
+        text_column, label_column, rationale_column, target_column, foil_column: names, or numbers, from 0, in a .csv
+            or .tsv file without a header.  None: a usual name ("target" and "instead_of" for the last two); without
+            such a column there are no labels, rationales, targets or foils.
+        pair_column: column of the second text of a pair.
+        limit: maximum number of texts.
 
     Raises:
-        ValueError: as of :func:`records` and :func:`columns`; no record has a text.
+        ValueError: as for :func:`records` and :func:`columns`; no record has a text.
 
     Examples::
         >>> import tempfile
@@ -326,7 +323,7 @@ def read_texts(
         >>> found.texts, found.labels
         (('a good film', 'a dull one'), ('1', '0'))
         >>> found.left_out
-        ("films.tsv, line 2 holds '' in column 0: it must be some words",)
+        ("films.tsv, line 2 holds '' in column 0: it must be a text that is not empty",)
     """
     given = dict(zip(USUAL_COLUMNS, (label_column, rationale_column, target_column, foil_column)))
     named = tuple(column for column in (pair_column, *given.values()) if column is not None)
@@ -335,7 +332,7 @@ def read_texts(
         source = records(source, split, header, encoding)
     usual = tuple(name for names in USUAL_COLUMNS.values() for name in names)
     found = (record for record in source.only(Wanted(text_column, named, usual)) if record.error != EMPTY)
-    # the column is found from the first records; of a limit no more need be read
+    # the column is found from the first records; no more than the limit are read
     first = list(islice(found, 1000 if limit is None else limit))
     text_column = columns(first, text_column, named)
     text_column = TEXT_COLUMNS[0] if text_column is None else text_column
@@ -371,10 +368,10 @@ def read_texts(
 
 
 def _other(record: Record, what: str, column: Column) -> Any:
-    """A label or rationale, which a text must have; or a target or foil: no or an empty cell asks for the model's own.
+    """Return a label, rationale, target or foil; a missing or empty target or foil is None (the model's prediction).
 
     Raises:
-        ValueError: a label or rationale is not there.
+        ValueError: a label or rationale is missing.
     """
     if what in ("labels", "rationales"):
         return record.value(column)
@@ -383,10 +380,10 @@ def _other(record: Record, what: str, column: Column) -> Any:
 
 
 def chats(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """The messages of each chat, from JSON: a list of them, or an object that has it as "messages".
+    """Parse chats from JSON: each text is a list of messages, or an object with such a list as "messages".
 
     Raises:
-        ValueError: a text that is no such JSON; the message has its number.
+        ValueError: a text is not such JSON; the error has its number.
 
     Examples::
         >>> chats(['[{"role": "user", "content": "Hello"}]'])
@@ -398,20 +395,22 @@ def chats(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
             chat = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"chat {number} is not valid JSON ({error}); give a list of messages a line"
+                f"chat {number} is not valid JSON ({error}); write one list of messages per line"
             ) from error
         chat = chat["messages"] if isinstance(chat, dict) and "messages" in chat else chat
         if not isinstance(chat, list) or not chat or not all(isinstance(message, dict) for message in chat):
-            raise ValueError(f"chat {number} is no list of messages with role and content; write one a line")
+            raise ValueError(
+                f"chat {number} is not a list of messages with role and content; write one list per line"
+            )
         found.append(chat)
     return found
 
 
 def parted(texts: Sequence[Any], choices: bool = False) -> list[Any]:
-    """Pairs of texts with a tab between; or, with ``choices``, a text with those that follow it, each after a tab.
+    """Split texts at tabs into pairs or, with ``choices``, into a text and one or more choices.
 
     Raises:
-        ValueError: a text with another number of tabs.
+        ValueError: a text has another number of tabs.
 
     Examples::
         >>> parted(["a film\\tgood"]), parted(["a film\\tgood\\tbad"], choices=True)
@@ -431,14 +430,14 @@ def parted(texts: Sequence[Any], choices: bool = False) -> list[Any]:
 
 
 def rows_of(source: Any) -> Iterator[Any]:
-    """The rows of what texts are given as in memory; of a table (pandas, polars) each row by column.
+    """Return an iterator over texts in memory; rows of a table (pandas, polars) are mappings by column.
 
     Raises:
-        TypeError: it is one text or a mapping, not many texts.
+        TypeError: the source is a single text, a mapping or a path.
     """
     if isinstance(source, (str, bytes, Mapping, PathLike)):
         raise TypeError(
-            f"texts is a {type(source).__name__}: give an iterable of texts; of a file, data.records(path)"
+            f"texts is a {type(source).__name__}: give an iterable of texts; for a file, data.records(path)"
         )
     if hasattr(source, "itertuples"):  # pandas
         names = list(source.columns)
@@ -449,10 +448,10 @@ def rows_of(source: Any) -> Iterator[Any]:
 
 
 def in_memory(texts: Any) -> Any:
-    """Records or a table as a list of texts, every one of them sound; anything else as it is.
+    """Convert records or a table to a list of texts; return anything else unchanged.
 
     Raises:
-        ValueError: a record without a text, a table whose column of texts is not known, or the name of a file.
+        ValueError: a record has no text, the column of texts is ambiguous, or the argument is the name of a file.
 
     Examples::
         >>> in_memory(lines(io.BytesIO(b"a good film\\n"), "films.txt")), in_memory("a good film")
@@ -460,7 +459,7 @@ def in_memory(texts: Any) -> Any:
     """
     if isinstance(texts, (str, PathLike)) and Path(texts).suffix in SUFFIXES and _is_file(Path(texts)):
         path = str(texts)
-        raise ValueError(f"{path!r} is a file, and texts are wanted; give data.read_texts({path!r}).texts")
+        raise ValueError(f"{path!r} is a file, not a text; give data.read_texts({path!r}).texts")
     if hasattr(texts, "itertuples") or hasattr(texts, "iter_rows"):
         texts = [Record(f"row {number}", row) for number, row in enumerate(rows_of(texts))]
     elif not isinstance(texts, Records):
@@ -471,7 +470,7 @@ def in_memory(texts: Any) -> Any:
 
 
 def is_remote(source: str | PathLike[str]) -> bool:
-    """Whether a source is written as a URI.
+    """Return whether a source is a URI.
 
     Examples::
         >>> is_remote("s3://bucket/reviews.parquet"), is_remote("reviews.parquet"), is_remote("glue:sst2")
@@ -488,7 +487,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _text_column(record: Record) -> Column | None:
-    """The column of one record that holds its text; None: there is no telling."""
+    """Return the column that holds the text of one record; None: it is ambiguous."""
     strings = {name: value for name, value in record.values.items() if isinstance(value, str)}
     usual: list[Column] = [name for name in TEXT_COLUMNS if name in strings]
     found = usual[:1] or [name for name, value in strings.items() if not _is_number(value)]
@@ -503,7 +502,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _names(values: Mapping[Column, Any]) -> str:
-    """The columns of a record, in words."""
+    """Return a listing of a record's columns for messages."""
     return "columns " + ", ".join(shown(name) if isinstance(name, str) else str(name) for name in values)
 
 
@@ -519,12 +518,12 @@ def _check_encoding(encoding: str) -> None:
         )
 
 
-# -- files, of this machine or of an object store
+# -- files on this machine or in an object store
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file that is not open yet; ``open`` gives its bytes, seekable."""
+    """A file that is not open yet; ``open`` returns a seekable binary file."""
 
     name: str
     open: Callable[[], BinaryIO]
@@ -535,12 +534,12 @@ class _File:
 
 
 def _files(source: str | PathLike[str]) -> list[_File]:
-    """The file, or the files of a folder that can be read, in the order of their names.
+    """Return the file, or the files of a folder with known suffixes, sorted by name.
 
     Raises:
         ImportError: pyarrow is needed and not installed.
-        OSError: a path where nothing is.
-        ValueError: a URI where nothing is, or that cannot be reached.
+        OSError: the path does not exist.
+        ValueError: the URI does not exist or cannot be reached.
     """
     if is_remote(source):
         return _of_store(str(source))
@@ -569,21 +568,21 @@ def _of_store(uri: str) -> list[_File]:
     except (arrow.ArrowException, OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"{uri!r} cannot be reached ({str(error).splitlines()[0]}); give the URI of a file or folder that pyarrow "
-            "or fsspec reads, and what it needs to be let in"
+            "or fsspec reads, and set the credentials it needs"
         ) from error
     if info.type == fs.FileType.NotFound:
-        raise ValueError(f"there is no file {uri!r}; give one that is there")
+        raise ValueError(f"there is no file {uri!r}; give an existing one")
     return [_File(PurePosixPath(each.path).name, partial(_opened, store, each.path)) for each in infos]
 
 
 def _store(uri: str) -> tuple[Any, str]:
-    """The file system of a URI, and the path in it: pyarrow's own, or one of fsspec's."""
+    """Return the file system of a URI, from pyarrow or else fsspec, and the path in it."""
     import fsspec
     from pyarrow import ArrowInvalid, fs
 
     try:
         store, path = fs.FileSystem.from_uri(uri)
-    except ArrowInvalid:  # a scheme of which it knows nothing
+    except ArrowInvalid:  # a scheme that pyarrow does not know
         found, path = fsspec.core.url_to_fs(uri)
         store = fs.PyFileSystem(fs.FSSpecHandler(found))
     return store, path
@@ -593,7 +592,7 @@ def _opened(store: Any, path: str) -> BinaryIO:
     return io.BufferedReader(store.open_input_file(path))
 
 
-# -- the kinds of files
+# -- kinds of files
 
 
 def _of_file(file: _File, header: bool | None, encoding: str, wanted: Wanted | None) -> Iterator[Record]:
@@ -614,7 +613,7 @@ def _of_file(file: _File, header: bool | None, encoding: str, wanted: Wanted | N
 def _lines(
     opened: BinaryIO, name: str, encoding: str, read: Callable[[str, str], Record]
 ) -> Iterator[Record]:
-    """A record of each line, of which ``read`` makes one from where and what it is, unless it cannot be had."""
+    """Yield a record for each line, made by ``read`` from place and content if the line can be decoded."""
     for number, raw in enumerate(_without_mark(opened), 1):
         where = f"{name}, line {number}"
         if raw is None:
@@ -635,7 +634,10 @@ def _plain(where: str, line: str) -> Record:
 def _json(where: str, line: str) -> Record:
     try:
         values = json.loads(line)
-    except (ValueError, RecursionError) as error:  # a number of too many digits, lists in lists in lists
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also for numbers with too many digits and deeply nested lists
         return Record(where, {}, f"not JSON that can be read ({error})")
     return Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
 
@@ -643,8 +645,8 @@ def _json(where: str, line: str) -> Record:
 def _separated(
     opened: BinaryIO, name: str, tabs: bool, header: bool | None, encoding: str
 ) -> Iterator[Record]:
-    """CSV, where a quoted cell may hold line breaks; and TSV, where quotes are part of the text."""
-    refused = "x" * (csv.field_size_limit() + 2)  # in place of a line that is too long
+    """Yield the records of CSV, where quoted cells may have line breaks, or TSV, where quotes are part of the text."""
+    refused = "x" * (csv.field_size_limit() + 2)  # replaces a line that is too long, so that csv refuses it
     decoded = (
         refused if line is None else line.decode(encoding, "surrogateescape")
         for line in _without_mark(opened)
@@ -673,12 +675,12 @@ def _separated(
         elif len(row) > len(names or row):
             yield Record(where, {}, f"{len(row)} columns, and the header names {len(names or row)}")
         else:
-            header = False  # the first row was none, so no later one is
+            header = False  # the first row was not a header, so no later row is
             yield Record(where, dict(zip(names or range(len(row)), row)))
 
 
 def _separator(sample: Sequence[str]) -> str:
-    """What separates the cells: that by which most rows have the first one's number of cells, of which more than one.
+    """Return the separator with which most rows have as many cells as the first row, which has two or more.
 
     Examples::
         >>> _separator(["text;label\\n", "good, funny;1\\n"]), _separator(["text\\n", "good; funny\\n"])
@@ -696,30 +698,30 @@ def _separator(sample: Sequence[str]) -> str:
 
 
 def _is_header(row: Sequence[str]) -> bool:
-    """Whether a first row names the columns.
+    """Return whether a first row names the columns.
 
     Examples::
         >>> _is_header(["comment", "stars"]), _is_header(["a good film", "1"]), _is_header(["a good film"])
         (True, False, False)
-        >>> _is_header(["", "0", "1"])  # pandas numbers columns that have no names
+        >>> _is_header(["", "0", "1"])  # pandas numbers columns without names
         True
     """
     usual = {*TEXT_COLUMNS, *LABEL_COLUMNS, *RATIONALE_COLUMNS}
     cells = [cell.strip() for cell in row if cell.strip()]
     if any(cell.lower() in usual for cell in cells) or cells == [str(n) for n in range(len(cells))]:
         return True
-    words = 1 if len(row) == 1 else 5  # of a name at most
+    words = 1 if len(row) == 1 else 5  # maximum number in a name
     return not any(_is_number(cell) or len(cell.split()) > words for cell in cells)
 
 
 def _not_decoded(encoding: str) -> str:
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        return "not UTF-8 text; where it is Latin-1, give the encoding latin-1"
+        return "not UTF-8 text; if it is Latin-1, give the encoding latin-1"
     return f"not text in the encoding {encoding}"
 
 
 def _without_mark(opened: BinaryIO) -> Iterator[bytes | None]:
-    """Lines without the byte order mark that some programs put at the beginning; None: it is too long to be held."""
+    """Yield lines without a byte order mark at the beginning; None in place of a line that is too long."""
     mark = codecs.BOM_UTF8
     while line := opened.readline(LONGEST):
         if len(line) == LONGEST and not line.endswith(b"\n"):
@@ -740,12 +742,12 @@ def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
             configuration or None,
             split=split or "train",
             streaming=True,
-            trust_remote_code=False,  # or old versions ask on standard input
+            trust_remote_code=False,  # otherwise old versions ask on standard input
         )
-    except Exception as error:  # of many kinds: no such name, no network, no such split, a script
+    except Exception as error:  # no such name, no network, no such split, a script, ...
         raise ValueError(
-            f"data set {name!r} cannot be loaded ({_first_line(error)}); give a file that is there, or a name and "
-            "split that datasets.load_dataset takes"
+            f"data set {name!r} cannot be loaded ({_first_line(error)}); give an existing file, or a name and split "
+            "that datasets.load_dataset takes"
         ) from error
     return (Record(f"{name}, row {number}", row) for number, row in enumerate(loaded, 1))
 
@@ -754,7 +756,7 @@ def _of_datasets(name: str, split: str | None) -> Iterator[Record]:
 
 
 def _parquet(opened: BinaryIO, name: str, wanted: Wanted | None) -> Iterator[Record]:
-    """The rows of a Parquet file; those that cannot be read say why.
+    """Yield the rows of a Parquet file; unreadable ones carry the reason.
 
     Raises:
         ImportError: pyarrow is missing.
@@ -764,7 +766,7 @@ def _parquet(opened: BinaryIO, name: str, wanted: Wanted | None) -> Iterator[Rec
     watched = _WatchedFile(opened)
     number = 0
     try:
-        # neither whole columns of a row group in memory, nor damage that decompresses
+        # do not hold whole columns of a row group in memory; detect damage by checksums
         table = parquet.ParquetFile(
             watched, buffer_size=2**16, pre_buffer=False, page_checksum_verification=True
         )
@@ -799,7 +801,7 @@ def _parquet(opened: BinaryIO, name: str, wanted: Wanted | None) -> Iterator[Rec
 
 
 class _WatchedFile:
-    """A file that remembers whether reading it failed, which tells a damaged file from a failing disk."""
+    """A file that records whether reading failed, to distinguish a damaged file from a failing disk."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._failure = file, cast("OSError | None", None)
@@ -815,7 +817,7 @@ class _WatchedFile:
             raise
 
     def raise_failure(self) -> None:
-        """Raise what kept the file from being read, if anything did."""
+        """Raise the error of a failed read, if there was one."""
         if self._failure is not None:
             raise self._failure
 
@@ -826,7 +828,7 @@ def _holds_words(arrow: ModuleType, kind: Any) -> bool:
 
 
 def _rows_at_once(group: Any, names: Collection[str]) -> int:
-    """Rows of a group of a Parquet file to hold at a time, by the size of these columns."""
+    """Return the number of rows of a row group to hold at a time, from the size of these columns."""
     chunks = [group.column(number) for number in range(group.num_columns)]
     starts = tuple(f"{name}." for name in names)
     size = sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(starts))
@@ -835,10 +837,10 @@ def _rows_at_once(group: Any, names: Collection[str]) -> int:
 
 
 def _of_batch(batch: Any, name: str, before: int) -> Iterator[Record]:
-    """The rows of a batch, one by one where they cannot be had together."""
+    """Yield the rows of a batch, converted one by one if a value cannot be represented in Python."""
     try:
         rows = batch.to_pylist()
-    except Exception as error:  # of as many kinds as there are values that Python cannot hold
+    except Exception as error:  # the type of the exception depends on the value
         if batch.num_rows == 1:
             yield Record(
                 f"{name}, row {before + 1}", {}, f"a value that cannot be read ({_first_line(error)})"
@@ -852,5 +854,5 @@ def _of_batch(batch: Any, name: str, before: int) -> Iterator[Record]:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says first, to be put in brackets."""
+    """Return the first line of an error's message, to be put in brackets."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

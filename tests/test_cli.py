@@ -1,4 +1,4 @@
-"""The command line, on models made on the spot; a process of its own only where a process matters."""
+"""The command line, on models made by the tests; in a separate process only where it matters."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def run(*arguments: str, given: str | bytes | None = None) -> Any:
 
 
 def explained(*arguments: str, given: str | bytes | None = None) -> Any:
-    """What --json prints."""
+    """The output of --json."""
     result = run("explain", *arguments, "--tolerance", "0.2", "--json", given=given)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def refused(*arguments: str, given: str | bytes | None = None) -> str:
-    """The one sentence that says why not."""
+    """The error message, a single sentence."""
     result = run("explain", *arguments, given=given)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -83,7 +83,7 @@ def rows_of(data: Any, text: int = 0) -> list[tuple[int | str, int | None]]:
     return [(row["layer"], row["position"]) for row in data["texts"][text]["rows"]]
 
 
-# -- what is printed
+# -- output
 
 
 def test_explain_prints_class_tokens_layers_and_cost(folder: str) -> None:
@@ -132,7 +132,7 @@ def test_version_is_that_of_the_metadata() -> None:
 
 def test_without_a_command_the_help_is_shown() -> None:
     result = run()
-    assert result.exit_code in (0, 2)  # typer changed its mind
+    assert result.exit_code in (0, 2)  # depends on the version of typer
     assert "explain" in result.output
 
 
@@ -153,7 +153,7 @@ def test_help_shows_every_option_and_examples() -> None:
     ):  # fmt: skip
         assert f"--{option} " in result.stdout
     examples = [line.strip() for line in result.stdout.splitlines() if "interp-plugin explain" in line]
-    assert len(examples) == 11  # with the usage; none is broken into two lines
+    assert len(examples) == 11  # with the usage; no name is split over two lines
     assert all(line.count('"') % 2 == 0 for line in examples)
 
 
@@ -167,10 +167,12 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
 
-# -- where texts come from
+# -- sources of texts
 
 
-def test_texts_come_from_a_file_a_line_each_and_empty_lines_are_skipped(folder: str, tmp_path: Path) -> None:
+def test_texts_are_read_from_the_lines_of_a_file_and_empty_lines_are_skipped(
+    folder: str, tmp_path: Path
+) -> None:
     path = tmp_path / "texts.txt"
     path.write_bytes(b"\xef\xbb\xbfa film\r\n\r\n  \nnot a\x0bbad film")
     data = explained("--file", str(path), "--model", folder, "--layers", "1")
@@ -178,12 +180,12 @@ def test_texts_come_from_a_file_a_line_each_and_empty_lines_are_skipped(folder: 
 
 
 @pytest.mark.parametrize("arguments", [[], ["--file", "-"]])
-def test_texts_come_from_standard_input(folder: str, arguments: list[str]) -> None:
+def test_texts_are_read_from_standard_input(folder: str, arguments: list[str]) -> None:
     data = explained(*arguments, "--model", folder, "--layers", "1", given="a film\n\nnot a film\n")
     assert texts_of(data) == ["a film", "not a film"]
 
 
-def test_several_texts_are_told_apart(folder: str) -> None:
+def test_several_texts_have_separate_headings(folder: str) -> None:
     result = run("explain", "a film", "not a film", "--model", folder, "--layers", "1", given="unread")
     assert result.stdout.index("Text 1 of 2: a film") < result.stdout.index("Text 2 of 2: not a film")
 
@@ -213,18 +215,20 @@ def test_without_pairs_a_tab_is_a_space(folder: str) -> None:
         (
             [],
             b"caf\xe9",
-            "standard input, line 1: not UTF-8 text; where it is Latin-1, give the encoding latin-1",
+            "standard input, line 1: not UTF-8 text; if it is Latin-1, give the encoding latin-1",
         ),
         (["--calibrate", "/no/such/file", "a film"], None, "cannot read '/no/such/file'"),
         (["--pairs", "a film"], None, "has 0 tabs"),
         (["--pairs", "a\tb\tc"], None, "has 2 tabs"),
     ],
 )
-def test_texts_that_cannot_be_had(arguments: list[str], given: str | bytes | None, message: str) -> None:
+def test_texts_that_cannot_be_read_are_refused(
+    arguments: list[str], given: str | bytes | None, message: str
+) -> None:
     assert message in refused(*arguments, given=given)
 
 
-# -- what is watched
+# -- states
 
 
 @pytest.mark.parametrize(
@@ -237,7 +241,7 @@ def test_layers_are_chosen(folder: str, layers: str, expected: list[int | str]) 
 
 
 @pytest.mark.parametrize("target, name", [("good", "good"), ("1", "good"), ("0", "bad")])
-def test_a_class_is_a_target_by_name_and_by_number_and_is_watched_at_the_output(
+def test_a_class_is_a_target_by_name_or_number_and_is_read_at_the_output(
     folder: str, target: str, name: str
 ) -> None:
     data = explained("a film", "--model", folder, "--target", target)
@@ -245,7 +249,7 @@ def test_a_class_is_a_target_by_name_and_by_number_and_is_watched_at_the_output(
     assert data["texts"][0]["target"] == name
 
 
-def test_a_class_that_is_called_like_a_number_goes_before_the_number(unnamed: str) -> None:
+def test_a_class_named_like_a_number_takes_precedence_over_the_number(unnamed: str) -> None:
     data = explained("a film", "--model", unnamed, "--target", "1", "--seed", "1")
     assert data["texts"][0]["target"] == "1"
     by_number = explained("a film", "--model", unnamed, "--target", "0", "--seed", "1")
@@ -285,7 +289,7 @@ def test_granularity_joins_tokens_everywhere(folder: str, granularity: str, unit
     assert data["texts"][0]["units"] == units
 
 
-def test_a_words_nats_are_the_mean_over_its_pieces_unless_asked(folder: str) -> None:
+def test_the_nats_of_a_word_are_the_mean_over_its_pieces_by_default(folder: str) -> None:
     arguments = ("a films/ not bad", "--model", folder, "--layers", "1")
     [pieces] = explained(*arguments)["texts"][0]["rows"]
     two = pieces["kept"][2:4]
@@ -342,7 +346,7 @@ def test_rate_dtype_and_batch_size_reach_the_explainer(folder: str) -> None:
         assert one["rows"][0]["kept"] == pytest.approx(other["rows"][0]["kept"], rel=1e-4, abs=1e-3)
 
 
-def test_a_tokenizer_of_its_own_is_read(folder: str) -> None:
+def test_a_separate_tokenizer_is_loaded(folder: str) -> None:
     data = explained("a film", "--model", folder, "--tokenizer", folder, "--layers", "1", "--device", "cpu")
     assert data["texts"][0]["units"] == ["[CLS]", "a", "film", "[SEP]"]
 
@@ -415,7 +419,7 @@ def test_pictures_of_several_texts_are_numbered(folder: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("option", ["--html", "--png", "--save"])
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(option: str, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused_before_any_work(option: str, tmp_path: Path) -> None:
     """Before the model is looked for: there is none."""
     for path, message in ((tmp_path / "no" / "x", "No such file or directory"), (tmp_path, "is a folder")):
         sentence = refused("a film", "--model", "/no/such/model", option, str(path))
@@ -447,8 +451,8 @@ def process(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_pipe_gives_texts_and_nothing_but_the_json_comes_out(folder: str) -> None:
-    """Progress bars and warnings go round CliRunner."""
+def test_texts_are_read_from_a_pipe_and_only_json_is_printed(folder: str) -> None:
+    """CliRunner does not capture progress bars and warnings."""
     with process("--model", folder, "--layers", "1", "--json", stdin=subprocess.PIPE) as running:
         out, err = running.communicate("a film\n")
     assert (running.returncode, err) == (0, "")
@@ -456,15 +460,15 @@ def test_a_pipe_gives_texts_and_nothing_but_the_json_comes_out(folder: str) -> N
 
 
 @pytest.mark.parametrize("arguments", [["--json"], []])
-def test_a_reader_that_goes_away_is_no_error_to_tell(folder: str, arguments: list[str]) -> None:
+def test_a_closed_pipe_is_not_reported_as_an_error(folder: str, arguments: list[str]) -> None:
     with process("a film", "--model", folder, "--layers", "1", *arguments) as running:
         running.stdout.close()  # type: ignore[union-attr]
         assert running.stderr.read() == ""  # type: ignore[union-attr]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX signals")
-def test_an_interrupt_ends_it_with_130_and_no_traceback(folder: str) -> None:
-    # a parent in the background may have it ignored, and children inherit that
+def test_an_interrupt_ends_the_command_with_130_and_no_traceback(folder: str) -> None:
+    # the parent may ignore it, and children inherit that
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with process("--model", folder, "--file", "-", stdin=subprocess.PIPE, preexec_fn=heard) as running:
         time.sleep(2)  # it waits for its texts
@@ -475,7 +479,7 @@ def test_an_interrupt_ends_it_with_130_and_no_traceback(folder: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no terminals")
-def test_a_terminal_sees_progress_and_a_pipe_does_not(folder: str) -> None:
+def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(folder: str) -> None:
     import fcntl
     import pty
     import termios
@@ -495,7 +499,7 @@ def test_a_terminal_sees_progress_and_a_pipe_does_not(folder: str) -> None:
 
 
 def _until_gone(terminal: Any) -> Iterator[bytes]:
-    """What a terminal holds; Linux says EIO where nobody writes any more."""
+    """The content of a terminal; Linux raises EIO when all writers have closed it."""
     with contextlib.suppress(OSError):
         while part := terminal.read(4096):
             yield part
@@ -536,7 +540,7 @@ def test_other_position_lists_are_refused(text: str) -> None:
         parse_positions(text)
 
 
-# -- files as people have them
+# -- files as users have them
 
 
 def test_a_table_is_read_by_its_columns_and_rows_without_a_text_are_named(
@@ -549,7 +553,8 @@ def test_a_table_is_read_by_its_columns_and_rows_without_a_text_are_named(
     result = run("explain", *arguments)
     assert texts_of(json.loads(result.stdout)) == ["a film", "not\na film"]
     assert (
-        result.stderr == "left out: reviews.csv, line 3 holds '' in column 'comment': it must be some words\n"
+        result.stderr
+        == "left out: reviews.csv, line 3 holds '' in column 'comment': it must be a text that is not empty\n"
     )
     missing = refused("--file", str(path), "--text-column", "coment")
     assert "no column 'coment' in reviews.csv, line 2: there are columns 'id', 'comment', 'stars'" in missing
@@ -565,11 +570,11 @@ def test_a_table_is_saved_as_csv_and_other_names_are_refused(folder: str, tmp_pa
     )
 
 
-def test_a_tolerance_of_a_factor_is_refused() -> None:
+def test_a_tolerance_above_1_is_refused() -> None:
     assert "tolerance is 2, a standard error of log sigma" in refused("a film", "--tolerance", "2")
 
 
-def test_a_terminal_in_ascii_is_written_to(folder: str) -> None:
+def test_the_output_can_be_printed_on_an_ascii_terminal(folder: str) -> None:
     """Used to end in a UnicodeEncodeError."""
     command = [
         *COMMAND,

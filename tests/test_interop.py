@@ -50,7 +50,7 @@ def explained() -> Explanation:
         ("interpreto", lambda: to_interpreto(example(), nn.Identity(), None)),
     ],
 )
-def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
     package: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -61,7 +61,9 @@ def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
 # shap
 
 
-def test_shap_is_handed_the_text_in_pieces_with_what_is_kept_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shap_gets_the_pieces_of_the_text_with_their_information_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     handed: list[Any] = []
     monkeypatch.setitem(
         sys.modules, "shap", SimpleNamespace(Explanation=lambda *a, **k: handed.append((a, k)))
@@ -75,7 +77,7 @@ def test_shap_is_handed_the_text_in_pieces_with_what_is_kept_of_each(monkeypatch
         assert torch.equal(torch.tensor(named["error_std"]), explained()[number].scores().standard_error[1])
 
 
-def test_shap_pieces_of_a_pair_stand_apart_and_unknown_characters_keep_their_token(
+def test_shap_pieces_of_a_pair_are_separate_and_unknown_characters_keep_their_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handed: list[Any] = []
@@ -86,7 +88,7 @@ def test_shap_pieces_of_a_pair_stand_apart_and_unknown_characters_keep_their_tok
     assert "".join(handed[0]) == "[CLS] It was good [SEP] a dull story [SEP] "
 
 
-def test_shap_gets_no_empty_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_explanation_is_refused_for_shap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shap", SimpleNamespace())
     with pytest.raises(ValueError, match="0 texts"):
         to_shap(example()[:0])
@@ -103,7 +105,7 @@ def test_the_text_plot_of_shap_shows_the_words_and_nats() -> None:
         assert f"{float(nats):.3f}"[:6] in page
 
 
-def test_several_texts_are_rows_of_one_shap_explanation_also_when_they_are_equally_long() -> None:
+def test_several_texts_are_rows_of_one_shap_explanation_even_if_equally_long() -> None:
     shap = pytest.importorskip("shap")
     for texts in (explained(), Explanation.merge(explained()[:1], explained()[:1])):
         values = to_shap(texts, layer=2, granularity="word")
@@ -159,7 +161,7 @@ def embedded() -> tuple[Any, Tensor, np.ndarray, np.ndarray, float]:
 
 
 def first_layer() -> str:
-    """Where the first layer stands in the model that Quantus gets."""
+    """The name of the first layer in the model that Quantus gets."""
     wrapped = embedded()[0]
     first = huggingface.transformer_layers(wrapped.model)[0]
     return next(name for name, module in wrapped.named_modules() if module is first)
@@ -177,14 +179,14 @@ def kept_of_embedded() -> np.ndarray:
     return kept.numpy()
 
 
-def test_quantus_gets_what_is_kept_of_each_token() -> None:
+def test_quantus_gets_the_information_kept_of_each_token() -> None:
     wrapped, _, embeddings, classes, std = embedded()
     given = quantus_explain_func(wrapped, embeddings, classes, input_std=std, solver=QUICK)
     assert given.shape == (*embeddings.shape[:2], 1)
     assert given[..., 0] == pytest.approx(kept_of_embedded(), rel=1e-3, abs=0.05)
 
 
-def test_quantus_may_watch_a_layer_named_in_whatever_copy_it_hands_over() -> None:
+def test_a_named_state_layer_is_found_in_quantus_copy_of_the_model() -> None:
     wrapped, _, embeddings, classes, _ = embedded()
     name = next(
         n for n, m in wrapped.named_modules() if m is huggingface.transformer_layers(wrapped.model)[0]
@@ -210,7 +212,7 @@ def test_quantus_gets_one_score_for_each_pixel_of_an_image() -> None:
     assert torch.tensor(given).reshape(2, 12).allclose(kept, rtol=1e-4)
 
 
-def test_quantus_gets_each_number_of_a_table_and_no_score_that_is_high_for_what_does_not_matter() -> None:
+def test_quantus_gets_a_score_for_each_number_of_a_table_and_refuses_loss() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).eval()
     rows, classes = torch.randn(2, 4).numpy(), np.array([0, 1])
@@ -241,7 +243,7 @@ def called(metric: Any, **settings: Any) -> Any:
     )
 
 
-def test_pixel_flipping_of_quantus_takes_the_token_that_is_kept_most_first() -> None:
+def test_pixel_flipping_of_quantus_starts_with_the_token_that_is_kept_most() -> None:
     quantus = pytest.importorskip("quantus")
     wrapped, _, embeddings, classes, _ = embedded()
     width = embeddings.shape[-1]
@@ -256,7 +258,7 @@ def test_pixel_flipping_of_quantus_takes_the_token_that_is_kept_most_first() -> 
         assert curves[:, step] == pytest.approx(scores, abs=1e-4)
 
 
-def test_evaluate_of_quantus_takes_us_by_any_name() -> None:
+def test_evaluate_of_quantus_accepts_us_under_any_name() -> None:
     quantus = pytest.importorskip("quantus")
     wrapped, _, embeddings, classes, std = embedded()
     metrics = {"Sparseness": quantus.Sparseness(disable_warnings=True)}
@@ -296,7 +298,7 @@ def test_metrics_of_quantus_that_perturb_inputs_give_finite_numbers(
     assert np.isfinite(found).all()
 
 
-def test_the_metric_of_quantus_that_randomises_weights_sees_that_a_layer_needs_none_above_it() -> None:
+def test_weight_randomisation_of_quantus_finds_no_effect_of_weights_above_the_layer() -> None:
     quantus = pytest.importorskip("quantus")
     np.random.seed(0)
     metric = quantus.MPRT(
@@ -308,7 +310,7 @@ def test_the_metric_of_quantus_that_randomises_weights_sees_that_a_layer_needs_n
     similarity = np.array([np.ravel(found[name]) for name in places])  # to the original, from the bottom up
     assert (
         similarity[2 : watched + 1] < 0.95
-    ).all()  # 0 is the original, 1 the table that we are not asked for
+    ).all()  # 0 is the original, 1 the table, for which we are not called
     assert (similarity[watched:] == similarity[watched]).all()
     assert watched < len(places) - 10
 
@@ -342,7 +344,7 @@ def test_inseq_finds_the_method_by_name_once() -> None:
 
 
 @pytest.mark.parametrize("state", [None, "transformer.h.0"])
-def test_inseq_gives_what_is_kept_of_the_prefix_when_a_token_is_generated(state: str | None) -> None:
+def test_inseq_gives_the_information_kept_of_the_prefix_when_a_token_is_generated(state: str | None) -> None:
     model, tokenizer = decoder().model, decoder().tokenizer
     settings = {} if state is None else {"state_layer": state}
     found = attributed(inseq_model(model, tokenizer, **settings), PROMPT, ANSWER, rate=0.2)
@@ -363,7 +365,7 @@ def test_inseq_gives_what_is_kept_of_the_prefix_when_a_token_is_generated(state:
     assert "film" in found.show(display=False, return_html=True)
 
 
-def test_inseq_gives_what_is_kept_of_source_and_prefix_of_an_encoder_decoder() -> None:
+def test_inseq_gives_the_information_kept_of_source_and_prefix_of_an_encoder_decoder() -> None:
     pytest.importorskip("inseq")
     both = tiny("t5", "T5ForConditionalGeneration")
     model, tokenizer = both.model, both.tokenizer
@@ -420,7 +422,7 @@ def test_inseq_puts_the_noise_at_the_target_layer() -> None:
         inseq_model(model, tokenizer, target_layr="transformer.h.0")
 
 
-def test_results_of_inseq_with_a_solver_can_be_saved_loaded_and_asked_for_again(tmp_path: Path) -> None:
+def test_results_of_inseq_with_a_solver_can_be_saved_loaded_and_repeated(tmp_path: Path) -> None:
     inseq = pytest.importorskip("inseq")
     loaded = inseq_model(decoder().model, decoder().tokenizer)
     found = attributed(loaded, PROMPT, ANSWER, solver=QUICK, max_sigma=torch.tensor(0.5))
@@ -476,7 +478,7 @@ def test_inseq_contrasts_the_tokens_of_two_texts(function: str, of: int) -> None
         )
 
 
-def test_step_scores_of_inseq_say_whether_each_fit_converged() -> None:
+def test_step_scores_of_inseq_show_whether_each_fit_converged() -> None:
     model, tokenizer = decoder().model, decoder().tokenizer
     found = attributed(inseq_model(model, tokenizer), PROMPT, ANSWER, step_scores=["probability"])
     [sequence] = found.sequence_attributions
@@ -494,7 +496,7 @@ def test_step_scores_of_inseq_say_whether_each_fit_converged() -> None:
     assert "converged" in found.show(display=False, return_html=True)
 
 
-def test_inseq_gets_no_score_that_is_high_for_what_does_not_matter() -> None:
+def test_inseq_refuses_the_score_loss() -> None:
     pytest.importorskip("inseq")
     with pytest.raises(ValueError, match="score is 'loss'"):
         attributed(inseq_model(decoder().model, decoder().tokenizer), PROMPT, ANSWER, score="loss")
@@ -503,7 +505,7 @@ def test_inseq_gets_no_score_that_is_high_for_what_does_not_matter() -> None:
 # interpreto
 
 
-def test_interpreto_gets_what_is_kept_of_each_token() -> None:
+def test_interpreto_gets_the_information_kept_of_each_token() -> None:
     pytest.importorskip("interpreto")
     outputs = to_interpreto(explained(), *classifier(), layer=1)
     for output, item in zip(outputs, explained(), strict=True):
@@ -521,7 +523,7 @@ def test_interpreto_gets_the_nats_of_its_own_words() -> None:
     assert float(output.attributions.sum()) == pytest.approx(float(kept[1:-1].sum()))  # all but [CLS], [SEP]
 
 
-def test_interpreto_keeps_the_words_of_a_pair_apart() -> None:
+def test_interpreto_separates_the_words_of_a_pair() -> None:
     metrics = pytest.importorskip("interpreto.attributions.metrics")
     from interpreto import Granularity
 
@@ -545,7 +547,7 @@ def test_interpreto_keeps_the_words_of_a_pair_apart() -> None:
         to_interpreto(pair, model, tokenizer, granularity="sentence")
 
 
-def test_deletion_and_insertion_of_interpreto_go_from_the_token_that_is_kept_most() -> None:
+def test_deletion_and_insertion_of_interpreto_start_with_the_token_that_is_kept_most() -> None:
     pytest.importorskip("interpreto")
     metrics = pytest.importorskip("interpreto.attributions.metrics")
     model, tokenizer = classifier()
@@ -577,14 +579,14 @@ def test_interpreto_plots_the_words(tmp_path: Path) -> None:
     assert f"{float(output.attributions.max()):.4f}"[:6] in page
 
 
-def test_interpreto_gets_the_class_that_is_asked_for() -> None:
+def test_interpreto_gets_the_requested_class() -> None:
     pytest.importorskip("interpreto")
     asked = TextExplainer(*classifier()).explain(TEXTS[0], layers="output", target=0)
     assert int(to_interpreto(asked, *classifier())[0].targets) == 0
     assert int(to_interpreto(asked, *classifier(), targets=1)[0].targets) == 1
 
 
-def test_interpreto_is_told_what_does_not_fit() -> None:
+def test_arguments_of_interpreto_that_do_not_fit_are_refused() -> None:
     pytest.importorskip("interpreto")
     other = tiny("bert", "BertForSequenceClassification")
     with pytest.raises(ValueError, match="this tokenizer gives"):

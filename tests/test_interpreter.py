@@ -1,4 +1,4 @@
-"""The seed's interface: both examples of its write-up, and what it must leave alone."""
+"""The interface of the authors' code: both examples of its write-up, and no side effects."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def corpus_of_ids(lengths: list[int]) -> list[list[int]]:
     return [torch.randint(50, (n,), generator=generator).tolist() for n in lengths]
 
 
-def test_the_second_example_of_the_write_up_runs_as_it_is_written(bert):
+def test_the_second_example_of_the_write_up_runs_unchanged(bert):
     bert_model, input_ids, tokens = bert, IDS, list("abcde")
     bert_dataset = corpus_of_ids([5] * 20)
 
@@ -307,7 +307,7 @@ def test_every_form_of_the_ids_gives_the_same_sigma_as_the_embeddings(bert, form
     assert (interpreter.get_sigma() < 0.2).any()
 
 
-def test_a_phi_that_takes_a_list_is_given_it(bert):
+def test_a_phi_that_takes_a_list_gets_a_list(bert):
     given = []
 
     def Phi(ids):
@@ -418,7 +418,7 @@ def test_no_grad_inside_phi_changes_nothing(linear, budget):
 
 
 @pytest.mark.parametrize("budget", [{}, {"iteration": 600, "lr": 0.05}])
-def test_elements_of_the_state_that_never_moved_do_not_count(linear, budget):
+def test_elements_of_the_state_that_never_change_do_not_count(linear, budget):
     x, regularization = linear
     dead = torch.arange(256) % 4 == 0
 
@@ -430,7 +430,7 @@ def test_elements_of_the_state_that_never_moved_do_not_count(linear, budget):
     assert (found == 0).tolist() == dead.tolist()
     interpreter = Interpreter(x, Phi, regularization=found)
     interpreter.optimize(**budget)
-    # each of a token's 256 elements bears the noise, and 3 in 4 of them are seen by the mean over the 192
+    # each of a token's 256 elements has noise, and 3 in 4 of them affect the mean over the 192
     np.testing.assert_allclose(
         interpreter.get_sigma(), linear_optimum(regularization[~dead.numpy()]), rtol=0.03
     )
@@ -443,7 +443,7 @@ def test_a_model_in_training_mode_is_named_at_the_users_line(bert):
     assert caught[0].filename == __file__
 
 
-# what the unit tests of the authors' code ask for (microsoft/nlp-recipes, tests/unit/test_interpreter.py)
+# the unit tests of the authors' code (microsoft/nlp-recipes, tests/unit/test_interpreter.py)
 
 
 def fixed_length_Phi(x: Tensor) -> Tensor:

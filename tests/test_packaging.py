@@ -1,4 +1,4 @@
-"""The README's commands and examples, the metadata, and what an import costs."""
+"""The README's commands and examples, the metadata, and the cost of imports."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_set_up_commands_are_one_line_and_use_the_constraints(name: str, las
     assert last in then
 
 
-def test_ci_runs_the_readme_commands_and_none_of_its_own() -> None:
+def test_ci_runs_the_readme_commands_and_no_others() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "readme try" in script
     assert "readme test" in script
@@ -62,7 +62,7 @@ def test_ci_runs_the_readme_commands_and_none_of_its_own() -> None:
 
 @pytest.fixture
 def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder that the README's blocks are run in: its reader's model and reviews."""
+    """The folder in which the README's blocks are run, with a model and reviews."""
     monkeypatch.chdir(tmp_path)
     Path("my").mkdir()
     Path("my/model").symlink_to(PACKAGE / "default_model")
@@ -87,11 +87,11 @@ def test_the_command_of_the_readme_explains_the_readers_own_file() -> None:
         [sys.executable, "-m", "interp_plugin", *shlex.split(command)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "sample passes" in done.stdout  # the price, as the README says
+    assert "sample passes" in done.stdout  # the known difference, as in the README
     assert "not a bad film" in Path("reviews.html").read_text(encoding="utf-8")
 
 
-def test_what_is_said_of_the_numbers_is_so() -> None:
+def test_the_page_on_the_numbers_is_correct() -> None:
     page = ROOT / "tutorials" / "how_to_read_the_numbers.md"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the page says that there is one
@@ -100,7 +100,7 @@ def test_what_is_said_of_the_numbers_is_so() -> None:
     assert not found.failed
 
 
-def test_the_readme_picture_is_there() -> None:
+def test_the_readme_picture_exists() -> None:
     [picture] = re.findall(r"!\[[^]]*]\(([^)]*)\)", README)
     assert "<svg" in (ROOT / picture).read_text(encoding="utf-8")
 
@@ -199,7 +199,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_import_is_quiet_and_loads_nothing_that_is_not_used() -> None:
+def test_import_prints_nothing_and_loads_nothing_that_is_not_used() -> None:
     loaded = loaded_by("from interp_plugin import *; TextExplainer")
     assert "interp_plugin" in loaded
     assert not loaded & HEAVY
@@ -223,14 +223,14 @@ def imported(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def test_heavy_packages_are_imported_where_they_are_used() -> None:
-    """pyplot, for one, chooses a window system when it is imported."""
+    """For example, importing pyplot chooses a window system."""
     for path in PACKAGE.rglob("*.py"):
         at_once = imported(ast.parse(path.read_text(encoding="utf-8")).body)
         allowed = {"typer"} if path.parent.name == "cli" else set()
         assert not {name.split(".")[0] for name in at_once} & HEAVY - allowed, path
 
 
-def test_every_public_name_is_there_and_others_are_not() -> None:
+def test_every_public_name_exists_and_no_others() -> None:
     for name in interp_plugin.__all__:
         value = getattr(interp_plugin, name)
         assert name == "huggingface" or value.__module__.startswith("interp_plugin.")
@@ -239,7 +239,7 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
 
 
 # Which part of the package may import which; a part is a folder, a module of the top level, or one of LEAVES.
-# CONTRIBUTING.md draws the same in words.
+# CONTRIBUTING.md describes the same.
 LEAVES = {"text.models"}  # modules of a folder that parts below the folder need
 MAY_IMPORT = {
     "": {

@@ -1,4 +1,4 @@
-"""The amortised estimator: a head, trained on the solver's results, predicts sigma from one forward."""
+"""The amortised estimator: a head, trained on the solver's results, predicts sigma from one forward pass."""
 
 from interp_plugin.amortised.estimator import AmortisedEstimator
 

@@ -1,4 +1,4 @@
-"""AmortisedEstimator: a head, the one model and settings that it was trained for, and its error on held-out texts."""
+"""AmortisedEstimator: a trained head, the model and settings it was trained for, and its error on held-out texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = "interp_plugin amortised head 5"
 EPOCHS = 60
-WORDS = 3  # texts of the training whose tokens tell one tokenizer from another
+WORDS = 3  # number of training texts that are stored with their token ids, to recognise another tokenizer
 MADE_FOR = ("weights", "noise_layer", "layers", "rate", "max_sigma", "input_std", "calibration")
 SOLVER = ("seed", "tolerance", "draws", "iterations")
 _SETTINGS: Kinds = {
@@ -49,10 +49,10 @@ class About:
     """The settings that a head was trained for, and its error.
 
     Attributes:
-        settings: what must be the same where it is used, and the solver's that it learned from.
-        texts: how many it learned from.
-        held_out: how far it is off on others.
-        words: some texts (with their pair) and the ids that the tokenizer makes of them.
+        settings: settings that must be equal when it is used, and those of the solver that it learned from.
+        texts: number of training texts.
+        held_out: its error on other texts.
+        words: some texts (with their pair) and their token ids.
     """
 
     settings: Mapping[str, Any]
@@ -62,10 +62,10 @@ class About:
 
     @classmethod
     def of_file(cls, plain: Mapping[str, Any]) -> About:
-        """From its fields as JSON gives them.
+        """Create it from its fields as JSON values.
 
         Raises:
-            ValueError: no head has these.
+            ValueError: the fields are not those of a head.
         """
         check_fields(plain, {"settings": dict, "texts": int, "held_out": dict, "words": list})
         settings, held_out = plain["settings"], plain["held_out"]
@@ -75,7 +75,7 @@ class About:
                 raise ValueError(f"{name} is {settings[name]}, which must be positive")
         labels = settings["layers"]
         if not labels or not all(isinstance(label, (int, str)) for label in labels):
-            raise ValueError(f"layers is {labels!r}, and there must be some")
+            raise ValueError(f"layers is {labels!r}: it must be a list of labels that is not empty")
         lists = {field.name: list for field in fields(HeldOut) if field.name != "texts"}
         check_fields(held_out, {"texts": int, **lists})
         for name in lists:
@@ -85,20 +85,20 @@ class About:
                 )
         for each in plain["words"]:
             if not _is_words(each):
-                raise ValueError(f"words holds {shown(repr(each))}, not a text, its pair and their ids")
+                raise ValueError(f"words holds {shown(repr(each))}, not a text, its pair and their token ids")
         return cls(**{**plain, "held_out": HeldOut.restored(held_out)})
 
 
 class AmortisedEstimator:
-    """Predicts sigma of every token and layer from one forward without noise, in place of the solver.
+    """Predicts sigma of every token and layer from one forward pass without noise, in place of the solver.
 
-    A head is trained on studies by the solver, for one model, its tokenizer, layers, rate, cap and unit
-    of distortion: with any other it refuses to work.  :class:`~interp_plugin.CorpusStudy` takes one as ``amortised``.
+    The head is trained on studies computed by the solver, for one model, tokenizer, layers, rate, cap and unit of
+    distortion; with any others an error is raised.  Pass it to :class:`~interp_plugin.CorpusStudy` as ``amortised``.
 
     Attributes:
-        model: what reads the texts.
+        model: the model that it was trained for.
         calibration: the unit of distortion; give it to the studies that use the head.
-        about: what it was trained for, and its error on texts that were held out.
+        about: the settings that it was trained for, and its error on held-out texts.
 
     Examples::
         >>> import tempfile
@@ -136,25 +136,25 @@ class AmortisedEstimator:
         batch_size: int = 16,
         show_progress: bool = True,
     ) -> AmortisedEstimator:
-        """Train a head on studies by the solver.
+        """Train a head on studies computed by the solver.
 
-        The states of all the texts are held in memory, two bytes a number.
+        The states of all texts are held in memory, with two bytes per number.
 
         Args:
-            model, tokenizer: those of the studies.
-            studies: one or more, or their folders; hundreds of texts at least.  Their solvers may differ in seed and
-                budget: several seeds are better than one, as the draws at a position are the same in all texts.
-            calibration: that of the studies.
-            held_out: share of the texts that are not learned from, but used to measure the error.
-            epochs: how often each text is looked at.
-            seed: of what is held out, and of the training.
-            batch_size: texts at most in a forward of the model.
-            show_progress: progress bars.
+            model, tokenizer: of the studies.
+            studies: one or more, or their folders, with hundreds of texts or more.  Their solvers may differ in seed
+                and budget: several seeds are better than one, because all texts have the same draws at a position.
+            calibration: of the studies.
+            held_out: share of the texts that are not used for training, but to measure the error.
+            epochs: number of passes over the training texts.
+            seed: of the choice of held-out texts, and of the training.
+            batch_size: maximum number of texts in a forward pass of the model.
+            show_progress: show progress bars.
 
         Raises:
-            ValueError: studies of another model, tokenizer or calibration, or that differ in a setting that a head is
-                trained for; too few texts; a study of erasures, of predictions, of a language model's output, or whose
-                input_std is each text's own.
+            ValueError: the studies are of another model, tokenizer or calibration, or differ in other settings of a
+                head; there are too few texts; a study is of erasures, of predictions or of a language model's output,
+                or has no input_std.
         """
         several = [studies] if isinstance(studies, (CorpusResult, str, os.PathLike)) else studies
         results = [each if isinstance(each, CorpusResult) else CorpusResult.load(each) for each in several]
@@ -170,14 +170,14 @@ class AmortisedEstimator:
 
     @property
     def digest(self) -> str:
-        """A name for this very head: equal for equal numbers and origin."""
+        """A digest of the head's weights and of ``about``."""
         found = hashlib.sha256(json.dumps(self._plain(), sort_keys=True).encode())
         found.update(weights_digest(self._head).encode())
         return found.hexdigest()[:16]
 
     @property
     def held_out(self) -> HeldOut:
-        """How far it is off on texts that it did not learn from."""
+        """Its error on texts that it was not trained on."""
         return self.about.held_out
 
     @property
@@ -186,7 +186,7 @@ class AmortisedEstimator:
         return tuple(self.about.settings["layers"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file, whole or not at all; it holds the calibration too, and a few short texts."""
+        """Write the head, its calibration and a few short texts atomically to a safetensors file."""
         tensors = {f"head.{name}": value for name, value in self._head.state_dict().items()}
         about = self._plain()
         if self.calibration is not None:
@@ -201,18 +201,18 @@ class AmortisedEstimator:
         model: PreTrainedModel | TextModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> AmortisedEstimator:
-        """Read what :meth:`save` wrote.
+        """Load a file written by :meth:`save`.
 
         Args:
             path: of the file.
-            model, tokenizer: those that the head was trained for.
+            model, tokenizer: that the head was trained for.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: the file is no head, is damaged, or comes from another version; it was trained for another
-                model or tokenizer.
+            OSError: the file does not exist.
+            ValueError: the file is not a head, is damaged, or comes from another version; the head was trained for
+                another model or tokenizer.
         """
-        about, tensors = files.read_tensors(path, FORMAT, "give what a head was saved to, or train one again")
+        about, tensors = files.read_tensors(path, FORMAT, "give the file of a saved head, or train one again")
         try:
             unit = about.pop("calibration", None)
             if unit is not None:
@@ -232,18 +232,18 @@ class AmortisedEstimator:
         truncation: bool = False,
         show_progress: bool = False,
     ) -> Explanation:
-        """What :meth:`TextExplainer.explain` would find, within the error on held-out texts.
+        """Predict the result of :meth:`TextExplainer.explain`.
 
-        A row's standard errors are that error; its E and D are not known (NaN).
+        The standard errors of a row are the error on held-out texts; its E and D are not known (NaN).
 
         Args:
             texts: one text, one pair of sentences, or a list of either.
-            batch_size: texts at most in a forward.
-            truncation: cut off what the model cannot take.
-            show_progress: a progress bar.
+            batch_size: maximum number of texts in a forward pass.
+            truncation: truncate texts that are too long for the model.
+            show_progress: show a progress bar.
 
         Raises:
-            ValueError, TypeError: as of :meth:`TextExplainer.encode`.
+            ValueError, TypeError: as for :meth:`TextExplainer.encode`.
         """
         start = time.perf_counter()
         encodings = self._explainer.encode(texts, truncation)
@@ -258,22 +258,22 @@ class AmortisedEstimator:
         return Explanation(items, settings, time.perf_counter() - start)
 
     def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> Recorder:
-        """Entered while the model runs; see :class:`scoring.Finder`."""
+        """Return a context around the forward pass of the model; see :class:`scoring.Finder`."""
         return watch(model, encodings)
 
     @torch.no_grad()
     def rows(self, batch: Batch, plan: Plan, seen: Recorder) -> list[tuple[Row, ...]]:
-        """The rows of every text of a batch; see :class:`scoring.Finder`.
+        """Return the rows of each text of a batch; see :class:`scoring.Finder`.
 
         Raises:
-            ValueError: less or more was seen inside the model than when the head was trained.
+            ValueError: the forward pass gives more or fewer features than in training.
         """
         vectors, few = features(self.model, batch, plan.states, seen)
         head = self._head.to(vectors.device)
         if few.shape[-1] != head.few:
             raise ValueError(
-                f"a forward gives {few.shape[-1]} numbers of each token, and the head learned from {head.few}: "
-                "attention runs by another kernel; load the model as it was loaded then (attn_implementation)"
+                f"a forward pass gives {few.shape[-1]} numbers of each token, and the head was trained with "
+                f"{head.few}: the attention kernel differs; load the model with the attn_implementation of the training"
             )
         log_sigma = head(vectors, few, batch.token_mask).cpu()
         return [
@@ -285,11 +285,10 @@ class AmortisedEstimator:
         """Check that a study has the settings that the head was trained for.
 
         Args:
-            model: of the study.
-            settings: of the study.
+            model, settings: of the study.
 
         Raises:
-            ValueError: something differs.
+            ValueError: they differ.
         """
         check_settings(settings, self.about.settings, "the head")
         check_words(model, self.about)
@@ -315,42 +314,42 @@ class AmortisedEstimator:
         )
 
     def _plain(self) -> dict[str, Any]:
-        """All but the weights, ready for JSON."""
+        """Return everything but the weights, ready for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self.about)))
         return plain
 
 
 def _part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one of the things in a file, by their own names."""
+    """Return the tensors whose names have a prefix, without the prefix."""
     return {
         key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
     }
 
 
 def common_settings(studies: Sequence[CorpusResult]) -> dict[str, Any]:
-    """What all the studies share, and the solver of the first.
+    """Return the settings that the studies have in common, and those of the first study's solver.
 
     Raises:
-        ValueError: none are given, they differ, or no head can learn from them.
+        ValueError: there is no study, the studies differ, or a head cannot be trained on them.
     """
     if not studies:
-        raise ValueError("there is no study to learn from: give at least one")
+        raise ValueError("there is no study to train on: give at least one")
     first = studies[0].settings
     for study in studies:
         settings = study.settings
         check_settings(settings, first, f"the study in {str(studies[0].path)!r}")
         if settings.get("amortised") is not None:
             raise ValueError(
-                f"the study in {str(study.path)!r} was predicted by a head itself; give one that the solver made"
+                f"the study in {str(study.path)!r} was predicted by a head; give one computed by the solver"
             )
         if study.is_erased:
             raise ValueError(
-                f"the study in {str(study.path)!r} is of erasures, whose scores have both signs, and a head learns the "
-                "logarithm of sigma; give a study with score='kept'"
+                f"the study in {str(study.path)!r} is of erasures, and a head predicts sigma; give a study with "
+                "score='kept'"
             )
         if settings["input_std"] is None:
             raise ValueError(
-                f"the study in {str(study.path)!r} has no input_std, so that every text has its own; give it one"
+                f"the study in {str(study.path)!r} has no input_std, so every text has its own; run it with input_std"
             )
     return {name: first[name] for name in (*MADE_FOR, *SOLVER)}
 
@@ -362,10 +361,10 @@ def explainer_of(
     calibration: Calibration | None,
     what: str,
 ) -> TextExplainer:
-    """An explainer with the model and settings of ``what``.
+    """Return an explainer with the model and settings of ``what``.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: the model, tokenizer or calibration differs.
     """
     bare = TextExplainer(model, tokenizer)
     check_settings({"weights": weights_digest(bare.model.module)}, known, what)
@@ -382,42 +381,42 @@ def explainer_of(
 
 
 def _plan(explainer: TextExplainer, known: Mapping[str, Any], solver: Solver | None = None) -> Plan:
-    """What is computed under the settings of a head."""
+    """Return the plan for the settings of a head."""
     names = ("rate", "max_sigma", "input_std")
     return explainer.plan(known["layers"], solver=solver, **{name: known[name] for name in names})
 
 
 def check_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:
-    """Check that both have the same of the settings that a head is trained for.
+    """Check that the settings that a head is trained for are equal.
 
     Raises:
-        ValueError: it is not.
+        ValueError: they differ.
     """
     names = [name for name in MADE_FOR if name in ours and name in theirs]
     found = differences({name: ours[name] for name in names}, {name: theirs[name] for name in names})
     if found:
         wrong = [f"{name} is {here!r} here and {there!r} there" for name, here, there in found]
         raise ValueError(
-            f"{what} was made for other settings, and nothing is extrapolated: {', '.join(wrong)}; give what it was "
-            "made for, or train a head for this"
+            f"{what} was made for other settings, and heads do not extrapolate: {', '.join(wrong)}; use the same "
+            "settings, or train a head for these"
         )
 
 
 def check_words(model: TextModel, about: About) -> None:
-    """See that the tokens are those of the training.
+    """Check that the tokenizer gives the same tokens as in training.
 
     Raises:
-        ValueError: they are not.
+        ValueError: it does not.
     """
     for text, pair, ids in about.words:
         if list(model.encode(text, pair, truncation=True).ids) != list(ids):
             raise ValueError(
-                f"the head was trained with another tokenizer, which has other tokens for {shown(text)}; give that one"
+                f"the head was trained with another tokenizer, which gives other tokens for {shown(text)}; use that one"
             )
 
 
 def _is_words(each: Any) -> bool:
-    """Whether this is a text, its pair and their ids, as JSON gives them."""
+    """Return whether a JSON value is a text, its pair and their token ids."""
     if not isinstance(each, list) or len(each) != 3:
         return False
     text, pair, ids = each

@@ -1,6 +1,6 @@
-"""The head: what one forward without noise says of every token, and a small network from that to log sigma.
+"""The head: features of every token from one forward pass without noise, and a small network that predicts log sigma.
 
-Of the features, vectors are for a linear map; the few numbers beside them are what such a map cannot compute.
+Features are vectors, and a few numbers that a linear map of the vectors cannot compute.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from interp_plugin.text.models import Encoding, TextModel, shown
 from interp_plugin.text.scoring import Plan
 from interp_plugin.text.states import State
 
-SIZE = 96  # of the head's own vectors
+SIZE = 96  # width of the head
 HEADS = 4
-DROPOUT = 0.2  # of training
-BATCH = 16  # texts in a step of training
-RATE = 2e-3  # of Adam, falling to 0 by a cosine
-DECAY = 0.02
-SMALLEST = 1e-3  # spread of an input or output: less counts as none
-FEWEST = 20  # texts to train on and to hold out
+DROPOUT = 0.2  # in training
+BATCH = 16  # texts in a training step
+RATE = 2e-3  # learning rate of AdamW, with cosine decay
+DECAY = 0.02  # weight decay
+SMALLEST = 1e-3  # smallest spread of an input or output column; smaller ones are replaced by it
+FEWEST = 20  # minimum number of texts, for training and held out together
 # of the features
-ROUNDING = 1e-3  # of a vector, below which a difference is noise: its logarithm would depend on the batch
-TINY = 1e-6
-SMALLEST_SPREAD = 1e-6  # before a normalisation
-LEAST_ATTENTION = 1e-3  # share
+ROUNDING = 1e-3  # added to a norm, as a share of the vector's: smaller norms depend on the batch
+TINY = 1e-6  # added to a norm
+SMALLEST_SPREAD = 1e-6  # smallest spread before a normalisation
+LEAST_ATTENTION = 1e-3  # added to an attention weight
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
 
 
@@ -47,15 +47,15 @@ _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
 
 
 class Recorder(TorchFunctionMode):
-    """Records, while a model runs, the spread before each normalisation and the attention that each token gets.
+    """Records the spread before each normalisation and the attention to each token while a model runs.
 
-    A normalisation divides the noise by that spread, and attention moves it from token to token.  Normalisations are
-    known by their class (LayerNorm, or a name that ends in RMSNorm), attention by torch's fused kernel or by a softmax
-    over tokens; of ``torch.nn.MultiheadAttention``, which hides both, nothing is recorded.
+    A normalisation divides the noise by that spread, and attention moves noise between tokens.  Normalisations are
+    recognised by their class (LayerNorm, or a name that ends in RMSNorm), attention by torch's fused kernel or by a
+    softmax over tokens; nothing is recorded for ``torch.nn.MultiheadAttention``, which hides both.
 
     Args:
         module: the model.
-        mask: which tokens are real, (B, T); its rows may run in several forwards, one after another.
+        mask: which tokens are real, (B, T); its rows may run in several consecutive forward passes.
 
     Examples::
         >>> from torch.nn.functional import scaled_dot_product_attention
@@ -91,7 +91,10 @@ class Recorder(TorchFunctionMode):
             hook.remove()
 
     def numbers(self) -> Tensor:
-        """Logarithms, (B, T, F): for each normalisation one, for each head the attention got and that to oneself."""
+        """Return logarithms, (B, T, F): one spread for each normalisation, two attention weights for each head.
+
+        They are the root of the summed squares of all tokens' attention to a token, and its attention to itself.
+        """
         if not self._forwards or not all(self._forwards):
             return self._mask.new_zeros(*self._mask.shape, 0, dtype=torch.float32)
         return torch.cat([torch.cat(found, -1) for found in self._forwards])
@@ -114,10 +117,10 @@ class Recorder(TorchFunctionMode):
             self._forwards[-1].append(spread.clamp(min=SMALLEST_SPREAD).log())
 
     def _attend(self, weights: Tensor) -> None:
-        """``weights``: what each token attends to, (R, heads, T, T)."""
+        """Record attention weights, (R, heads, T, T); a row has the weights with which one token attends to all."""
         if weights.shape[2:] != (self._mask.shape[1],) * 2:
             return
-        first = sum(len(found[0]) for found in self._forwards[:-1] if found)  # row of this forward
+        first = sum(len(found[0]) for found in self._forwards[:-1] if found)  # first row of this forward pass
         real = self._mask[first : first + len(weights)].to(weights.device)
         weights = weights.detach().float() * real[:, None, :, None]
         got, own = weights.square().sum(2).sqrt(), weights.diagonal(dim1=2, dim2=3)
@@ -139,7 +142,7 @@ def _weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The weights that ``scaled_dot_product_attention`` uses for the same arguments, (R, heads, T, T)."""
+    """Return the weights that ``scaled_dot_product_attention`` uses for the same arguments, (R, heads, T, T)."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scores = query.float() @ key.float().mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -148,29 +151,29 @@ def _weights(
     if attn_mask is not None:
         allowed = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if allowed else scores + attn_mask
-    return scores.softmax(-1).nan_to_num()  # a row that may attend to nothing
+    return scores.softmax(-1).nan_to_num()  # NaN in rows that attend to nothing
 
 
 def features(
     model: TextModel, batch: Batch, states: Sequence[State], inside: Recorder
 ) -> tuple[Tensor, Tensor]:
-    """The vectors of every token, joined, (B, T, W), and its numbers, (B, T, F).
+    """Return the concatenated vectors of every token, (B, T, W), and its numbers, (B, T, F).
 
     Args:
-        model: that ran the batch.
-        batch: some texts.
-        states: that are to be predicted.
-        inside: of :func:`watch`, after the forward.
+        model: the model that ran the batch.
+        batch: of texts.
+        states: the states to predict.
+        inside: the recorder of :func:`watch`, after the forward pass.
     """
     given = _vectors(model, batch, states)
     return torch.cat(given, -1), _numbers(given, batch.token_mask, inside)
 
 
 def _vectors(model: TextModel, batch: Batch, states: Sequence[State]) -> list[Tensor]:
-    """The noise layer's output and every state, token by token, (B, T, width) each, float32.
+    """Return the noise layer's output and every state for each token, (B, T, width) each, float32.
 
-    A state that has other tokens (a decoder's) is their mean, and one that has none is the same for every token.  A
-    state whose second dimension is neither tokens nor its last is left out: its width would depend on the text.
+    Every token gets the mean of a state with other tokens (a decoder's), and the whole of a state without tokens.
+    Other states with more than two dimensions are left out, because their width would depend on the text.
     """
     count = batch.token_mask.shape[1]
     found = [batch.origin.float()]
@@ -190,9 +193,9 @@ def _vectors(model: TextModel, batch: Batch, states: Sequence[State]) -> list[Te
 
 
 def watch(model: TextModel, encodings: Sequence[Encoding]) -> Recorder:
-    """A context in which to run a batch of the texts.
+    """Return the context in which to run a batch of texts.
 
-    Nothing is recorded of an encoder-decoder, whose tokens are of two kinds.
+    Nothing is recorded for an encoder-decoder, which has two sequences of tokens.
     """
     lengths = torch.tensor([len(encoding.ids) for encoding in encodings])
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
@@ -200,11 +203,11 @@ def watch(model: TextModel, encodings: Sequence[Encoding]) -> Recorder:
 
 
 def _numbers(given: Sequence[Tensor], mask: Tensor, inside: Recorder) -> Tensor:
-    """A few numbers of each token that a linear map of its vectors cannot give, (B, T, F).
+    """Return numbers of each token that a linear map of its vectors cannot compute, (B, T, F).
 
-    They are the number of tokens, the place, for each of the vectors its norm and how far it lies from the mean of
-    the text's, and what was recorded inside; all as logarithms, because sigma of a linear state is a product of powers
-    of them: sigma^2 = rate / (2 n c).
+    They are the number of tokens, the position from both ends, the norms of each vector, of its deviation from its own
+    mean and of its deviation from the text's mean vector, and the recorded numbers; all as logarithms, because sigma of
+    a linear state is a product of powers of them: sigma^2 = rate / (2 n c).
     """
     share = mask.to(given[0]) / mask.sum(1, keepdim=True)  # (B, T)
     n = mask.sum(1, keepdim=True).expand_as(mask).to(given[0])
@@ -225,13 +228,13 @@ def _numbers(given: Sequence[Tensor], mask: Tensor, inside: Recorder) -> Tensor:
 
 @dataclass(frozen=True)
 class Example:
-    """A text to learn from: T tokens, L layers.
+    """A training text with T tokens and L layers.
 
     Attributes:
         vectors: of :func:`features`, (T, W) float16.
         numbers: of :func:`features`, (T, F).
         target: log sigma, (T, L).
-        capped: where sigma is the cap, so that it would be larger, (T, L).
+        capped: whether sigma is at the cap, (T, L).
         variance: mean over the tokens of the squared standard error of the target, (L,).
     """
 
@@ -243,7 +246,7 @@ class Example:
 
 
 class Scale(nn.Module):
-    """The mean and the spread of C columns; what passes is put in units of them.
+    """Standardises C columns by their mean and spread.
 
     Args:
         size: C.
@@ -258,7 +261,7 @@ class Scale(nn.Module):
         self.register_buffer("spread", torch.ones(size, dtype=torch.float32))
 
     def settle(self, rows: Tensor) -> None:
-        """Take them from rows, (N, C)."""
+        """Set mean and spread from rows, (N, C)."""
         self.centre.copy_(rows.mean(0))
         self.spread.copy_(rows.std(0, unbiased=False).clamp(min=SMALLEST))
 
@@ -267,11 +270,11 @@ class Scale(nn.Module):
 
 
 class Head(nn.Module):
-    """A projection, one block of attention over the text's tokens, and a number for each layer.
+    """A linear projection, one transformer block over the text's tokens, and an output for each layer.
 
     Args:
-        width: W, of the vectors.
-        few: F, how many numbers.
+        width: W, width of the vectors.
+        few: F, number of the numbers.
         layers: L.
     """
 
@@ -290,36 +293,36 @@ class Head(nn.Module):
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], layers: int) -> Head:
-        """The head of so many layers with this state, ready for use.
+        """Return a head with this number of layers and this state, ready for use.
 
         Raises:
-            ValueError: these are no head's tensors.
+            ValueError: the tensors are not those of such a head.
         """
         try:
             sizes = [state[f"{name}.centre"].numel() for name in ("vectors", "numbers")]
-            with torch.device("meta"):  # wrong sizes must not take memory before they are seen
+            with torch.device("meta"):  # wrong sizes must not take memory before they are detected
                 head = cls(sizes[0], sizes[1], layers)
             head.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-        except (KeyError, RuntimeError) as error:  # of torch, where names or shapes do not fit
+        except (KeyError, RuntimeError) as error:  # torch's, for wrong names or shapes
             raise ValueError("its tensors are not those of a head of its layers") from error
         if any((scale.spread <= 0).any() for scale in (head.vectors, head.numbers, head.target)):
             raise ValueError("one of its spreads is not positive")
         return head.eval().requires_grad_(False)
 
     def forward(self, vectors: Tensor, numbers: Tensor, mask: Tensor) -> Tensor:
-        """log sigma, (B, T, L), from (B, T, W), (B, T, F) and which tokens are real, (B, T)."""
+        """Return log sigma, (B, T, L), from vectors (B, T, W), numbers (B, T, F) and the mask of real tokens (B, T)."""
         few = self.numbers(numbers)
         joined = torch.cat([self.vectors(vectors), few], -1)
-        with no_fastpath():  # it would make padding count
+        with no_fastpath():  # with the fast path, the result would depend on padding
             found = self.block(self.project(self.dropout(joined)), src_key_padding_mask=~mask)
         units: Tensor = self.out(found) + self.direct(few)
         return units * self.target.spread + self.target.centre
 
 
 def learn(examples: Sequence[Example], epochs: int, seed: int, show_progress: bool = False) -> Head:
-    """A head that fits the examples: least squares of log sigma, each text and layer by how well its target is known.
+    """Fit a head by least squares of log sigma, with texts and layers weighted by the precision of their targets.
 
-    A target at the cap says only that sigma is no smaller, so a larger prediction costs nothing.
+    A target at the cap is a lower bound, so a larger prediction has no loss.
     """
     with torch.random.fork_rng(devices=[]):  # torch draws weights and dropout from the global generator
         torch.manual_seed(seed)
@@ -335,9 +338,9 @@ def _descend(head: Head, examples: Sequence[Example], epochs: int, show_progress
     steps = epochs * math.ceil(len(examples) / BATCH)
     optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=DECAY)
     planned = max(2, steps)
-    rising = max(0.1, 1.5 / planned)  # of exactly one step the schedule would divide by its length less one
+    rising = max(0.1, 1.5 / planned)  # with exactly one rising step, the schedule would divide by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, planned, pct_start=rising)
-    left = head.target.spread.square() / 100  # of variance that is no noise of the targets, (L,)
+    left = head.target.spread.square() / 100  # residual variance apart from noise of the targets, (L,)
     with tqdm(total=steps, desc="train the head", disable=not show_progress) as bar:
         for _ in range(epochs):
             for some in _batches(examples):
@@ -356,7 +359,7 @@ def _descend(head: Head, examples: Sequence[Example], epochs: int, show_progress
 
 
 def _batches(examples: Sequence[Example]) -> Iterator[tuple[Tensor, ...]]:
-    """The examples in a new order, so many at a time and padded: vectors, numbers, target, capped, variance, mask."""
+    """Yield padded batches of shuffled examples: vectors, numbers, target, capped, variance, mask."""
     for places in torch.randperm(len(examples)).split(BATCH):
         some = [examples[i] for i in places.tolist()]
         lengths = torch.tensor([len(example.target) for example in some])
@@ -369,10 +372,10 @@ def _batches(examples: Sequence[Example]) -> Iterator[tuple[Tensor, ...]]:
 
 
 def solved_texts(model: TextModel, studies: Sequence[CorpusResult]) -> list[tuple[TextExplanation, Encoding]]:
-    """What the solver found, and each text as the model reads it.
+    """Return the solver's explanation and the encoding of each text.
 
     Raises:
-        ValueError: the tokenizer gives other tokens than there; too few texts.
+        ValueError: the tokenizer gives other tokens than in the study; there are too few texts.
     """
     found = []
     for study in studies:
@@ -381,19 +384,19 @@ def solved_texts(model: TextModel, studies: Sequence[CorpusResult]) -> list[tupl
             encoding = model.encode(text.text, text.pair, truncation=study.settings["truncation"])
             if encoding.tokens != text.tokens:
                 raise ValueError(
-                    f"the tokenizer makes {len(encoding.tokens)} tokens of text {shown(text.text)}, and the study has "
-                    f"{len(text.tokens)}, or others; give the tokenizer that the study was made with"
+                    f"the tokenizer gives {len(encoding.tokens)} tokens for text {shown(text.text)}, and the study has "
+                    f"{len(text.tokens)}, or other ones; give the tokenizer of the study"
                 )
             seen.add(ids_digest(encoding.ids))
             found.append((text, encoding))
         if not seen.issuperset(part.about.ids for part in study.parts if part.about.texts):
             raise ValueError(
-                f"the tokenizer makes other tokens of the texts of {str(study.path)!r}, under the same names; give the "
-                "tokenizer that the study was made with"
+                f"the tokenizer gives other ids for the tokens of the texts of {str(study.path)!r}; give the tokenizer "
+                "of the study"
             )
     if len(found) < FEWEST:
         raise ValueError(
-            f"the studies hold {len(found)} texts, and a head needs at least {FEWEST}, better hundreds; score more"
+            f"the studies have {len(found)} texts, and a head needs at least {FEWEST}, better hundreds; score more"
         )
     return found
 
@@ -405,7 +408,7 @@ def examples(
     batch_size: int,
     progress: bool,
 ) -> list[Example]:
-    """The texts as the head sees them, in their order, by one forward of each batch."""
+    """Return the training examples of the texts, in their order, with one forward pass for each batch."""
     found: dict[int, Example] = {}
     encodings = [encoding for _, encoding in texts]
     sites = [state.site for state in plan.states]
@@ -430,32 +433,32 @@ def train(
     seed: int,
     progress: bool,
 ) -> tuple[Head, HeldOut]:
-    """A head that learned from most texts, and how far it is off on the others.
+    """Train a head on some texts, and return it with its error on the others.
 
-    Equal texts are on the same side.
+    Equal texts are either all used for training or all held out.
 
     Args:
-        texts, given: what the solver found, and what the head sees, in the same order.
-        share: of the texts that are held out.
-        epochs: how often each of the others is looked at.
-        seed: of the choice, of the first weights and of the order.
+        texts, given: the solver's explanations and the training examples, in the same order.
+        share: share of the texts that are held out.
+        epochs: number of passes over the others.
+        seed: of the choice of held-out texts, of the initial weights and of the order.
         progress: show bars.
 
     Raises:
-        ValueError: a share that leaves none for one of the two.
+        ValueError: too few texts for training, or too few held out.
     """
     outside = [_place(text, seed) < share for text in texts]
     inside = [example for example, out in zip(given, outside) if not out]
     others = [index for index, out in enumerate(outside) if out]
     if len(others) < 2 or len(inside) < 2:
         raise ValueError(
-            f"held_out is {share}, which leaves {len(inside)} of {len(texts)} texts to learn from and holds out "
+            f"held_out is {share}, which leaves {len(inside)} of {len(texts)} texts for training and holds out "
             f"{len(others)}; both need at least 2, so give a number such as 0.1, or more texts"
         )
     head = learn(inside, epochs, seed, progress)
     pairs = [(texts[index], given[index]) for index in others]
     plain = HeldOut.of(Agreement.of([_against(head, *pair) for pair in pairs]))
-    # once more, now that the error that decides what is covered is known
+    # computed again with the error that coverage depends on
     return head, HeldOut.of(Agreement.of([_against(head, *pair, plain.error) for pair in pairs]))
 
 
@@ -471,7 +474,7 @@ def _example(text: TextExplanation, joined: torch.Tensor, few: torch.Tensor) -> 
 def _against(
     head: Head, text: TextExplanation, example: Example, error: Sequence[float] | None = None
 ) -> list[Compared]:
-    """log sigma and its error of each layer, predicted and solved."""
+    """Return log sigma and its error, predicted and solved, for each layer."""
     everyone = torch.ones(1, len(example.target), dtype=torch.bool)
     log_sigma = head(example.vectors[None].float(), example.numbers[None], everyone)[0]
     pairs: list[Compared] = []
@@ -486,6 +489,6 @@ def _against(
 
 
 def _place(text: TextExplanation, seed: int) -> float:
-    """Where a text falls between 0 and 1, by its words alone."""
+    """Return a pseudo-random number between 0 and 1 that depends on the text and the seed alone."""
     digest = hashlib.sha256(repr((seed, text.text, text.pair)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,1 +1,1 @@
-"""Studies of a corpus: what each layer keeps of any amount of text, written in parts, resumable, with error bars."""
+"""Corpus studies: information kept by each layer over a corpus of any size, resumable, with standard errors."""

@@ -1,4 +1,4 @@
-"""Engines for more than one process: those that share a corpus, and workers on a Ray cluster."""
+"""Engines for several processes: processes that share a corpus, and workers on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from interp_plugin.corpus.result import CorpusResult
 from interp_plugin.corpus.study import CorpusStudy, Scorer, begun
 from interp_plugin.optional import load
 
-LONGEST_WAIT = timedelta(days=30)  # of a process that is done for those that are not
-# of Ray
-LEAST_SHARE = 1 / 64  # of a CPU, for a worker
-ANSWER = 10.0  # seconds that the head of a cluster has to answer
-DEATHS = 2  # workers that died of a window before its texts are scored one by one, and of a text before it is left out
-TRIES = 12  # of a window
+LONGEST_WAIT = timedelta(days=30)  # how long a finished process waits for the others
+# for Ray
+LEAST_SHARE = 1 / 64  # smallest share of a CPU for a worker
+ANSWER = 10.0  # seconds within which the head of a cluster must answer
+DEATHS = 2  # deaths of workers at a window before its texts are scored one by one, and at a text before it is left out
+TRIES = 12  # maximum number of tries for a window
 
 
 # -- processes that share a corpus
@@ -34,8 +34,8 @@ class Processes:
     """The processes that torchrun or accelerate started to share a corpus.
 
     Attributes:
-        rank: number of this one.
-        count: how many there are.
+        rank: number of this process.
+        count: number of processes.
     """
 
     rank: int
@@ -44,7 +44,7 @@ class Processes:
     @classmethod
     @contextmanager
     def started(cls) -> Iterator[Processes]:
-        """From the environment; inside the block they can wait for one another."""
+        """Read them from the environment; inside the block they can wait for one another."""
         found = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
         if found.count == 1:
             yield found
@@ -58,7 +58,7 @@ class Processes:
             distributed.destroy_process_group()
 
     def of_first(self, make: Callable[[], Any]) -> Any:
-        """The first process's result, in all of them: the last bits may differ where each computes its own."""
+        """Return the first process's result in every process: if each computed its own, the last bits could differ."""
         found = [make() if self.rank == 0 else None]
         if self.count > 1:
             from torch import distributed
@@ -67,7 +67,7 @@ class Processes:
         return found[0]
 
     def wait(self) -> None:
-        """Until all of them come here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             from torch import distributed
 
@@ -75,7 +75,7 @@ class Processes:
 
     @staticmethod
     def device(name: str) -> str:
-        """A device of this process: of several on one machine each takes a GPU of its own."""
+        """Return the device of this process: several processes on one machine use one GPU each."""
         local = os.environ.get("LOCAL_RANK")
         return f"cuda:{local}" if name == "cuda" and local is not None else name
 
@@ -85,11 +85,11 @@ class Processes:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the workers are.
+    """The Ray cluster and its workers.
 
     Attributes:
-        address: of a cluster; None: Ray's own choice, a local one where there is none.
-        workers: actors.
+        address: of the cluster; None: Ray's default, a local cluster if there is no other.
+        workers: number of actors.
         gpus: share of a GPU for each.
     """
 
@@ -110,25 +110,25 @@ def run_on_ray(
     study: CorpusStudy | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> CorpusResult:
-    """Score what is not scored yet by actors on a Ray cluster, and return the whole study.
+    """Score the unfinished windows with actors on a Ray cluster, and return the whole study.
 
-    The parts are those of :meth:`CorpusStudy.run`, so a study goes on on either engine.  The corpus is read, and the
-    parts are written, by this process: workers need neither, only the model and this package.  A worker that dies is
-    replaced, and the new one does its window again; a text of which workers die again and again is recorded as failed.
+    The parts are the same as those of :meth:`CorpusStudy.run`, so either engine can continue a study.  This process
+    reads the corpus and writes the parts; workers only need the model and this package.  A worker that dies is
+    replaced, and the new one repeats its window; a text at which workers die repeatedly is recorded as failed.
 
     Args:
-        make_study: can be pickled; every worker calls it once.
-        texts, output_dir, max_errors, window, show_progress: as of :meth:`CorpusStudy.run`.
-        cluster: where the workers are; None: two on Ray's own choice.
-        study: the same study for this process, where it cannot be the workers': the machine may lack a GPU.  None:
-            ``make_study()``.
+        make_study: a function that can be pickled; every worker calls it once.
+        texts, output_dir, max_errors, window, show_progress: as for :meth:`CorpusStudy.run`.
+        cluster: the cluster and its workers; None: two workers on Ray's default cluster.
+        study: the same study for this process, if it cannot create the workers' study, for example without a GPU.
+            None: ``make_study()``.
         columns: text_column, pair_column and tag_column of :meth:`CorpusStudy.run`.
 
     Raises:
         ImportError: Ray is missing.
-        RuntimeError: a worker fails; workers die again and again, and not of single texts.
-        ValueError: as of :meth:`CorpusStudy.run`; a cluster that has no room for the workers; a worker with another
-            model, or other versions of the packages; no cluster at the address.
+        RuntimeError: a worker fails, or workers die repeatedly and no single text is the cause.
+        ValueError: as for :meth:`CorpusStudy.run`; the cluster has no room for the workers; a worker has another
+            model or other versions of the packages; there is no cluster at the address.
     """
     ray, cluster = load("ray", "engine ray", "ray"), cluster or Cluster()
     _check_reachable(cluster.address or os.environ.get("RAY_ADDRESS"))
@@ -151,23 +151,23 @@ def _score(
     more: Iterator[Job],
     take: Callable[[PartFiles], None],
 ) -> None:
-    """Do jobs on workers, as many at a time as are begun with.
+    """Run jobs on workers, one worker for each of the first jobs.
 
     Args:
         ray: the package.
-        start: makes a worker.
-        some, more: the jobs to begin with, and the others.
-        take: what to do with a part.
+        start: starts a worker.
+        some, more: the first jobs, and the others.
+        take: receives each part.
     """
-    running: dict[Any, tuple[Any, Job]] = {}  # by what will be the result
+    running: dict[Any, tuple[Any, Job]] = {}  # by reference to the result
 
-    def go_on(job: Job, worker: Any) -> None:
+    def submit(job: Job, worker: Any) -> None:
         name, arguments = job.call
         running[getattr(worker, name).remote(*arguments)] = worker, job
 
     try:
         for job in some:
-            go_on(job, start())
+            submit(job, start())
         while running:
             [ready], _ = ray.wait(list(running), num_returns=1)
             worker, job = running.pop(ready)
@@ -178,12 +178,12 @@ def _score(
                 job.died()
                 worker = start()
             if made is None:
-                go_on(job, worker)
+                submit(job, worker)
                 continue
             take(made)
             following = next(more, None)
             if following is not None:
-                go_on(following, worker)
+                submit(following, worker)
     except ray.exceptions.RayTaskError as error:
         raise RuntimeError(f"a worker of Ray failed: {type(error.cause).__name__}: {error.cause}") from error
     except ray.exceptions.RayError as error:
@@ -194,15 +194,15 @@ def _score(
 
 
 class Job:
-    """A window to be scored by workers, each of which may die of it.
+    """A window to be scored by workers, which may die while they score it.
 
-    A worker may die of something else, so its first two tries are alike; then its texts are scored one by one, and one
-    that two workers died of is left out.
+    A worker may die for another reason, so the whole window is tried twice; then its texts are scored one by one, and a
+    text at which two workers died is left out.
 
     Attributes:
         window: of the corpus.
-        alone: the texts that are still to be scored one by one; None: all are scored together.
-        scored, failed: what is known of the others.
+        alone: the texts still to be scored one by one; None: all are scored together.
+        scored, failed: results of the other texts.
     """
 
     def __init__(self, window: Window) -> None:
@@ -214,13 +214,13 @@ class Job:
 
     @property
     def call(self) -> tuple[str, tuple[Any, ...]]:
-        """The method of a worker that goes on with it, and its arguments."""
+        """The worker's method to call next, and its arguments."""
         if self.alone:
             return "score", (self.alone[0],)
         return "part", (self.window, self.scored, self.failed)
 
     def done(self, found: Any) -> PartFiles | None:
-        """Take what the worker found; the part, where that is it."""
+        """Record a worker's result; return the part if it is one."""
         self._deaths = 0
         if isinstance(found, PartFiles):
             return found
@@ -231,18 +231,18 @@ class Job:
         return None
 
     def died(self) -> None:
-        """The worker died.
+        """Record that the worker died.
 
         Raises:
-            RuntimeError: too many have.
+            RuntimeError: too many workers died.
         """
         self._tries += 1
         self._deaths += 1
         if self._tries >= TRIES or (self._deaths >= DEATHS and self.alone == []):
             rows = [entry.row for entry in self.window.entries]
             raise RuntimeError(
-                f"{self._tries} workers died of rows {rows[0]} to {rows[-1]}, and not of single texts; look into Ray's "
-                "logs (is there too little memory?) and run again"
+                f"{self._tries} workers died at rows {rows[0]} to {rows[-1]}, and no single text is the cause; read "
+                "Ray's logs (is there too little memory?) and run again"
             )
         if self._deaths < DEATHS:
             return
@@ -259,8 +259,8 @@ class Worker:
     """Scores texts and windows; needs neither the corpus nor the folder.
 
     Args:
-        make_study: called once, with the first window, so that a worker that dies of that is known to have died of it.
-        size: rows in a window.
+        make_study: called once, with the first window, so that a death inside it counts as a failed try.
+        size: number of rows in a window.
     """
 
     def __init__(self, make_study: Callable[[], CorpusStudy], size: int) -> None:
@@ -268,23 +268,23 @@ class Worker:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Of the study."""
+        """The study's scorer."""
         return Scorer(self.make_study(), self.size)
 
     def score(self, item: Item) -> tuple[list[Scored], list[Failure]]:
-        """A text alone."""
+        """Score one text."""
         return self.scorer([item])
 
     def part(self, window: Window, scored: Sequence[Scored], failed: Sequence[Failure]) -> PartFiles:
-        """The part of a window, some of whose texts are known."""
+        """Return the part of a window; the results of some of its texts are given."""
         return self.scorer.part(window, scored, failed)
 
 
 def _check_reachable(address: str | None) -> None:
-    """Ray itself tries for many minutes, and does not say so.
+    """Check that a cluster answers, because Ray itself tries for many minutes without a message.
 
     Raises:
-        ValueError: nothing answers there.
+        ValueError: nothing answers at the address.
     """
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal() and "://" not in host:
@@ -298,10 +298,10 @@ def _check_reachable(address: str | None) -> None:
 
 @contextmanager
 def _joined(ray: Any, cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """The options of a worker, on a cluster that is joined, or started, for the block.
+    """Join or start a cluster for the block, and yield the options of a worker.
 
     Raises:
-        ValueError: there is none, it does not let us in, or has no room for the workers.
+        ValueError: there is no cluster, it refuses the connection, or it has no room for the workers.
     """
     mine = not ray.is_initialized()
     if mine:
@@ -311,8 +311,8 @@ def _joined(ray: Any, cluster: Cluster) -> Iterator[dict[str, Any]]:
             )
         except ConnectionError as error:
             raise ValueError(
-                f"the Ray cluster {cluster.address or 'of this machine'} cannot be joined ({error}); see that it runs, "
-                "and set RAY_AUTH_MODE=token if it wants a token"
+                f"cannot join the Ray cluster {cluster.address or 'of this machine'} ({error}); check that it runs, "
+                "and set RAY_AUTH_MODE=token if it requires a token"
             ) from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -324,13 +324,13 @@ def _joined(ray: Any, cluster: Cluster) -> Iterator[dict[str, Any]]:
 
 
 def _share(nodes: Sequence[Mapping[str, float]], workers: int, gpus: float) -> float:
-    """CPUs of a worker: one, or the half, quarter, ... of one at which all of them find a place.
+    """Return the CPUs of a worker: 1, or the largest of 1/2, 1/4, ... at which the cluster has room for all workers.
 
     Args:
-        nodes: what each of them has.
+        nodes: resources of each node.
 
     Raises:
-        ValueError: the cluster has no room.
+        ValueError: the cluster has no room for the workers.
 
     Examples::
         >>> _share([{"CPU": 2.0}], 3, 0), _share([{"CPU": 8.0, "GPU": 4.0}] * 2, 8, 1)

@@ -1,4 +1,4 @@
-"""The folder of a study: a Parquet file for each window of the corpus, written whole or not at all, and its locks."""
+"""The folder of a study: its lock, and a Parquet file for each window, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ from interp_plugin.text.storage import ERASED_FLOATS, FLOATS, fit_columns, parqu
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GROUP = 2**15  # lines of a row group, about: a reader holds one at a time
-BATCH = 4096  # lines that the statistics hold in memory at a time
-FORMAT = 2  # raise it when a reader of the old format would go wrong
+GROUP = 2**15  # approximate number of lines of a row group: a reader holds one at a time
+BATCH = 4096  # number of lines that the statistics hold in memory at a time
+FORMAT = 2  # increase it if a reader of the old format would give wrong results
 KEY = b"interp_plugin_corpus"  # of the files' metadata
 SOLVED = ("solved_sigma", "solved_error")
-"""Columns of a part whose numbers were predicted: the solver's for the texts that it checked."""
-# held while the other locks are looked at; a dot hides it from readers of Parquet
+"""Columns of a part with predicted numbers: the solver's results for the checked texts."""
+# held while the other locks are read; the dot hides it from readers of Parquet
 FOLDER_LOCK = ".study.lock"
-WAIT = 60.0  # seconds for the folder's lock, which others hold for milliseconds
+WAIT = 60.0  # maximum seconds to wait for the folder's lock, which others hold for milliseconds
 _TEXT = tuple(field.name for field in fields(TextExplanation) if field.name not in ("rows", "words"))
 _NAME = re.compile(r"(part|errors)-(\d{8,})-([0-9a-f]{16})\.parquet")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A text with its numbers.
+    """A text with its results.
 
     Attributes:
         item: the text.
         found: its explanation.
-        solved: the solver's explanation, where a head predicted ``found`` and the text is one of those to check.
+        solved: the solver's explanation, if a head predicted ``found`` and the text is to be checked; else None.
     """
 
     item: Item
@@ -67,14 +67,14 @@ class About:
 
     Attributes:
         window: its number, from 0.
-        first_row, rows: the rows of the corpus that it is of, and how many.
+        first_row, rows: its first row in the corpus, and its number of rows.
         last: whether the corpus ends with it.
-        digest: of the texts.
-        ids: digest of the first text's token ids: another tokenizer gives others.
-        texts, failures: how many rows have numbers, and how many have none.
-        settings: that its numbers depend on.
-        seconds: that scoring it took.
-        errors: the name of the file with the failures; None: there are none.
+        digest: digest of the texts.
+        ids: digest of the first text's token ids, which shows whether the tokenizer is the same.
+        texts, failures: numbers of rows with and without results.
+        settings: the settings that the results depend on.
+        seconds: scoring time.
+        errors: name of the file with the failures; None: there are none.
     """
 
     window: int
@@ -92,12 +92,12 @@ class About:
 
 @dataclass(frozen=True)
 class PartFiles:
-    """The files of a part that are not written yet.
+    """The files of a part, before they are written.
 
     Attributes:
         about: the part's metadata.
-        files: content by name, in the order to write them: failures first, because a part counts as whole only with
-            them.  A name holds the window and a digest of the content.
+        files: content by name, in the order of writing: failures first, because a part without them is incomplete.
+            A name contains the window and a digest of the content.
     """
 
     about: About
@@ -105,7 +105,7 @@ class PartFiles:
 
 
 def part_files(about: About, scored: Sequence[Scored], failures: Sequence[Failure]) -> PartFiles:
-    """The part of a window, and the file of its failures where there are any."""
+    """Return the part of a window, with the file of its failures if there are any."""
     arrow, _ = load_pyarrow("a corpus study")
     files: dict[str, bytes] = {}
     if failures:
@@ -117,14 +117,14 @@ def part_files(about: About, scored: Sequence[Scored], failures: Sequence[Failur
     content = _encoded(
         arrow.Table.from_pylist(rows, schema=_schema(arrow, about.settings)),
         {**asdict(about), "lines": len(rows)},
-        max(1, GROUP // each) * each,  # of whole texts
+        max(1, GROUP // each) * each,  # the layers of a text stay together
     )
     files[_name("part", about.window, content)] = content
     return PartFiles(about, files)
 
 
 def _digest(content: bytes) -> str:
-    """The digest of a file's content that stands in its name."""
+    """Return the digest of a file's content, a part of its name."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -133,7 +133,7 @@ def _name(kind: str, window: int, content: bytes) -> str:
 
 
 def _encoded(table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP) -> bytes:
-    """The bytes of a Parquet file."""
+    """Return the bytes of a Parquet file."""
     dictionaries = ["layer", "words.list.element", "tokens.list.element"]
     content: bytes = parquet_bytes(
         table, KEY, {"format": FORMAT, **header}, group_size, use_dictionary=dictionaries
@@ -142,7 +142,7 @@ def _encoded(table: pa.Table, header: Mapping[str, Any], group_size: int = GROUP
 
 
 def _lines(scored: Scored, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A line for each row of a text."""
+    """Yield a line for each row of a text."""
     text = scored.found
     words = group((text.text, text.pair), text.tokens, text.offsets, "word")
     units = [unit for unit in words if unit.offset is not None]
@@ -164,13 +164,13 @@ def _lines(scored: Scored, settings: Mapping[str, Any]) -> Iterator[dict[str, An
             arrays |= {name: getattr(row, name).numpy() for name in ERASED_FLOATS}
         if check is not None:
             arrays |= {name: getattr(check, of).numpy() for name, of in zip(SOLVED, FLOATS)}
-        # a predicted row has the rate that its head was trained for
+        # the rate of a predicted row is the one of the head's training
         rate = settings["rate"] if math.isnan(row.rate) else row.rate
         yield {**shared, **vars(row), **arrays, "layer": str(row.layer), "rate": rate}
 
 
 def _tags(item: Item, units: Sequence[Unit]) -> list[str] | None:
-    """A tag for each word: that of what stands between the spaces around it, or of the whole text."""
+    """Return a tag for each word: that of its part of the text between spaces, or that of the whole text."""
     if item.tags is None or isinstance(item.tags, str):
         return None if item.tags is None else [item.tags] * len(units)
     ends = [chunk.end() for chunk in re.finditer(r"\S+", item.text)]
@@ -187,11 +187,11 @@ def _schema(arrow: ModuleType, settings: Mapping[str, Any]) -> pa.Schema:
             "layer": arrow.string(),
             **text_columns(arrow),
             "words": arrow.list_(arrow.string()),
-            "word_of": arrow.list_(arrow.int32()),  # of each token; null for a special one
-            "tags": arrow.list_(arrow.string()),  # of each word
+            "word_of": arrow.list_(arrow.int32()),  # number of each token's word; null for a special token
+            "tags": arrow.list_(arrow.string()),  # for each word
             "position": arrow.int64(),
             **fit_columns(arrow),
-            **(dict.fromkeys(SOLVED, floats) if predicted else {}),  # null where the solver did not check
+            **(dict.fromkeys(SOLVED, floats) if predicted else {}),  # null for texts that were not checked
             **({**dict.fromkeys(ERASED_FLOATS, floats), "damage": arrow.float64()} if erased else {}),
         }
     )
@@ -199,7 +199,7 @@ def _schema(arrow: ModuleType, settings: Mapping[str, Any]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Part:
-    """A part that was found whole.
+    """A complete and undamaged part.
 
     Attributes:
         path: of the file.
@@ -211,10 +211,10 @@ class Part:
 
     @property
     def failures(self) -> list[Failure]:
-        """The rows without numbers.
+        """The rows without results.
 
         Raises:
-            ValueError: the file that lists them is gone or damaged.
+            ValueError: the file that lists them is missing or damaged.
         """
         if self.about.errors is None:
             return []
@@ -222,7 +222,8 @@ class Part:
         content = _whole(self.path.with_name(self.about.errors))
         if content is None:
             raise ValueError(
-                f"{self.about.errors!r} beside {str(self.path)!r} is damaged or gone; run the study again to mend it"
+                f"{self.about.errors!r} beside {str(self.path)!r} is damaged or missing; run the study again to repair "
+                "it"
             )
         return [Failure(**line) for line in parquet.read_table(arrow.BufferReader(content)).to_pylist()]
 
@@ -230,16 +231,15 @@ class Part:
 class Folder:
     """The parts of one study.
 
-    A file's name holds its window and a digest of its bytes, which tells a damaged file from a whole one without any
-    index.
+    A file's name contains its window and a digest of its bytes, so that damaged files are recognised without an index.
 
     Args:
-        path: the folder; it need not be there yet.
+        path: the folder; it need not exist yet.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._files: dict[int, list[Path]] = {}  # of each window; unfinished ones of a killed run too
+        self._files: dict[int, list[Path]] = {}  # by window, with unfinished files of a killed run
         for file in sorted(self.path.iterdir()) if self.path.is_dir() else []:
             match = _NAME.match(file.name.removeprefix("."))
             if match:
@@ -254,16 +254,16 @@ class Folder:
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Folder]:
-        """A folder to write to, made where it is not there, that no other study writes to inside the block.
+        """Lock a folder for writing, and create it if it does not exist; inside the block no other study writes to it.
 
         Args:
             path: of the folder.
-            settings, rank, world_size: as of :func:`locked`.
+            settings, rank, world_size: as for :func:`locked`.
 
         Raises:
             ImportError: pyarrow is missing.
-            OSError: it cannot be made or written to.
-            ValueError: another study is at work there.
+            OSError: the folder cannot be created or written to.
+            ValueError: another study is running there.
         """
         load_pyarrow("a corpus study")
         with ExitStack() as leave:
@@ -271,14 +271,14 @@ class Folder:
                 Path(path).mkdir(parents=True, exist_ok=True)
                 TemporaryFile(dir=path).close()
                 leave.enter_context(locked(Path(path), settings, rank, world_size))
-            yield cls(path)  # listed now: what another study wrote before it let go is there
+            yield cls(path)  # listed under the lock, so files that another study has just written are found
 
     def windows(self) -> list[int]:
-        """Numbers of the windows that have a part, whole or not."""
+        """Return the numbers of the windows that have a part, complete or damaged."""
         return sorted(window for window, files in self._files.items() if any(map(_is_part, files)))
 
     def part(self, window: int) -> Part | None:
-        """The whole part of a window; None: there is none."""
+        """Return the part of a window; None: there is no complete one."""
         for path in filter(_is_part, self._files.get(window, [])):
             about = _about(path)
             if about is None or about.window != window:
@@ -288,10 +288,10 @@ class Folder:
         return None
 
     def write(self, part: PartFiles) -> Part:
-        """Write the part of a window, in place of an older one.
+        """Write the part of a window, and delete older ones.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to; nothing half-written counts.
+            OSError: the disk is full, or the folder cannot be written to; incomplete files are ignored later.
         """
         window = part.about.window
         with _explained(self.path):
@@ -306,23 +306,23 @@ class Folder:
 
 
 def batches_of(parts: Iterable[Part], n_layers: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The lines of some parts, a few thousand at a time: of each text, its layers one after another.
+    """Yield the lines of parts, a few thousand at a time, the layers of each text one after another.
 
     Args:
-        parts: whole ones.
-        n_layers: lines of a text, which stay together.
-        columns: names of those to read.
+        parts: the parts.
+        n_layers: number of lines of a text, which stay together.
+        columns: names of the columns to read.
     """
     _, parquet = load_pyarrow("a corpus study")
     step = max(1, BATCH // n_layers) * n_layers
     for part in parts:
-        # opened here, for pyarrow takes a name with a colon for a URI
+        # opened here, because pyarrow reads a name with a colon as a URI
         with part.path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             yield from file.iter_batches(batch_size=step, columns=list(columns))
 
 
 def _about(path: Path) -> About | None:
-    """The metadata of a part; None: it is not whole."""
+    """Return the metadata of a part; None: it is missing or damaged."""
     arrow, parquet = load_pyarrow("a corpus study")
     content = _whole(path)
     if content is None:
@@ -333,7 +333,7 @@ def _about(path: Path) -> About | None:
         version = header.pop("format")
         if version < FORMAT:
             raise ValueError(
-                f"{str(path)!r} has format {version}, which lacks input_std, and information kept cannot be counted "
+                f"{str(path)!r} has format {version}, which lacks input_std, and information kept cannot be computed "
                 "without it: run the study again in another folder"
             )
         if version > FORMAT:
@@ -346,7 +346,7 @@ def _about(path: Path) -> About | None:
 
 
 def _whole(path: Path) -> bytes | None:
-    """The content of a file, where its digest is that of its name; None: it is gone or damaged."""
+    """Return the content of a file if it matches the digest in its name; None: it is missing or damaged."""
     match = _NAME.fullmatch(path.name)
     if match is None or not path.is_file():
         return None
@@ -361,7 +361,7 @@ def _is_part(path: Path) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Say in one sentence why the folder cannot be written to."""
+    """Turn errors of the file system into one sentence on why the folder cannot be written to."""
     try:
         yield
     except OSError as error:
@@ -370,14 +370,14 @@ def _explained(path: Path) -> Iterator[None]:
         raise OSError(
             error.errno,
             f"cannot write to {str(path)!r} ({error.strerror}): {way_out} and run again; "
-            "the parts that are finished stay",
+            "finished parts are kept",
         ) from error
 
 
 def explanations(
     parts: Sequence[Part], layers: Sequence[Label], rows: Collection[int] | None
 ) -> Iterator[tuple[int, TextExplanation]]:
-    """Some texts in full, each after the number of its row; rows None: all."""
+    """Yield row numbers and explanations of texts; rows None: of all texts."""
     labels = {str(label): label for label in layers}
     for part in parts:
         first, count = part.about.first_row, part.about.rows
@@ -396,7 +396,7 @@ def explanations(
 def _restored(
     some: Sequence[Mapping[str, Any]], labels: Mapping[str, Label], kind: type[Row]
 ) -> TextExplanation:
-    """The explanation of a text from its lines, each of which is a row of this kind."""
+    """Return the explanation of a text from its lines, one for each row of this kind."""
     rows = []
     for line in some:
         values = {field.name: line[field.name] for field in fields(kind)}
@@ -411,23 +411,23 @@ def _restored(
 
 @contextmanager
 def locked(folder: Path, settings: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> Iterator[None]:
-    """Inside the block no other study writes to a folder.
+    """Lock a folder, so that no other study writes to it inside the block.
 
-    Each process holds a lock of the system, which dies with it, on a file that names its group (those with the same
-    settings and number of processes) and its rank in it.
+    Each process holds a lock of the operating system, which ends with the process, on a file that names its group (the
+    processes with the same settings and world_size) and its rank.
 
     Args:
-        folder: that is there.
+        folder: an existing folder.
         settings: of the study.
-        rank, world_size: this process and how many share the corpus.
+        rank, world_size: number of this process, and number of processes that share the corpus.
 
     Raises:
-        ValueError: another study, or the same process of this one, is at work there; the message says whose.
+        ValueError: another study, or this rank of the same study, is running there; the message names the process.
     """
     group = hashlib.sha256(json.dumps([settings, world_size], sort_keys=True).encode()).hexdigest()[:8]
     mine = folder / f".study-{group}-{rank}.lock"
     lock = _lock(mine)
-    try:  # for milliseconds, so that no process sees the locks of others half taken
+    try:  # held for milliseconds, so that processes take and check their locks one after another
         taking = _lock(folder / FOLDER_LOCK).acquire(timeout=WAIT)
     except Timeout as error:
         raise ValueError(
@@ -451,31 +451,31 @@ def locked(folder: Path, settings: Mapping[str, Any], rank: int = 0, world_size:
 
 
 def _lock(path: Path) -> FileLock:
-    """Anyone who can write to the folder can write its file, and so go on with the study."""
+    """Return a lock whose file has the folder's permissions, so that everyone who may write there can continue."""
     return FileLock(path, mode=stat.S_IMODE(path.parent.stat().st_mode) & 0o666)
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process holds this lock; the file of a process that was killed is removed."""
+    """Return whether a process holds this lock, and remove the file of a killed process."""
     lock = _lock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return True
-    _clear(path)  # under the folder's lock, so no other process can be about to take it
+    _clear(path)  # safe under the folder's lock: no other process can be taking this one
     lock.release()
     return False
 
 
 def _clear(path: Path) -> None:
-    """Remove the file of a lock, which is no lock without a process that holds it."""
-    # the disk may have become read-only, which is an error where something is written
+    """Remove the file of a lock; without a process that holds it, the file locks nothing."""
+    # the disk may have become read-only; that error is raised where something is written
     with suppress(OSError):
         path.unlink()
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, in words."""
-    with suppress(OSError, ValueError):  # it may not be readable here
+    """Describe the process that holds a lock."""
+    with suppress(OSError, ValueError):  # the file may be unreadable on this machine
         return path.read_text(encoding="utf-8") or "another process"
     return "another process"

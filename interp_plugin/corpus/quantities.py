@@ -1,4 +1,4 @@
-"""Tables of a study's sentences: means by layer, change with depth, differences of studies, checks of predictions."""
+"""Statistics of a study: means by layer, growth with depth, differences between studies, checks of predictions."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 LEVEL = 0.95
-DRIFT = 0.01  # level of the test of predictions
-Z = 1.959963984540054  # of a normal distribution, two-sided 95 %
-ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a unit Gaussian, a dimension
-NO_NUMBERS = "the study has no numbers: every text of its corpus failed, see failures(), or none is done yet"
+DRIFT = 0.01  # significance level of the test of predictions
+Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # of a unit Gaussian, per dimension
+NO_NUMBERS = "the study has no results: every text of its corpus failed (see failures()), or none is done yet"
 PER = ("sentence", "token", "token of a sentence", "dimension")
 PER_ERASED = ("sentence", "token", "word", "word of a sentence")
 MEDIAN = "median sentence"
 NATS = ("size", "max_sigma", "input_std", "sigma")
-"""Columns of a line that the nats kept of its tokens are computed from."""
+"""Columns of a line from which the nats kept are computed."""
 _FACTS = ("regime_index", "distortion", "rate", "converged", "n_forward", "n_backward")
 _ERASED_FACTS = ("damage", "n_forward", "n_backward")
-_HEAVY_TAILED = ("regime_index", "distortion")  # E divides by D: a state that hardly moves has any E
+_HEAVY_TAILED = ("regime_index", "distortion")  # E divides by D, which may be almost 0
 _COLUMNS = ("row", "text", "pair", "standard_error")
-_CELLS = 4_000_000  # of counts in memory at a time
+_CELLS = 4_000_000  # number of counts in memory at a time
 
 
 # -- estimates
 
 
 def ratio(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Sum of values over sum of weights, and its standard error over sentences, (M,) each.
+    """Return sum of values / sum of weights, and its standard error over sentences, (M,) each.
 
-    The error is that of the linearised ratio (Cochran, Sampling Techniques, 1977, section 6.4); with weights of one
-    it is that of the mean.
+    The error is that of the linearised ratio (Cochran, Sampling Techniques, 1977, section 6.4); with weights of 1
+    it is the error of the mean.
 
     Args:
         values: (N, M), N sentences.
@@ -72,15 +72,15 @@ def ratio(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
 def bootstrap(
     values: Floats, weights: Floats, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Floats, Floats]:
-    """Both ends of the 95 % percentile interval of sum of values over sum of weights, (M,) each.
+    """Return both ends of the 95 % percentile interval of sum of values / sum of weights, (M,) each.
 
-    Sentences are drawn with replacement, the same ones for all M, which keeps pairs together (Efron, 1979).
+    Sentences are drawn with replacement, the same sentences for all M, so that pairs stay together (Efron, 1979).
     SciPy's bootstrap has no weights.
 
     Args:
         values: (N, M), N sentences.
         weights: (N,).
-        resamples: how often; memory does not grow with it.
+        resamples: number of resamples; memory does not grow with it.
         seed: of the draws.
     """
     n, count = values.shape
@@ -93,7 +93,7 @@ def bootstrap(
 
 
 def median(values: Floats) -> tuple[float, float, float]:
-    """The median of the finite values (N,), and the 95 % interval between two of them by the sign test.
+    """Return the median of the finite values (N,), and its 95 % interval from the sign test.
 
     Examples::
         >>> median(np.array([1.0, 2.0, 3.0, 1e37, np.inf]))[0], median(np.arange(100.0))
@@ -105,26 +105,26 @@ def median(values: Floats) -> tuple[float, float, float]:
     if not len(known):
         return math.nan, math.nan, math.nan
     place = int(binom.ppf((1 - LEVEL) / 2, len(known), 0.5))
-    if place < 1:  # too few for any interval
+    if place < 1:  # too few values for an interval
         return float(np.median(known)), math.nan, math.nan
     return float(np.median(known)), float(known[place - 1]), float(known[len(known) - place])
 
 
-# -- numbers of the sentences, read from the parts
+# -- results of the sentences, read from the parts
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Numbers for each sentence and layer; N sentences, L layers.
+    """Results for each of N sentences and L layers.
 
     Attributes:
         layers: L labels in forward order.
-        erased: whether tokens were erased; otherwise they bore noise.
-        rows: of the corpus, (N,).
-        keys: digests of the texts, (N,): equal for equal texts.
-        tokens: T of each, (N,); where tokens were erased without special ones, which never are.
-        words: of each, (N,); where noise was learned, none are counted.
-        size: K, elements of a token's embedding.
+        erased: whether tokens were erased; otherwise noise was learned.
+        rows: row numbers in the corpus, (N,).
+        keys: digests of the texts, (N,).
+        tokens: number of tokens of each sentence, (N,); for erasures without special tokens, which are never erased.
+        words: number of words of each sentence, (N,); 0 if noise was learned.
+        size: K, number of elements of a token's embedding.
         totals: sums over a sentence's tokens, (N, L): "kept" and "loss" in nats, or "erased".
         errors: standard errors of the totals, (N, L), from the noise draws or the masks.
         facts: (N, L) each: "regime_index", "distortion", "rate", "converged", "n_forward" and "n_backward"; or
@@ -144,10 +144,10 @@ class Sentences:
 
     @classmethod
     def read(cls, parts: Iterable[Part], layers: Sequence[Label], erased: bool = False) -> Sentences:
-        """From the parts, a few thousand lines at a time.
+        """Read the parts, a few thousand lines at a time.
 
         Raises:
-            ValueError: not one sentence is there.
+            ValueError: there are no sentences.
         """
         columns = (
             (*_COLUMNS, "size", "erased", "words", "word_of", *_ERASED_FACTS)
@@ -212,15 +212,16 @@ class Sentences:
 
     @property
     def converged(self) -> Floats:
-        """Whether each row met the tolerance, (N, L) 0 or 1; NaN where it was predicted, or tokens were erased."""
+        """Whether each row met the tolerance, (N, L) 0 or 1; NaN if it was predicted, or tokens were erased."""
         if self.erased:
             return np.full_like(self.facts["n_forward"], np.nan)
         predicted = np.isnan(self.facts["regime_index"])
         return np.where(predicted, np.nan, self.facts["converged"])
 
     def weights(self, per: str) -> tuple[Floats, Floats]:
-        """Two numbers for each sentence, (N,): a total is divided by the first before the sum over sentences, and the
-        sum by that of the second.
+        """Return the weights within and across sentences, (N,) each.
+
+        A mean is the sum over sentences of total / within, divided by the sum of across.
         """
         ones = np.ones_like(self.tokens)
         return {
@@ -234,13 +235,13 @@ class Sentences:
 
 
 def floats(column: pa.ListArray) -> Floats:
-    """The numbers of a column of lists, one after another."""
+    """Return the numbers of a column of lists, concatenated."""
     found: Floats = column.flatten().to_numpy(zero_copy_only=False).astype(float)
     return found
 
 
 def _lengths(column: pa.ListArray, known: bool = False) -> Integers:
-    """How many values each list of a column has; with ``known`` how many that are not null."""
+    """Return the length of each list of a column; with ``known`` without null values."""
     import pyarrow.compute as pc
 
     lengths: Integers = pc.list_value_length(column).to_numpy().astype(np.int64)
@@ -252,29 +253,31 @@ def _lengths(column: pa.ListArray, known: bool = False) -> Integers:
 
 
 def lengths_of(batch: pa.RecordBatch) -> Integers:
-    """How many tokens each line has."""
+    """Return the number of tokens of each line."""
     return _lengths(batch.column("sigma"))
 
 
 def kept_of_tokens(batch: pa.RecordBatch) -> Floats:
-    """Nats kept of each token of each line, one after another."""
+    """Return the nats kept of each token, for all lines, concatenated."""
     lengths = lengths_of(batch)
     size, cap, std = (np.repeat(batch.column(name).to_numpy(), lengths) for name in NATS[:3])
     return nats_kept(size, cap, std, floats(batch.column("sigma")))
 
 
 def nats_kept(size: Any, cap: Any, std: Any, sigma: Floats) -> Floats:
-    """K / 2 log(1 + tau^2 / sigma^2), less the same at the cap, where it is 0; arrays that broadcast."""
+    """Return K / 2 log(1 + tau^2 / sigma^2) minus the same at the cap, at least 0; the arguments broadcast."""
     passed = np.log1p(np.square(std / sigma)) - np.log1p(np.square(std / cap))
     found: Floats = size / 2 * np.maximum(passed, 0.0)
     return found
 
 
 def _error_of_kept(batch: pa.RecordBatch, lengths: Integers, starts: Integers) -> Floats:
-    """Standard error of the nats kept of each line's tokens together, as `Known` of the scores computes it."""
+    """Return the standard error of the nats kept of all tokens of each line, by the formula of `scores.Known`."""
     size, _, std = (np.repeat(batch.column(name).to_numpy(), lengths) for name in NATS[:3])
     variance = np.square(floats(batch.column("standard_error")))
-    slope = size / (1 + np.square(floats(batch.column("sigma")) / std))  # of kept by log sigma
+    slope = size / (
+        1 + np.square(floats(batch.column("sigma")) / std)
+    )  # minus the derivative of kept by log sigma
     total = np.square(lengths * batch.column("common_error").to_numpy())  # variance of the sum of log sigma
 
     def summed(values: Floats) -> Floats:
@@ -298,7 +301,7 @@ def _key(text: str, pair: str | None) -> int:
 
 
 def layer_means(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
-    """Means over the corpus for each layer, with errors and intervals; see ``CorpusResult.layers``."""
+    """Return means over the corpus for each layer, with errors and intervals; see ``CorpusResult.layers``."""
     import pandas as pd
 
     found: list[dict[str, Any]] = []
@@ -337,7 +340,7 @@ def layer_means(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame
 
 
 def _defined(sentences: Sentences, name: str, place: int) -> Floats:
-    """A fact at a layer, of the sentences for which it is defined: E is not where the state did not move."""
+    """Return a fact at a layer for the sentences where it is defined; E needs a state that moved."""
     values = sentences.facts[name][:, place]
     if name == "regime_index":
         values = values[sentences.facts["distortion"][:, place] > 0]
@@ -345,7 +348,7 @@ def _defined(sentences: Sentences, name: str, place: int) -> Floats:
 
 
 def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
-    """Where a layer keeps more than the one it is computed from; see ``CorpusResult.monotonicity``."""
+    """Return the growth of kept information from layer to layer; see ``CorpusResult.monotonicity``."""
     import pandas as pd
 
     pairs = chain(sentences.layers)
@@ -374,9 +377,9 @@ def growth(sentences: Sentences, resamples: int, seed: int) -> pd.DataFrame:
 
 
 def chain(layers: Sequence[Label]) -> list[tuple[Label, Label]]:
-    """Pairs of layers of which the second is computed from the first alone.
+    """Return pairs of layers in which the second is computed from the first alone.
 
-    A decoder's block reads the encoder's last state too, so it follows from the encoder, and not from the block before.
+    A decoder's block also reads the encoder's last state, so its pair is with the encoder, not with the block before.
 
     Examples::
         >>> chain([1, 2, "output"])
@@ -393,7 +396,7 @@ def chain(layers: Sequence[Label]) -> list[tuple[Label, Label]]:
 
 
 def differences(ours: Sentences, theirs: Sentences, resamples: int, seed: int) -> pd.DataFrame:
-    """Ours less theirs, sentence by sentence; see ``CorpusResult.compare``."""
+    """Return our results minus theirs, paired by sentence; see ``CorpusResult.compare``."""
     import pandas as pd
 
     labels = [label for label in ours.layers if label in theirs.layers]
@@ -407,8 +410,8 @@ def differences(ours: Sentences, theirs: Sentences, resamples: int, seed: int) -
     other = ours.keys[here] != theirs.keys[there]
     if other.any():
         raise ValueError(
-            f"row {rows[other][0]} and {int(other.sum()) - 1} more are other texts in the other study; compare studies "
-            "of the same texts"
+            f"row {rows[other][0]} and {int(other.sum()) - 1} more have other texts in the other study; compare "
+            "studies of the same texts"
         )
     left, right = ([s.layers.index(label) for label in labels] for s in (ours, theirs))
     both = ours.converged[here][:, left] * theirs.converged[there][:, right]
@@ -416,13 +419,13 @@ def differences(ours: Sentences, theirs: Sentences, resamples: int, seed: int) -
     for per in PER_ERASED if ours.erased else PER:
         columns = []
         for name in ours.totals:
-            # each ratio is linearised about its own mean, so that the two may have other numbers of tokens
+            # each ratio is linearised about its own mean: the studies may have different numbers of tokens
             pair = [
                 _linear(s.totals[name][chosen_rows][:, chosen], *(w[chosen_rows] for w in s.weights(per)))
                 for s, chosen_rows, chosen in ((ours, here, left), (theirs, there, right))
             ]
             columns.append(pair[0] - pair[1])
-        values = np.concatenate(columns, axis=1)  # (N, quantities x L), whose mean is the difference
+        values = np.concatenate(columns, axis=1)  # (N, quantities x L); their mean is the difference
         ones = np.ones(len(values))
         mean, error = ratio(values, ones)
         low, high = bootstrap(values, ones, resamples, seed)
@@ -448,7 +451,7 @@ def differences(ours: Sentences, theirs: Sentences, resamples: int, seed: int) -
 
 
 def _linear(nats: Floats, within: Floats, across: Floats) -> Floats:
-    """For each sentence a number whose mean is the ratio, and whose spread is the ratio's, (N, L)."""
+    """Return linearised values of the ratio, (N, L): their mean is the ratio, and so is their standard error."""
     values = nats / within[:, None]
     mean, _ = ratio(values, across)
     found: Floats = mean + (values - mean * across[:, None]) / across.mean()
@@ -459,11 +462,11 @@ def _linear(nats: Floats, within: Floats, across: Floats) -> Floats:
 
 
 def agreement(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[str, Any]) -> pd.DataFrame:
-    """Predictions against the solver on the texts that it checked; see ``CorpusResult.check``.
+    """Compare predictions with the solver on the checked texts; see ``CorpusResult.check``.
 
     Args:
-        parts: of a study that was amortised.
-        layers: their labels.
+        parts: of an amortised study.
+        layers: labels of the layers.
         held_out: the fields of the head's :class:`HeldOut`.
     """
     import pandas as pd
@@ -491,10 +494,10 @@ def agreement(parts: Sequence[Part], layers: Sequence[Label], held_out: Mapping[
 
 
 def warn_of_drift(found: pd.DataFrame, stacklevel: int = 2) -> None:
-    """Say that the head is further off than where it was held out, if it is.
+    """Warn if the head's error is larger on this corpus than on the held-out texts of its training.
 
     Args:
-        found: of :func:`agreement`.
+        found: result of :func:`agreement`.
         stacklevel: of the warning.
     """
     drifted = found[found["drift"]]
@@ -504,15 +507,13 @@ def warn_of_drift(found: pd.DataFrame, stacklevel: int = 2) -> None:
         )
         warnings.warn(
             "the head's error of log sigma is larger on this corpus than on the texts held out when it was trained, "
-            f"at layer {layers}: these texts are unlike those, so train a head on some of them, or score them exactly",
+            f"at layer {layers}: these texts differ from those, so train a head on some of them, or use the solver",
             stacklevel=stacklevel + 1,
         )
 
 
 def _read(parts: Sequence[Part], layers: Sequence[Label]) -> tuple[list[list[Compared]], list[list[float]]]:
-    """log sigma and its error, predicted and solved, of every text and layer that has both; and the nats kept of a
-    token, predicted less solved, mean over the tokens.
-    """
+    """Return the predictions and solutions of each checked text and layer, and the shift of the nats kept."""
     texts: list[list[Compared]] = []
     shifts: list[list[float]] = []
     for batch in batches_of(parts, len(layers), (*NATS, "standard_error", *SOLVED)):
@@ -525,7 +526,7 @@ def _read(parts: Sequence[Part], layers: Sequence[Label]) -> tuple[list[list[Com
 
 
 def _shift(line: Mapping[str, Any]) -> float:
-    """Nats kept of a token, predicted less solved, mean over the tokens of a line."""
+    """Return the nats kept per token of a line, predicted minus solved."""
     predicted, solved = (
         nats_kept(line["size"], line["max_sigma"], line["input_std"], np.array(line[name], dtype=float))
         for name in ("sigma", SOLVED[0])

@@ -1,4 +1,4 @@
-"""Reading a corpus in windows of so many rows, in order; each row becomes a text, or a failure with its reason."""
+"""Reads a corpus in windows of rows; each row becomes a text, or a failure with its reason."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from interp_plugin.data import TEXT_COLUMNS, Column, Wanted
 from interp_plugin.text.models import shown
 
 Tags = str | tuple[str, ...] | None
-"""One of the whole text, or one for each word between spaces."""
+"""One tag for the whole text, or one for each word between spaces."""
 Source = Iterable[str | bytes | tuple[str, str] | Mapping[str, Any] | data.Record]
 
-BEGINNING = 80  # characters of a text that are kept of one that failed
-REASON = 500
+BEGINNING = 80  # maximum number of characters of a failed text that are stored
+REASON = 500  # and of the reason
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Item:
 
     Attributes:
         row: its number in the corpus, from 0.
-        text, pair: the text, and the second one of a pair.
-        tags: of the text or of its words.
+        text, pair: the text, and the second text of a pair.
+        tags: of the text or its words.
     """
 
     row: int
@@ -39,12 +39,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Failure:
-    """A row that has no numbers.
+    """A row without results.
 
     Attributes:
         row: its number in the corpus, from 0.
-        reason: in a sentence.
-        beginning: of what stood there.
+        reason: a sentence.
+        beginning: the beginning of the row's content.
     """
 
     row: int
@@ -53,17 +53,17 @@ class Failure:
 
     @classmethod
     def of(cls, row: int, error: Exception, given: object) -> Failure:
-        """From an exception."""
+        """Create a failure from an exception."""
         reason = f"{type(error).__name__}: {error}"
         return cls(row, _writable(reason, REASON), _writable(_beginning(given), BEGINNING))
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some rows of the corpus that follow one another: what one part holds.
+    """Consecutive rows of the corpus, the content of one part.
 
     Attributes:
-        number: from 0.
+        number: of the window, from 0.
         entries: a text or a failure for each row.
         last: whether the corpus ends with it.
     """
@@ -74,35 +74,35 @@ class Window:
 
     @property
     def items(self) -> list[Item]:
-        """The rows that hold a text."""
+        """The rows with a text."""
         return [entry for entry in self.entries if isinstance(entry, Item)]
 
     @property
     def failures(self) -> list[Failure]:
-        """The rows that hold none."""
+        """The rows without a text."""
         return [entry for entry in self.entries if isinstance(entry, Failure)]
 
     @property
     def digest(self) -> str:
-        """A hash of the rows: equal for equal texts and tags in equal places."""
+        """A hash of the rows: row numbers, texts and tags; of failures only the row number."""
         return self.digest_of(len(self.entries))
 
     def digest_of(self, rows: int) -> str:
-        """That of the first so many rows."""
+        """Return the digest of the first rows; ``rows`` is their number."""
         found = hashlib.sha256()
         for entry in self.entries[:rows]:
-            held = [entry.text, entry.pair, entry.tags] if isinstance(entry, Item) else [entry.beginning]
+            held = [entry.text, entry.pair, entry.tags] if isinstance(entry, Item) else []
             found.update(json.dumps([entry.row, *held]).encode() + b"\n")
         return found.hexdigest()[:16]
 
 
 @dataclass
 class Reader:
-    """Makes a text of each row, or a failure.
+    """Converts each row to a text or a failure.
 
     Attributes:
-        text_column, pair_column, tag_column: of rows that have columns.  text_column None: the usual name, or the only
-            column of words in most rows of the first window.
+        text_column, pair_column, tag_column: columns of the text, second text and tags, for rows with columns.
+            text_column None: a usual name, or the only column with words in most rows of the first window.
 
     Examples::
         >>> read = Reader(tag_column="genre")
@@ -120,15 +120,15 @@ class Reader:
 
     @property
     def wanted(self) -> Wanted:
-        """The columns that are read."""
+        """The columns to read."""
         others = (self.pair_column, self.tag_column)
         return Wanted(self.text_column, tuple(column for column in others if column is not None))
 
     def find_columns(self, rows: Iterable[object]) -> None:
-        """Find the column of texts, if there are columns and none was named.
+        """Find the column of texts, if the rows have columns and it was not given.
 
         Raises:
-            ValueError: a column was named that no row has; all rows have columns, and none tells which holds the text.
+            ValueError: no row has a given column, or all rows have columns and the column of texts is ambiguous.
         """
         found = [
             data.Record(f"row {number}", row) if isinstance(row, Mapping) else row
@@ -141,13 +141,13 @@ class Reader:
         except ValueError:
             if len(some) == len(found) or any(column is not None for column in named):
                 raise
-            # other rows are texts; each of these becomes a failure
+            # some rows are texts; each row with columns becomes a failure
 
     def __call__(self, row: int, given: object) -> Item | Failure:
-        """The text of a row; a row of any content gives one of the two."""
+        """Convert a row; a row of any content gives a text or a failure."""
         try:
             return self._item(row, given)
-        except Exception as error:  # rows may be objects that raise anything
+        except Exception as error:  # rows may be objects that raise any exception
             return Failure.of(row, error, given)
 
     def _item(self, row: int, given: object) -> Item:
@@ -166,10 +166,10 @@ class Reader:
         return Item(row, *parts)
 
     def _of_record(self, row: int, record: data.Record) -> Item:
-        words = record.text(
+        found = record.text(
             TEXT_COLUMNS[0] if self.text_column is None else self.text_column, self.pair_column
         )
-        text, pair = words if isinstance(words, tuple) else (words, None)
+        text, pair = found if isinstance(found, tuple) else (found, None)
         return Item(row, text, pair, self._tags(record, text))
 
     def _tags(self, record: data.Record, text: str) -> Tags:
@@ -186,11 +186,11 @@ class Reader:
 
 
 def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
-    """The rows of a corpus, ``size`` at a time; the columns of the first ones are looked at at once.
+    """Return an iterator over windows of ``size`` rows; the first window is read at once, to find the columns.
 
     Raises:
-        TypeError: the source is one text, not many.
-        ValueError: a column was named that no row of the first window has.
+        TypeError: the source is a single text.
+        ValueError: no row of the first window has a given column, or the column of texts is ambiguous.
 
     Examples::
         >>> [(w.number, len(w.entries), w.last) for w in windows(["a", "b", "c"], 2, Reader())]
@@ -205,7 +205,7 @@ def windows(source: Source, size: int, read: Reader) -> Iterator[Window]:
 def _windows(rest: Iterator[object], size: int, read: Reader) -> Iterator[Window]:
     number, ahead = 0, list(islice(rest, 1))
     while ahead:
-        # each row becomes a text before the next is read: rows may hold far more than their texts
+        # each row is converted before the next is read, because rows may be much larger than their texts
         rows = chain(ahead, islice(rest, size - 1))
         entries = tuple(read(number * size + place, row) for place, row in enumerate(rows))
         ahead = list(islice(rest, 1))
@@ -225,11 +225,11 @@ def _beginning(given: object) -> str:
             return given.where if given.error is not None else json.dumps(dict(given.values), default=str)
         if isinstance(given, (int, float, tuple, list, Mapping, type(None))):
             return repr(given)
-    except Exception:  # a number of too many digits, an object that contains itself: it has no beginning
+    except Exception:  # for example a number with too many digits, or an object that contains itself
         return type(given).__name__
     return type(given).__name__
 
 
 def _writable(text: str, most: int) -> str:
-    """The beginning of a text, as something that UTF-8 can hold."""
+    """Return the beginning of a text, with characters that UTF-8 cannot encode escaped."""
     return text[:most].encode("utf-8", "backslashreplace").decode()

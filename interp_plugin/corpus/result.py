@@ -1,4 +1,4 @@
-"""CorpusResult: a study of a corpus, read from its parts: tables, explanations, figures and a page."""
+"""CorpusResult: the results of a corpus study, read from its parts: tables, explanations, figures and a page."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 Kind = Literal["curve", "classes", "regime"]
 
-# what two studies must share for their numbers to be paired
+# settings that must be equal for the results of two studies to be paired
 DRAWS = ("seed", "tolerance", "draws", "iterations", "rate", "truncation", "erased")
 
 
 @dataclass(frozen=True)
 class CorpusResult:
-    """A study of a corpus; its numbers are read from the parts when they are needed, in bounded memory.
+    """The results of a corpus study, read from its parts when they are needed, in bounded memory.
 
     Attributes:
-        path: the folder of its parts.
-        parts: the whole ones, in the order of the corpus.
-        settings: that the numbers depend on: model, weights, layers, rate, solver, versions and more.
+        path: the folder of the parts.
+        parts: the complete parts, in the order of the corpus.
+        settings: the settings that the results depend on: model, weights, layers, rate, solver, versions and more.
 
     Examples: see :class:`CorpusStudy`.
     """
@@ -54,15 +54,15 @@ class CorpusResult:
     def load(
         cls, path: str | os.PathLike[str], partial: bool = False, max_errors: int | None = None
     ) -> CorpusResult:
-        """The study in a folder, every part of it checked.
+        """Load the study in a folder, and check each part.
 
         Args:
             path: of the folder.
-            partial: accept a study that is still running, or lost some parts.
-            max_errors: failed texts at most: of several processes that made it each has counted its own.
+            partial: accept a study that is still running or has lost parts.
+            max_errors: maximum number of failed texts, because processes that share a corpus only count their own.
 
         Raises:
-            ValueError: there is no study, or (unless partial) some of it is missing or damaged; parts with other
+            ValueError: there is no study; parts are missing or damaged (unless partial); parts have different
                 settings; more texts failed.
         """
         folder = Folder(path)
@@ -79,28 +79,30 @@ class CorpusResult:
         if not partial and (missing or last is None or max(numbers) > last):
             state = f"parts {missing[:5]} are missing or damaged" if missing else "the end is missing"
             raise ValueError(
-                f"the study in {str(path)!r} is not whole: {state}; run it again with the same texts and folder, or "
+                f"the study in {str(path)!r} is not complete: {state}; run it again with the same texts and folder, or "
                 "load it with partial=True"
             )
         result = cls(Path(path), tuple(found[number] for number in sorted(found)), settings[0])
         failed = len(result.failures())
         if max_errors is not None and failed > max_errors:
-            raise ValueError(f"{failed} texts failed and max_errors is {max_errors}; mend the texts")
+            raise ValueError(
+                f"{failed} texts failed and max_errors is {max_errors}; correct the texts, or allow more"
+            )
         return result
 
     @property
     def is_amortised(self) -> bool:
-        """Whether a head predicted the numbers."""
+        """Whether a head predicted the results."""
         return self.settings.get("amortised") is not None
 
     @property
     def is_erased(self) -> bool:
-        """Whether tokens were erased; otherwise they bore noise."""
+        """Whether tokens were erased; otherwise noise was learned."""
         return self.settings.get("erased") is not None
 
     @property
     def units(self) -> dict[Label, str]:
-        """The unit of each layer's erasure scores: nats for log-odds or a log probability of the output, else D."""
+        """The unit of each layer's erasure scores: nats for log-odds or log probability of the output, else D."""
         output = self.settings.get("output_unit", "nats")
         return {label: output if label == OUTPUT else "D" for label in self.layer_labels}
 
@@ -111,16 +113,16 @@ class CorpusResult:
 
     @property
     def texts(self) -> int:
-        """How many have numbers."""
+        """Number of texts with results."""
         return sum(part.about.texts for part in self.parts)
 
     @property
     def seconds(self) -> float:
-        """That scoring took, of all processes together."""
+        """Scoring time, the sum over processes."""
         return sum(part.about.seconds for part in self.parts)
 
     def failures(self) -> list[Failure]:
-        """Rows of the corpus without numbers, and why."""
+        """Return the rows of the corpus without results, with reasons."""
         return [failure for part in self.parts for failure in part.failures]
 
     def __repr__(self) -> str:
@@ -131,96 +133,98 @@ class CorpusResult:
 
     @cached_property
     def sentences(self) -> Sentences:
-        """A number for each sentence, layer and quantity: all that is held in memory of the whole corpus."""
+        """Results for each sentence, layer and quantity: all that is held in memory of the corpus."""
         return Sentences.read(self.parts, self.layer_labels, self.is_erased)
 
     def layers(self, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-        """Means over the corpus, a line for each layer, quantity and unit.
+        """Return means over the corpus, a line for each layer, quantity and unit.
 
-        "kept" is I and "loss" is H(X|S), in nats; mean "per"
+        "kept" is I and "loss" is H(X|S), in nats.  Means are per
 
         * "sentence": sum over its tokens, mean over sentences (the paper's corpus level);
         * "token": sum over all tokens of the corpus, divided by their number;
-        * "token of a sentence": mean over a sentence's tokens, mean over sentences, so that long ones count no more;
-        * "dimension": as "token", divided by K, so that models of different widths compare.
+        * "token of a sentence": mean over a sentence's tokens, mean over sentences (sentences have equal weights);
+        * "dimension": as "token", divided by K, to compare models of different widths.
 
-        Per sentence also regime_index (of sentences whose state moved), distortion, rate, converged (0 or 1) and
-        n_forward, n_backward (sample passes).  A few sentences can have any E and D, so both have a line per "median
-        sentence" too, whose "mean" is the median, with the interval of the sign test.  H(X) is the same for every layer
-        and model, so differences of "loss" are those of MI with the other sign.
+        Lines per sentence also exist for regime_index (over sentences whose state moved), distortion, rate, converged
+        (0 or 1), n_forward and n_backward (sample passes).  A few sentences can have extreme E and D, so both also have
+        a line per "median sentence", whose "mean" is the median, with the interval of the sign test.  H(X) is the same
+        for every layer and model, so differences of "loss" are differences of MI with the opposite sign.
 
-        Where tokens were erased the quantity is "erased", the score that is lost with them, signed, in nats of
-        log-odds of the predicted class for the output, in D for other layers (:attr:`units`); per "sentence", "token",
-        "word" (sum over the words of the corpus, divided by their number) and "word of a sentence"; special tokens,
-        which are never erased, are not counted.  Per sentence also damage, n_forward and n_backward.
+        If tokens were erased, the quantity is "erased", the signed score that is lost with them: nats of log-odds of
+        the predicted class for the output, D for other layers (:attr:`units`).  Means are per "sentence", "token",
+        "word" (sum over the words of the corpus, divided by their number) and "word of a sentence"; special tokens
+        are never erased and not counted.  Lines per sentence also exist for damage, n_forward and n_backward.
 
         Returns:
             Columns layer, quantity, per, mean, standard_error (over sentences), low, high (95 % bootstrap interval
-            over sentences), solver_error (of the noise draws or masks, if those of all sentences deviated in the same
-            direction: they share their seed), sentences, converged (share of the layer's rows that met the tolerance;
-            NaN where they were predicted, or tokens were erased).
+            over sentences), solver_error (from the noise draws or masks, for the worst case that the errors of all
+            sentences have the same sign: they share their seed), sentences, converged (share of the layer's rows that
+            met the tolerance; NaN if they were predicted, or tokens were erased).
         """
         return quantities.layer_means(self.sentences, resamples, seed)
 
     def monotonicity(self, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-        """Whether a layer keeps more than the one it is computed from.
+        """Test whether a layer keeps more than the layer it is computed from.
 
-        No layer can know more of the input than what it is computed from (the data-processing inequality).  Kept
-        information need not obey that exactly: it is what remains at a given weight of distortion, measured in each
-        layer's own unit, so without a calibration, or far from E = 1, it may grow.  Where it grows by more than chance,
-        compare layers with care.
+        No layer can have more information on the input than the layer it is computed from (the data-processing
+        inequality).  Information kept need not obey this exactly: it depends on the rate and on each layer's unit of
+        distortion, so without a calibration, or far from E = 1, it may grow.  If it grows significantly, compare layers
+        with care.
 
         Returns:
-            Columns layer, after (the layer before), growth (kept here less kept there, nats per sentence, paired),
-            standard_error, low, high, share (of sentences that grow), p (one-sided t-test), p_holm (corrected for all
-            pairs of layers), violation (growth above 0 with p_holm below 0.05), converged (share of sentences whose
-            rows of both layers met the tolerance).
+            Columns layer, after (the layer it is computed from), growth (kept in layer minus kept in after, nats per
+            sentence, paired), standard_error, low, high, share (of sentences with growth), p (one-sided t-test), p_holm
+            (corrected for all pairs of layers), violation (growth above 0 with p_holm below 0.05), converged (share of
+            sentences whose rows of both layers met the tolerance).
 
         Raises:
-            ValueError: tokens were erased, which measures no information.
+            ValueError: tokens were erased, which does not measure information.
         """
         self._check_noise("growth with depth")
         return quantities.growth(self.sentences, resamples, seed)
 
     def compare(self, other: CorpusResult, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-        """This study less another of the same texts and draws: two models, or two checkpoints of one.
+        """Return this study minus another of the same texts and draws: two models, or two checkpoints of one.
 
-        Paired sentence by sentence, which removes the differences between sentences; texts that failed in one are left
-        out.  "kept" is counted against each model's own input_std, and "loss" depends on the scale of its embeddings.
+        Differences are paired by sentence, which removes the variation between sentences; texts that failed in either
+        study are left out.  "kept" is relative to each model's own input_std, and "loss" depends on the scale of its
+        embeddings.
 
         Returns:
-            Columns layer, quantity, per (as of :meth:`layers`), difference, standard_error, low, high, p (paired
+            Columns layer, quantity, per (as for :meth:`layers`), difference, standard_error, low, high, p (paired
             t-test), p_holm (corrected for the layers), sentences, converged (share of sentences whose rows of both
             studies met the tolerance).
 
         Raises:
-            ValueError: other texts, no layer in common, or settings that differ in more than the model.
+            ValueError: the studies have different texts, no layer in common, or settings that prevent pairing.
         """
         for name in DRAWS:
             ours, theirs = self.settings.get(name), other.settings.get(name)
             if ours != theirs:
                 raise ValueError(
-                    f"{name} is {ours!r} in one study and {theirs!r} in the other, so their numbers are not paired; "
-                    "run both with the same"
+                    f"{name} is {ours!r} in one study and {theirs!r} in the other, so their results are not paired; "
+                    "run both with the same value"
                 )
         return quantities.differences(self.sentences, other.sentences, resamples, seed)
 
     def check(self) -> pd.DataFrame:
-        """How far the predictions of an amortised study are from the solver, on the texts that it checked.
+        """Compare the predictions of an amortised study with the solver, on the texts that it checked.
 
         Returns:
-            Columns layer; texts (that were checked); held_out and error: r.m.s. of predicted less solved log sigma
-            where the head was trained, and here; noise (r.m.s. standard error of the solver here, a part of error);
-            spearman (over a text's tokens, mean over texts); covered (share of tokens within two standard errors);
-            shift (nats kept of a token, predicted less solved, mean over texts) and shift_error (its standard error);
-            p (one-sided Welch test on the logarithms of texts' mean squares that errors are more than a tenth larger
-            here), p_holm (corrected for the layers), drift (p_holm below 0.01).
+            Columns layer; texts (number of checked texts); held_out and error: r.m.s. of predicted minus solved log
+            sigma on the held-out texts of the training, and on this corpus; noise (r.m.s. standard error of the solver
+            on this corpus, a part of error); spearman (over a text's tokens, mean over texts); covered (share of tokens
+            within two standard errors); shift (nats kept per token, predicted minus solved, mean over texts) and
+            shift_error (its standard error); p (one-sided Welch test on the logarithms of texts' mean squares that
+            errors are more than a tenth larger on this corpus), p_holm (corrected for the layers), drift (p_holm below
+            0.01).
 
         Raises:
-            ValueError: the solver found the numbers, so that there is nothing to check.
+            ValueError: the solver computed the results, so there is nothing to check.
         """
         if not self.is_amortised:
-            raise ValueError(f"the solver found all the numbers of {str(self.path)!r}: nothing was predicted")
+            raise ValueError(f"the solver computed all results of {str(self.path)!r}: nothing was predicted")
         return quantities.agreement(self.parts, self.layer_labels, self.settings["held_out"])
 
     def word_classes(
@@ -229,22 +233,22 @@ class CorpusResult:
         lexicon: Mapping[str, str] | None = None,
         stop_words: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """What each layer keeps of each class of words, per token.
+        """Return what each layer keeps of each class of words, per token.
 
-        A token belongs to the class of its word.  Special tokens are a class of their own in all ways of telling
-        words apart:
+        A token belongs to the class of its word.  Special tokens are always a separate class.  Classes are
 
-        * "kind": special tokens, punctuation, stop words (scikit-learn's English ones unless given), other words;
-        * "lexicon": the class of the word in ``lexicon``, or "other"; capitals do not count;
-        * "tag": the word's tag in the corpus's tag column, or the whole text's;
-        * "frequency": how often the word is in this corpus, counted in a pass of its own.
+        * "kind": special tokens, punctuation, stop words (by default scikit-learn's English ones), other words;
+        * "lexicon": the class of the word in ``lexicon``, or "other"; case is ignored;
+        * "tag": the word's tag in the corpus's tag column, or the tag of the whole text;
+        * "frequency": how often the word occurs in this corpus, counted in an extra pass.
 
         Returns:
-            Columns layer, class, tokens, sentences (that have one), kept (nats per token), standard_error (over
-            sentences), low, high (95 %), loss (nats per token), share (of all nats that the layer keeps), converged
-            (share of the layer's rows that met the tolerance).  Where tokens were erased: words in place of tokens,
-            erased (per word, signed, in :attr:`units`) in place of kept, magnitude (mean of the words' absolute scores)
-            in place of loss, share (of the sum of absolute scores), and no special tokens, which are never erased.
+            Columns layer, class, tokens, sentences (with a token of the class), kept (nats per token), standard_error
+            (over sentences), low, high (95 %), loss (nats per token), share (of all nats that the layer keeps),
+            converged (share of the layer's rows that met the tolerance).  If tokens were erased: words in place of
+            tokens, erased (per word, signed, in :attr:`units`) in place of kept, magnitude (mean of the words' absolute
+            scores) in place of loss, share (of the sum of absolute scores), and no special tokens, which are never
+            erased.
         """
         classify, order = self._classifier(by, lexicon, stop_words)
         sums = words.sums_of(self.parts, self.layer_labels, classify, self.is_erased)
@@ -258,30 +262,30 @@ class CorpusResult:
         lexicon: Mapping[str, str] | None = None,
         stop_words: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """Knowledge points and concentration of each layer.
+        """Return knowledge points and concentration of each layer.
 
-        A knowledge point is a token of which a layer loses less than of the background by more than a threshold:
+        A knowledge point is a token of which a layer loses less than of the background, by more than a threshold:
         mean H of the background over the corpus - H_i > b (Cheng et al., Explaining Knowledge Distillation by
-        Quantifying the Knowledge, CVPR 2020, on regions of images; here tokens).  The quality of a layer's knowledge
-        is the share of its points that lie in the foreground, averaged over sentences that have any.  Concentration
-        is what a layer keeps of a token of the foreground less that of the background, over all tokens of the
-        corpus, as a difference and as a ratio: after Ma et al. (Quantification and Analysis of Layer-wise and
-        Pixel-wise Information Discarding, arXiv:1906.04109), who look at the pixels of an object and around it; the
-        formula here is our own.
+        Quantifying the Knowledge, CVPR 2020, for regions of images; here for tokens).  The quality of a layer's
+        knowledge is the share of its points in the foreground, averaged over sentences that have points.
+        Concentration is what a layer keeps per foreground token compared with a background token, over all tokens of
+        the corpus, as a difference and as a ratio: after Ma et al. (Quantification and Analysis of Layer-wise and
+        Pixel-wise Information Discarding, arXiv:1906.04109), who compare the pixels of an object with those around
+        it; the formula is ours.
 
         Args:
             threshold: b, in nats per dimension of the embedding: 0.2 is a noise smaller by 18 %.
-            foreground: classes that are the foreground; all others are the background.
-            by, lexicon, stop_words: as of :meth:`word_classes`.
+            foreground: classes of the foreground; all others are the background.
+            by, lexicon, stop_words: as for :meth:`word_classes`.
 
         Returns:
-            Columns layer; background, foreground (nats kept of a token) and foreground_error; concentration, its
+            Columns layer; background, foreground (nats kept per token) and foreground_error; concentration, its
             error, low and high; concentration_ratio; threshold (nats); foreground_points, background_points (per
             sentence) and their errors; foreground_share and its error; foreground_tokens, background_tokens; converged
             (share of the layer's rows that met the tolerance).
 
         Raises:
-            ValueError: the foreground is none or all of the corpus; tokens were erased, which measures no information.
+            ValueError: foreground or background is empty; tokens were erased, which does not measure information.
         """
         self._check_noise("knowledge points")
         classify, _ = self._classifier(by, lexicon, stop_words)
@@ -289,13 +293,13 @@ class CorpusResult:
         return words.knowledge(self.parts, self.layer_labels, classify, foreground, threshold, converged)
 
     def table(self) -> pd.DataFrame:
-        """A line for each sentence and layer.
+        """Return a line for each sentence and layer.
 
-        Of words and tokens, ``result.explanation(rows).to_pandas("word")`` has the lines.
+        For lines of words and tokens, see ``result.explanation(rows).to_pandas("word")``.
 
         Returns:
             Columns row (of the corpus), layer, tokens, kept, loss, kept_error, loss_error (of the solver),
-            regime_index, distortion, rate, converged, n_forward, n_backward; where tokens were erased row, layer,
+            regime_index, distortion, rate, converged, n_forward, n_backward; if tokens were erased, row, layer,
             tokens, words, erased, erased_error, damage, n_forward, n_backward.
         """
         import pandas as pd
@@ -314,16 +318,16 @@ class CorpusResult:
         return pd.DataFrame(columns).astype({name: kind for name, kind in whole.items() if name in columns})
 
     def explanation(self, rows: Collection[int] | None = None) -> Explanation:
-        """Some texts in full, to be drawn or listed; rows are numbers of the corpus, None is all of them.
+        """Return the explanations of the texts in these rows of the corpus; None: of all texts.
 
         Raises:
-            ValueError: a row that is not there, or has no numbers.
+            ValueError: a row does not exist or has no results.
         """
         found = dict(explanations(self.parts, self.layer_labels, None if rows is None else set(rows)))
         if rows is not None:
             missing = sorted(set(rows) - set(found))
             if missing:
-                raise ValueError(f"rows {missing[:5]} have no numbers in this study; failures() may say why")
+                raise ValueError(f"rows {missing[:5]} have no results in this study; failures() may tell why")
         known = {f.name: self.settings[f.name] for f in fields(Settings) if f.name in self.settings}
         order = sorted(found) if rows is None else rows
         return Explanation(tuple(found[row] for row in order), Settings(**known), self.seconds)
@@ -338,18 +342,18 @@ class CorpusResult:
         name: str | None = None,
         **classes: Any,
     ) -> Figure:
-        """A Matplotlib figure.
+        """Draw a Matplotlib figure.
 
-        * "curve": means by layer with the 95 % interval; ``others`` adds more studies, by their names;
-        * "classes": kept per token, or erased per word, word class x layer (further arguments are those of
-          :meth:`word_classes`);
-        * "regime": the distribution of E over the sentences by layer.
+        * "curve": means by layer with the 95 % interval;
+        * "classes": kept per token, or erased per word, for each word class and layer;
+        * "regime": the distribution of E over the sentences, by layer.
 
         Args:
-            kind: one of the three.
-            per, quantity: of the curve, as of :meth:`layers`; None: "kept" per token, or "erased" per word.
-            others: of the curve: name -> study.
-            name: of this study among them; None: its model's.
+            kind: "curve", "classes" or "regime".
+            per, quantity: for "curve", as for :meth:`layers`; None: "kept" per token, or "erased" per word.
+            others: for "curve": further studies, by name.
+            name: for "curve": name of this study; None: its model's name.
+            classes: for "classes": arguments of :meth:`word_classes`.
 
         Raises:
             ImportError: matplotlib is missing.
@@ -364,22 +368,24 @@ class CorpusResult:
         if kind == "classes":
             return figures.draw_heat_map(tables.classes(self.word_classes(**classes)))
         if kind == "regime" and (self.is_amortised or self.is_erased):
-            raise ValueError("E is known only where the solver found the numbers, and not a head or erasures")
+            raise ValueError(
+                "E is known only if the solver computed the results, not for predictions or erasures"
+            )
         if kind == "regime":
             return figures.draw_boxes(tables.regime(self))
         raise ValueError(f"kind {kind!r} is not known; there are: {', '.join(get_args(Kind))}")
 
     def curve(self, name: str, per: Per | None = None, quantity: Quantity | None = None) -> Curve:
-        """A line of the plot of layers; ``per`` and ``quantity`` as of :meth:`plot`."""
+        """Return the curve of the plot of layers; ``per`` and ``quantity`` as for :meth:`plot`."""
         per = per or ("word" if self.is_erased else "token")
         return tables.curve(self.layers(), name, per, quantity or ("erased" if self.is_erased else "kept"))
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str | Path:
-        """A page with curves, tables and settings: the string, or the path of the file it was written to.
+        """Return a page with curves, tables and settings, or write it to a file and return the path.
 
         Raises:
             ImportError: matplotlib is missing.
-            OSError: the file cannot be written; one that was there before stays as it was.
+            OSError: the file cannot be written; an existing file is left unchanged.
         """
         from interp_plugin.report import html
 
@@ -390,10 +396,10 @@ class CorpusResult:
         return Path(path)
 
     def to_dict(self, other: CorpusResult | None = None) -> dict[str, Any]:
-        """The tables and what they depend on, ready for strict JSON; what is not finite is None.
+        """Return tables, settings and failures as plain values for strict JSON; numbers that are not finite are None.
 
         Args:
-            other: is taken from this one, as in :meth:`compare`.
+            other: a study to compare with, as in :meth:`compare`.
         """
         found = {"layers": self.layers()}
         found |= (
@@ -415,14 +421,14 @@ class CorpusResult:
         return values
 
     def show(self, other: CorpusResult | None = None, console: Console | None = None) -> None:
-        """Print the layers' table and, where another study of the same texts is given, how they differ.
+        """Print the table of layers and, if another study of the same texts is given, the differences.
 
         Args:
-            other: is taken from this one, as in :meth:`compare`.
-            console: default a new one on stdout.
+            other: a study to compare with, as in :meth:`compare`.
+            console: None: a new one on stdout.
 
         Raises:
-            ValueError: as of :meth:`compare`.
+            ValueError: as for :meth:`compare`.
         """
         from interp_plugin.report import terminal
 
@@ -438,5 +444,6 @@ class CorpusResult:
     def _check_noise(self, what: str) -> None:
         if self.is_erased:
             raise ValueError(
-                f"{what}: of information kept, and the study was run with score='erased'; run it with score='kept'"
+                f"cannot compute {what}: the study was run with score='erased', which does not measure information; "
+                "run it with score='kept'"
             )

@@ -1,4 +1,4 @@
-"""CorpusStudy: explains every text of a corpus of any size, and goes on where it was stopped."""
+"""CorpusStudy: explains every text of a corpus of any size; a stopped study can be continued."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKED_SHARE = 0.01  # of predicted texts that the solver checks
-OTHER_DRAWS = 1_000_003  # added to the seed: a head may have been trained on the study's own draws
-CHECKED_EARLY = 4  # so many texts more with every e-fold of the rows, until the share takes over
-MOST_FAILURES = 32  # texts that the model fails on before it has scored any: then it is not the texts
+OTHER_DRAWS = 1_000_003  # added to the seed, because a head may have been trained on the study's own draws
+CHECKED_EARLY = 4  # more checked texts per factor e in the number of rows, until the share is larger
+MOST_FAILURES = 32  # with so many failures before the first success, the texts are not the cause
 
 
 class Estimator(Finder, Protocol):
@@ -55,35 +55,35 @@ class Estimator(Finder, Protocol):
     def calibration(self) -> Calibration | None: ...
 
     def check(self, model: TextModel, settings: Mapping[str, Any]) -> None:
-        """Refuse to work for a model or settings that it was not trained for."""
+        """Raise ValueError if the model or the settings are not those of the training."""
         ...
 
 
 class CorpusStudy:
-    """Information kept by the layers of a model over a corpus of any size, or the words that a class or layer rests on.
+    """Information kept by the layers of a model over a corpus of any size, or what they lose with erased tokens.
 
-    The corpus is read as a stream: at no time is more than a window of it in memory.  Every window of ``window`` rows
-    becomes one Parquet file in the output folder, whole or not at all; run again with the same folder, a study that
-    was stopped, however that was, goes on after the windows that are whole and computes the others.
+    The corpus is read as a stream: no more than one window is in memory.  Every window of ``window`` rows becomes one
+    Parquet file in the output folder, completely or not at all.  A stopped or killed study that is run again with the
+    same folder only computes the windows without a complete file.
 
     Args:
-        model, tokenizer, noise_layer: as of :class:`~interp_plugin.TextExplainer`.
-        layers: "all", one label or several; they are kept in forward order.
-        rate: lambda, of all texts and layers.
-        calibration: the unit of distortion of each layer; None: each text is its own yardstick, and layers compare
-            only roughly.
-        solver, max_sigma, input_std: as of :meth:`~interp_plugin.TextExplainer.explain`.
-        batch_size: texts at most in a batch.
-        truncation: cut off what the model cannot take; otherwise too long a text is recorded as failed.
-        amortised: an :class:`~interp_plugin.AmortisedEstimator` that predicts the numbers; the solver then checks only
-            one text in a hundred (more near the beginning), and :meth:`CorpusResult.check` says how far the two are
-            apart.  Its layers are those of "all", and its calibration the one of None.
-        score, side, ways, passes: as of :meth:`~interp_plugin.TextExplainer.explain`: "kept" learns noise, "erased"
-            learns erasures, of the predicted class where the layer is "output".
+        model, tokenizer, noise_layer: as for :class:`~interp_plugin.TextExplainer`.
+        layers: "all", one label or several; they are sorted in forward order.
+        rate: lambda, for all texts and layers.
+        calibration: the unit of distortion of each layer; None: each text is measured by its own states, and layers
+            can only be compared roughly.
+        solver, max_sigma, input_std: as for :meth:`~interp_plugin.TextExplainer.explain`.
+        batch_size: maximum number of texts in a batch.
+        truncation: truncate texts that are too long for the model; otherwise they are recorded as failed.
+        amortised: an :class:`~interp_plugin.AmortisedEstimator` that predicts the results; the solver then checks only
+            one text in a hundred (more near the beginning), and :meth:`CorpusResult.check` compares the two.  Its
+            layers replace "all", and its calibration replaces None.
+        score, side, ways, passes: as for :meth:`~interp_plugin.TextExplainer.explain`: "kept" learns noise, "erased"
+            learns erasures (for layer "output", of the predicted class).
 
     Raises:
-        ValueError: as of :class:`~interp_plugin.TextExplainer`; an estimator that was trained for another model or
-            other settings, or with score="erased".
+        ValueError: as for :class:`~interp_plugin.TextExplainer`; the estimator was trained for another model or
+            other settings, or is combined with score="erased".
 
     Examples::
         >>> import tempfile
@@ -119,8 +119,7 @@ class CorpusStudy:
             raise ValueError(f"score is {score!r}; choose 'kept' or 'erased'")
         if score == "erased" and amortised is not None:
             raise ValueError(
-                "amortised is a head, which predicts sigma, and score='erased' asks for erasures; leave one of the two "
-                "out"
+                "amortised predicts sigma, and score='erased' learns erasures; leave one of the two out"
             )
         _check_positive("batch_size", batch_size)
         if amortised is not None:
@@ -158,32 +157,32 @@ class CorpusStudy:
         pair_column: Column | None = None,
         tag_column: Column | None = None,
     ) -> CorpusResult:
-        """Score what is not scored yet, and return the whole study.
+        """Score the unfinished windows, and return the whole study.
 
         Args:
-            texts: texts, pairs of texts, mappings, a DataFrame or Series, or what ``data.records(path)`` returns; any
-                iterable, read once and in the same order at every run.  A run with the first rows of a corpus is
-                extended by one with more.
-            output_dir: a folder for the parts; made where it is not there.
-            max_errors: more texts than this that fail stop the run; None: however many.  Those of finished windows
-                count.
-            window: rows of the corpus in a part: a killed run loses no more, and texts are sorted by length within it.
-            show_progress: a bar with the rate and the time left.
-            rank, world_size: this process and how many share the corpus; each takes every ``world_size``-th window.
-            text_column, pair_column, tag_column: of rows that have columns.  Text: None is the usual name, or the only
-                column of words.  Tag: one string for the text, or one for each word between spaces; see
-                :meth:`CorpusResult.word_classes`.
+            texts: texts, pairs of texts, mappings, a DataFrame or Series, or the result of ``data.records(path)``; any
+                iterable, with the same order in every run.  A run with more rows extends a run with the first rows of
+                the same corpus.
+            output_dir: a folder for the parts; created if it does not exist.
+            max_errors: maximum number of failed texts, including those of finished windows; None: no limit.
+            window: number of rows in a part: the most that a killed run loses; texts of a window are sorted by length.
+            show_progress: show a bar with the rate and the remaining time.
+            rank, world_size: number of this process, and number of processes that share the corpus; each scores every
+                ``world_size``-th window.
+            text_column, pair_column, tag_column: columns of the text, second text and tags, for rows with columns.
+                text_column None: a usual name, or the only column with words.  A tag is one string for the text, or
+                one for each word between spaces; see :meth:`CorpusResult.word_classes`.
 
         Returns:
-            The study; with several processes what is there so far, so one of them must load it at the end.
+            The study; with several processes, the parts finished so far: one process must load it at the end.
 
         Raises:
             ValueError: the folder holds a study with other settings or of other texts, or another process writes to
-                it; it is the URI of an object store; too many texts failed; there are no texts at all; no row has a
-                column that was named, or the column of texts cannot be told.
-            TypeError: texts is one string or path.
-            OSError: the folder cannot be written to, or the disk is full; finished parts stay.
-            RuntimeError: the model fails on all of the first texts, so that it is not the texts.
+                it; the folder is a URI of an object store; too many texts failed; there are no texts; no row has a
+                given column, or the column of texts is ambiguous.
+            TypeError: texts is a single string or path.
+            OSError: the folder cannot be written to, or the disk is full; finished parts are kept.
+            RuntimeError: the model fails on all of the first texts, so that the texts are not the cause.
         """
         _check_positive("window", window)
         _check_positive("world_size", world_size)
@@ -194,7 +193,7 @@ class CorpusStudy:
         with begun(texts, reader, scorer, output_dir, max_errors, show_progress, rank, world_size) as run:
             for each in run.todo():
                 run.score(each)
-        if world_size > 1 and not run.folder.windows():  # the others have not finished any yet
+        if world_size > 1 and not run.folder.windows():  # no process has finished a part yet
             return CorpusResult(run.folder.path, (), scorer.settings)
         result = CorpusResult.load(output_dir, partial=world_size > 1)
         if self.amortised is not None and world_size == 1:
@@ -202,7 +201,7 @@ class CorpusStudy:
         return result
 
     def settings(self, window: int) -> dict[str, Any]:
-        """What the numbers of a part depend on, ready for JSON."""
+        """Return the settings that the results of a part depend on, ready for JSON."""
         states, config = self.plan.states, getattr(self.model.module, "config", None)
         settings = {
             **self._settings,
@@ -232,15 +231,15 @@ def _check_positive(name: str, value: int) -> None:
 
 
 class Run:
-    """One process's pass over the corpus, window by window, that skips the finished ones.
+    """One process's pass over the corpus, window by window, without the finished ones.
 
     Args:
         folder: of the study, locked.
-        scorer: that scores the texts, and knows the settings that the numbers depend on.
+        scorer: scores the texts, and has the settings.
         read: the windows of the corpus.
-        max_errors: more failures than this stop it; None: however many.
-        bar: shows how many texts are done.
-        rank, world_size: as of :meth:`CorpusStudy.run`.
+        max_errors: maximum number of failures; None: no limit.
+        bar: progress over the texts.
+        rank, world_size: as for :meth:`CorpusStudy.run`.
 
     Raises:
         ValueError: the folder holds a study with other settings.
@@ -265,10 +264,10 @@ class Run:
             self._check_settings(first.about)
 
     def todo(self) -> Iterator[Window]:
-        """The windows that are this process's to do and have no part; the others are counted.
+        """Yield the windows that this process must score; the others are only counted.
 
         Raises:
-            ValueError: a part is of other texts or settings; too many texts failed.
+            ValueError: a part has other texts or settings; too many texts failed.
         """
         for window in self.read:
             self.windows += 1
@@ -276,10 +275,9 @@ class Run:
                 yield window
 
     def _is_done(self, window: Window) -> bool:
-        """Whether a window has a part, or is another process's to do.
+        """Return whether a window has a part or belongs to another process.
 
-        A study of the first rows of a corpus goes on with the others: its last part, where that is not full, is
-        scored again.
+        A study of the first rows of a corpus can be extended: an incomplete last window is scored again.
         """
         mine = window.number % self.world_size == self.rank
         part = self.folder.part(window.number) if mine else None
@@ -294,18 +292,18 @@ class Run:
             self.scorer.has_scored |= about.texts > 0
         elif mine:
             return False
-        # or the bar's rate would count windows that took no time; a bar that is switched off has no ``initial``
+        # leave windows that took no time out of the bar's rate; a disabled bar has no ``initial``
         self.bar.initial = getattr(self.bar, "initial", 0) + len(window.entries)
         self.bar.update(len(window.entries))
         return True
 
     def score(self, window: Window) -> None:
-        """Score a window here, and write its part.
+        """Score a window in this process, and write its part.
 
         Raises:
             ValueError: too many texts failed.
             OSError: the part cannot be written.
-            RuntimeError: as of :class:`Scorer`.
+            RuntimeError: as for :class:`Scorer`.
         """
 
         def done(texts: int, failed: Sequence[Failure]) -> None:
@@ -316,10 +314,10 @@ class Run:
         self.folder.write(self.scorer.part(window, done=done))
 
     def take(self, made: PartFiles) -> None:
-        """Write a part that another process made.
+        """Write a part from another process.
 
         Raises:
-            ValueError: it has other settings; too many texts failed.
+            ValueError: the part has other settings; too many texts failed.
             OSError: the part cannot be written.
         """
         found = self._other_settings(made.about)
@@ -331,15 +329,15 @@ class Run:
         self.bar.update(made.about.rows)
 
     def finish(self) -> None:
-        """Check that the corpus had any rows, and no fewer than before."""
+        """Check that the corpus had rows, and not fewer than in earlier runs."""
         if not self.windows:
             raise ValueError("there are no texts: the corpus must hold at least one")
         beyond = [number for number in self.folder.windows() if number >= self.windows]
         if beyond:
             first = beyond[0] * self.scorer.settings["window"]
             raise ValueError(
-                f"{str(self.folder.path)!r} has {len(beyond)} parts of rows from {first} on, and these texts end "
-                "before: it holds a study of more texts; give all of them, or another folder"
+                f"{str(self.folder.path)!r} holds a study of more texts, with {len(beyond)} parts from row {first} on, "
+                "where these texts have ended; give all of them, or another folder"
             )
 
     def _check_settings(self, about: About) -> None:
@@ -383,7 +381,7 @@ class Run:
             last = [f"row {one.row}, {shown(one.beginning)}: {one.reason}" for one in failures[-1:]]
             raise ValueError(
                 f"{self.failures} texts failed and max_errors is {self.max_errors}"
-                f"{''.join(f'; the last is {one}' for one in last)}; mend the texts, or allow more"
+                f"{''.join(f'; the last is {one}' for one in last)}; correct the texts, or allow more"
             )
 
 
@@ -398,16 +396,16 @@ def begun(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Run]:
-    """A run in a folder that nobody else writes to inside the block.
+    """Start a run in a locked folder.
 
     Args:
-        texts, output_dir, max_errors, show_progress, rank, world_size: as of :meth:`CorpusStudy.run`.
-        reader: that makes texts of the rows.
+        texts, output_dir, max_errors, show_progress, rank, world_size: as for :meth:`CorpusStudy.run`.
+        reader: converts rows to texts.
         scorer: of the study.
 
     Raises:
-        ValueError, OSError: the beginning of the corpus cannot be read, so that wrong columns are an error before a
-            folder is made; the folder cannot be used, as of :meth:`CorpusStudy.run`.
+        ValueError, OSError: the first window cannot be read (for example because of wrong columns; no folder is
+            created then); the folder cannot be used, as for :meth:`CorpusStudy.run`.
     """
     check_local(output_dir)
     total = len(texts) if isinstance(texts, Sized) else None
@@ -425,18 +423,18 @@ def begun(
 
 
 def _ignore(texts: int, failed: list[Failure]) -> None:
-    """For who does not want to know how far the scorer is."""
+    """Ignore progress: the default for ``done``."""
 
 
 class Scorer:
-    """Scores texts with one model; a text that cannot be scored leaves the others alone.
+    """Scores texts with one model; a text that cannot be scored does not affect the others.
 
     Args:
-        study: that says what to compute for each, and how.
-        window: rows in a window.
+        study: what to compute for each text, and how.
+        window: number of rows in a window.
 
     Attributes:
-        settings: that the numbers depend on.
+        settings: the settings that the results depend on.
         has_scored: whether the model has scored any text; until then many failures are an error.
     """
 
@@ -453,15 +451,15 @@ class Scorer:
         failed: Sequence[Failure] = (),
         done: Callable[[int, list[Failure]], None] = _ignore,
     ) -> PartFiles:
-        """The part of a window.
+        """Score a window, and return its part.
 
         Args:
             window: of the corpus.
-            scored, failed: what is known already of its first texts.
-            done: as of calling it.
+            scored, failed: known results of some of its texts.
+            done: as for :meth:`__call__`.
 
         Raises:
-            RuntimeError: as of calling it.
+            RuntimeError: as for :meth:`__call__`.
         """
         start = time.perf_counter()
         known = {each.item.row for each in scored} | {failure.row for failure in failed}
@@ -483,7 +481,7 @@ class Scorer:
         return part_files(about, [*scored, *found], failures)
 
     def ids(self, window: Window) -> str:
-        """A digest of the token ids of the first text of a window that has any."""
+        """Return a digest of the token ids of the first text of a window that can be encoded."""
         for item in window.items:
             for encoding in self.encoded([item])[0].values():
                 return ids_digest(encoding.ids)
@@ -492,15 +490,15 @@ class Scorer:
     def __call__(
         self, items: Sequence[Item], done: Callable[[int, list[Failure]], None] = _ignore
     ) -> tuple[list[Scored], list[Failure]]:
-        """The scored texts, and those that failed, each in the order of their rows.
+        """Return the scored texts and the failures, both in the order of the rows.
 
         Args:
-            items: some texts.
-            done: called after every batch, with how many texts are done and which of them failed.
+            items: the texts.
+            done: called after every batch, with the number of its texts and its failures.
 
         Raises:
-            RuntimeError: the model fails on all of the first texts, so that something else is wrong; or the device is
-                lost.
+            RuntimeError: the model fails on all of the first texts, so that the texts are not the cause; or the device
+                is lost.
         """
         encodings, failures = self.encoded(items)
         done(len(failures), failures)
@@ -514,29 +512,29 @@ class Scorer:
             refused += len(failed)
             if not self.has_scored and refused >= MOST_FAILURES:
                 raise RuntimeError(
-                    f"the model failed on the first {refused} texts, the last because of {failures[-1].reason}; mend "
-                    "that and run again"
+                    f"the model failed on the first {refused} texts, the last because of {failures[-1].reason}; "
+                    "correct that and run again"
                 )
             done(len(some), failed)
             give_back()
         return sorted(scored, key=lambda s: s.item.row), sorted(failures, key=lambda f: f.row)
 
     def encoded(self, items: Sequence[Item]) -> tuple[dict[Item, Encoding], list[Failure]]:
-        """The texts as the model reads them, and those it cannot read."""
+        """Return the encodings of the texts, and the failures."""
         encodings: dict[Item, Encoding] = {}
         failures: list[Failure] = []
         for item in items:
             try:
                 encodings[item] = self.model.encode(item.text, item.pair, truncation=self.study.truncation)
-            except Exception as error:  # a tokenizer may raise anything
+            except Exception as error:  # a tokenizer may raise any exception
                 failures.append(Failure.of(item.row, error, item))
         return encodings, failures
 
     def _of_batch(self, encodings: Mapping[Item, Encoding]) -> tuple[list[Scored], list[Failure]]:
-        """A batch together; one by one where that fails, so that only the bad text does."""
+        """Score a batch; if that fails, score its texts one by one, so that only the bad text fails."""
         try:
             return self._scored(encodings), []
-        except Exception as error:  # a model may raise anything
+        except Exception as error:  # a model may raise any exception
             _check_device(error)
             if len(encodings) == 1:
                 return [], [Failure.of(item.row, error, item) for item in encodings]
@@ -557,7 +555,7 @@ class Scorer:
         return [Scored(item, each, solved.get(item)) for item, each in zip(encodings, found)]
 
     def _solved(self, encodings: Mapping[Item, Encoding]) -> dict[Item, TextExplanation]:
-        """The solver's explanations of the texts of a head that it checks."""
+        """Return the solver's explanations of the texts to check."""
         some = {item: encoding for item, encoding in encodings.items() if is_checked(item.row)}
         solver = replace(self.plan.solver, seed=self.plan.solver.seed + OTHER_DRAWS)
         plan = replace(self.plan, solver=solver)
@@ -575,21 +573,21 @@ def _check_finite(found: TextExplanation) -> None:
         values, name = (row.erased, "scores") if isinstance(row, ErasedRow) else (row.sigma, "sigmas")
         if not (values.isfinite().all() and row.standard_error.isfinite().all()):
             raise ValueError(
-                f"layer {row.layer!r} has {name} that are not finite: the model gives NaN under noise or erasures"
+                f"layer {row.layer!r} has {name} that are not finite: the model returns NaN under noise or erasures"
             )
 
 
 def _check_device(error: Exception) -> None:
-    """A lost device fails every text, which is no fault of theirs."""
+    """Raise the error if the device is lost, because every text would fail then."""
     lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
     if lost and not isinstance(error, torch.OutOfMemoryError):
         raise error
 
 
 def is_checked(row: int) -> bool:
-    """Whether the solver checks a predicted row: one in a hundred at random, more often near the beginning.
+    """Return whether the solver checks a predicted row: one row in a hundred at random, more near the beginning.
 
-    It depends on the row's number alone, so every run, process and engine picks the same ones.
+    The choice depends on the row's number alone, so every run, process and engine checks the same rows.
 
     Examples::
         >>> [row for row in range(20) if is_checked(row)], sum(map(is_checked, range(10_000)))

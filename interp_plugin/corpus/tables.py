@@ -1,4 +1,4 @@
-"""Fills the report model from a corpus study: answers, tables and charts for the page, the terminal and figures."""
+"""Builds the report of a corpus study: answers, tables and charts for the page, the terminal and figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Quantity = Literal["kept", "loss", "erased"]
 ERASED = "lost when erased; output: nats, layers: D"
 
 INTERVAL = "95 % of bootstrap means"
-# of the table of layers: quantity, per and heading; the first is drawn too
+# columns of the table of layers: quantity, per and heading; the first is also drawn
 KEPT_MEANS: tuple[tuple[Quantity, Per, str], ...] = (
     ("kept", "token", "kept per token"),
     ("kept", "sentence", "per text"),
@@ -36,17 +36,17 @@ ERASED_MEANS: tuple[tuple[Quantity, Per, str], ...] = (
     ("erased", "sentence", "per text"),
 )
 
-SHOWN_FAILURES = 100  # on a page
+SHOWN_FAILURES = 100  # maximum number on a page
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def curve(layers: pd.DataFrame, name: str, per: Per, quantity: Quantity) -> Curve:
-    """A line of the plot of layers.
+    """Return a curve of means by layer.
 
     Args:
-        layers: as :meth:`CorpusResult.layers` gives it.
-        name: of the line.
-        per, quantity: which of the means.
+        layers: result of :meth:`CorpusResult.layers`.
+        name: of the curve.
+        per, quantity: which means.
 
     Raises:
         ValueError: there are no such means.
@@ -60,7 +60,7 @@ def curve(layers: pd.DataFrame, name: str, per: Per, quantity: Quantity) -> Curv
 
 
 def axis_label(erased: bool, per: Per | None, quantity: Quantity | None) -> str:
-    """What a curve shows, with its unit."""
+    """Return the quantity of a curve, with its unit."""
     if erased:
         return f"{ERASED} (per {per or 'word'})"
     return f"{'H(X|S)' if quantity == 'loss' else 'information kept'}, nats per {per or 'token'}"
@@ -69,13 +69,13 @@ def axis_label(erased: bool, per: Per | None, quantity: Quantity | None) -> str:
 def curves(
     result: CorpusResult, found: Sequence[Curve], per: Per | None, quantity: Quantity | None
 ) -> Curves:
-    """Means by layer on common axes."""
+    """Return a chart of curves on common axes."""
     unit = axis_label(result.is_erased, per, quantity)
     return Curves(f"{unit}, by layer", tuple(found), unit, INTERVAL)
 
 
 def classes(table: pd.DataFrame) -> Table:
-    """The map of word classes by layer, from the table of :meth:`CorpusResult.word_classes`; dark is high."""
+    """Return the heat map of word classes by layer, from the table of :meth:`CorpusResult.word_classes`."""
     value, counted = ("erased", "words") if "erased" in table else ("kept", "tokens")
     names = list(dict.fromkeys(table["class"]))
     values, errors = (table[c].to_numpy().reshape(-1, len(names)).tolist() for c in (value, "standard_error"))
@@ -86,11 +86,11 @@ def classes(table: pd.DataFrame) -> Table:
     rows = []
     for c, (name, count) in enumerate(zip(names, counts, strict=True)):
         column, spread = [layer[c] for layer in values], [layer[c] for layer in errors]
-        places, hazy = numbers.shares(column, end), numbers.uncertain(spread, end)
+        shares, uncertain = numbers.shares(column, end), numbers.uncertain(spread, end)
         cells = []
-        for v, e, place, unsure in zip(column, spread, places, hazy, strict=True):
+        for v, e, share, unsure in zip(column, spread, shares, uncertain, strict=True):
             error = f"±{number(e, digits)}"
-            cells.append(Cell(number(v, digits), v, error, error, place, unsure, low=v - e, high=v + e))
+            cells.append(Cell(number(v, digits), v, error, error, share, unsure, low=v - e, high=v + e))
         rows.append(Row(f"{name} ({count})", tuple(cells)))
     what = f"{ERASED} (per word)" if value == "erased" else "kept, nats per token"
     layers = tuple(Column(str(layer)) for layer in dict.fromkeys(table["layer"]))
@@ -100,7 +100,7 @@ def classes(table: pd.DataFrame) -> Table:
 
 
 def regime(result: CorpusResult) -> Boxes:
-    """Quantiles of E over the sentences, by layer; where the state does not move at all E does not count."""
+    """Return quantiles of E over the sentences whose state moved, by layer."""
     facts = result.sentences.facts
     known = np.where(facts["distortion"] > 0, facts["regime_index"], np.nan)
     finite = [column[np.isfinite(column)] for column in known.T]
@@ -110,12 +110,12 @@ def regime(result: CorpusResult) -> Boxes:
 
 
 def report(result: CorpusResult, other: CorpusResult | None = None, whole: bool = True) -> Report:
-    """The report of a study: layers, checks, growth and, of two studies, their differences.
+    """Return the report of a study: layers, checks, growth and, for two studies, their differences.
 
     Args:
         result: the study.
-        other: a study of the same texts, which is taken from this one.
-        whole: also what a page has room for: charts, word classes, knowledge points, failures.
+        other: a study of the same texts to compare with.
+        whole: add the sections of a page: charts, word classes, knowledge points, failures.
     """
     found = _layers(result)
     settings = {name: value for name, value in result.settings.items() if name != "held_out"}
@@ -148,7 +148,7 @@ def report(result: CorpusResult, other: CorpusResult | None = None, whole: bool 
 
 
 def _layers(result: CorpusResult) -> Section:
-    """The answer, the curve, and the means of each layer."""
+    """Return the section with the answer, the curve and the means of each layer."""
     means = result.layers()
     layers = list(result.layer_labels)
     of = {(line["quantity"], line["per"], line["layer"]): line for line in means.to_dict("records")}
@@ -201,7 +201,7 @@ def _answer(result: CorpusResult, line: Curve) -> str:
 
 def _status(result: CorpusResult, of: Mapping[Any, Mapping[str, Any]], layers: Sequence[Any]) -> str:
     if result.is_amortised:
-        return "A trained head predicted these numbers; how far it is off is checked below."
+        return "A trained head predicted these numbers; the table below compares it with the solver."
     if result.is_erased:
         return ""
     shares = {layer: of["converged", "sentence", layer]["converged"] for layer in layers}
@@ -209,20 +209,24 @@ def _status(result: CorpusResult, of: Mapping[Any, Mapping[str, Any]], layers: S
     if not few:
         return "Sure: at least 90 % of the texts converged at each layer."
     names = ", ".join(f"{_named(layer)} ({100 * share:.0f} % of the texts)" for layer, share in few.items())
-    saturate = any(of["regime_index", "median sentence", layer]["mean"] < SATURATED for layer in few)
-    way = (
-        "States saturate there: a lower --rate (in Python rate=) mends it."
-        if saturate
-        else "More passes (in Python solver=Solver(max_passes=...)) make single texts surer; a larger --tolerance asks "
-        "for less."
-    )
-    return f"Not everywhere converged: {names}. {way}"
+    saturated = [layer for layer in few if of["regime_index", "median sentence", layer]["mean"] < SATURATED]
+    ways = []
+    if saturated:
+        where = f" of {', '.join(map(_named, saturated))}" if len(saturated) < len(few) else ""
+        ways.append(f"The states{where} saturate: use a lower --rate (in Python rate=).")
+    if len(saturated) < len(few):
+        others = "For the others, more" if saturated else "More"
+        ways.append(
+            f"{others} passes (in Python solver=Solver(max_passes=...)) reduce the errors of single texts; a larger "
+            "--tolerance accepts larger errors."
+        )
+    return f"Not everywhere converged: {names}. {' '.join(ways)}"
 
 
 def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:
-    """How far predictions are from the solver."""
+    """Return the section that compares predictions with the solver."""
     columns = (
-        "error of log sigma", "when trained", "ranks (Spearman)", "within 2 s.e.", "shift, nats a token", "drift",
+        "error of log sigma", "when trained", "ranks (Spearman)", "within 2 s.e.", "shift, nats per token", "drift",
     )  # fmt: skip
     rows = []
     for line in lines:
@@ -235,9 +239,9 @@ def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:
         )
         rows.append(Row(str(line["layer"]), cells))
     note = (
-        f"A head predicted the numbers from one forward of the model a text. The solver looked at {lines[0]['texts']} "
-        "texts too: how far the two are apart, beside the head's error on texts held out when it was trained. Shift: "
-        "kept, predicted less solved."
+        f"A head predicted the numbers from one forward pass per text. The solver checked {lines[0]['texts']} texts: "
+        "the error between the two, beside the head's error on texts held out when it was trained. Shift: kept, "
+        "predicted minus solved."
     )
     table = Table(
         "Check by the solver", "layer", tuple(map(Column, columns)), {"": tuple(rows)}, notes=(note,)
@@ -246,9 +250,9 @@ def _checks(lines: Sequence[Mapping[str, Any]]) -> Section:
 
 
 def _growth(lines: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any]], whole: bool) -> Section:
-    """Whether a layer keeps more than the one it is computed from."""
+    """Return the section on layers that keep more than the layer they are computed from."""
     said = [
-        f"{_named(line['layer'])} seems to keep more than {_named(line['after'])}, which it is computed from (p "
+        f"{_named(line['layer'])} seems to keep more than {_named(line['after'])}, from which it is computed (p "
         f"{significant(line['p_holm'], 2)}): compare these two with care."
         for line in grown
     ]
@@ -266,16 +270,14 @@ def _growth(lines: Sequence[Mapping[str, Any]], grown: Sequence[Mapping[str, Any
     table = Table(
         "Growth of the nats kept, paired by text", "step", tuple(map(Column, columns)), {"": tuple(rows)}
     )
-    note = (
-        "No layer can know more than what it is computed from; where these numbers say so, compare with care."
-    )
+    note = "No layer can have more information than the layer it is computed from; if it seems to, compare with care."
     return Section(
         "Does it fall with depth?", status=answer, warns=bool(grown), tables=(table,), notes=(note,)
     )
 
 
 def _differences(result: CorpusResult, other: CorpusResult) -> Section:
-    """Another study of the same texts, taken from this one."""
+    """Return the section with the differences from another study of the same texts."""
     unit = "word" if result.is_erased else "token"
     words = {"kept": "kept", "loss": "lost", "erased": "lost when erased"}
     rows = []
@@ -284,16 +286,16 @@ def _differences(result: CorpusResult, other: CorpusResult) -> Section:
         p = Cell(significant(line["p_holm"], 2), line["p_holm"])
         rows.append(Row(str(line["layer"]), (Cell(words[line["quantity"]]), cell, p)))
     columns = (Column("", words=True), Column("difference"), Column("p (Holm)"))
-    title = f"less {other.settings['model']}, paired by text, a {unit}"
+    title = f"difference from {other.settings['model']}, paired by text, per {unit}"
     return Section("Compared", tables=(Table(title, "layer", columns, {"": tuple(rows)}),))
 
 
 def _words(result: CorpusResult) -> list[Section]:
-    """Word classes and, where there is a foreground, knowledge points."""
+    """Return the sections on word classes and, if there is a foreground, knowledge points."""
     words = result.word_classes()
     sections = [Section("Word classes", tables=(classes(words),))]
     found = set(words["class"])
-    # knowledge points are of information kept, and need a foreground and a background
+    # knowledge points need information kept, a foreground and a background
     if WORD not in found or len(found) == 1 or result.is_erased:
         return sections
     lines = result.knowledge().to_dict("records")
@@ -311,7 +313,7 @@ def _words(result: CorpusResult) -> list[Section]:
         cells = {name: ratio if name == "concentration_ratio" else _with_error(line, name) for name in names}
         rows.append(Row(str(line["layer"]), (background, *cells.values())))
     columns = (
-        "background, nats per token", "concentration: foreground less background", "as a ratio",
+        "background, nats per token", "concentration: foreground minus background", "as a ratio",
         "points per sentence, foreground", "points per sentence, background", "quality",
     )  # fmt: skip
     threshold = significant(lines[0]["threshold"]) if lines else numbers.UNKNOWN
@@ -326,20 +328,20 @@ def _words(result: CorpusResult) -> list[Section]:
 
 
 def _failures(failed: Sequence[Any]) -> Section:
-    """Rows of the corpus without numbers."""
+    """Return the section with the rows of the corpus without results."""
     shown = failed[:SHOWN_FAILURES]
     more = len(failed) - len(shown)
     title = f"The first {len(shown)}; {more} more are in the study's folder" if more else "All of them"
     columns = (Column("reason", words=True), Column("text begins with", words=True))
     rows = tuple(Row(str(each.row), (Cell(each.reason), Cell(each.beginning))) for each in shown)
-    return Section("Texts without numbers", tables=(Table(title, "row", columns, {"": rows}),))
+    return Section("Texts without results", tables=(Table(title, "row", columns, {"": rows}),))
 
 
 def _guide(result: CorpusResult) -> tuple[str, ...]:
     if result.is_erased:
         return (
             f"Words are erased for {result.settings['erased']}. Lost: of the log-odds of the predicted class (nats), "
-            "or of a layer (D): high = the answer rests on them, below 0 = they speak against it.",
+            "or of a layer (D): high = the answer needs them, below 0 = they are evidence against it.",
             "In brackets the 95 % bootstrap interval over the texts (± half of it).",
         )
     said = (
@@ -355,7 +357,7 @@ def _guide(result: CorpusResult) -> tuple[str, ...]:
 
 
 def _means(lines: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """Means with their 95 % intervals, as cells that are read together."""
+    """Return cells of means with their 95 % intervals, with common decimals."""
     halves = [(line["high"] - line["low"]) / 2 for line in lines]
     cells = []
     for line, half, (text, digits) in zip(
@@ -369,7 +371,7 @@ def _means(lines: Sequence[Mapping[str, Any]]) -> list[Cell]:
 
 
 def _with_error(line: Mapping[str, Any], name: str) -> Cell:
-    """A number of a table's line with its standard error."""
+    """Return the cell of a number with its standard error."""
     value, error = line[name], line[f"{name}_error"]
     digits = numbers.decimals([value], [error])
     spread = f"±{number(error, digits)}"

@@ -1,4 +1,4 @@
-"""Statistics of word classes: what each layer keeps of them, or what is lost with them; and knowledge points."""
+"""Statistics of word classes: what each layer keeps of them, or loses with erased ones; and knowledge points."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 By = Literal["kind", "lexicon", "tag", "frequency"]
 SPECIAL, PUNCTUATION, STOP, WORD = "special token", "punctuation", "stop word", "other word"
 OTHER, UNTAGGED = "other", "untagged"
-BANDS = 6  # decades of counts; the last is open
+BANDS = 6  # number of decades of word counts; the last has no upper end
 _WORDS = ("words", "word_of", "tags")
 _SUMS = ("x", "c", "xx", "xc", "cc", "second", "sentences")
 COLUMNS = ("row", *NATS, *_WORDS)
 ERASED_COLUMNS = ("row", "sigma", "erased", *_WORDS)
 
 Classify = Callable[[str, str | None], str]
-"""The class of a word, from the word and its tag."""
+"""A function from a word and its tag to the word's class."""
 
 
 @dataclass
 class Sums:
-    """Sums over the sentences for each layer and class, from which ratios and their errors are computed.
+    """Sums over sentences for each layer and class, from which ratios and their errors are computed.
 
-    Where noise was learned, x is the nats kept of a class's tokens in a sentence, c how many they are, and a second
-    sum is that of the nats lost.  Where tokens were erased, x is the score of a class's words, c how many they are, and
-    the second sum is that of the scores' absolute values.
+    For each sentence and class: if noise was learned, x is the nats kept of its tokens, c their number, and second
+    the nats lost.  If tokens were erased, x is the score of its words, c their number, and second the sum of the
+    scores' absolute values.
 
     Attributes:
-        layers: their labels.
+        layers: labels of the layers.
         erased: whether tokens were erased.
-        numbers: of the classes, which are added as they are met.
-        sums: of x, c, their products and the second one, and of the sentences that have the class, (L, C) each.
-        total: sentences, with and without the class.
+        numbers: number of each class; classes are added when they first occur.
+        sums: sums of x, c, their products and second, and the number of sentences with the class, (L, C) each.
+        total: number of sentences, with and without the class.
     """
 
     layers: Sequence[Label]
@@ -61,11 +61,11 @@ class Sums:
 
     @property
     def classes(self) -> list[str]:
-        """Their names, by number."""
+        """Names of the classes, by number."""
         return list(self.numbers)
 
     def number(self, name: str) -> int:
-        """Of a class, made where it is new."""
+        """Return the number of a class, and add the class if it is new."""
         if name not in self.numbers:
             self.numbers[name] = len(self.numbers)
             for key in _SUMS:
@@ -74,7 +74,7 @@ class Sums:
         return self.numbers[name]
 
     def add(self, x: Floats, second: Floats, counts: Floats) -> None:
-        """Some sentences: x and the second sum of each class (S, L, C), and counts (S, C)."""
+        """Add sentences: x and second of each class, (S, L, C) each, and counts (S, C)."""
         c = counts[:, None, :]
         for key, values in {
             "x": x, "c": c, "xx": x * x, "xc": x * c, "cc": c * c, "second": second, "sentences": c > 0,
@@ -83,7 +83,7 @@ class Sums:
         self.total += len(x)
 
     def mean(self) -> tuple[Floats, Floats]:
-        """x of a token or word of each class, and its standard error over sentences, (L, C) each."""
+        """Return x per token or word of each class, and its standard error over sentences, (L, C) each."""
         s, n = self.sums, self.total
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = s["x"] / s["c"]
@@ -93,7 +93,7 @@ class Sums:
 
 
 def sums_of(parts: Sequence[Part], layers: Sequence[Label], classify: Classify, erased: bool = False) -> Sums:
-    """Sums over all sentences, a few thousand lines at a time."""
+    """Return the sums over all sentences, read a few thousand lines at a time."""
     found = Sums(layers, erased)
     for batch in batches_of(parts, len(layers), ERASED_COLUMNS if erased else COLUMNS):
         found.add(*by_class(batch, layers, classify, found))
@@ -103,7 +103,7 @@ def sums_of(parts: Sequence[Part], layers: Sequence[Label], classify: Classify, 
 def by_class(
     batch: pa.RecordBatch, layers: Sequence[Label], classify: Classify, sums: Sums
 ) -> tuple[Floats, Floats, Floats]:
-    """x and the second sum of each class in each sentence (S, L, C), and its tokens or words (S, C)."""
+    """Return x and second of each class in each sentence, (S, L, C) each, and its number of tokens or words, (S, C)."""
     codes, sentences, *values = (_erased_words if sums.erased else _tokens)(batch, layers, classify, sums)
     count, n = len(sums.classes), batch.num_rows // len(layers)
     place = sentences * count + codes
@@ -118,7 +118,7 @@ def by_class(
 def _tokens(
     batch: pa.RecordBatch, layers: Sequence[Label], classify: Classify, sums: Sums
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
-    """Of each token its class and sentence, (T,) each, and its nats kept and lost, (L, T) each."""
+    """Return each token's class and sentence, (T,) each, and its nats kept and lost, (L, T) each."""
     count, lengths = len(layers), lengths_of(batch)
     firsts = lengths[::count]
     sentences = np.repeat(np.arange(len(firsts)), firsts)
@@ -142,7 +142,7 @@ def _tokens(
 def _erased_words(
     batch: pa.RecordBatch, layers: Sequence[Label], classify: Classify, sums: Sums
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
-    """Of each word its class and sentence, (W,) each, its score and the score's absolute value, (L, W) each.
+    """Return each word's class and sentence, (W,) each, its score and the score's absolute value, (L, W) each.
 
     A word's score is the sum over its tokens; special tokens are never erased and belong to no word.
     """
@@ -160,13 +160,13 @@ def _erased_words(
 
 
 def _by_layer(values: Floats, lengths: NDArray[np.int64], count: int) -> Floats:
-    """Values of tokens, text by text and in a text layer by layer, as (L, T)."""
+    """Reorder token values from text by text, then layer by layer, to (L, T)."""
     of_line = np.repeat(np.arange(len(lengths)), lengths)
     return values[np.argsort(of_line % count, kind="stable")].reshape(count, -1)
 
 
 def _word_codes(batch: pa.RecordBatch, count: int, classify: Classify, sums: Sums) -> Iterator[list[int]]:
-    """The numbers of the classes of each text's words."""
+    """Yield the class numbers of each text's words."""
     all_words, all_tags = (
         batch.column(name)[slice(None, None, count)].to_pylist() for name in ("words", "tags")
     )
@@ -175,12 +175,12 @@ def _word_codes(batch: pa.RecordBatch, count: int, classify: Classify, sums: Sum
 
 
 def table(sums: Sums, converged: Floats, order: Sequence[str] | None = None) -> pd.DataFrame:
-    """A line for each layer and class; see ``CorpusResult.word_classes``.
+    """Return a line for each layer and class; see ``CorpusResult.word_classes``.
 
     Args:
         sums: over the corpus.
-        converged: share of the sentences, (L,).
-        order: of the classes; None: that of their names.
+        converged: share of converged sentences, (L,).
+        order: of the classes; None: alphabetical.
     """
     import pandas as pd
 
@@ -189,7 +189,7 @@ def table(sums: Sums, converged: Floats, order: Sequence[str] | None = None) -> 
         order = [*sorted(name for name in sums.classes if name != SPECIAL), SPECIAL]
     classes = [name for name in order if name in sums.classes]
     places = [sums.classes.index(name) for name in classes]
-    whole = sums.sums["second" if sums.erased else "x"]  # scores of both signs have no share
+    whole = sums.sums["second" if sums.erased else "x"]  # shares need values of one sign
     share = whole / np.maximum(whole.sum(1, keepdims=True), 1e-300)
     counted, value, second = ("words", "erased", "magnitude") if sums.erased else ("tokens", "kept", "loss")
     listed = [
@@ -219,10 +219,10 @@ def classifier(
     lexicon: Mapping[str, str] | None = None,
     stop_words: Collection[str] | None = None,
 ) -> tuple[Classify, list[str] | None]:
-    """The function that classifies words, and the order of the classes; None: that of their names.
+    """Return the function that classifies words, and the order of the classes; None: alphabetical.
 
     Raises:
-        ValueError: another way, or a lexicon where none belongs.
+        ValueError: ``by`` is unknown, or a lexicon is missing or unexpected.
     """
     if by not in get_args(By):
         raise ValueError(f"by is {by!r}: choose from {', '.join(get_args(By))}")
@@ -246,7 +246,7 @@ def classifier(
 
 
 def by_kind(stop_words: Collection[str] | None = None) -> Classify:
-    """Punctuation, stop words (None: scikit-learn's English ones) and other words.
+    """Return a classifier into punctuation, stop words (None: scikit-learn's English ones) and other words.
 
     Examples::
         >>> classify = by_kind()
@@ -264,19 +264,19 @@ def by_kind(stop_words: Collection[str] | None = None) -> Classify:
 
 
 def english_stop_words() -> frozenset[str]:
-    """scikit-learn's.
+    """Return scikit-learn's English stop words.
 
     Raises:
         ImportError: scikit-learn is missing.
     """
-    texts = load("sklearn.feature_extraction.text", "telling stop words, where none are given,", "compare")
+    texts = load("sklearn.feature_extraction.text", "the default list of stop words", "compare")
     found: frozenset[str] = texts.ENGLISH_STOP_WORDS
     return found
 
 
 @lru_cache(2**16)
 def is_punctuation(word: str) -> bool:
-    """Whether a word is made of punctuation and of ASCII's symbols alone.
+    """Return whether a word consists of punctuation and ASCII symbols only.
 
     Examples::
         >>> [is_punctuation(word) for word in (",", "``", "...", "n't", "€", "😀")]
@@ -288,7 +288,7 @@ def is_punctuation(word: str) -> bool:
 
 
 def word_counts(parts: Sequence[Part], n_layers: int) -> Counter[str]:
-    """How often each word, in small letters, is in the corpus: one pass over the parts."""
+    """Count the occurrences of each lower-case word in the corpus, in one pass over the parts."""
     counts: Counter[str] = Counter()
     for batch in batches_of(parts, n_layers, ["words"]):
         for words in batch.column("words")[slice(None, None, n_layers)].to_pylist():
@@ -297,7 +297,7 @@ def word_counts(parts: Sequence[Part], n_layers: int) -> Counter[str]:
 
 
 def _band(count: int) -> str:
-    """The decade of a count.
+    """Return the name of the decade of a count.
 
     Examples::
         >>> [_band(n) for n in (1, 2, 10, 123456)]
@@ -322,18 +322,18 @@ def knowledge(
     threshold: float,
     converged: Floats,
 ) -> pd.DataFrame:
-    """A line for each layer; see ``CorpusResult.knowledge``.  Two passes over the parts."""
+    """Return a line for each layer, in two passes over the parts; see ``CorpusResult.knowledge``."""
     import pandas as pd
 
     kept, lost, counts, classes, size = _split(parts, layers, classify, foreground)
     if not (counts.sum(0) > 0).all():
         there = ", ".join(map(repr, classes))
         raise ValueError(
-            f"foreground is {sorted(foreground)!r}, and the corpus has {there}: some must be in it and some not"
+            f"foreground is {sorted(foreground)!r}, and the corpus has {there}: some, but not all, must be in it"
         )
     fore, fore_error = ratio(kept[..., 0], counts[:, 0])
     back, _ = ratio(kept[..., 1], counts[:, 1])
-    # the error of a difference of two ratios over the same sentences, linearised as each of them is
+    # the error of a difference of two ratios over the same sentences, both linearised
     residual = [
         (kept[..., i] - mean * counts[:, i : i + 1]) / counts[:, i].mean()
         for i, mean in enumerate((fore, back))
@@ -344,7 +344,7 @@ def knowledge(
     rates = [ratio(points[..., i], np.ones(len(points))) for i in (0, 1)]
     both = points.sum(-1)
     with np.errstate(invalid="ignore"):
-        share = points[..., 0] / both  # of sentences without any point it is not defined
+        share = points[..., 0] / both  # not defined for sentences without points
     shares = [ratio(s[np.isfinite(s), None], np.ones(int(np.isfinite(s).sum()))) for s in share.T]
     return pd.DataFrame(
         {
@@ -374,8 +374,8 @@ def knowledge(
 def _split(
     parts: Sequence[Part], layers: Sequence[Label], classify: Classify, foreground: Collection[str]
 ) -> tuple[Floats, Floats, Floats, list[str], int]:
-    """Nats kept and lost of foreground and background in each sentence, (N, L, 2) each, their tokens, (N, 2), classes
-    and K.
+    """Return the nats kept and lost of foreground and background in each sentence, (N, L, 2) each, the numbers of
+    tokens, (N, 2), the classes and K.
     """
     sums, size = Sums(layers), 0
     found: list[list[Floats]] = [[], [], []]
@@ -396,7 +396,7 @@ def _points(
     foreground: Collection[str],
     bar: Floats,
 ) -> Iterator[Floats]:
-    """Tokens that lose less than the bar (L,) in foreground and background of each sentence, (S, L, 2)."""
+    """Yield the numbers of tokens with less loss than the bar (L,), in foreground and background, (S, L, 2)."""
     sums = Sums(layers)
     for batch in batches_of(parts, len(layers), COLUMNS):
         codes, sentences, _, lost = _tokens(batch, layers, classify, sums)

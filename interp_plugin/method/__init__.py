@@ -1,1 +1,1 @@
-"""The method, in torch alone: nothing here knows Captum, transformers or text."""
+"""The method, in plain torch: independent of Captum, transformers and text."""

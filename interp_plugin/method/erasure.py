@@ -5,18 +5,19 @@ tokens b (the loss of a class's log-odds, or the distortion D of a state), the c
 
     max_p  Delta(p) - T sum_i KL(p_i || pi),   Delta(p) = E_{b ~ p} Delta(b)
 
-It is the twin of Guan et al.'s objective (ICML 2019, eq. 7) with a discrete channel.  Its stationarity,
-T (logit p_i - logit pi) = dDelta/dp_i, makes the derivative s_i of the multilinear extension Delta(p) the score of a
-token: the mean damage done by erasing it, over the erasures of the others that the channel makes.  With T to infinity
-all p_i are pi, and at pi = 1/2 the scores are Banzhaf values; Shapley values are their mean over pi from 0 to 1 (Owen,
-1972).  T < 0 turns the channel round: most erasure that harms least, the side that Guan et al. take (side "keep").
+It is Guan et al.'s objective (ICML 2019, eq. 7) with a discrete channel.  Its stationarity condition is
+T (logit p_i - logit pi) = dDelta/dp_i, so the derivative s_i of the multilinear extension Delta(p) is the score of a
+token: the mean damage done by erasing it, over the channel's erasures of the other tokens.  As T goes to infinity,
+all p_i become pi; at pi = 1/2 the scores are Banzhaf values, and their mean over pi from 0 to 1 are Shapley values
+(Owen, 1972).  T < 0 reverses the channel: as many erasures as possible with little damage, as in Guan et al.'s
+objective (side "keep").
 
 The derivatives are the coefficients of a linear regression of Delta(b) on b under p.  They are estimated from few
 masks by a Bayesian regression of what integrated gradients leave unexplained (regression-adjusted estimators: Witter
-et al., arXiv 2506.11849), in rounds that each draw from the channel of the scores so far (mean-field games: Bian et
+et al., arXiv 2506.11849), in rounds: each draws masks from the channel of the scores so far (mean-field games: Bian et
 al., arXiv 2106.02938; deletion and preservation games: Fong and Vedaldi, ICCV 2017).
 
-:func:`noise_path` asks the same question with noise in place of erasures.
+:func:`noise_path` computes scores from noise in place of erasures.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ from interp_plugin.method.sampling import Draws
 Array = NDArray[Any]
 Side = Literal["damage", "keep"]
 Damage = Callable[[Tensor, Tensor], Tensor]
-"""(examples (R,), erased tokens (R, T), bool) -> the damage done to each row's example, (R,)."""
+"""(examples (R,), erased tokens (R, T), bool) -> the damage to each row's example, (R,)."""
 
-PASSES = 100  # forward and backward passes an example, whatever its length
+PASSES = 100  # forward and backward passes per example, whatever its length
 PRIOR_POINTS = 8  # of integrated gradients: as many forward and backward passes
 ROUNDS = (0.25, 0.25, 0.5)  # shares of the masks; each round draws from the channel of the scores so far
 TEMPERATURE = 0.5  # |T|, in standard deviations of the scores over the tokens
-SHARES = {"damage": 0.3, "keep": 0.7}  # of the tokens that is erased on average, by side
-LEAST = 0.03  # p_i lies between this and 1 less this: no token is always, or never, erased
-STEPS, DAMPING = 100, 0.3  # of the fixed point where all erasures are known
-VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0, 1e2, 1e4)  # of coefficients, in units of the noise's
-OWN_VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0)  # of the part that is each round's own, which is not larger
+SHARES = {"damage": 0.3, "keep": 0.7}  # mean share of erased tokens, by side
+LEAST = 0.03  # p_i lies between this and 1 minus this: no token is always or never erased
+STEPS, DAMPING = 100, 0.3  # of the fixed-point iteration if all erasures were enumerated
+VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0, 1e2, 1e4)  # of coefficients, in units of the noise variance
+OWN_VARIANCES = (0.0, 0.01, 0.1, 1.0, 10.0)  # of the part specific to a round, at most the common one
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class Erasure:
     """Settings of the erasure channel's estimator.
 
     Attributes:
-        side: "damage": the fewest erasures that damage most; "keep": the most erasures that harm least.
-        passes: forward and backward passes an example, 16 of which are the prior's; a text whose erasures are no more
-            than the rest is enumerated.
+        side: "damage": few erasures with much damage; "keep": many erasures with little damage.
+        passes: forward and backward passes per example, including 16 for the prior; if the others suffice for all
+            erasures of a text, they are enumerated.
         seed: of the masks.
 
     Raises:
-        ValueError: another side, or fewer than 20 passes.
+        ValueError: unknown side, or fewer than 20 passes.
     """
 
     side: Side = "damage"
@@ -80,7 +81,7 @@ class Erasure:
 
     @property
     def masks(self) -> int:
-        """Number of masks tried in all."""
+        """Total number of masks."""
         return self.passes - 2 * PRIOR_POINTS
 
 
@@ -89,14 +90,14 @@ class ErasureFit:
     """The learned channel of B examples with T tokens.
 
     Attributes:
-        score: s_i = dDelta/dp_i, (B, T): the answer that is lost with the token (below 0: its erasure raises the
-            answer), in units of the answer where the state is one number, in D otherwise; 0 at other tokens.
-        standard_error: of ``score``, (B, T); 0 where all erasures were enumerated.
-        probability: p_i, (B, T), that the token is erased by the channel that ``score`` is the derivative at.
-        damage: Delta(p), the mean damage that this channel does, (B,).
+        score: s_i = dDelta/dp_i, (B, T): what the state loses with the token (below 0: its erasure raises the
+            answer), in units of the state if it is one number, else in D; 0 for tokens that cannot be erased.
+        standard_error: of ``score``, (B, T); 0 if all erasures were enumerated.
+        probability: p_i, (B, T): the erasure probabilities at which ``score`` is the derivative.
+        damage: Delta(p), the mean damage at these probabilities, (B,).
         temperature: T of the channel of these scores, (B,).
         token_mask: which tokens can be erased, (B, T).
-        n_forward, n_backward: passes an example, (B,).
+        n_forward, n_backward: passes per example, (B,).
     """
 
     score: Tensor
@@ -110,9 +111,9 @@ class ErasureFit:
 
 
 def log_odds(scores: Tensor, target: int) -> Tensor:
-    """log p / (1 - p) of one class against all others by the scores of all, (R, C) -> (R,); it never saturates.
+    """Return log p / (1 - p) of one class from the scores of all classes, (R, C) -> (R,); it never saturates.
 
-    A single score is taken as it is: that of a binary model is its log-odds already.
+    A single score is returned unchanged, because that of a binary model already is its log-odds.
 
     Examples::
         >>> log_odds(torch.tensor([[1.0, 3.0]]), 1), log_odds(torch.zeros(1, 3), 0).exp()
@@ -125,10 +126,10 @@ def log_odds(scores: Tensor, target: int) -> Tensor:
 
 
 def channel(scores: Array, side: Side) -> tuple[Array, float]:
-    """p of the channel of these scores, (n,), and its temperature T.
+    """Return p of the channel of these scores, (n,), and its temperature T.
 
-    p_i = sigmoid(mu + s_i / T) with T = 0.5 standard deviations of the scores (less than 0 for side "keep"), and mu
-    such that the mean of p, each between 0.03 and 0.97, is 0.3 (0.7 for side "keep").
+    p_i = sigmoid(mu + s_i / T), clipped to 0.03 to 0.97, with T = 0.5 standard deviations of the scores (negative for
+    side "keep"), and mu such that the mean of p is 0.3 (0.7 for side "keep").
 
     Examples::
         >>> p, temperature = channel(np.array([0.0, 0.0, 0.0, 2.0]), "damage")
@@ -154,9 +155,9 @@ def _clamped_sigmoid(x: Array) -> Array:
 
 
 def draw_masks(p: Array, count: int, generator: np.random.Generator) -> Array:
-    """Draw masks of n tokens, each erased with its probability p, (count, n), bool; every column is balanced.
+    """Draw masks of n tokens with erasure probabilities p, (count, n), bool; every column is balanced.
 
-    Token i is erased in count p_i of them, rounded up or down at random.
+    Token i is erased in count * p_i of the masks, rounded up or down at random.
     """
     expected = count * p
     ones = np.floor(expected + generator.random(len(p)))  # (n,)
@@ -165,17 +166,17 @@ def draw_masks(p: Array, count: int, generator: np.random.Generator) -> Array:
 
 
 def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[Array, Array]:
-    """Coefficients of the damages on the masks under the last round's p, (n,), and their standard errors.
+    """Regress damages on masks; return coefficients under the last round's p, (n,), and their standard errors.
 
-    Bayesian linear regression with a mean for each round and, as the expected coefficients, a multiple of the prior,
-    both left free.  What they leave has normal coefficients, of which one part is common to all rounds and one each
-    round's own: where damages are no sums, coefficients follow p.  The variances of the two parts are averaged over by
-    their restricted likelihood (Patterson and Thompson, 1971), so that errors say what is not known of them, too.
+    Bayesian linear regression with a free mean for each round and a free multiple of the prior as the expected
+    coefficients.  Deviations from it are normal, with a part common to all rounds and a part specific to each round:
+    if damages are not additive, coefficients depend on p.  Results are averaged over the variances of the two parts,
+    weighted by their restricted likelihood (Patterson and Thompson, 1971), so that errors include their uncertainty.
 
     Args:
         masks: (m, n).
         damages: (m,).
-        rounds: of each mask, (m,); the largest is the last.
+        rounds: round of each mask, (m,); the largest is the last.
         prior: expected coefficients up to a factor, (n,).
     """
     x, y = torch.from_numpy(masks).double(), torch.from_numpy(damages).double()
@@ -184,7 +185,7 @@ def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[
     along = (x @ torch.from_numpy(prior).double())[:, None]
     # effects with a flat prior, (m, h)
     free = torch.cat([means, along], 1) if along.max() > along.min() else means
-    expected = x.new_zeros(len(prior), free.shape[1])  # what these say of the coefficients
+    expected = x.new_zeros(len(prior), free.shape[1])  # expected coefficients for each of these effects
     expected[:, means.shape[1] :] = torch.from_numpy(prior)[:, None]
     common, last = x @ x.T, (which == which.max()).double()
     own = common * (which == which.T)
@@ -192,7 +193,7 @@ def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[
     for first in VARIANCES:
         second = x.new_tensor([value for value in OWN_VARIANCES if value <= first])[:, None, None]
         kernel = first * common + second * own  # covariance of the damages, (g, m, m)
-        towards = x * (first + second * last)  # of the damages with the last round's coefficients, (g, m, n)
+        towards = x * (first + second * last)  # covariance with the last round's coefficients, (g, m, n)
         found.append(_posterior(y, free, expected, kernel, towards, first + second[:, :, 0]))
     mean, variance, likelihood = (torch.cat(parts) for parts in zip(*found))
     weight = likelihood.softmax(0)[:, None]
@@ -204,9 +205,9 @@ def regress(masks: Array, damages: Array, rounds: Array, prior: Array) -> tuple[
 def _posterior(
     damages: Tensor, free: Tensor, expected: Tensor, kernel: Tensor, towards: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and variances of coefficients, (g, n), for g pairs of variances, and their log likelihoods, (g,).
+    """Return means and variances of coefficients, (g, n), for g pairs of variances, and log likelihoods, (g,).
 
-    Universal kriging; all variances are in units of the noise's.
+    Universal kriging; all variances are in units of the noise variance.
     """
     count, effects = len(damages), free.shape[1]
     factor = torch.linalg.cholesky(kernel + torch.eye(count, dtype=kernel.dtype))
@@ -220,7 +221,7 @@ def _posterior(
     least = 1e-24 * max(float(damages.square().mean()), 1e-200)
     noise = (residual.square().sum(1) / degrees).clamp(min=least)  # (g, 1)
     mean = (expected @ fitted + k.mT @ residual)[:, :, 0]
-    unsure = expected - k.mT @ h  # what errors of the free effects do to the coefficients, (g, n, h)
+    unsure = expected - k.mT @ h  # derivative of the coefficients by the free effects, (g, n, h)
     more = (unsure * torch.linalg.solve(precision, unsure.mT).mT).sum(2)
     likelihood = -factor.diagonal(dim1=1, dim2=2).log().sum(1) - torch.linalg.slogdet(precision)[1] / 2
     likelihood = likelihood - degrees / 2 * noise[:, 0].log()
@@ -236,17 +237,17 @@ def learn_erasure(
 ) -> ErasureFit:
     """Learn the channel of every example.
 
-    An example's result depends on the seed and on its own tokens alone: not on its neighbours, nor on padding.
+    An example's result only depends on the seed and its own tokens, not on other examples or padding.
 
     Args:
         players: which tokens can be erased, (B, T), bool.
-        damage: of erasures; called with rows of several examples.
-        prior: of examples (b,), what each token's erasure may cost up to a factor, (b, T).
-        settings: how it is learned.
-        ways: forward passes that ``damage`` takes a row.
+        damage: damage of erasures; called with rows of several examples.
+        prior: from examples (b,) to the expected damage of each token's erasure, up to a factor, (b, T).
+        settings: of the estimator.
+        ways: number of forward passes that ``damage`` takes per row.
 
     Raises:
-        ValueError: damages that are not finite.
+        ValueError: a damage is not finite.
 
     Examples::
         >>> weights = torch.tensor([2.0, 0.0, -1.0, 0.5, 0.0, 0.0, 0.0, 0.0])  # the damage of each token adds up
@@ -309,7 +310,7 @@ def learn_erasure(
 
 
 class _Masks:
-    """The masks of one example that were tried so far, their damages, and the scores estimated from them."""
+    """The masks of one example so far, their damages, and the scores estimated from them."""
 
     def __init__(self, places: Array, settings: Erasure) -> None:
         self.places, self.settings = places, settings
@@ -322,7 +323,7 @@ class _Masks:
         self.rounds = np.zeros(0, dtype=int)
 
     def next(self, index: int) -> Array:
-        """Masks of a round, (m, n)."""
+        """Draw the masks of a round, (m, n)."""
         n = len(self.places)
         if self.is_small:
             return every_erasure(n)
@@ -340,7 +341,7 @@ class _Masks:
         return regress(self.masks, self.damages, self.rounds, self.prior)
 
     def learned(self) -> tuple[Array, Array, Array, float, float]:
-        """Scores, their standard errors, p, Delta(p) and T."""
+        """Return scores, their standard errors, p, Delta(p) and T."""
         if not len(self.places):
             return self.prior, self.prior, self.prior, 0.0, 0.0
         if self.is_small:
@@ -353,7 +354,7 @@ class _Masks:
         return scores, errors, self.p, float(mean), temperature
 
     def _enumerated(self) -> tuple[Array, Array, Array, float, float]:
-        """The fixed point p = channel(dDelta/dp), by damped steps, with the exact derivative."""
+        """Find the fixed point p = channel(dDelta/dp) by damped steps, with the exact derivative."""
         p = self.p
         for _ in range(STEPS):
             scores, damage = multilinear(self.damages, p)
@@ -366,7 +367,7 @@ class _Masks:
 
 
 def multilinear(damages: Array, p: Array) -> tuple[Array, float]:
-    """Derivative and value of the multilinear extension, (n,), from the damage of all 2^n erasures.
+    """Return derivative, (n,), and value of the multilinear extension, from the damages of all 2^n erasures.
 
     Args:
         damages: in the order of :func:`every_erasure`, (2^n,).
@@ -383,26 +384,26 @@ def multilinear(damages: Array, p: Array) -> tuple[Array, float]:
 
 
 def every_erasure(n: int) -> Array:
-    """All erasures of n tokens, (2^n, n), bool: number m erases the tokens whose bit is set in m."""
+    """Return all erasures of n tokens, (2^n, n), bool: erasure m erases the tokens whose bit is set in m."""
     every: Array = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1
     return every
 
 
 Way = Literal["mask", "attention", "delete"]
-"""How a token is erased: a baseline in its place, the same and hidden from attention, or left out of the input.
+"""How a token is erased: replaced by a baseline, also hidden from attention, or deleted from the input.
 
-Of an input with all tokens erased nothing would be left, and baselines stand for them.
+If deletion would leave no token, all are replaced by baselines instead.
 """
 Edit = Callable[[Way, Tensor, Tensor], NoisyModel]
-"""(way, examples (R,), kept tokens (R, T)) -> the model on these rows with the other tokens hidden, or left out.
+"""(way, examples (R,), kept tokens (R, T)) -> the model on these rows with the other tokens hidden or deleted.
 
-Of left out tokens every row has as many; such a model's inputs are whole, and nothing replaces what passes in it.
+Every row has the same number of deleted tokens; a model with deleted tokens runs on its own inputs, without noise.
 """
-FURTHER_WAY = 0.2  # weight of the damage by each way but the first
+FURTHER_WAY = 0.2  # weight of the damage for each way except the first
 
 
 def check_ways(ways: str | Sequence[str]) -> tuple[Way, ...]:
-    """The ways as a tuple, or a ValueError."""
+    """Return the ways as a tuple, or raise ValueError."""
     chosen: tuple[Any, ...] = (ways,) if isinstance(ways, str) else tuple(ways)
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(get_args(Way)):
         raise ValueError(
@@ -414,14 +415,14 @@ def check_ways(ways: str | Sequence[str]) -> tuple[Way, ...]:
 class Erasing:
     """The examples of an objective with tokens erased.
 
-    The damage is what a state of one number loses, and the distortion D of any other.  By several ways it is their
-    weighted mean: each but the first weighs 0.2.
+    The damage is the loss of a state of one number, and the distortion D of other states.  For several ways it is the
+    weighted mean, with weight 0.2 for each way except the first.
 
     Args:
-        objective: its states.
-        baseline: what stands in an erased token's place, broadcasts to (B, N).
+        objective: of the states.
+        baseline: replaces erased tokens, broadcasts to (B, N).
         ways: how tokens are erased.
-        edit: the model with tokens hidden or left out.
+        edit: returns the model with tokens hidden or deleted.
 
     Attributes:
         players: the tokens that can be erased, (B, T): those that differ from their baseline.
@@ -442,7 +443,7 @@ class Erasing:
 
     @torch.no_grad()
     def damage(self, examples: Tensor, erased: Tensor) -> Tensor:
-        """The damage done to the examples (R,) by erasing tokens, (R, T); (R,)."""
+        """Return the damage to the examples (R,) of erasing tokens (R, T), (R,)."""
         examples, erased = examples.to(self.objective.device), erased.to(self.objective.device)
         weights = [1 - FURTHER_WAY * (len(self.ways) - 1), *[FURTHER_WAY] * (len(self.ways) - 1)]
         total = self.objective.origin.new_zeros(len(examples))
@@ -453,7 +454,7 @@ class Erasing:
         return total
 
     def _together(self, way: Way, examples: Tensor, erased: Tensor) -> Iterator[tuple[Way, Tensor]]:
-        """Yield rows that share a forward, and how to erase: by baselines where deletion would leave no token."""
+        """Yield the way and the rows of each forward pass; baselines are used if deletion would leave no token."""
         most = self.objective.max_rows
         if way != "delete":
             yield from ((way, rows) for rows in torch.arange(len(erased), device=erased.device).split(most))
@@ -488,9 +489,9 @@ class Erasing:
         return distortion(state, reference, objective.weight[examples])
 
     def prior(self, examples: Tensor) -> Tensor:
-        """Integrated gradients of the damage on the straight path to all tokens erased, (b,) -> (b, T).
+        """Return integrated gradients of the damage on the straight path to all tokens erased, (b,) -> (b, T).
 
-        Sundararajan et al., ICML 2017, eq. 1, at the eight points of Gauss and Legendre's rule.
+        Sundararajan et al., ICML 2017, eq. 1, by Gauss-Legendre quadrature with eight points.
         """
         objective, examples = self.objective, examples.to(self.objective.device)
         groups = objective.groups.at(examples)
@@ -510,7 +511,7 @@ class Erasing:
 def answer_and_gradient(
     objective: Objective, points: tuple[Tensor, ...], examples: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The answer at the points, (R,), and its gradient, (R, N): a state of one number as it is, else -D."""
+    """Return the answer at the points, (R,), and its gradient, (R, N): a state of one number itself, else -D."""
     state = objective.model.perturb(points, examples).to(objective.device, objective.dtype)
     if state[0].numel() == 1:
         answer, push = state.detach().flatten(), torch.ones_like(state)
@@ -518,15 +519,15 @@ def answer_and_gradient(
         terms = (state.detach(), objective.reference[examples], objective.weight[examples])
         answer, push = -distortion(*terms), -distortion_gradient(*terms)
     largest = push.reshape(len(push), -1).abs().amax(1).clamp(min=torch.finfo(push.dtype).tiny)
-    scale = torch.exp2(-largest.log2().round())  # half precision underflows at the gradient of a mean
+    scale = torch.exp2(-largest.log2().round())  # the gradient of a mean would underflow in half precision
     scaled = push * scale.reshape(-1, *[1] * (push.ndim - 1))
     slope = objective.gradient(state, points, scaled) / scale.unsqueeze(1)
     objective.check_finite(slope.sum(1) + answer, examples, "way to the erased input")
     return answer, slope
 
 
-PATHS, NODES = 4, 8  # forward and backward passes: one of each at each node of each path
-PATH_ROUND = 2**32 + 4  # a stream of samples of its own
+PATHS, NODES = 4, 8  # one forward and one backward pass at each node of each path
+PATH_ROUND = 2**32 + 4  # a separate stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -534,8 +535,8 @@ class NoisePath:
     """Scores of B examples with T tokens along a path of noise.
 
     Attributes:
-        score: what each token adds to the state, (B, T), below 0 where it takes away; 0 at masked tokens.
-        change: the state less its mean on the paths' noise, (B,), which the scores sum to.
+        score: what each token adds to the state, (B, T), negative if it lowers the state; 0 for masked tokens.
+        change: the state minus its mean on the paths' noise, (B,); the scores sum to it.
     """
 
     score: Tensor
@@ -543,27 +544,27 @@ class NoisePath:
 
     @property
     def error(self) -> Tensor:
-        """Sum of the scores less ``change``, (B,): the error of the integration."""
+        """Sum of the scores minus ``change``, (B,): the error of the integration."""
         return self.score.sum(1) - self.change
 
 
 def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> NoisePath:
     """Attribute a state of one number to the tokens, along a path from white noise to the input.
 
-    The input fades into white noise of the mean and spread of the inputs, x(theta) = m + cos(theta) (x - m) +
-    sin(theta) eps, theta from 0 to pi/2, and the gradient is integrated on the way: score_i = -E int <d answer/dx_i,
-    dx_i/dtheta> dtheta, along four paths of eight points each, in Gauss and Legendre's rule.  Path integrals are
-    complete (Sundararajan et al., ICML 2017, proposition 1): the scores sum to the answer less its mean on noise.  No
-    token has to stand for "nothing", and every point of the path has the spread of real inputs.
+    The input is changed to white noise with the mean and spread of the inputs, x(theta) = m + cos(theta) (x - m) +
+    sin(theta) eps, theta from 0 to pi/2, and the gradient is integrated along it: score_i = -E int <d answer/dx_i,
+    dx_i/dtheta> dtheta, over four paths by Gauss-Legendre quadrature with eight points.  Path integrals are
+    complete (Sundararajan et al., ICML 2017, proposition 1): the scores sum to the answer minus its mean on noise.  No
+    token has to represent "nothing", and every point of the path has the spread of real inputs.
 
     Args:
-        objective: its state has one element an example.
+        objective: its state has one element per example.
         mean: m, broadcasts to (B, N).
         std: of the noise, (B,).
-        seed: of the noise; an example's result depends on it and on the example alone.
+        seed: of the noise; an example's result only depends on it and on the example.
 
     Raises:
-        ValueError: a state of several elements; NaN or infinite values.
+        ValueError: the state has several elements, or values are NaN or infinite.
     """
     size = objective.reference[0].numel()
     if size != 1:
@@ -602,14 +603,14 @@ def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> No
 def entry_path(objective: Objective, mean: Tensor, std: Tensor, seed: int, examples: Tensor) -> NoisePath:
     """Attribute a state of one number to the tokens by replacing noise with them one by one, in random orders.
 
-    Each of the :func:`noise_path`'s four noises is one way, every second in the reverse order of the one before it.
-    The scores are differences of answers on the way: they sum to the change whatever the state does between, where an
-    integral of gradients misses it (language models with RMSNorm, whose answers turn sharply on a straight way).  In
-    the mean over orders they are Shapley values of the answer on noise.
+    There is one path for each of the four noises of :func:`noise_path`; every second path reverses the order of the one
+    before it.  The scores are differences of successive answers, so they sum to the change exactly, where an integral
+    of gradients may not (language models with RMSNorm, whose answers change sharply along a straight path).  Their
+    expectation over orders are Shapley values of the answer on noise.
 
     Args:
-        objective, mean, std, seed: as of :func:`noise_path`.
-        examples: which, (b,).
+        objective, mean, std, seed: as for :func:`noise_path`.
+        examples: indices of the examples, (b,).
 
     Returns:
         Scores (b, T) and changes (b,).
@@ -626,7 +627,7 @@ def entry_path(objective: Objective, mean: Tensor, std: Tensor, seed: int, examp
         place = torch.where(groups.active, key, torch.inf).argsort(1).argsort(1)
         end = mean.to(origin) + noise[path].to(origin) * std.to(origin)[examples, None]
         steps = torch.cartesian_prod(torch.arange(tokens), torch.arange(count)).to(origin.device)
-        answers = clean.repeat(tokens + 1, 1)  # (tokens + 1, b), after so many have entered
+        answers = clean.repeat(tokens + 1, 1)  # (tokens + 1, b), by the number of tokens that have entered
         used = steps[steps[:, 0] < groups.counts[steps[:, 1]]]
         for rows in used.split(objective.max_rows):
             step, which = rows.unbind(1)

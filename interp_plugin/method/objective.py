@@ -1,14 +1,14 @@
 """The objective of Guan et al. (ICML 2019, eq. 7) and its derivatives.
 
-For an example with tokens i = 1..n, each with one noise scale sigma_i up to max_sigma::
+For an example with tokens i = 1..n, each with a noise scale sigma_i of at most max_sigma::
 
     L(sigma) = D(sigma) - rate / n * sum_i log sigma_i
     D(sigma) = E_eps[ 1 / M * sum_m ((Phi(x + sigma * eps)_m - s_m) / v_m)^2 ],    s = Phi(x),  eps ~ N(0, 1)
 
-The first part of the module holds pure functions of tensors: L and D, the stationarity g_i = sigma_i dD/dsigma_i, which
-is rate / n at the optimum wherever sigma is below its cap, the optimum for small noise in closed form, and what is read
-off sigma.  Then come the tokens, as groups of input elements, and :class:`Objective`, which evaluates D and its
-derivatives of a model for a batch of examples.
+The first part of the module has pure functions of tensors: L and D, the stationarity g_i = sigma_i dD/dsigma_i, which
+is rate / n at the optimum for every token below the cap, the closed form of the optimum for small noise, and the
+quantities computed from sigma.  Then come the tokens, as groups of input elements, and :class:`Objective`, which
+evaluates D and its derivatives for a batch of examples.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch import Tensor
 
 from interp_plugin.method.perturbation import ExampleError, NoisyModel, alike, no_fastpath
 
-SATURATED = 0.65  # E below which D is near its largest slope, and a minimum is not certain
-MAX_ROWS = 64  # rows in one forward and backward
-MAX_ELEMENTS = 2**21  # input elements in one forward and backward, which bounds its memory
+SATURATED = 0.65  # below this E, D is near its largest slope, and a minimum is not certain
+MAX_ROWS = 64  # maximum rows in one forward and backward pass
+MAX_ELEMENTS = 2**21  # maximum input elements in one forward and backward pass, to bound memory
 
 
 def loss(distortion: Tensor, log_sigma: Tensor, rate: float | Tensor, active: Tensor | None = None) -> Tensor:
-    """L = D - rate / n * sum_i log sigma_i over the n active tokens, (B,): what is minimised (eq. 7).
+    """Return L = D - rate / n * sum_i log sigma_i over the n active tokens, (B,), which is minimised (eq. 7).
 
     Args:
         distortion: D, (B,).
@@ -48,7 +48,7 @@ def loss(distortion: Tensor, log_sigma: Tensor, rate: float | Tensor, active: Te
 
 
 def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the state's elements of ((state - reference) / v)^2, (R,): D of one draw.
+    """Return D of one draw, (R,): the mean over the state's elements of ((state - reference) / v)^2.
 
     Args:
         state, reference: (R, ...).
@@ -59,17 +59,17 @@ def distortion(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
         >>> distortion(state, reference, torch.full((1, 2), 0.5**0.5))  # v = 1, M = 2
         tensor([0.1250])
     """
-    moved = (state - reference) * weight  # also of a state that a selector squeezed to a number
+    moved = (state - reference) * weight  # may be one number per row, if a selector removed the dimension
     return moved.reshape(len(moved), -1).square().sum(1)
 
 
 def distortion_gradient(state: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of :func:`distortion` by the state, (R, ...)."""
+    """Return the gradient of :func:`distortion` by the state, (R, ...)."""
     return (state - reference).mul_(weight).mul_(2 * weight)
 
 
 def stationarity(gradient: Tensor, noise: Tensor, groups: TokenGroups) -> Tensor:
-    """g_i = sigma_i dD/dsigma_i of each draw, (R, T): one backward pass serves all tokens.
+    """Return g_i = sigma_i dD/dsigma_i of each draw, (R, T), for all tokens from one backward pass.
 
     Args:
         gradient: of D by the noise, sigma dD/dx, (R, N).
@@ -80,7 +80,7 @@ def stationarity(gradient: Tensor, noise: Tensor, groups: TokenGroups) -> Tensor
 
 
 def residual(stationarity: Tensor, rate: Tensor | float, counts: Tensor) -> Tensor:
-    """sigma_i dD/dsigma_i / (rate / n) - 1, (..., B, T): 0 at the optimum; -1 where noise is not noticed.
+    """Return sigma_i dD/dsigma_i / (rate / n) - 1, (..., B, T): 0 at the optimum, -1 if noise has no effect.
 
     Args:
         stationarity: g, (..., B, T).
@@ -91,14 +91,14 @@ def residual(stationarity: Tensor, rate: Tensor | float, counts: Tensor) -> Tens
 
 
 def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -> Tensor:
-    """sqrt(1 / (v^2 M)) for each state element, the shape of ``reference``; 0 where it does not count.
+    """Return sqrt(1 / (v^2 M)) for each state element, in the shape of ``reference``; 0 for elements that do not count.
 
     Args:
         reference: the state s, (B, ...).
-        state_std: v, of the shape of ``reference``; None takes v^2 = mean of s^2 of each example.
-            A state that is zero throughout (a dead neuron's) has v = 1, with a warning.
+        state_std: v, in the shape of ``reference``; None: v^2 = mean of s^2 of each example.
+            A state of zeros (of a dead neuron) has v = 1, with a warning.
             Elements of zero standard deviation never moved and do not count.
-        counted: bool, the shape of ``reference``; false for masked tokens.
+        counted: bool, in the shape of ``reference``; false for masked tokens.
     """
     keep = counted.reshape(len(counted), -1)
     if state_std is None:
@@ -128,7 +128,7 @@ def state_weight(reference: Tensor, state_std: Tensor | None, counted: Tensor) -
 
 
 def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
-    """log sigma_i = 1/2 log(rate / (2 n c_i)), the small-noise optimum, (B, T); infinite where c_i is 0.
+    """Return log sigma_i = 1/2 log(rate / (2 n c_i)), the small-noise optimum, (B, T); infinite where c_i is 0.
 
     Args:
         curvature: c_i = ||J_i / v||_F^2 / M, (B, T).
@@ -139,13 +139,13 @@ def closed_form(curvature: Tensor, rate: float, counts: Tensor) -> Tensor:
 
 
 def regime_index(slope: Tensor, distortion_at_optimum: Tensor) -> Tensor:
-    """E = slope / (2 D*): 1 in the small-noise regime, where the closed form is exact; (B,).
+    """Return E = slope / (2 D*), (B,): 1 in the small-noise regime, where the closed form is exact.
 
-    By Euler's theorem the slope of a quadratic D is 2 D, wherever the cap is.  Where the state does not move at all E
-    is infinite in theory and reported as the largest float.
+    By Euler's theorem the slope of a quadratic D is 2 D, for any cap.  If the state does not move at all, E is infinite
+    in theory and reported as the largest float.
 
     Args:
-        slope: sum over tokens of sigma_i dD/dsigma_i, (B,): lambda, less what tokens at the cap lack of their rate / n.
+        slope: sum over tokens of sigma_i dD/dsigma_i, (B,): lambda, less if tokens at the cap have less than rate / n.
         distortion_at_optimum: D, (B,).
     """
     largest = torch.finfo(torch.float32).max
@@ -155,12 +155,12 @@ def regime_index(slope: Tensor, distortion_at_optimum: Tensor) -> Tensor:
 
 
 def log_normal_constant(sizes: Tensor) -> Tensor:
-    """K / 2 log(2 pi e), the entropy in nats of K elements of unit variance."""
+    """Return K / 2 log(2 pi e), the entropy in nats of K Gaussian elements of unit variance."""
     return sizes / 2 * math.log(2 * math.pi * math.e)
 
 
 def information_loss(sigma: Tensor, sizes: Tensor) -> Tensor:
-    """H_i = K / 2 log(2 pi e) + K log sigma_i in nats (Guan et al., 2019, eq. 5); shapes (B, T).
+    """Return H_i = K / 2 log(2 pi e) + K log sigma_i in nats (Guan et al., 2019, eq. 5), (B, T).
 
     Examples::
         >>> information_loss(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
@@ -170,10 +170,10 @@ def information_loss(sigma: Tensor, sizes: Tensor) -> Tensor:
 
 
 def information_kept(sigma: Tensor, sizes: Tensor, max_sigma: Tensor, input_std: Tensor) -> Tensor:
-    """I_i = K / 2 log(1 + tau^2 / sigma_i^2), less the same at the cap, in nats; (B, T).
+    """Return I_i = K / 2 log(1 + tau^2 / sigma_i^2) minus the same at the cap, in nats, (B, T).
 
-    The information that a Gaussian channel with noise sigma_i passes of K elements of variance tau^2 (Cover and
-    Thomas, Elements of Information Theory, eq. 9.16), counted from what passes at the cap, where it is exactly 0.
+    The information that a Gaussian channel with noise sigma_i transmits about K elements of variance tau^2 (Cover and
+    Thomas, Elements of Information Theory, eq. 9.16), relative to the cap, where it is exactly 0.
 
     Args:
         sigma, sizes: (B, T).
@@ -190,12 +190,12 @@ def information_kept(sigma: Tensor, sizes: Tensor, max_sigma: Tensor, input_std:
 
 
 def _half_log(ratio: Tensor) -> Tensor:
-    """1 / 2 log(1 + ratio^2); softplus would round the same number in another way at another place of a tensor."""
+    """Return 1 / 2 log(1 + ratio^2); softplus would round equal numbers differently at other places of a tensor."""
     return torch.where(ratio > 1e6, ratio.log(), ratio.square().log1p() / 2)
 
 
 def kept_slope(sigma: Tensor, sizes: Tensor, input_std: Tensor) -> Tensor:
-    """-dI_i / d log sigma_i = K tau^2 / (tau^2 + sigma_i^2), (B, T): times the error of log sigma, that of I_i."""
+    """Return -dI_i / d log sigma_i = K tau^2 / (tau^2 + sigma_i^2), (B, T): the error of I_i per error of log sigma."""
     return sizes / (1 + (sigma / input_std.unsqueeze(1)).square())
 
 
@@ -229,7 +229,7 @@ class TokenGroups:
         return self.active.sum(1)
 
     def at(self, rows: Tensor) -> TokenGroups:
-        """The groups of the given examples."""
+        """Return the groups of the given examples."""
         index = self.index if len(self.index) == 1 else self.index[rows]
         return TokenGroups(index, self.active[rows])
 
@@ -248,7 +248,7 @@ class TokenGroups:
 
     @cached_property
     def width(self) -> int | None:
-        """Elements of each token if all have as many, side by side, as in a sequence of embeddings; else None."""
+        """Elements per token if all have the same number, contiguous, as in a sequence of embeddings; else None."""
         elements = self.index.shape[1]
         size, rest = divmod(elements, self.n_tokens)
         if rest or len(self.index) > 1:
@@ -276,14 +276,14 @@ def token_groups(
 ) -> TokenGroups:
     """Group the elements of ``inputs`` (each (B, ...)) into tokens.
 
-    Without ``feature_mask`` the elements along the last dimension of a 3-D or higher input are one
-    token, and every element of a 1-D or 2-D input is its own.  With it, equal numbers are one token,
-    across inputs too, as in Captum.
+    Without ``feature_mask`` the elements along the last dimension of a 3-D or higher input are one token, and every
+    element of a 1-D or 2-D input is one token.  With it, elements with equal numbers are one token, also across inputs,
+    as in Captum.
 
     Args:
         inputs: tensors with the same batch dimension.
         feature_mask: integers, one tensor per input, each of shape (B or 1, ...) like its input.
-        token_mask: (B or 1, T); false or 0 where a token bears no noise and counts nowhere.
+        token_mask: (B or 1, T); false or 0 for tokens that get no noise and are not counted.
 
     Examples::
         >>> groups = token_groups([torch.zeros(2, 3, 4)])
@@ -315,7 +315,7 @@ def token_groups(
 
 
 def _groups_of_mask(inputs: Sequence[Tensor], feature_mask: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Index (B or 1, N) and which tokens occur (B, T), with the mask's numbers made contiguous."""
+    """Return the index (B or 1, N) and which tokens occur (B, T), with the mask's numbers made contiguous."""
     if len(feature_mask) != len(inputs):
         raise ValueError(
             f"feature_mask has {len(feature_mask)} tensors for {len(inputs)} inputs; give one per input"
@@ -350,7 +350,7 @@ def _checked_mask(token_mask: Tensor, active: Tensor) -> Tensor:
 
 
 def default_rows(elements: int) -> int:
-    """Rows in one forward, by the number of input elements of each."""
+    """Return the number of rows in one forward pass, from the number of input elements of each."""
     return max(1, min(MAX_ROWS, MAX_ELEMENTS // elements))
 
 
@@ -374,13 +374,13 @@ class Evaluation:
     gradient: Tensor
 
     def at(self, examples: Tensor) -> Evaluation:
-        """The part of some of the examples (indices or a mask of b)."""
+        """Return the part of some examples (indices or a mask of b)."""
         return Evaluation(
             self.distortion[:, examples], self.stationarity[:, examples], self.gradient[:, examples]
         )
 
     def put(self, examples: Tensor, other: Evaluation) -> Evaluation:
-        """The same with the part of some of the examples (indices) replaced."""
+        """Return a copy with the part of some examples (indices) replaced."""
         pairs = zip(vars(self).values(), vars(other).values())
         return Evaluation(*(mine.index_copy(1, examples, theirs) for mine, theirs in pairs))
 
@@ -400,7 +400,7 @@ class Objective:
         reference: the clean state s, (B, ...).
         weight: from :func:`state_weight`.
         groups: the tokens.
-        max_rows: most rows in one forward and backward; None chooses by size.
+        max_rows: maximum rows in one forward and backward pass; None: chosen by size.
     """
 
     def __init__(
@@ -417,27 +417,27 @@ class Objective:
         self.origin = torch.cat([x.flatten(1).to(self.dtype) for x in model.origin], 1)  # (B, N)
         self.reference = reference.to(self.device, self.dtype)
         self.weight = weight.to(self.device, self.dtype)
-        # dD/ds is near 1 / M, below half precision's smallest number for large states; a power of two rounds nothing
+        # dD/ds is near 1 / M, which underflows in half precision for large states; scaling by a power of two is exact
         self._loss_scale = torch.exp2(-self.weight.reshape(len(weight), -1).amax(1).log2().round())  # (B,)
         self.max_rows = max_rows or default_rows(self.origin.shape[1])
         self.clean_passes = torch.ones(
             len(self.origin), dtype=torch.long, device=self.device
-        )  # forwards so far, (B,)
-        self._lengths: Tensor | None = None  # that the examples are run at, where padding is left out, (B,)
-        self._state_has_positions = False  # in dimension 1: of which padding is left out too
+        )  # number of forward passes without noise so far, (B,)
+        self._lengths: Tensor | None = None  # lengths at which the examples are run without padding, (B,)
+        self._state_has_positions = False  # in dimension 1, so that padding is cut off the state, too
 
     @property
     def device(self) -> torch.device:
         return self.origin.device
 
     def leave_padding_out(self, lengths: Tensor) -> None:
-        """Cut padding off: run each example at about its own length from now on, if that leaves its state the same.
+        """Run each example at about its own length from now on, without padding, if that does not change its state.
 
         This is tested under noise of the size of the inputs.  If one example differs, all are run at full length.
 
         Args:
-            lengths: how many tokens each example has before its padding, (B,), in dimension 1 of the model's inputs,
-                of what bears the noise and maybe of the state.
+            lengths: number of tokens of each example before its padding, (B,), in dimension 1 of the model's inputs,
+                of the values that get noise and possibly of the state.
         """
         found = torch.full_like(lengths, self.groups.n_tokens)
         noise = torch.randn(
@@ -463,7 +463,7 @@ class Objective:
 
     @torch.no_grad()
     def _runs_without_padding(self, length: int, rows: Tensor, points: Tensor) -> bool | None:
-        """Whether the state gets shorter with its input, cut after so many tokens; None: its values change."""
+        """Return whether the state is shorter if the input is cut to this length; None: its values change."""
         shape, short = self.model.origin[0].shape, self.model.shorter(length)
         points = points.reshape(len(rows), *shape[1:]).to(self.model.origin[0].dtype)
         self.clean_passes[rows] += 2
@@ -473,7 +473,7 @@ class Objective:
                     model.perturb((given.contiguous(),), rows).to(self.device, self.dtype)
                     for model, given in ((self.model, points), (short, points[:, :length]))
                 )
-        except Exception:  # whatever a model that cannot be run shorter raises
+        except Exception:  # any exception of a model that cannot run at this length
             return None
         reference, weight = self.reference[rows], self.weight[rows]
         is_cut = state.shape != whole.shape
@@ -486,7 +486,7 @@ class Objective:
         return is_cut if (distortion(state, whole, weight) <= rounding * (1 + moved)).all() else None
 
     def shorter(self, length: int) -> Objective:
-        """The same examples cut after so many tokens."""
+        """Return the same examples cut to this number of tokens."""
         if length == self.groups.n_tokens:
             return self
         short = copy(self)
@@ -499,7 +499,7 @@ class Objective:
         return short
 
     def by_length(self, examples: Tensor) -> list[tuple[Objective, Tensor]]:
-        """Objectives cut to the lengths at which examples are run, each with the indices of its examples."""
+        """Return objectives cut to the lengths at which examples are run, each with the indices of its examples."""
         if self._lengths is None:
             return [(self, torch.arange(len(examples), device=self.device))]
         lengths = self._lengths[examples]
@@ -509,7 +509,7 @@ class Objective:
         ]
 
     def evaluate(self, examples: Tensor, sigma: Tensor, draws: Tensor) -> Evaluation:
-        """Distortion, stationarity and gradient at ``sigma`` on every draw.
+        """Evaluate distortion, stationarity and gradient at ``sigma`` for every draw.
 
         Args:
             examples: which examples, (b,).
@@ -541,11 +541,11 @@ class Objective:
             value, slope = self._distortion_and_gradient(examples[which], spread * noise)
             gradient = slope.mul_(spread)
             slopes = stationarity(gradient, noise, self.groups.at(examples[which]))
-            parts.append(Evaluation(value, slopes, gradient))  # rows of chunks: draw by draw when joined
+            parts.append(Evaluation(value, slopes, gradient))  # joined below, in the order of draws
         rows = join(parts)
         values, slopes = rows.distortion.reshape(count, b), rows.stationarity.reshape(count, b, -1)
         no_gradient = values.any(0) & ~slopes.any(2).any(0)
-        # rounding of a state that noise does not reach depends on the number of rows
+        # a state without noise may still change by rounding, which depends on the number of rows
         still = no_gradient & (values.amax(0) < (16 * torch.finfo(self.model.origin[0].dtype).eps) ** 2)
         values, no_gradient = values.masked_fill(still, 0), no_gradient & ~still
         if no_gradient.any():
@@ -558,7 +558,7 @@ class Objective:
         return Evaluation(values, slopes, rows.gradient.reshape(count, b, -1))
 
     def _distortion_and_gradient(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
+        """Return D (R,) and dD/dx (R, N) at the noisy points of the rows' examples."""
         points = self.points(examples, noise)
         state = self.model.perturb(points, examples).to(self.device, self.dtype)
         reference, weight = rows_of(self.reference, examples), rows_of(self.weight, examples)
@@ -572,7 +572,7 @@ class Objective:
         return value, slope
 
     def points(self, examples: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """The noisy values in the model's own shapes and type, as leaves of a new graph."""
+        """Return the noisy values in the model's shapes and type, as leaves of a new graph."""
         flat = rows_of(self.origin, examples) + noise
         parts = flat.split([x[0].numel() for x in self.model.origin], 1)
         return tuple(
@@ -586,9 +586,9 @@ class Objective:
     def gradient(
         self, state: Tensor, points: tuple[Tensor, ...], by_state: Tensor, again: bool = False
     ) -> Tensor:
-        """d (state . by_state) / d points, (R, N), for a constant ``by_state``; zero where nothing depends on them.
+        """Return d (state . by_state) / d points, (R, N), for a constant ``by_state``; 0 where nothing depends on them.
 
-        ``again``: the graph is kept for another call.
+        ``again``: keep the graph for another call.
         """
         if not state.requires_grad:
             return torch.cat([torch.zeros_like(p, dtype=self.dtype).flatten(1) for p in points], 1)

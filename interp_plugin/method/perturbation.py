@@ -1,4 +1,4 @@
-"""The model as a function from noise to state: hooks, the context of a forward, and where the state is read."""
+"""The model as a function from noise to state: hooks, the context of a forward pass, and where the state is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ExampleError(ValueError):
     """A :class:`ValueError` that concerns one example of a batch.
 
     Args:
-        message: names it as "example N".
+        message: contains "example N".
         example: N, its number in the batch.
     """
 
@@ -36,7 +36,7 @@ class ExampleError(ValueError):
         self.example = example
 
     def named(self, name: str) -> ValueError:
-        """The same error with the example's name in place of its number."""
+        """Return the error with the example's name in place of its number."""
         return ValueError(str(self).replace(f"example {self.example}", name, 1))
 
 
@@ -44,26 +44,27 @@ class StateRead(BaseException):
     """Raised by a hook to stop the model's forward once the state has been read."""
 
 
-# torch.nn.MultiheadAttention without its fast path, and what torch.nn.LSTM, GRU and RNN call
+# called by torch.nn.MultiheadAttention without its fast path, and by torch.nn.LSTM, GRU and RNN
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
 class ForwardMode(TorchFunctionMode):
-    """Changes how torch functions run during the forwards of an explained model, in this thread alone.
+    """Changes how torch functions run during the forward passes of an explained model, in this thread only.
 
-    * The graph is recorded also where the forward itself switches gradients off (``torch.no_grad``).
-    * torch's fast path for attention, which without gradients zeroes padded positions, is off: it is wherever a
-      mode is on.
-    * cuDNN's recurrent kernels, which have no backward in eval mode, run as in training, without dropout.
-    * Recurrent kernels of a CPU in half precision run in single precision: torch has several, which round the steps
-      of one example alone otherwise than those of a batch.
+    * The graph is recorded even if the forward itself switches gradients off (``torch.no_grad``).
+    * torch's fast path for attention, which zeroes padded positions when gradients are off, is not used: any active
+      mode disables it.
+    * cuDNN's recurrent kernels, which have no backward pass in eval mode, run as in training, without dropout.
+    * Recurrent kernels in half precision on a CPU run in single precision: torch has several, which round a single
+      example differently from a batch.
 
-    It costs some microseconds an operation, so it is left out where a first forward shows no need.
+    The mode costs some microseconds per operation, so it is left out if a first forward pass shows that it is not
+    needed.
 
     Attributes:
-        needed: whether the forward has done something that is different here.
-        refuses: inference mode, which cannot be undone.
+        needed: whether the forward pass has used anything that the mode changes.
+        refuses: whether inference mode, which cannot be undone, is an error.
     """
 
     needed = False
@@ -102,19 +103,19 @@ def _in_single_precision(func: Callable[..., Any], args: tuple[Any, ...]) -> Any
 
 
 def _cast(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
-    """``value`` in another type, if it is a tensor of that before."""
+    """Convert ``value`` to another type if it is a tensor of type ``before``."""
     return value.to(after) if isinstance(value, Tensor) and value.dtype == before else value
 
 
 def _as_in_training(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments of a recurrent kernel (..., dropout, training, ...): in eval mode, of training without dropout."""
+    """Change arguments of a recurrent kernel (..., dropout, training, ...) from eval mode to training, no dropout."""
     is_packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()  # data and batch sizes
     dropout = 6 if is_packed else 5
     return args if args[dropout + 1] else (*args[:dropout], 0.0, True, *args[dropout + 2 :])
 
 
 def refuse_inference_mode() -> None:
-    """Raise the error for a forward under inference mode, which has no gradient."""
+    """Raise the error for a forward pass in inference mode, which has no gradient."""
     raise ValueError(
         "the model's forward runs under torch.inference_mode, in which nothing has a gradient; replace it by "
         "torch.no_grad there (which may stay), or leave it out"
@@ -122,7 +123,7 @@ def refuse_inference_mode() -> None:
 
 
 class RecordedOnce:
-    """Refuses layers in activation checkpoints, which recompute them without hooks; created before the forward."""
+    """Refuses layers in activation checkpoints, which recompute them without hooks; create it before the forward."""
 
     def __init__(self) -> None:
         self._with_gradients, self._had_hooks = torch.is_grad_enabled(), _has_saving_hooks()
@@ -133,7 +134,7 @@ class RecordedOnce:
         Args:
             kind: "noise", "state" or the like.
             module: the layer.
-            is_replaced: whether what it gives is replaced; what is only read may run once more.
+            is_replaced: whether its output is replaced; layers that are only read may be recomputed.
 
         Raises:
             ValueError: it runs inside ``torch.utils.checkpoint``.
@@ -151,9 +152,9 @@ class RecordedOnce:
 
 
 def _has_saving_hooks() -> bool:
-    """Whether tensors saved for the gradient go through hooks, as they do inside ``torch.utils.checkpoint``."""
+    """Return whether saved tensors go through hooks, as they do inside ``torch.utils.checkpoint``."""
     try:
-        with torch.autograd.graph.disable_saved_tensors_hooks("there are hooks"):  # an error if there are
+        with torch.autograd.graph.disable_saved_tensors_hooks("there are hooks"):  # raises if there are hooks
             return False
     except RuntimeError:
         return True
@@ -168,9 +169,9 @@ def gradients() -> Iterator[None]:
 
 @contextlib.contextmanager
 def gradients_on() -> Iterator[None]:
-    """Gradients on, also where the code that runs inside switches them off with ``torch.no_grad()``.
+    """Keep gradients on, even if the code inside switches them off with ``torch.no_grad()``.
 
-    ``torch.inference_mode()`` cannot be undone so: its tensors never carry a gradient (``is_inference()``).
+    ``torch.inference_mode()`` cannot be undone: its tensors never carry a gradient (``is_inference()``).
 
     Examples::
         >>> x = torch.ones(2, requires_grad=True)
@@ -184,9 +185,9 @@ def gradients_on() -> Iterator[None]:
 
 
 def no_fastpath() -> contextlib.AbstractContextManager[Any]:
-    """Switch off torch's fast path for attention, which zeroes padded positions where there are no gradients.
+    """Switch off torch's fast path for attention, which zeroes padded positions when gradients are off.
 
-    Any mode keeps it off; ``torch.backends.mha`` would switch it off in all threads.
+    Any active mode disables it; ``torch.backends.mha`` would switch it off in all threads.
     """
     mode: contextlib.AbstractContextManager[Any] = BaseTorchFunctionMode()
     return mode
@@ -207,7 +208,7 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_one_device(module: Any) -> Any:
-    """Restrict a DataParallel to one device: its replicas run in threads of their own, without our hooks and modes."""
+    """Restrict a DataParallel to one device: its replicas run in other threads, without our hooks and modes."""
     if not isinstance(module, nn.DataParallel) or len(module.device_ids) < 2:
         return module
     alone = copy.copy(module)
@@ -216,17 +217,17 @@ def on_one_device(module: Any) -> Any:
 
 
 class _Uncompiled:
-    """Counts the threads inside :func:`uncompiled`, and sets the process's stance of ``torch.compile`` meanwhile."""
+    """Counts the threads inside :func:`uncompiled`, and sets the stance of ``torch.compile`` while there are any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held for no more than setting the stance
+        self._lock = threading.Lock()  # only held while the stance is set
         self._here = threading.local()
         self._threads = 0
         self._switch: Any = None
 
     @property
     def depth(self) -> int:
-        """How often this thread is inside."""
+        """Number of nested contexts of this thread."""
         return int(getattr(self._here, "depth", 0))
 
     def enter(self) -> None:
@@ -235,7 +236,7 @@ class _Uncompiled:
                 switch: Any = torch.compiler.set_stance(_Stance("default"))
                 stance = switch.stance.stance
                 stance.before = switch.prev.stance
-                vars(switch.stance).update({**vars(switch.prev), "stance": stance})  # its other settings stay
+                vars(switch.stance).update({**vars(switch.prev), "stance": stance})  # keep its other settings
                 self._switch = switch
             self._threads += 1
         self._here.depth = self.depth + 1
@@ -252,7 +253,7 @@ _UNCOMPILED = _Uncompiled()
 
 
 class _Stance(str):
-    """A stance that is "force_eager" in threads inside :func:`uncompiled`, and in all others what it was."""
+    """A stance that is "force_eager" in threads inside :func:`uncompiled`, and unchanged in other threads."""
 
     before = "default"
 
@@ -268,7 +269,7 @@ class _Stance(str):
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Run compiled modules eagerly in this thread: compiled code skips hooks that were registered after compilation."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and loading it takes a second
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes a second
         yield
         return
     _UNCOMPILED.enter()
@@ -280,7 +281,7 @@ def uncompiled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def left_early() -> Iterator[None]:
-    """Catch :class:`StateRead`, with which a hook stops the forward."""
+    """Catch :class:`StateRead`, with which a hook stops the forward pass."""
     try:
         yield
     except StateRead as stop:
@@ -294,7 +295,7 @@ def _offload_again(traceback: TracebackType | None) -> None:
     """
     while traceback is not None:
         frame = traceback.tb_frame
-        # of these alone: reading f_locals of left_early's own frame would tie the error, and all it holds, in a cycle
+        # read no other frames: f_locals of left_early's frame would put the error into a reference cycle
         if frame.f_code.co_name == "new_forward":
             module = frame.f_locals.get("module")
             hook = getattr(module, "_hf_hook", None)
@@ -304,12 +305,12 @@ def _offload_again(traceback: TracebackType | None) -> None:
 
 
 def modules_behind(given: Any) -> list[nn.Module]:
-    """List the modules behind a forward: a module itself, or those that a plain function refers to by name."""
+    """List the modules of a forward function: a module itself, or those that a plain function refers to by name."""
     if not inspect.isfunction(given):
         return [given] if isinstance(given, nn.Module) else []
     try:
         named = inspect.getclosurevars(given)
-    except ValueError:  # a name of the function around it has no value yet
+    except ValueError:  # a variable of the enclosing function has no value yet
         return []
     return [
         value
@@ -319,21 +320,21 @@ def modules_behind(given: Any) -> list[nn.Module]:
 
 
 def weight_of(table: nn.Embedding) -> Tensor:
-    """An embedding's table, (entries, K), also where accelerate keeps it elsewhere (``cpu_offload``)."""
+    """Return an embedding's table, (entries, K), even if accelerate has offloaded it (``cpu_offload``)."""
     if not table.weight.is_meta:
         return table.weight.detach()
-    with torch.no_grad():  # its own forward loads the table; some multiply what they look up
+    with torch.no_grad():  # its forward loads the table; some layers multiply the rows
         looked_up: Tensor = table(torch.arange(table.num_embeddings))
     return looked_up / float(getattr(table, "embed_scale", 1.0))
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module with parameters computes: their device, or where accelerate loads them to (``cpu_offload``)."""
+    """Return the device of a module's parameters, or that to which accelerate loads them (``cpu_offload``)."""
     device = next(module.parameters()).device
     if device.type != "meta":
         return device
     hook = getattr(module, "_hf_hook", None)
-    hooks = getattr(hook, "hooks", (hook,))  # several in a row
+    hooks = getattr(hook, "hooks", (hook,))  # a sequence of hooks
     found = [at for at in (getattr(one, "execution_device", None) for one in hooks) if at is not None]
     return torch.device(found[0]) if found else device
 
@@ -342,9 +343,10 @@ Put = Callable[[Tensor], Any]
 
 
 def first_tensor(output: Any) -> Any:
-    """The first tensor in a module's output: transformers' layers give tensors, tuples or ``ModelOutput``.
+    """Return the first tensor in a module's output: transformers' layers return tensors, tuples or ``ModelOutput``.
 
-    Of a ``PackedSequence`` it is (B, T, ...), padded with zeros.  An output without a tensor comes back as it is.
+    A ``PackedSequence`` is converted to (B, T, ...), padded with zeros.  An output without a tensor is returned
+    unchanged.
 
     Examples::
         >>> first_tensor({"hidden": (torch.zeros(2, 3), None)}).shape
@@ -364,14 +366,14 @@ def replace_first(output: Any, value: Tensor) -> Any:
 
 
 def is_packed(output: Any) -> bool:
-    """Whether the first tensor of an output is a PackedSequence's."""
+    """Return whether the first tensor of an output is a PackedSequence."""
     while isinstance(output, (tuple, list)) and output and not isinstance(output, PackedSequence):
         output = output[0]
     return isinstance(output, PackedSequence)
 
 
 def _find(output: Any) -> tuple[Any, Put]:
-    """The first tensor, depth first, and a function that rebuilds the output around another tensor."""
+    """Return the first tensor, depth first, and a function that rebuilds the output with another tensor."""
     if isinstance(output, PackedSequence):
         return pad_packed_sequence(output, batch_first=True)[0], lambda value: _packed_like(output, value)
     entries: list[tuple[Any, Any]] = []
@@ -387,7 +389,7 @@ def _find(output: Any) -> tuple[Any, Put]:
 
 
 def _with(container: Any, key: Any, entry: Any) -> Any:
-    """A copy of a tuple, list or mapping with another entry."""
+    """Return a copy of a tuple, list or mapping with one entry replaced."""
     if isinstance(container, tuple):
         entries = (*container[:key], entry, *container[key + 1 :])
         return container._make(entries) if hasattr(container, "_make") else type(container)(entries)
@@ -397,7 +399,7 @@ def _with(container: Any, key: Any, entry: Any) -> Any:
 
 
 def _packed_like(packed: PackedSequence, value: Tensor) -> PackedSequence:
-    """``value``, (B, T, ...), packed as ``packed`` is."""
+    """Pack ``value``, (B, T, ...), like ``packed``."""
     count = len(packed.data)
     order = packed._replace(data=torch.arange(count, device=packed.data.device))
     places, _ = pad_packed_sequence(order, batch_first=True, padding_value=-1)  # (B, T)
@@ -408,12 +410,12 @@ def _packed_like(packed: PackedSequence, value: Tensor) -> PackedSequence:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the batch is in the tensor that passes at a site.
+    """The position of the batch in the tensor at a site.
 
     Attributes:
-        dim: the dimension that runs over the examples: 0; in XLNet, whose layers give (T, B, K), 1.
-        each: entries of each example along it: S of a text read as S sentences, whose layers give (B * S, T, K).
-        length: of the longest packed sequence; None: nothing is packed.
+        dim: dimension of the examples: 0, or 1 in XLNet, whose layers return (T, B, K).
+        each: number of entries of each example along it: S for a text read as S sentences, with states (B * S, T, K).
+        length: length of the longest packed sequence; None: nothing is packed.
     """
 
     dim: int = 0
@@ -421,34 +423,34 @@ class Layout:
     length: int | None = None
 
     def apart(self, value: Tensor) -> Tensor:
-        """Move the batch first: (R, ...), or (R, S, ...) where an example has several entries."""
+        """Move the batch first: (R, ...), or (R, S, ...) if an example has several entries."""
         if self == Layout():
-            return value  # whatever it is
+            return value  # which may not be a tensor
         value = value.movedim(self.dim, 0)
         if self.each > 1:
             value = value.unflatten(0, (-1, self.each))
-        if self.length is not None:  # these rows may all be shorter
+        if self.length is not None:  # all sequences of these rows may be shorter
             value = functional.pad(value, [0, 0] * (value.ndim - 2) + [0, self.length - value.shape[1]])
         return value
 
     def joined(self, value: Tensor) -> Tensor:
-        """Undo :meth:`apart`; packed sequences are packed again elsewhere."""
+        """Undo :meth:`apart`, except for packing (see :func:`replace_first`)."""
         return (value.flatten(0, 1) if self.each > 1 else value).movedim(0, self.dim)
 
 
 def is_plain(value: Any, rows: int) -> bool:
-    """Whether the first dimension alone can be the batch (or no dimension can, which others refuse)."""
+    """Return whether only the first dimension can be the batch (or no dimension, which is an error elsewhere)."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return True
     return len(value) == rows and not (rows > 1 and value.ndim > 2 and value.shape[1] == rows)
 
 
 def layout_of(value: Tensor, rows: int, other: Any, other_rows: int) -> Layout | None:
-    """How examples lie in ``value``, found by what changes with their number; None: in no way that is known.
+    """Find the layout of ``value`` from the dimension that changes with the number of examples; None: unknown.
 
     Args:
-        value: what passed for ``rows`` examples.
-        other: what passed for ``other_rows`` examples, all of them equal to the first of those.
+        value: value for ``rows`` examples.
+        other: value for ``other_rows`` examples, all equal to the first of the others.
 
     Examples::
         >>> layout_of(torch.zeros(5, 3, 7), 3, torch.zeros(5, 1, 7), 1)
@@ -472,12 +474,12 @@ def layout_of(value: Tensor, rows: int, other: Any, other_rows: int) -> Layout |
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One run of a layer that runs several times in a forward (a shared embedding, ALBERT's one block).
+    """One run of a layer that runs several times in a forward pass (a shared embedding, ALBERT's single block).
 
     Attributes:
         layer: the module.
-        call: which of its runs, from 0; None: its only one.
-        side: its output, or what it is given (first argument): attention heads are last seen apart there.
+        call: number of the run, from 0; None: the only one.
+        side: its output, or its input (first argument), where for example attention heads are still separate.
     """
 
     layer: nn.Module
@@ -486,11 +488,11 @@ class LayerCall:
 
 
 Site = nn.Module | LayerCall
-"""Where noise enters or the state is read; a bare module must run exactly once in a forward."""
+"""Where noise enters or the state is read; a bare module must run exactly once in a forward pass."""
 
 
 def module_of(site: Site | None) -> nn.Module | None:
-    """The module of a site."""
+    """Return the module of a site."""
     return site.layer if isinstance(site, LayerCall) else site
 
 
@@ -498,9 +500,9 @@ _ON_FAST_PATHS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def note_fast_paths(models: Iterable[nn.Module]) -> None:
-    """Remember the parts of ``nn.TransformerEncoderLayer``, whose fast path is off in all threads while one has a hook.
+    """Register the parts of ``nn.TransformerEncoderLayer``, which loses its fast path in all threads if one has a hook.
 
-    :func:`at_site` hooks them by a hook of all modules, which that layer does not ask for.
+    :func:`at_site` uses a global hook for them, which that layer does not check.
     """
     for model in models:
         for layer in model.modules():
@@ -533,7 +535,7 @@ def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
     def watch_output(module: nn.Module, args: Any, output: Any) -> Any:
         return watch(output) if module is where.layer or not for_all else None
 
-    # where others' hooks are there already the fast path is off, and ours come after them
+    # with hooks of others the fast path is off anyway, and ours run after them
     for_all = where.layer in _ON_FAST_PATHS and not where.layer._forward_hooks
     if where.side == "input":
         handle = where.layer.register_forward_pre_hook(in_this_thread(watch_input), with_kwargs=True)
@@ -548,14 +550,14 @@ def at_site(site: Site | None, hook: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def _order_of(module: nn.Module, kwargs: dict[str, Any]) -> list[str]:
-    """Names of a forward's arguments in their order, then keyword arguments that its signature does not name."""
+    """Return names of a forward's arguments in order, then keyword arguments that its signature does not name."""
     named = list(inspect.signature(module.forward).parameters)
     return [*named, *(name for name in kwargs if name not in named)]
 
 
 @dataclass
 class Recorder:
-    """Records the value that passes at a site, and how often one does."""
+    """Records the value at a site, and the number of runs."""
 
     name: str
     site: Site | None
@@ -566,15 +568,15 @@ class Recorder:
     def __call__(self, passing: Any) -> None:
         self.fired += 1
         value = first_tensor(passing)
-        self.value = value.clone() if isinstance(value, Tensor) else value  # work in place may follow
+        self.value = value.clone() if isinstance(value, Tensor) else value  # it may be changed in place later
         self.packed |= is_packed(passing)
 
     def take(self, rows: int, layout: Layout) -> Tensor:
-        """The value with the batch first, if exactly one passed."""
+        """Return the value with the batch first, if the site ran exactly once."""
         return checked(layout.apart(self.once()), rows, f"output of the {self.name}")
 
     def once(self) -> Any:
-        """The value, if exactly one passed."""
+        """Return the value, if the site ran exactly once."""
         if not self.fired and isinstance(self.site, LayerCall) and self.site.call is not None:
             raise ValueError(
                 f"the {self.name} {type(self.site.layer).__name__} has no run {self.site.call} in one forward (counted "
@@ -590,7 +592,7 @@ class Recorder:
 
 
 def checked(value: Any, rows: int, name: str) -> Tensor:
-    """``value`` if it is a floating tensor whose first dimension is the batch."""
+    """Return ``value`` if it is a floating point tensor whose first dimension is the batch; otherwise raise."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"the {name} is a {type(value).__name__}, and a tensor (or a tuple or mapping with one in it) is needed"
@@ -610,11 +612,11 @@ def checked(value: Any, rows: int, name: str) -> Tensor:
     return value
 
 
-FULL = 0.8  # of the longest example's length: the least of those that are about as long
+FULL = 0.8  # smallest length in a group of examples of about one length, as a share of the longest
 
 
 def lengths_of(mask: Tensor) -> Tensor | None:
-    """How many tokens each example has before its padding, (B,); None where padding is not all at the end.
+    """Return the number of tokens of each example before its padding, (B,); None if padding is not only at the end.
 
     Args:
         mask: true where a token is real, (B, T).
@@ -633,12 +635,12 @@ def lengths_of(mask: Tensor) -> Tensor | None:
 def alike(
     lengths: Sequence[int], full: float = FULL, size: float = math.inf, tokens: float = math.inf
 ) -> list[list[int]]:
-    """Indices of examples of about one length, the longest first.
+    """Group examples of about one length, the longest first; return their indices.
 
     Args:
         lengths: of the examples.
-        full: of the longest one's length, the least of those that go with it; 1 keeps lengths apart.
-        size, tokens: most examples, and most tokens padding included, of those that go together.
+        full: smallest length in a group, as a share of the longest; 1: only equal lengths.
+        size, tokens: maximum number of examples, and of tokens including padding, in a group.
 
     Examples::
         >>> alike([3, 10, 9, 2]), alike([3, 10, 9, 2], tokens=12)
@@ -657,15 +659,15 @@ def alike(
 
 Selector = int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
 Forward = Callable[[tuple[Tensor, ...], Tensor], Tensor]
-"""Runs the model on input rows; the second argument, (R,), says which example each row is of."""
+"""Runs the model on input rows; the second argument, (R,), has the example of each row."""
 
 
 class SelectorError(AssertionError, ValueError):
-    """A selector that does not fit the state: an AssertionError where it is one of Captum's."""
+    """A selector that does not fit the state; also an AssertionError, as in Captum."""
 
 
 def select(state: Tensor, selector: Selector | None) -> Tensor:
-    """Part of a state, (B, ...): ``selector`` indexes the dimensions after the batch, or is called.
+    """Select a part of a state, (B, ...): ``selector`` indexes the dimensions after the batch, or is called.
 
     Examples::
         >>> select(torch.zeros(2, 5, 7), (slice(1, 3), 0)).shape
@@ -687,15 +689,15 @@ def select(state: Tensor, selector: Selector | None) -> Tensor:
 
 @dataclass
 class NoisyModel:
-    """The model as a function from where noise enters to the state: ``s = Phi(x)``.
+    """The model as a function from the site of the noise to the state: ``s = Phi(x)``.
 
     Args:
         forward: runs the model on rows of inputs.
         inputs: the model's own inputs, each (B, ...).
-        noise_layer: the site that receives the noise; None: the inputs themselves do.
-        state_layer: the site of the state; None: the forward's output is the state.
+        noise_layer: the site that receives the noise; None: the inputs themselves.
+        state_layer: the site of the state; None: the model's output.
         selector: which part of the state to keep.
-        max_rows: most rows in one forward.
+        max_rows: maximum rows in one forward pass.
 
     ``read()`` or ``clean()`` must run before ``perturb()``.
     """
@@ -718,37 +720,37 @@ class NoisyModel:
         return tuple(x[rows.to(x.device)] for x in self.inputs)
 
     def at(self, state_layer: Site | None) -> NoisyModel:
-        """The same model and noise with the state read at another site."""
+        """Return the same model and noise with the state at another site."""
         other = replace(self, state_layer=state_layer)
         other.origin = self.origin
         return other.learned_from(self)
 
     def shorter(self, length: int) -> NoisyModel:
-        """The same model and noise on the first positions of each row, dimension 1 of inputs and ``origin``."""
+        """Return the same model and noise on the first positions of each row, dimension 1 of inputs and ``origin``."""
         other = replace(self, inputs=tuple(x[:, :length] for x in self.inputs))
         other.origin = tuple(x[:, :length] for x in self.origin)
         return other.learned_from(self)
 
     def learned_from(self, other: NoisyModel) -> NoisyModel:
-        """Take over what the other one learned of the forward; return this one."""
+        """Copy the properties of the forward pass that the other model has detected; return this one."""
         self._layouts, self._needs_mode = other._layouts, other._needs_mode
         return self
 
     def clean(self) -> tuple[Tensor, Tensor]:
-        """The state without noise, before and after selection, each (B, ...); sets ``origin``."""
+        """Return the state without noise, before and after selection, each (B, ...); set ``origin``."""
         [whole] = self.read([self.state_layer])
         return whole, self.selected(whole)
 
     def selected(self, whole: Tensor) -> Tensor:
-        """The part of a clean state that the selector keeps."""
+        """Return the part of a clean state that the selector keeps."""
         return checked(select(whole, self.selector), self.batch, "selected state")
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def read(self, sites: Sequence[Site | None]) -> list[Tensor]:
-        """Run the whole model once without noise; what passes at each site, (B, ...), examples first.
+        """Run the whole model once without noise; return the value at each site, (B, ...).
 
-        ``origin`` is set to what noise is added to, each (B, ...).
+        Set ``origin`` to the values that noise is added to, each (B, ...).
         """
         chunks = torch.arange(self.batch).split(self.max_rows or self.batch)
         outputs, recorders = zip(*(self._recorded(sites, rows) for rows in chunks))
@@ -769,7 +771,7 @@ class NoisyModel:
         return [torch.cat(parts) for parts in zip(*states)]
 
     def _recorded(self, sites: Sequence[Site | None], rows: Tensor) -> tuple[Any, list[Recorder]]:
-        """Run the forward; return its output, where that is a state, and recorders of the noise layer and each site."""
+        """Run the model; return its output if that is a state, and recorders of the noise layer and each site."""
         recorders = [Recorder("noise layer", self.noise_layer)]
         recorders += [Recorder("state layer", site) for site in sites]
         inputs = self._rows(rows)
@@ -784,7 +786,7 @@ class NoisyModel:
         return output if None in sites else None, recorders
 
     def _in_this_thread(self) -> Forward:
-        """The forward without DataParallel's threads, in which hooks and modes do not act."""
+        """Return the forward without DataParallel's threads, in which hooks and modes have no effect."""
         forward: Any = self.forward
         if not is_dataclass(forward) or not hasattr(forward, "module"):
             return self.forward
@@ -797,7 +799,7 @@ class NoisyModel:
     def _find_layouts(
         self, recorders: Sequence[list[Recorder]], sites: Sequence[Site | None], rows: Tensor
     ) -> None:
-        """Find the batch dimension at each site; where the shapes leave it open, by one more forward of one example."""
+        """Find the batch dimension at each site; if the shapes are ambiguous, run the model again on one example."""
         for chunks in zip(*recorders):
             if chunks[0].packed:
                 self._layouts[chunks[0].site] = Layout(length=max(at.once().shape[1] for at in chunks))
@@ -811,7 +813,7 @@ class NoisyModel:
         fewer = rows.new_zeros(1 if len(rows) > 1 else 2)
         try:
             _, others = self._recorded(sites, fewer)
-        except Exception:  # whatever a model raises that runs with one number of examples only
+        except Exception:  # any exception of a model that needs a certain number of examples
             return
         for index in unclear:
             at, other = recorders[0][index], others[index]
@@ -820,9 +822,9 @@ class NoisyModel:
                 self._layouts[at.site] = layout
 
     def perturb(self, points: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """The state at ``points`` (each (R, ...), row r being of example ``rows[r]``), with its graph; (R, ...).
+        """Return the state at ``points`` (each (R, ...); row r is of example ``rows[r]``), with its graph, (R, ...).
 
-        The forward is left as soon as the state is read.
+        The forward pass stops as soon as the state is read.
         """
         [state] = self.perturbed(points, rows, [self.state_layer])
         return select(state, self.selector)
@@ -830,8 +832,8 @@ class NoisyModel:
     def perturbed(
         self, points: tuple[Tensor, ...], rows: Tensor, sites: Sequence[Site | None]
     ) -> list[Tensor]:
-        """As :meth:`perturb`, for several sites in one forward and without selection."""
-        copies = tuple(point.clone() for point in points)  # the model may work in place, which leaves may not
+        """Like :meth:`perturb`, for several sites in one forward pass and without selection."""
+        copies = tuple(point.clone() for point in points)  # leaves must not be changed in place by the model
         inputs = self._rows(rows) if self.noise_layer else copies
         read: dict[int, Any] = {}
         written = 0
@@ -844,7 +846,7 @@ class NoisyModel:
         def write(passing: Any) -> Any:
             nonlocal written
             written += 1
-            leave_if_done()  # the state lies before the noise
+            leave_if_done()  # the state is read before the noise enters
             recorded.check("noise", module_of(self.noise_layer))
             return replace_first(passing, self._layout(self.noise_layer).joined(copies[0]))
 
@@ -852,7 +854,7 @@ class NoisyModel:
             def hook(passing: Any) -> None:
                 recorded.check("state", module_of(sites[index]), is_replaced=False)
                 value = first_tensor(passing)
-                read[index] = value.clone() if len(sites) > 1 else value  # work in place may follow
+                read[index] = value.clone() if len(sites) > 1 else value  # it may be changed in place later
                 leave_if_done()
 
             return hook
@@ -880,7 +882,7 @@ class NoisyModel:
         return Layout() if site is None else self._layouts.get(site, Layout())
 
     def _refuse_unseen(self, written: int, unread: Sequence[Site | None]) -> None:
-        """Raise the error for a noisy forward that skipped a layer which the clean one ran."""
+        """Raise the error for a layer that ran without noise, but not with it."""
         if self.noise_layer and written != 1:
             name, module, times = "noise", module_of(self.noise_layer), written
         else:
@@ -912,8 +914,8 @@ class RunningStd:
         """Add samples.
 
         Args:
-            values: (N, ...), one sample a row; with ``mask``, (B, T, ...).
-            mask: (B, T), true where a position is a sample; its positions become rows.
+            values: (N, ...), one sample per row; with ``mask``, (B, T, ...).
+            mask: (B, T), true for positions that are samples.
         """
         if mask is not None:
             values = values[mask.to(values.device).bool()]
@@ -939,18 +941,18 @@ class RunningStd:
         self.count = total
 
     def of_all_elements(self) -> float | None:
-        """The standard deviation of all elements of all samples together, to five digits; None where it is 0."""
+        """Return the standard deviation over all elements of all samples, to five digits; None if it is 0."""
         if self._mean is None or self._squares is None:
             return None
         variance = self._squares.mean() / self.count + self._mean.var(unbiased=False)
         return float(f"{float(variance.sqrt()):.5g}") or None
 
     def mean(self) -> Tensor:
-        """Mean of the samples, float32."""
+        """Return the mean of the samples, float32."""
         return self._known(self._mean).float()
 
     def std(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Population standard deviation of the samples."""
+        """Return the population standard deviation of the samples."""
         return self._known(self._squares).div(max(self.count, 1)).sqrt().to(dtype)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The problem that the solver gets: the caller's arguments checked, results in the inputs' shapes, and warnings."""
+"""The problem for the solver: checks of the caller's arguments, results in the shapes of the inputs, and warnings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PACKAGES = (__name__.split(".")[0], "captum")
 Value = TypeVar("Value")
 
 CAP = 10.0  # the cap on sigma, in standard deviations of the inputs
-INCOMPLETE = 0.05  # share of the change by which signed scores may miss it before that is said
+INCOMPLETE = 0.05  # largest accepted error of the sum of signed scores, as a share of the change
 CONSTANT = 1e-5  # times the root mean square: a smaller standard deviation is rounding
 
 
@@ -54,9 +54,9 @@ class Problem:
         return fit
 
     def signed(self, seed: int) -> Tensor:
-        """What each token adds to a state of one number, (B, T): by the noise path, where its integral adds up.
+        """Return what each token adds to a state of one number, (B, T), by the noise path.
 
-        Where it misses the change by more than 5 %, the tokens enter one by one instead, which a warning says.
+        If its integral misses the change by more than 5 %, the tokens enter one by one instead, with a warning.
         """
         layer = module_of(self.objective.model.noise_layer)
         mean = nothing(layer, self.objective)
@@ -84,14 +84,14 @@ class Problem:
         return path.score
 
     def shaped(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Expand a value of each token, (B, T), to its elements, in the shapes of the inputs that bear the noise."""
+        """Expand token values, (B, T), to elements, in the shapes of the inputs that get noise."""
         shapes = [x.shape for x in self.objective.model.origin]
         parts = self.objective.groups.spread(values).split([shape[1:].numel() for shape in shapes], 1)
         return tuple(part.reshape(shape).contiguous() for part, shape in zip(parts, shapes))
 
 
 def _incomplete(path: NoisePath) -> Tensor:
-    """Which examples' scores do not sum to the change of their state, (B,)."""
+    """Return which examples have scores that do not sum to the change of their state, (B,)."""
     rounding = 1e-5 * path.score.abs().sum(1)
     return path.error.abs() > INCOMPLETE * path.change.abs() + rounding
 
@@ -102,7 +102,10 @@ def fit_together(
     show_progress: bool = False,
     on_fit: Callable[[], None] | None = None,
 ) -> list[NoiseFit]:
-    """The one door to the solver: several states of one model, inputs and noise layer share forwards where they can."""
+    """Solve for several states of one model, inputs and noise layer, which share forward passes if possible.
+
+    Everything that fits calls this function.
+    """
     with gradients():
         objectives, caps = [p.objective for p in problems], [p.max_sigma for p in problems]
         return solve_together(
@@ -112,7 +115,7 @@ def fit_together(
 
 @dataclass(frozen=True)
 class Terms:
-    """What the caller sets: lambda, the cap on sigma, the unit of the state (v), and the spread of the inputs (tau)."""
+    """The caller's lambda, cap on sigma, unit of the state (v) and spread of the inputs (tau)."""
 
     rate: float
     max_sigma: float | Tensor | None
@@ -134,15 +137,15 @@ def pose(
         model: not yet run.
         terms: as the caller gave them.
         feature_mask, token_mask: as in ``InformationLoss.attribute``.
-        state_mask: which elements of the selected state count, broadcasts to it; None: those of the
-            unmasked tokens, where the state has the positions of the tokens.
-        whole: what ``model.read`` gave for the state's site, where it has run already.
+        state_mask: which elements of the selected state count, broadcasts to it; None: those of unmasked tokens if the
+            state has the positions of the tokens, else all.
+        whole: result of ``model.read`` for the state's site, if it has already run.
     """
     rate = terms.rate
     if not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"rate is {rate}; the weight of the entropy must be a positive finite number")
     whole = model.clean()[0] if whole is None else whole
-    whole = whole.to(model.origin[0].device)  # a model may be spread over several
+    whole = whole.to(model.origin[0].device)  # a model may be spread over several devices
     state = model.selected(whole)
     groups = token_groups(model.origin, feature_mask, token_mask)
     if state_mask is None:
@@ -151,7 +154,7 @@ def pose(
         counted = state_mask.to(state.device).broadcast_to(state.shape)
     _check_finite("inputs", model.origin)
     _check_finite("state", (state,))
-    state = state.to(torch.promote_types(state.dtype, torch.float32))  # half precision ends here
+    state = state.to(torch.promote_types(state.dtype, torch.float32))  # no half precision from here on
     weight = state_weight(state, _broadcast_std(terms.state_std, state), counted)
     objective = Objective(model, state, weight, groups, model.max_rows)
     input_std = _input_std_of(terms.input_std, module_of(model.noise_layer), objective)
@@ -174,7 +177,7 @@ def _check_finite(name: str, tensors: tuple[Tensor, ...]) -> None:
 def _counted_elements(
     model: NoisyModel, groups: TokenGroups, whole: Tensor, state: Tensor, masked: bool
 ) -> Tensor:
-    """Which state elements count, the shape of ``state``: none at masked positions, where it has positions."""
+    """Return which state elements count, in the shape of ``state``: all except those at masked positions."""
     everything = torch.ones_like(state, dtype=torch.bool)
     origin = model.origin[0]
     if not masked or len(model.origin) > 1 or origin.ndim < 3:
@@ -207,23 +210,23 @@ def _broadcast_std(state_std: float | Tensor | None, state: Tensor) -> Tensor | 
 
 
 def nothing(layer: nn.Module | None, objective: Objective) -> Tensor:
-    """An uninformative input, (1, N): the mean row of an embedding table, zeros for other layers."""
+    """Return an uninformative input, (1, N): the mean row of an embedding table, zeros for other layers."""
     origin = objective.origin
     if not isinstance(layer, nn.Embedding):
         return torch.zeros_like(origin[:1])
-    scale = float(getattr(layer, "embed_scale", 1.0))  # BART's and Gemma's tables multiply what they look up
+    scale = float(getattr(layer, "embed_scale", 1.0))  # BART's and Gemma's tables multiply their rows
     mean = weight_of(layer).to(origin.device, origin.dtype).mean(0) * scale
     return mean.repeat(origin.shape[1] // len(mean)).unsqueeze(0)
 
 
 def _cap_of(max_sigma: float | Tensor | None, input_std: Tensor, device: torch.device) -> Tensor:
-    """max_sigma of each example, (B,), float32; ``input_std`` as of :func:`_input_std_of`."""
+    """Return max_sigma of each example, (B,), float32; ``input_std`` as of :func:`_input_std_of`."""
     given = CAP * input_std if max_sigma is None else max_sigma
     return _one_per_example("max_sigma", given, len(input_std)).float().to(device)
 
 
 def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
-    """A positive number for each example, (B,), float64 on the CPU: not every device has double precision."""
+    """Return a positive number for each example, (B,), float64 on the CPU: not every device has double precision."""
     rule = "it must be a positive finite number, or one per example"
     values = torch.as_tensor(
         given.detach().cpu() if isinstance(given, Tensor) else given, dtype=torch.float64
@@ -234,7 +237,7 @@ def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
         raise ValueError(
             f"{name} of shape {tuple(values.shape)} does not broadcast to {batch} examples: {rule}"
         ) from error
-    single = values.float()  # that is how it will be used
+    single = values.float()  # checked in the precision in which it is used
     bad = ~(single.isfinite() & (single > 0))
     if bad.any():
         example = int(bad.nonzero()[0, 0])
@@ -243,7 +246,7 @@ def _one_per_example(name: str, given: float | Tensor, batch: int) -> Tensor:
 
 
 def _input_std_of(given: float | Tensor | None, layer: nn.Module | None, objective: Objective) -> Tensor:
-    """tau of each example, (B,), float64 on the CPU: given, of the noise layer's table, or of its own elements."""
+    """Return tau of each example, (B,), float64 on the CPU: given, or of the layer's table or its own elements."""
     batch = len(objective.origin)
     if given is None:
         given = std_of_table(layer)
@@ -251,9 +254,9 @@ def _input_std_of(given: float | Tensor | None, layer: nn.Module | None, objecti
 
 
 def _own_std(objective: Objective) -> Tensor:
-    """The standard deviation of each example's unmasked elements, (B,), float64 on the CPU.
+    """Return the standard deviation of each example's unmasked elements, (B,), float64 on the CPU.
 
-    Where they are constant, their root mean square; where they are all zero, 1, with a warning.
+    If they are constant, return their root mean square; if they are all zero, return 1, with a warning.
     """
     keep = objective.groups.spread(objective.groups.active.to(objective.dtype)).cpu().double()  # (B, N)
     origin, size = objective.origin.cpu().double(), keep.sum(1)
@@ -272,10 +275,11 @@ def _own_std(objective: Objective) -> Tensor:
 
 
 def std_of_table(layer: nn.Module | None) -> float | None:
-    """The standard deviation of a layer's output where the layer is an embedding table; None where it is not one.
+    """Return the standard deviation of a layer's output if the layer is an embedding table; None for other layers.
 
-    Of the table's elements, times its ``embed_scale``.  Five digits, which are the same on any machine, with any number
-    of threads: studies are compared by it.  A layer that only holds a table may do anything with what it looks up.
+    It is that of the table's elements, times its ``embed_scale``, rounded to five digits, which are the same on any
+    machine and number of threads, because studies are compared by it.  Layers that only contain a table are not
+    accepted, because they may change the embeddings.
     """
     if not isinstance(layer, nn.Embedding):
         return None
@@ -285,20 +289,18 @@ def std_of_table(layer: nn.Module | None) -> float | None:
     mean = rows.sum(1).cpu().double().sum() / count
     square = torch.linalg.vector_norm(rows, dim=1).cpu().double().square().sum() / count
     variance = (square - mean.square()) * count / max(count - 1, 1)
-    scale = abs(
-        float(getattr(layer, "embed_scale", 1.0))
-    )  # BART's and Gemma's tables multiply what they look up
+    scale = abs(float(getattr(layer, "embed_scale", 1.0)))  # BART's and Gemma's tables multiply their rows
     std = float(variance.clamp(min=0).sqrt())
     return float(f"{scale * std:.5g}") if std > CONSTANT * float(square.sqrt()) else None
 
 
 def default_cap(input_std: float) -> float:
-    """max_sigma where the caller gives none: 10 tau."""
+    """Return the default max_sigma, 10 tau."""
     return float(f"{CAP * input_std:.12g}")
 
 
 def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
-    """Warn once, at the user's line, of examples that did not converge or were solved at another rate."""
+    """Warn once, at the user's line, of examples that did not converge or were solved at a smaller rate."""
     count, said = len(fit.converged), []
     bad = ~fit.converged & bool(solver.max_batches)
     saturated = bad & fit.saturated
@@ -330,7 +332,7 @@ def warn_of_quality(fit: NoiseFit, solver: Solver) -> None:
 def warn_of_training(*modules: Any, stacklevel: int | None = None) -> None:
     """Warn, at the user's line, of modules in training mode whose output is not a function of their input alone.
 
-    Of a plain function, the modules that it refers to by name are checked.
+    For a plain function, the modules that it refers to by name are checked.
     """
     for module in [found for given in modules for found in modules_behind(given)]:
         if any(m.training and _is_noisy(m) for m in module.modules()):
@@ -343,7 +345,7 @@ def warn_of_training(*modules: Any, stacklevel: int | None = None) -> None:
 
 
 def _is_noisy(module: nn.Module) -> bool:
-    """Whether the module has dropout (as one, or under the name that recurrent and attention layers use)."""
+    """Return whether the module is batch normalisation, dropout, or a recurrent or attention layer with dropout."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
     is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
@@ -352,9 +354,9 @@ def _is_noisy(module: nn.Module) -> bool:
 
 
 def user_level() -> int:
-    """``stacklevel`` of a warning in the calling function that is shown at the user's line.
+    """Return the ``stacklevel`` with which a warning of the calling function is shown at the user's line.
 
-    That is the nearest one outside this package and Captum, whose wrappers lie between.
+    That is the nearest line outside this package and Captum.
     """
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
@@ -366,9 +368,9 @@ def repeated(value: Value, batch: int, ndim: int) -> Value:
     """Repeat per-example values as often as NoiseTunnel and sensitivity_max repeat their examples.
 
     Args:
-        value: whatever the caller gave; a tensor of ``ndim`` dimensions whose length divides ``batch`` is repeated.
-        batch: examples there are, those of one original next to each other.
-        ndim: dimensions of a value with one entry an example.
+        value: any argument; a tensor of ``ndim`` dimensions whose length divides ``batch`` is repeated.
+        batch: number of examples, with repetitions of one example next to each other.
+        ndim: number of dimensions of a value with one entry per example.
 
     Examples::
         >>> import torch

@@ -1,19 +1,19 @@
-"""Noise draws, and what is estimated from them: Jacobian norms, and the stationarity sigma_i dD/dsigma_i.
+"""Noise draws, and estimates from them: Jacobian norms, and the stationarity sigma_i dD/dsigma_i.
 
-The stationarity is estimated from pairs of a draw and its mirror image (antithetic sampling), which cancels what is odd
-in the noise, less control variates (Owen, Monte Carlo theory, methods and examples, 2013, ch. 8), of two kinds:
+The stationarity is estimated from pairs of a draw and its mirror image (antithetic sampling), which cancels terms odd
+in the noise, minus control variates (Owen, Monte Carlo theory, methods and examples, 2013, ch. 8) of two kinds:
 
-* The quadratic part of D, from the gradients of earlier draws, at no further pass.  Near a minimum D is mostly
+* The quadratic part of D, from the gradients of earlier draws, without further passes.  Near a minimum D is mostly
   eps^T A eps, and a draw's stationarity 2 eps_i^T (A eps)_i varies by sums of eps_i^T A_ij eps_j over other tokens,
   whose mean is 0, and by eps_i^T A_ii eps_i.  The gradients of *earlier* draws, u_r = 2 A eps_r, are independent of eps
-  and show the large directions of A, so that sum_r (u_r,i eps_i)(u_r,j eps_j) is like the first, with mean 0, and
-  sum_r (u_r,i eps_i)^2 like the second, with mean sum_r |u_r,i|^2; and |eps_i|^2 has mean K.  How much of each to take
-  out is a regression over the tokens of the other draws.  So the mean of what is left stays unbiased, up to what a
-  draw's part in the coefficients of later ones leaves: less than 2 % of g with six draws of tokens of one element.
-  Earlier draws only: two draws that served each other would share a term, u_r eps_s and u_s eps_r being alike, and
-  their scatter would show less than the error of their mean (by 8 to 17 % in variance at MiniLM's layer 1).
-* The linear model of the state, where its Jacobian is known (states of few elements, such as class outputs): with
-  D_lin(eps) = sum_m (J_m . sigma eps)^2 on the same draws, whose mean is known, nothing is left of a linear state.
+  and have large components in the large directions of A, so that sum_r (u_r,i eps_i)(u_r,j eps_j) resembles the first,
+  with mean 0, and sum_r (u_r,i eps_i)^2 the second, with mean sum_r |u_r,i|^2; and |eps_i|^2 has mean K.  The
+  coefficients come from a regression over the tokens of the other draws.  The mean of the remainder is unbiased, except
+  for a draw's influence on the coefficients of later ones: less than 2 % of g with six draws of tokens of one element.
+  Only earlier draws are used: two draws that served each other would share a term, because u_r eps_s = u_s eps_r, and
+  their scatter would underestimate the error of their mean (by 8 to 17 % in variance at MiniLM's layer 1).
+* The linear model of the state, if its Jacobian is known (states of few elements, such as class outputs):
+  D_lin(eps) = sum_m (J_m . sigma eps)^2 on the same draws, whose mean is known; for a linear state the variance is 0.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from torch import Tensor
 from interp_plugin.method.objective import Evaluation, Objective, TokenGroups, rows_of
 from interp_plugin.method.perturbation import select
 
-NORM_STREAM = 2**32  # of random numbers, apart from those of the solver's batches
-ROUNDING = 1e-5  # of a difference, as a share of what is subtracted
-RIDGE = 4.0  # in (draws x tokens): keeps three coefficients from fitting a handful of numbers
+NORM_STREAM = 2**32  # stream of random numbers, separate from those of the solver's batches
+ROUNDING = 1e-5  # rounding error of a difference, as a share of the subtracted term
+RIDGE = 4.0  # in units of (draws x tokens): prevents three coefficients from overfitting a handful of numbers
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Standard normal noise for one example, the same for every example of a batch.
+    """Standard normal noise, shared by the examples of a batch.
 
-    The block at a position depends on the seed, the index, the input and the position alone: not on
-    the examples, not on how far a sequence is padded, not on the device, not on any global generator.
+    The noise at a position depends on the seed, the batch index, the input and the position alone: not on the examples,
+    the padded length, the device or a global generator.
 
     Args:
         shapes: shape of each input without its batch dimension.
@@ -55,10 +55,10 @@ class Draws:
     seed: int = 0
 
     def batch(self, index: int, count: int) -> Tensor:
-        """Draws of batch ``index``, (count, N): all inputs flattened and joined, float32, CPU."""
+        """Return draws of batch ``index``, (count, N): all inputs flattened and concatenated, float32, on the CPU."""
         blocks = []
         for number, shape in enumerate(self.shapes):
-            if len(shape) < 2:  # every element is a position: one block, filled element by element
+            if len(shape) < 2:  # every element is a position: one block, filled one element after another
                 blocks.append(torch.from_numpy(self._block(index, number, 0, int(np.prod(shape)), count)).T)
                 continue
             size = int(np.prod(shape[1:]))
@@ -67,7 +67,7 @@ class Draws:
         return torch.cat(blocks, dim=1)
 
     def _block(self, index: int, number: int, position: int, rows: int, columns: int) -> np.ndarray:
-        # the lowest word counts within the block, so blocks never overlap
+        # the lowest word of the counter is incremented within a block, so blocks never overlap
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, position, number, index]))
         return generator.standard_normal((rows, columns), dtype=np.float32)
 
@@ -77,11 +77,11 @@ class JacobianNorms:
     """Squared norms of the Jacobian at the clean input, of B examples with T tokens.
 
     Attributes:
-        estimates: independent estimates of c, (P, B, T), all the same where they are exact.
-        passes: that it took, (B,).
-        exact: which examples have so few state elements that their Jacobian is known, (B,).
-        jacobian: of those B' examples, ds/dx / (v sqrt(M)), (B', M, N); with rows of zeros where an example has fewer
-            elements than another.
+        estimates: P independent estimates of c, (P, B, T), equal if they are exact.
+        passes: number of passes, (B,).
+        exact: which examples have few enough state elements to compute their Jacobian, (B,).
+        jacobian: of those B' examples, ds/dx / (v sqrt(M)), (B', M, N); padded with rows of zeros for examples with
+            fewer elements.
     """
 
     estimates: Tensor
@@ -93,17 +93,20 @@ class JacobianNorms:
 def jacobian_norms(
     objectives: Sequence[Objective], seed: int, probes: int, exact_up_to: int
 ) -> list[JacobianNorms]:
-    """c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
+    """Estimate c_i = ||J_i / v||_F^2 / M at the clean input, by vector-Jacobian products.
 
-    A random sign vector r in state space gives an unbiased ||J_i / v||^2 for all tokens at once; an
-    example of which at most ``exact_up_to`` state elements count (padding does not) is done exactly,
-    one element at a time.
+    A random sign vector r in state space gives an unbiased estimate of ||J_i / v||_F^2 for all tokens at once.  For an
+    example with at most ``exact_up_to`` state elements (without padding), the result is exact, from one product for
+    each element.
 
     Args:
-        objectives: states of one model with the same inputs and noise layer; they share the forwards.
+        objectives: states of one model with the same inputs and noise layer; they share forward passes.
+        seed: of the sign vectors.
+        probes: number of sign vectors.
+        exact_up_to: maximum number of state elements for the exact result.
     """
     found = []
-    sampled: dict[tuple[bool, ...], list[int]] = {}  # which objectives sample the same examples
+    sampled: dict[tuple[bool, ...], list[int]] = {}  # objectives by which examples are exact
     for index, objective in enumerate(objectives):
         counted = objective.weight.reshape(len(objective.weight), -1) != 0
         exact = counted.sum(1) <= exact_up_to
@@ -131,7 +134,7 @@ def jacobian_norms(
 
 
 def _jacobian(objective: Objective, examples: Tensor, counted: Tensor) -> Tensor:
-    """Rows e^T J / (v sqrt(M)) for the state elements that count, (b, M, N); counted is (b, elements)."""
+    """Return the rows of J / (v sqrt(M)) for the state elements that count, (b, M, N); counted is (b, elements)."""
     places = counted.cumsum(1) - 1
     most = int(counted.sum(1).max()) if len(counted) else 0
     found = objective.origin.new_zeros(len(examples), most, objective.origin.shape[1])
@@ -160,7 +163,7 @@ def _sample_squares(
 
 
 def _slopes(objectives: Sequence[Objective], examples: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:
-    """J^T (r / v) / sqrt(M), (R, N), for directions r in each state's space, (R, elements)."""
+    """Return J^T (r / v) / sqrt(M), (R, N), for directions r in each state's space, (R, elements)."""
     first = objectives[0]
     points = first.points(examples, torch.zeros_like(first.origin[examples]))
     states = first.model.perturbed(points, examples, [o.model.state_layer for o in objectives])
@@ -173,7 +176,7 @@ def _slopes(objectives: Sequence[Objective], examples: Tensor, directions: Seque
 
 
 def antithetic_pairs(objective: Objective, examples: Tensor, sigma: Tensor, noise: Tensor) -> Evaluation:
-    """D and g of each draw with its mirror image, their mean, and the gradient of the odd part, of S pairs.
+    """Return the means of D and g over each of S draws and its mirror image, and half the difference of the gradients.
 
     Args:
         objective: D and its derivatives.
@@ -193,7 +196,7 @@ def antithetic_pairs(objective: Objective, examples: Tensor, sigma: Tensor, nois
 def without_quadratic_part(
     pairs: Evaluation, noise: Tensor, groups: TokenGroups, earlier: Tensor, expected: Tensor
 ) -> Evaluation:
-    """Subtract the control variates of :func:`quadratic_controls`; that of D is half of g's, as for a quadratic D."""
+    """Subtract :func:`quadratic_controls` from g, and half their sum from D, as for a quadratic D."""
     removed = quadratic_controls(pairs.stationarity, pairs.gradient, noise, groups, earlier, expected)
     distortion, slope = pairs.distortion - removed.sum(-1) / 2, pairs.stationarity - removed
     return Evaluation(distortion, slope, pairs.gradient)
@@ -211,12 +214,12 @@ def without_linear_part(
         jacobian: ds/dx / (v sqrt(M)), (b, M, N).
     """
     sigma = sigma * groups.active
-    mean = sigma.square() * groups.collect(jacobian.square().sum(1))  # of each token's part of D, (b, T)
+    mean = sigma.square() * groups.collect(jacobian.square().sum(1))  # mean of each token's part of D, (b, T)
     scaled = jacobian * groups.spread(sigma).unsqueeze(1)  # (b, M, N)
     distortion, slope = pairs.distortion.clone(), pairs.stationarity.clone()
     for index, eps in enumerate(noise):
         parts = torch.stack([groups.collect(row * eps) for row in scaled.unbind(1)], 1)  # (b, M, T)
-        moved = parts.sum(2, keepdim=True)  # how far each state element moves by the linear model
+        moved = parts.sum(2, keepdim=True)  # change of each state element in the linear model
         slope[index] += 2 * (mean - (moved * parts).sum(1))
         distortion[index] += mean.sum(1) - moved.square().sum((1, 2))
     return Evaluation(distortion, slope, pairs.gradient)
@@ -230,7 +233,7 @@ def quadratic_controls(
     earlier: Tensor,
     expected: Tensor,
 ) -> Tensor:
-    """Control variates of the stationarity, of mean 0, (S, b, T); 0 for an example whose variance they do not reduce.
+    """Return control variates of the stationarity with mean 0, (S, b, T); 0 for examples they do not help.
 
     Args:
         stationarity: g, (S, b, T).
@@ -238,7 +241,7 @@ def quadratic_controls(
         noise: standard normal, (S, N).
         groups: the tokens of the b examples.
         earlier: gradients of earlier pairs, (R, b, N).
-        expected: g as it was expected before these draws, (b, T); only its ratios between tokens matter.
+        expected: g as expected before these draws, (b, T); only its ratios between tokens matter.
     """
     if len(stationarity) < 3:
         return torch.zeros_like(stationarity)
@@ -256,7 +259,7 @@ def quadratic_controls(
 
 
 def _quadratic(gradients: Tensor, noise: Tensor, groups: TokenGroups) -> tuple[Tensor, Tensor]:
-    """Products of a draw's noise with the gradients of earlier draws: across tokens, and within each, (S, b, T)."""
+    """Return products of a draw's noise with the gradients of earlier draws, across and within tokens, (S, b, T)."""
     products = groups.products(gradients, noise)  # (R, S, b, T)
     lengths = groups.squares(gradients)  # (R, b, T)
     total = lengths.sum(-1)
@@ -266,25 +269,25 @@ def _quadratic(gradients: Tensor, noise: Tensor, groups: TokenGroups) -> tuple[T
     weight = weight.unsqueeze(1) * is_earlier.unsqueeze(2)  # (R, S, b)
     squares = torch.einsum("rsbt,rsb->sbt", products.square(), weight)
     across = torch.einsum("rsbt,rsb->sbt", products, weight * products.sum(-1)) - squares
-    # where only one token matters the rest is rounding, which the regression must not amplify
+    # if only one token matters, the products across tokens are rounding, which the regression must not amplify
     real = across.square().mean((0, 2)) > ROUNDING**2 * squares.square().mean((0, 2))
     return across * real.unsqueeze(1), squares - torch.einsum("rbt,rsb->sbt", lengths, weight)
 
 
 def _size(noise: Tensor, groups: TokenGroups) -> Tensor:
-    """|eps_i|^2 / K - 1, (S, b, T)."""
+    """Return |eps_i|^2 / K - 1, (S, b, T)."""
     sizes = groups.sizes.to(noise.dtype)
     return groups.squares(noise.unsqueeze(1).expand(-1, len(sizes), -1)) / sizes.clamp(min=1) - 1
 
 
 def _root_mean_square(features: Tensor) -> Tensor:
-    """Root mean square of each example's features, (b, 1, F)."""
+    """Return the root mean square of each example's features, (b, 1, F)."""
     square = features.square().mean((0, 2)).unsqueeze(1)
     return square.sqrt().clamp(min=torch.finfo(square.dtype).tiny ** 0.5)
 
 
 def _coefficients(values: Tensor, features: Tensor, groups: TokenGroups) -> Tensor:
-    """Coefficients of the regression on all other draws, shared by the tokens of an example, (S, b, F)."""
+    """Return coefficients of the regression on all other draws, shared by an example's tokens, (S, b, F)."""
     values, features = values - values.mean(0), features - features.mean(0)
     normal = torch.einsum("sbtf,sbtg->sbfg", features, features)
     right = torch.einsum("sbtf,sbt->sbf", features, values)

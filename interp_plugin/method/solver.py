@@ -1,4 +1,4 @@
-"""The solver: Newton steps in log sigma on fresh noise draws, averaged until their standard error is small enough."""
+"""The solver: Newton steps in log sigma on new noise draws, averaged until their standard error is small enough."""
 
 from __future__ import annotations
 
@@ -33,70 +33,66 @@ from interp_plugin.method.sampling import (
     without_quadratic_part,
 )
 
-# tests/benchmarks/README.md: what halving or doubling a constant, or leaving out its device, does (ablation.py).
+# tests/benchmarks/README.md: effects of halving or doubling a constant, or of removing its mechanism (ablation.py).
 PROBES = 8  # vector-Jacobian products of the closed form
-FEW_PROBES = 4  # of several states together, which start from one another
-EXACT = 32  # state elements up to which the Jacobian is computed whole
-SAMPLES = 144  # of an example at the default tolerance, and in proportion to 1 / tolerance^2
-SPARE = 3.0  # times that, for examples that have not met the tolerance by then: last layers
-LOOSEST = 0.02  # tolerance that the number of batches depends on: a looser one gives up no sooner
-MIN_BATCHES = 4  # of samples that may go into the order of tokens, however loose the tolerance
+FEW_PROBES = 4  # the same for several states together, which start from one another
+EXACT = 32  # maximum number of state elements for which the whole Jacobian is computed
+SAMPLES = 144  # for an example at the default tolerance, otherwise proportional to 1 / tolerance^2
+SPARE = 3.0  # factor for examples that have not met the tolerance by then, such as last layers
+LOOSEST = 0.02  # the maximum number of batches does not fall further for looser tolerances
+MIN_BATCHES = 4  # that may be drawn to settle the order of tokens, however loose the tolerance
 KEPT_GRADIENTS = 28  # of earlier pairs, for the control variates of later ones
-KEPT_ELEMENTS = 2**25  # of these gradients in memory at a time
+KEPT_ELEMENTS = 2**25  # maximum number of elements of these gradients in memory
 
-FIRST_BATCH = 0.5  # of a batch: the first mostly finds the place
+FIRST_BATCH = 0.5  # size of the first batch, as a share of the others: it mostly moves the iterate
 LARGEST_STEP = 1.0  # of log sigma
-LEAST_ELASTICITY = (
-    4 * SATURATED - 2
-)  # of the slope of D in a scale that all tokens share: 2 p - 2 with p = 2 E
+LEAST_ELASTICITY = 4 * SATURATED - 2  # of the slope of D in a scale shared by all tokens: 2 p - 2, p = 2 E
 LARGEST_ELASTICITY = 30.0
-LARGEST_RISE = 0.25  # of a token against the others: upwards samples scatter more than they show
-LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: too long for one Newton step to be the end
+LARGEST_RISE = 0.25  # of a token relative to the others: for larger sigma, samples understate their scatter
+LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: after a longer Newton step another one is needed
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
-OUTLIER = 4.0  # times the variance of the samples so far, beyond which a batch counts for less
-DRIFT = (
-    4.0  # standard errors of the last steps' mean, beyond which a token has not arrived: its slope is flat
-)
+OUTLIER = 4.0  # times the variance of the samples so far: above, a batch gets a smaller weight
+DRIFT = 4.0  # standard errors of the last steps' mean: above, a token has not arrived (its slope is flat)
 DRIFT_BY_CAP = 2.0  # the same beside tokens at the cap in which D saturates below their share of the rate
-BELOW_CAP = 0.1  # of log sigma, by which the closed form of such tokens lies below the cap
-FAR_BELOW_CAP = 1.0  # the same, so that no fit with such a token is converged: its noise ran away
-RECENT = 4  # steps in that mean, with weights that fall with their age
-ROUNDING = 1e-4  # of log sigma: batches that differ by less agree
-QUADRATIC = 1e-4  # of D, by which a quadratic D may miss sum_i g_i = 2 D draw by draw: 0.005 % of sigma
-MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start, and of log sigma in one
-UNSEEN = 0.005  # of log sigma: the least standard error of a class output that is not linear, whose samples are few
-REPEATS = 64  # of the simulation of how far two fits order tokens alike
-DISORDER = 7.0  # 1 - Spearman of two fits, over tolerance^1.5: 0.98 at the default, 0.993 at half of it
-MOST_ORDERED = 4096  # tokens of an example: nobody reads the ranks of more
+BELOW_CAP = 0.1  # in log sigma: smallest distance of such tokens' closed form from the cap
+FAR_BELOW_CAP = 1.0  # the same for noise that ran away to the cap: no such fit converges
+RECENT = 4  # number of steps in that mean, with weights that fall with their age
+ROUNDING = 1e-4  # in log sigma: batches that differ by less agree
+QUADRATIC = 1e-4  # of D: largest deviation of a quadratic D from sum_i g_i = 2 D in a draw, 0.005 % of sigma
+MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start: number, and change of log sigma in one
+UNSEEN = 0.005  # in log sigma: minimum standard error of class outputs that are not linear
+REPEATS = 64  # of the simulation of the rank agreement between two fits
+DISORDER = 7.0  # (1 - Spearman of two fits) / tolerance^1.5; Spearman 0.98 at the default, 0.993 at half
+MOST_ORDERED = 4096  # in examples with more tokens, the order is not checked
 
-PILOT_SEED = 0  # of the pilot samples that choose the rate of class outputs, whatever the solver's
-PILOT_PAIRS, MOST_PILOTS = 4, 12  # in a pilot sample, and how many of these
-CHECK_PAIRS, MOST_CHECKS = 12, 3  # of the samples that look for rare flips of the class, which few pairs miss
-SPREAD = 0.16  # standard deviation of log sigma by one pair at the rate asked for, at most: 64 pairs make 2 %
-EDGE = 0.3  # the same at the largest rate where samples are sound; there is a cliff beyond it
-MARGIN = 2  # halvings from such a rate to the one that is solved: rare samples must not reach the cliff
-LARGEST_DROP, CLIMB = 6, 2  # of the rate, in halvings, from a pilot sample to the next, down and up
-LOWEST = 2.0**-48  # of the rate asked for; nothing is left of it in single precision
-ORDER_STREAM, PILOT_STREAM = NORM_STREAM + 1, NORM_STREAM + 2  # of random numbers
+PILOT_SEED = 0  # of the pilot samples that choose the rate of class outputs, independent of the solver's seed
+PILOT_PAIRS, MOST_PILOTS = 4, 12  # pairs in a pilot sample, and maximum number of pilot samples
+CHECK_PAIRS, MOST_CHECKS = 12, 3  # the same for detecting rare flips of the class, which few pairs miss
+SPREAD = 0.16  # largest s.d. of log sigma from one pair at the requested rate: 2 % from 64 pairs
+EDGE = 0.3  # the same at the largest rate with sound samples, beyond which there is a cliff
+MARGIN = 2  # halvings from that rate to the one that is solved, so that rare samples do not reach the cliff
+LARGEST_DROP, CLIMB = 6, 2  # change of the rate between pilot samples: most halvings down, doublings up
+LOWEST = 2.0**-48  # smallest share of the requested rate, beyond single precision
+ORDER_STREAM, PILOT_STREAM = NORM_STREAM + 1, NORM_STREAM + 2  # streams of random numbers
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Settings of the solver; the defaults suit hidden states of trained networks.
+    """Settings of the solver; the defaults are chosen for hidden states of trained networks.
 
     Args:
-        draws: noise draws a batch, mirror images included; the first batch takes half of them.
-        iterations: batches at most; 0 is the closed form only, None is enough of them for the
-            tolerance wherever one draw's stationarity has a relative standard deviation up to 1/2.
-        tolerance: standard error of log sigma (root mean square over an example's tokens) to stop at.  Batches go on
-            while two such fits would not order the tokens alike (Spearman below 1 - 7 tolerance^1.5, 0.98 at the
-            default): where they lie close together.
+        draws: noise draws in a batch, including mirror images; the first batch has half as many.
+        iterations: maximum number of batches; 0: the closed form only; None: enough for the tolerance if one draw's
+            stationarity has a relative standard deviation up to 1/2.
+        tolerance: standard error of log sigma (root mean square over an example's tokens) at which to stop.  If tokens
+            have close values, batches continue until two such fits would agree on their order (Spearman at least 1 - 7
+            tolerance^1.5, 0.98 at the default).
         seed: of the noise.
-        max_passes: sample passes of an example at most, beside those of the closed form and of the pilot samples; None:
-            as many as ``iterations`` says.
-        lower_rate: solve at a smaller rate, which ``NoiseFit.rate`` says, where the scales at the one asked for would
-            depend on the samples: states of at most 32 elements, such as class outputs; and in
-            ``TextExplainer.explain`` states that saturate.
+        max_passes: maximum number of sample passes of an example, without those of the closed form and the pilot
+            samples; None: determined by ``iterations``.
+        lower_rate: solve at a smaller rate (see ``NoiseFit.rate``) if the scales at the requested one would depend on
+            the samples: for states of at most 32 elements, such as class outputs; and in ``TextExplainer.explain`` for
+            states that saturate.
 
     Examples::
         >>> Solver().max_batches, Solver(tolerance=0.01).max_batches, Solver(max_passes=280).max_batches
@@ -140,7 +136,7 @@ class Solver:
 
     @property
     def order_batches(self) -> int:
-        """Number of batches after which an example that meets the tolerance is done, whatever its token order."""
+        """Number of batches after which an example that meets the tolerance is finished, whatever its token order."""
         return max(MIN_BATCHES, math.ceil(self._samples(self.tolerance) / self.draws - 1e-9))
 
     @staticmethod
@@ -150,30 +146,30 @@ class Solver:
 
 @dataclass(frozen=True)
 class NoiseFit:
-    """The noise each token bears, and how well it is known; B examples, T tokens.
+    """The learned noise of each token, and its standard errors; B examples, T tokens.
 
     Attributes:
         sigma: standard deviation of the noise in input units, (B, T); max_sigma for masked tokens.
-        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is that of the loss.
-        common_error: of the mean of log sigma over an example's tokens below the cap, (B,): their errors are
-            correlated, so it is not what independent ones would give.
+        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is the standard error of the loss.
+        common_error: standard error of the mean of log sigma over an example's tokens below the cap, (B,), whose
+            errors are correlated.
         distortion: D at sigma, (B,), dimensionless.
-        regime_index: E = slope / (2 D), (B,), where the slope is lambda, less what tokens at the cap lack of their
-            share rate / n; 1 where the closed form is exact.
-        residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at
-            the iterate before them, which they had no part in; 0 at the cap, NaN for the closed form alone.
-        converged: (B,), whether the standard error met the tolerance.  Never where D saturates.
+        regime_index: E = slope / (2 D), (B,), where the slope is lambda, or less if tokens at the cap have less than
+            their share rate / n; 1 where the closed form is exact.
+        residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at the iterate before
+            them, which does not depend on them; 0 at the cap, NaN for the closed form alone.
+        converged: (B,), whether the standard error met the tolerance; never if D saturates.
         saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65, so that the slope may
-            never reach lambda, or reach it at several places; or a scale goes on rising from batch to batch; or a token
-            is at the cap that a quadratic D would keep below it.  A lower rate mends it.
+            never reach lambda, or reach it at several scales; or a scale still rises from batch to batch; or a token is
+            at the cap that a quadratic D would keep below it.  The remedy is a lower rate.
         n_forward, n_backward: sample passes spent on each example, (B,).
-        rate: lambda, (B,): the one asked for, or a smaller one, at which samples determine the scales of a state of few
+        rate: lambda, (B,): the requested one, or a smaller one at which samples determine the scales of a state of few
             elements, such as a class output (``Solver.lower_rate``).
-        asked_rate: lambda as it was asked for.
+        asked_rate: the requested lambda.
         max_sigma: the cap, (B,).
         input_std: tau, the standard deviation of the inputs' elements, (B,).
         token_size: K, (B, T).
-        token_mask: (B, T), false for tokens that bear no noise.
+        token_mask: (B, T), false for tokens without noise.
     """
 
     sigma: Tensor
@@ -194,24 +190,24 @@ class NoiseFit:
     token_mask: Tensor
 
     def objective(self) -> Tensor:
-        """L(sigma) = D - rate / n * sum_i log sigma_i at the rate that was solved, (B,): what the fit minimises."""
+        """Return L(sigma) = D - rate / n * sum_i log sigma_i at the solved rate, (B,), which the fit minimises."""
         return loss(self.distortion, self.sigma.log(), self.rate, self.token_mask)
 
     def loss(self) -> Tensor:
-        """H_i in nats, (B, T): high where the state does not need the token."""
+        """Return H_i in nats, (B, T): high if the state does not need the token."""
         return information_loss(self.sigma, self.token_size)
 
     def kept(self) -> Tensor:
-        """I_i in nats, (B, T), 0 at the cap: high where the state needs the token."""
+        """Return I_i in nats, (B, T), 0 at the cap: high if the state needs the token."""
         return information_kept(self.sigma, self.token_size, self.max_sigma, self.input_std)
 
     def kept_error(self) -> Tensor:
-        """Standard error of :meth:`kept` in nats, (B, T)."""
+        """Return the standard error of :meth:`kept` in nats, (B, T)."""
         return kept_slope(self.sigma, self.token_size, self.input_std) * self.standard_error
 
     @property
     def at_cap(self) -> Tensor:
-        """(B, T): tokens whose noise the state does not notice up to max_sigma."""
+        """Which tokens are at max_sigma, (B, T)."""
         return self.sigma >= self.max_sigma.unsqueeze(1)
 
 
@@ -225,22 +221,22 @@ def solve(
     norms: JacobianNorms | None = None,
     offset: Tensor | None = None,
 ) -> NoiseFit:
-    """Minimise L for every example of the batch; an example that has converged leaves it.
+    """Minimise L for every example of the batch; examples that have converged are removed from it.
 
-    1. Jacobian norms give the optimum for small noise in closed form: the start.
-    2. Of states of few elements pilot samples choose the rate (:func:`choose_rate`).
-    3. Batches of fresh noise draws give the stationarity sigma_i dD/dsigma_i, and with it a Newton step; the steps'
-       ends are averaged (:class:`SolverState`) until their standard error meets the tolerance.
+    1. Jacobian norms give the optimum for small noise in closed form, from which the iteration starts.
+    2. For states of few elements, pilot samples choose the rate (:func:`choose_rate`).
+    3. Batches of new noise draws give the stationarity sigma_i dD/dsigma_i, and with it a Newton step; the end points
+       of the steps are averaged (:class:`SolverState`) until their standard error meets the tolerance.
 
     Args:
         objective: D and its derivatives.
         rate: lambda > 0.
         max_sigma: cap, (B,).
-        input_std: tau, (B,), which the information kept is counted with.
+        input_std: tau, (B,), for the information kept.
         solver: settings.
-        show_progress: a bar over the batches.
-        norms: what ``jacobian_norms`` gives for this objective, where it is known already.
-        offset: where to start, as log sigma less its closed form, (B, T); None: at the closed form.
+        show_progress: show a bar over the batches.
+        norms: result of ``jacobian_norms`` for this objective, if it is known.
+        offset: start, as log sigma minus its closed form, (B, T); None: the closed form.
     """
     if norms is None:
         [norms] = jacobian_norms([objective], solver.seed, PROBES, EXACT)
@@ -249,7 +245,7 @@ def solve(
     state = at_closed_form(objective, norms, rate, cap)
     if offset is not None:
         state.log_sigma = (state.log_sigma + offset).minimum(cap)
-    # where no element has a gradient, the closed form says nothing at any rate
+    # without any gradient, the closed form is not defined at any rate
     has_jacobian = norms.exact & (state.norms > 0).any(1)
     few = has_jacobian & (solver.max_batches > 0) & solver.lower_rate
     parts: list[SolverState] = []
@@ -272,10 +268,10 @@ def solve_together(
     show_progress: bool = False,
     on_fit: Callable[[], None] | None = None,
 ) -> list[NoiseFit]:
-    """Solve for several states of one model, inputs and noise layer; they share forwards where they can.
+    """Solve for several states of one model, inputs and noise layer, which share forward passes if possible.
 
-    Each state starts as far from its closed form as the one before it ended: layers that follow one
-    another are alike in that.  ``on_fit`` is called after each of them.
+    Each state starts at the distance from its closed form at which the one before it ended, because consecutive layers
+    have similar distances.  ``on_fit`` is called after each state.
     """
     fits: list[NoiseFit] = []
     offset = None
@@ -297,28 +293,27 @@ class SolverState:
     """Mutable state of the examples that are being solved; b examples, T tokens, N input elements.
 
     Attributes:
-        example: which of the batch, (b,).
+        example: number of the example in the batch, (b,).
         rate: lambda, (b,).
         norms: c of the closed form, (b, T).
-        log_sigma: the iterate, (b, T): the average of what the batches' Newton steps led to.
-        place: the average of the iterates they started from, where D was measured, (b, T).
+        log_sigma: the iterate, (b, T): the average of the end points of the batches' Newton steps.
+        place: the average of their starting points, where D was measured, (b, T).
         variance: of log sigma, (b, T).
-        common_variance: of its mean over the tokens below the cap, (b,).
-        excess: what the last batch adds to the variance where it disagrees with the average before it, (b, T).
+        common_variance: variance of its mean over the tokens below the cap, (b,).
+        excess: increase of the variance if the last batch disagrees with the average before it, (b, T).
         distortion: D at ``place`` on average, (b,).
-        power: sum_i g_i / D there, (b,): 2 where D is quadratic, less where it saturates.
+        power: sum_i g_i / D there, (b,): 2 if D is quadratic, less if it saturates.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1 of the last batch, (b, T).
         free: which tokens are below the cap, (b, T).
         move: the last batch's Newton step, (b, T).
-        drift: the mean step of the last batches that were compared, (b, T): 0 beyond noise where the average has
-            arrived.
-        weight: pairs of samples in the average, (b,).
-        compared: batches that were compared with the average before them, (b,).
-        surprise: sum over these of the squared difference over its variance, mean over tokens, (b,).
+        drift: the mean step of the last batches that were compared, (b, T): 0 up to noise if the average has arrived.
+        weight: number of pairs of samples in the average, (b,).
+        compared: number of batches that were compared with the average before them, (b,).
+        surprise: sum over these of the squared difference divided by its variance, mean over tokens, (b,).
         gradients: of earlier pairs, for control variates, (b, R, N).
         jacobian: of states of few elements, (b, M, N); M = 0 for others.
         sound: whether samples determine the scales at this rate, (b,).
-        converged: (b,).
+        converged: whether the example has converged, (b,).
     """
 
     example: Tensor
@@ -344,18 +339,18 @@ class SolverState:
     converged: Tensor
 
     def at(self, rows: Tensor) -> SolverState:
-        """The part of some of the examples (indices, or a mask of b)."""
+        """Return the part of some examples (indices, or a mask of b)."""
         return SolverState(**{name: value[rows] for name, value in vars(self).items()})
 
     def without_gradients(self) -> SolverState:
-        """Drop the gradients, which only further batches need: they are large."""
+        """Return a copy without the large gradients, which only further batches need."""
         return replace(self, gradients=self.gradients[:, :0])
 
     def take_in(self, step: Step, cap: Tensor) -> None:
         """Add a batch's Newton estimate to the average.
 
-        A long step in the direction of the one before restarts the average.  The error of a Newton step is a share of
-        its length: a batch with a longer step has a smaller weight.
+        A long step in the direction of the one before restarts the average.  The error of a Newton step is proportional
+        to its length, so a batch with a longer step has a smaller weight.
         """
         free, tiny = step.free, torch.finfo(self.log_sigma.dtype).tiny
         noise = token_mean(step.variance, free) / step.count
@@ -367,20 +362,20 @@ class SolverState:
         moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
         common = step.common_variance / step.count + moved
         estimate = torch.minimum(self.log_sigma + step.move, cap)
-        # where the differences between tokens are steep a layer's steps may overshoot; their average does not
+        # if D depends steeply on the differences between tokens, a layer's steps may overshoot; their average does not
         is_layer = self.jacobian.shape[1] == 0
         onwards = (step.move * self.move).sum(1) > 0
         old = torch.where(far & (onwards | (not is_layer)), 0.0, self.weight)
         again = old > 0
         if is_layer:
-            # variance of a sample, in this batch and before: batches with outliers have a smaller weight
+            # variance of a sample, in this batch and in earlier ones: batches with outliers have a smaller weight
             here, before = (
                 v.clamp(min=tiny) for v in (noise * step.count, token_mean(self.variance, free) * old)
             )
             new = torch.where(again, new * (OUTLIER * before / here).clamp(max=1.0), new)
             old = torch.where(again, old * (OUTLIER * here / before).clamp(max=1.0), old)
         apart, explained = (estimate - self.log_sigma).square() * free, variance + self.variance
-        # of tokens that moved by more than two standard errors: Newton's step is too long where D grows as sigma^4
+        # for tokens that moved by more than two standard errors: Newton's step is too long if D grows as sigma^4
         self.excess = torch.where(again.unsqueeze(1), (apart - 4 * explained).clamp(min=0) / 4, 0.0)
         gap, expected = token_mean(apart, free), token_mean(explained, free).clamp(min=ROUNDING**2)
         self.surprise = torch.where(again, self.surprise + gap / expected, 0.0)
@@ -399,23 +394,23 @@ class SolverState:
         self.residual, self.free, self.move = step.residual, free, step.move
 
     def error(self) -> Tensor:
-        """Variance of log sigma, (b, T); for class outputs with what disagreeing batches and rare samples add."""
+        """Return the variance of log sigma, (b, T), for class outputs with disagreement of batches and rare samples."""
         if not self.jacobian.shape[1]:
             return self.variance
         return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
 
     def common_error(self) -> Tensor:
-        """Variance of the mean of log sigma over the tokens below the cap, (b,)."""
+        """Return the variance of the mean of log sigma over the tokens below the cap, (b,)."""
         if not self.jacobian.shape[1]:
             return self.common_variance
         return self.common_variance * self.inflation() + self._unseen()
 
     def inflation(self) -> Tensor:
-        """Ratio of the batches' scatter to what their own variances explain, at least 1, (b,)."""
+        """Return the ratio of the batches' scatter to what their variances explain, at least 1, (b,)."""
         return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
 
     def saturates_at_cap(self, closed: Tensor, cap: Tensor, below: float = BELOW_CAP) -> Tensor:
-        """Whether a layer's state saturates in a token at the cap, (b,): a quadratic D would keep it clearly below.
+        """Return whether a layer's state saturates in a token at the cap, (b,): a quadratic D would keep it below.
 
         Args:
             closed: log sigma by the closed form, (b, T).
@@ -426,17 +421,17 @@ class SolverState:
         return (~self.free & (closed < cap - below)).any(1) & is_layer
 
     def has_arrived(self, closed: Tensor, cap: Tensor) -> Tensor:
-        """Whether no token of a layer's state goes on in one direction, (b,).
+        """Return whether no token of a layer's state still moves in one direction, (b,).
 
-        Where D saturates in a token its slope hardly changes with sigma: Newton's steps for a quadratic D are far too
-        short there, and so are the standard errors, which take the step's elasticity for the slope's.
+        If D saturates in a token, its slope hardly changes with sigma: Newton's steps for a quadratic D are far too
+        short then, and the standard errors too small, because they assume the elasticity of a quadratic D.
 
         Args:
-            closed, cap: as of :meth:`saturates_at_cap`.
+            closed, cap: as for :meth:`saturates_at_cap`.
         """
         if self.jacobian.shape[1]:
             return torch.ones_like(self.sound)
-        # of a mean of so many steps, each of which also undoes the noise in the average that it starts from
+        # variance of a mean of so many steps, each of which also undoes the noise in the average from which it starts
         steps = torch.where(self.compared > RECENT, 2 * RECENT - 1.0, self.compared.clamp(min=1))
         scatter = (1 + (self.compared + 1) / steps).unsqueeze(1) * self.variance
         limit = torch.where(self.saturates_at_cap(closed, cap), DRIFT_BY_CAP, DRIFT).square().unsqueeze(1)
@@ -444,13 +439,13 @@ class SolverState:
         return (arrived | ~self.free).all(1)
 
     def _unseen(self) -> Tensor:
-        """Variance that unseen rare samples may add where a class output is not linear, (b,)."""
+        """Return the variance that unseen rare samples may add if a class output is not linear, (b,)."""
         scatter = token_mean(self.variance, self.variance > 0) * self.inflation()
         return (scatter > ROUNDING**2 / 100).to(scatter.dtype) * UNSEEN**2
 
 
 def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap: Tensor) -> SolverState:
-    """The state before any sample: the optimum for small noise, and how well the Jacobian norms determine it."""
+    """Return the state before any sample: the optimum for small noise, and its variance from the Jacobian norms."""
     c, active = norms.estimates.mean(0), objective.groups.active
     zeros, vectors = torch.zeros_like(c[:, 0]), c.new_zeros(len(c), 0, objective.origin.shape[1])
     rates = torch.full_like(zeros, rate)
@@ -483,7 +478,7 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
 
 
 def closed_log_sigma(norms: Tensor, rate: Tensor, active: Tensor, cap: Tensor) -> Tensor:
-    """log sigma by the closed form, (b, T), at the cap where a token has no gradient or bears no noise."""
+    """Return log sigma by the closed form, (b, T); the cap for tokens without a gradient or without noise."""
     theta = closed_form(norms, 1.0, active.sum(1)) + rate.log().unsqueeze(1) / 2
     return torch.where(active, theta, torch.inf).minimum(cap)
 
@@ -497,7 +492,7 @@ def _split(mask: Tensor, objective: Objective) -> list[Tensor]:
 def _iterate(
     objective: Objective, state: SolverState, cap: Tensor, solver: Solver, passes: Tensor, bar: Any
 ) -> list[SolverState]:
-    """Draw batches of samples until every example has converged; adds to ``passes``, (B,)."""
+    """Draw batches of samples until every example has converged; add to ``passes``, (B,)."""
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
     done: list[SolverState] = []
     for index in range(solver.max_batches):
@@ -517,7 +512,7 @@ def _iterate(
         state.gradients = torch.cat([pairs.gradient.transpose(0, 1), state.gradients], 1)[:, :KEPT_GRADIENTS]
         error = state.error()
         size = token_mean(error, state.free).sqrt()
-        # a second batch has to agree, unless nothing scatters because the state is linear
+        # a second batch has to agree, unless there is no scatter because the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
         active, caps = objective.groups.active[state.example], cap[state.example]
         closed = closed_log_sigma(state.norms, state.rate, active, caps)
@@ -541,7 +536,7 @@ def _iterate(
 
 
 def _pairs(objective: Objective, state: SolverState, noise: Tensor, passes: Tensor) -> Evaluation:
-    """Pairs of samples at the iterate."""
+    """Return pairs of samples at the iterate."""
     passes[state.example] += 2 * len(noise)
     return antithetic_pairs(objective, state.example, state.log_sigma.exp(), noise)
 
@@ -551,8 +546,8 @@ def _from_small_noise(
 ) -> Evaluation:
     """Shrink an example's noise until D is not above the rate; return the pairs of samples there.
 
-    D = rate / p at the minimum that continues from small noise, with p = 2 where D is quadratic and more elsewhere;
-    beyond it a state that saturates has others ("everything at the cap") from which no step comes back.
+    D = rate / p at the minimum that continues from small noise, with p = 2 if D is quadratic and more otherwise.  At
+    larger noise, a state that saturates has other minima ("everything at the cap"), from which no step returns.
     """
     for _ in range(MOST_SHRINKS):
         large = (pairs.distortion.mean(0) > state.rate).nonzero()[:, 0]
@@ -568,16 +563,16 @@ def _from_small_noise(
 
 
 def _is_quadratic(pairs: Evaluation) -> Tensor:
-    """Whether D is quadratic along every draw, (b,): by Euler's theorem sum_i g_i = 2 D there."""
+    """Return whether D is quadratic along every draw, (b,): by Euler's theorem sum_i g_i = 2 D then."""
     gap = pairs.stationarity.sum(2) - 2 * pairs.distortion
     return gap.square().mean(0).sqrt() <= QUADRATIC * pairs.distortion.mean(0)
 
 
 def _by_closed_form(objective: Objective, state: SolverState, cap: Tensor) -> SolverState:
-    """The optimum of examples whose D is quadratic: exact, so that no further samples are needed."""
+    """Return the exact optimum of examples with a quadratic D, which need no further samples."""
     active = objective.groups.active[state.example]
     state.log_sigma = closed_log_sigma(state.norms, state.rate, active, cap[state.example])
-    parts = state.log_sigma.exp().square() * state.norms * active  # of D
+    parts = state.log_sigma.exp().square() * state.norms * active  # each token's part of D
     state.place, state.distortion = state.log_sigma, parts.sum(1)
     state.residual = residual(2 * parts, state.rate, active.sum(1))
     state.converged = state.sound
@@ -585,12 +580,12 @@ def _by_closed_form(objective: Objective, state: SolverState, cap: Tensor) -> So
 
 
 def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Tensor, cap: Tensor) -> Step:
-    """The Newton step that the pairs give, less control variates."""
+    """Return the Newton step from the pairs, minus control variates."""
     groups, sigma = objective.groups.at(state.example), state.log_sigma.exp()
     if state.jacobian.shape[1]:
         seen = without_linear_part(pairs, noise, groups, sigma, state.jacobian)
     else:
-        # from the closed form: an expectation from these very samples would bias the result
+        # from the closed form: an expectation from the same samples would bias the result
         expected = state.norms * sigma.square() * groups.active
         seen = without_quadratic_part(pairs, noise, groups, state.gradients.transpose(0, 1), expected)
     return newton_step(state.log_sigma, seen, groups.active, cap[state.example], state.rate)
@@ -603,7 +598,7 @@ class Step:
     count: int
     move: Tensor  # (b, T)
     variance: Tensor  # (b, T)
-    common_variance: Tensor  # of the part that all tokens share, (b,)
+    common_variance: Tensor  # variance of the part that all tokens share, (b,)
     residual: Tensor  # (b, T)
     distortion: Tensor  # (b,)
     power: Tensor  # p = sum_i g_i / D, (b,)
@@ -611,12 +606,13 @@ class Step:
 
 
 def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor, rate: Tensor) -> Step:
-    """The step from ``log_sigma`` towards sigma_i dD/dsigma_i = rate / n.
+    """Return the step from ``log_sigma`` towards sigma_i dD/dsigma_i = rate / n.
 
     It divides the differences between tokens by 2, and a change of scale that all tokens share by the elasticity of
-    the slope sum_i g_i.  Where D is a power of sigma that is p = sum_i g_i / D, 2 of a quadratic D; an undamped fixed
-    point oscillates where p > 4.  Where D saturates, D = a x - b x^2 + ... with x = sigma^2, p is below 2 and the
-    elasticity is 2 p - 2 up to terms in b^2: it is 0 where the slope is at its largest, and no minimum lies upwards.
+    the slope sum_i g_i.  If D is a power of sigma, that is p = sum_i g_i / D, 2 for a quadratic D; an undamped fixed
+    point iteration oscillates if p > 4.  If D saturates, D = a x - b x^2 + ... with x = sigma^2, p is below 2 and the
+    elasticity is 2 p - 2 up to terms in b^2: it is 0 where the slope is largest, and there is no minimum at larger
+    sigma.
 
     Args:
         log_sigma: (b, T).
@@ -626,14 +622,14 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
         rate: lambda, (b,).
     """
     count = len(seen.stationarity)
-    each = residual(seen.stationarity, rate, active.sum(1))  # of each sample, (S, b, T)
+    each = residual(seen.stationarity, rate, active.sum(1))  # for each sample, (S, b, T)
     mean = each.mean(0)
     # a token at the cap is free only if its residual pushes it inwards (Karush-Kuhn-Tucker conditions)
     free = active & ((log_sigma < cap - 1e-6) | (mean > 0))
     distortion = seen.distortion.mean(0)
     slope = seen.stationarity.mean(0)
     power, own = ((slope * of).sum(1) / distortion.clamp(min=1e-30) for of in (active, free))
-    # tokens at the cap contribute to D and do not move: then a saturating D is taken as quadratic
+    # tokens at the cap contribute to D and do not move: a saturating D is treated as quadratic then
     saturates = (free == active).all(1) & (power < 2)
     elasticity = torch.where(saturates, 2 * power - 2, own.clamp(min=2.0))
     bounded = elasticity.clamp(LEAST_ELASTICITY, LARGEST_ELASTICITY)
@@ -642,7 +638,7 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
     per_sample = (each - shared.unsqueeze(-1)) / 2 + (shared / bounded).unsqueeze(-1)
     log_shared = _log1p(shared.mean(0), shared.var(0) / count)
     common = (-log_shared / bounded).clamp(-LARGEST_STEP, LARGEST_STEP)
-    common = torch.where(elasticity < 0, common.clamp(max=0.0), common)  # no minimum lies upwards
+    common = torch.where(elasticity < 0, common.clamp(max=0.0), common)  # no minimum at larger sigma
     differences = (log_shared.unsqueeze(1) - _log1p(mean, each.var(0) / count)) / 2
     return Step(
         count=count,
@@ -657,7 +653,7 @@ def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor
 
 
 def _log1p(mean: Tensor, variance: Tensor) -> Tensor:
-    """log(1 + r) less its bias for a mean of that variance; linear where r is too noisy for a logarithm."""
+    """Return log(1 + r) minus its bias for a mean of that variance; linear if r is too noisy for a logarithm."""
     ratio = (1 + mean).clamp(min=0.1)
     clear = variance < 0.1
     return torch.where(
@@ -666,20 +662,20 @@ def _log1p(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: Tensor) -> None:
-    """Set the rate at which samples determine the scales, where to start there, and whether they do (``sound``).
+    """Set the rate at which samples determine the scales, the start there, and whether there is one (``sound``).
 
-    At the usual rate a confident classifier's D is made of the rare samples that flip the class: no affordable number
-    of samples determines the tokens' scales there.  Then the example is solved at a smaller rate, found from pilot
-    samples that are the same for all seeds, so that all seeds solve the same problem.  Where pairs scatter too much the
-    rate is lowered by what that scatter, proportional to the rate where noise is small, makes of it; then it is raised
-    as long as they do not, from the small-noise side.  What is solved lies below the largest rate found so, unless that
-    is the one asked for.
+    At the usual rate a confident classifier's D comes from rare samples that flip the class: no affordable number of
+    samples determines the tokens' scales there.  The example is then solved at a smaller rate, found from pilot
+    samples that are the same for all seeds, so that all seeds solve the same problem.  If pairs scatter too much, the
+    rate is lowered by a factor computed from their scatter, which is proportional to the rate for small noise; then it
+    is raised, from the small-noise side, as long as the scatter is acceptable.  The solved rate is below the largest
+    rate found this way, unless that is the requested one.
 
     Args:
         objective: D and its derivatives.
-        state: of examples whose Jacobian is known, at the rate asked for.
+        state: of examples whose Jacobian is known, at the requested rate.
         cap: log of max_sigma, (B, 1).
-        passes: is added to, (B,).
+        passes: increased by the passes made, (B,).
     """
     draws = Draws([x.shape[1:] for x in objective.model.origin], PILOT_SEED)
     active, caps, asked = objective.groups.active[state.example], cap[state.example], state.rate
@@ -696,7 +692,7 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
         return step, *_scatter(step, active[rows], rate)
 
     rate, log_sigma = asked.clone(), closed(asked)
-    # the largest sound rate so far, and log sigma less its closed form there
+    # the largest sound rate so far, and log sigma minus its closed form there
     largest, offset = asked.clone(), torch.zeros_like(log_sigma)
     sound, steady = torch.zeros(2, len(rate), dtype=torch.bool, device=rate.device)
     looking = torch.arange(len(rate), device=rate.device)
@@ -722,7 +718,7 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
             break
     rate = torch.where(steady, largest, largest * 0.5**MARGIN)
     offset = torch.where(steady.unsqueeze(1), offset, offset * 0.5**MARGIN)  # proportional to the rate
-    # a larger pilot sample, at twice the noise, must not scatter too much either
+    # a larger pilot sample at twice the noise must not scatter too much, either
     log_sigma, looking = (closed(rate) + offset).minimum(caps), sound.nonzero()[:, 0]
     for index in range(MOST_CHECKS):
         if not len(looking):
@@ -738,7 +734,7 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
 
 
 def _scatter(step: Step, active: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviation of log sigma by one pair, and how often to halve the rate for it, (b,) each."""
+    """Return the standard deviation of log sigma from one pair, and the number of halvings of the rate, (b,) each."""
     # where no token is below the cap, the scatter of all active tokens counts
     counts = step.free | (active & ~step.free.any(1, keepdim=True))
     scatter = token_mean(step.variance, counts).sqrt()
@@ -751,25 +747,25 @@ def _scatter(step: Step, active: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
 def keep_their_order(
     log_sigma: Tensor, errors: Tensor, free: Tensor, tolerance: float, noise: Tensor
 ) -> Tensor:
-    """Whether another fit as noisy as this one would order the free tokens alike, (b,); True for very long examples.
+    """Return whether another fit with these errors would order the free tokens alike, (b,); True for many tokens.
 
     Args:
         log_sigma, errors: log sigma and its standard errors, (b, T).
         free: which tokens are below the cap, (b, T).
         tolerance: of the fit.
-        noise: standard normal numbers to try it with, (repeats, T).
+        noise: standard normal numbers for the simulation, (repeats, T).
     """
     alike: Tensor = expected_agreement(log_sigma, errors, free, noise) >= 1 - DISORDER * tolerance**1.5
     return alike | (free.sum(1) > MOST_ORDERED)
 
 
 def expected_agreement(values: Tensor, errors: Tensor, known: Tensor, noise: Tensor) -> Tensor:
-    """Spearman's correlation to be expected between these values and another estimate as noisy as they are, (b,).
+    """Return the expected Spearman correlation of these values with another estimate with the same errors, (b,).
 
-    Two such estimates differ by normal errors of sqrt(2) times the standard error: what is simulated.
+    Two such estimates differ by normal errors of sqrt(2) times the standard error, which is simulated.
 
     Args:
-        values: one per token, no two alike, (b, T).
+        values: one per token, all different, (b, T).
         errors: their standard errors, (b, T).
         known: which tokens are ranked, (b, T); fewer than two always agree.
         noise: standard normal, (repeats, T).
@@ -792,7 +788,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def token_mean(values: Tensor, free: Tensor) -> Tensor:
-    """Mean over the free tokens, the last dimension; 0 where there is none."""
+    """Return the mean over the free tokens, the last dimension; 0 if there are none."""
     return torch.where(free, values, 0.0).sum(-1) / free.sum(-1).clamp(min=1)
 
 
@@ -812,7 +808,7 @@ def _fit(
 
     groups, log_sigma, rates = objective.groups, whole(lambda s: s.log_sigma), whole(lambda s: s.rate)
     free = groups.active & (log_sigma < cap - 1e-6)
-    # "everything at the cap" is a second minimum of states that saturate, where the closed form says otherwise
+    # "everything at the cap" is a second minimum of states that saturate, excluded if the closed form is below the cap
     closed = closed_log_sigma(whole(lambda s: s.norms), rates, groups.active, cap)
     lost = ~free.any(1) & (groups.active & (closed < cap - 1e-6)).any(1)
     share = (rates / groups.counts).unsqueeze(1)  # (B, 1)
@@ -822,9 +818,11 @@ def _fit(
     at_sigma = torch.where(measured > 0, (measured + moved).maximum(measured / 2), 0.0)
     # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
     slope = (torch.where(free, 1.0, (1 + residuals).clamp(0, 1)) * groups.active * share).sum(1)
-    slope = torch.where(slope.isnan(), 2 * at_sigma, slope)  # the closed form alone takes D to be quadratic
+    slope = torch.where(
+        slope.isnan(), 2 * at_sigma, slope
+    )  # the closed form alone assumes that D is quadratic
     power = whole(lambda s: s.power)
-    # where D saturates there may be no optimum, and the slope is what was measured
+    # if D saturates there may be no optimum, and the measured slope is used
     is_saturated = power < 2 * SATURATED
     slope = torch.where(is_saturated, power.clamp(min=0) * at_sigma, slope)
     converged = whole(lambda s: s.converged) & ~lost

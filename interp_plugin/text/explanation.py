@@ -425,9 +425,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             >>> [record.raw_input_ids for record in example().to_captum(1, "word")]
             [['[CLS]', 'a', 'film', '[SEP]'], ['[CLS]', 'good', '[SEP]']]
         """
-        from interp_plugin.report.explanations import captum_records
-
-        return captum_records(self.to_dict(granularity, aggregate), layer)
+        return explanations.captum_records(self.to_dict(granularity, aggregate), layer)
 
 
 def example() -> Explanation:

@@ -1,4 +1,4 @@
-"""Heads that predict what the solver would find: right where it is known, checked, and good for one model only."""
+"""The amortised head: accuracy against known results, checks by the solver, and refusal of other models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from interp_plugin.statistics import Agreement, HeldOut
 
 SIZE, CAP, RATE = 6, 3.0, 0.1
 VOCABULARY = 30
-CLOSED = Solver(iterations=0)  # exact for a state that is linear and takes each element to one of its own
+CLOSED = Solver(
+    iterations=0
+)  # exact for a linear state in which each element depends on one element of the input
 
 
 class Gains(nn.Module):
@@ -83,7 +85,7 @@ def of_gains(**settings: Any) -> CorpusStudy:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> CorpusResult:
-    """What the solver found of 160 sentences."""
+    """The solver's study of 160 sentences."""
     return of_gains().run(sentences(160), tmp_path_factory.mktemp("learned"), show_progress=False)
 
 
@@ -92,7 +94,7 @@ def head(learned: CorpusResult) -> AmortisedEstimator:
     return AmortisedEstimator.train(gains(), None, learned, UNIT, show_progress=False)
 
 
-# -- what it predicts
+# -- predictions
 
 
 def test_the_closed_form_of_a_linear_state_is_recovered(head: AmortisedEstimator) -> None:
@@ -108,7 +110,7 @@ def test_the_closed_form_of_a_linear_state_is_recovered(head: AmortisedEstimator
     assert min(head.held_out.spearman) > 0.95
 
 
-def test_a_word_that_no_state_needs_is_at_the_cap_without_error(head: AmortisedEstimator) -> None:
+def test_a_word_that_no_state_needs_is_at_the_cap_with_error_0(head: AmortisedEstimator) -> None:
     [text] = head.predict("0 29 0 28")
     for row in text.rows:
         assert row.sigma[[0, 2]].tolist() == [CAP, CAP] == [row.max_sigma] * 2
@@ -136,7 +138,7 @@ def test_one_forward_a_batch_and_no_backward(head: AmortisedEstimator) -> None:
     assert {(row.n_forward, row.n_backward) for text in predicted for row in text.rows} == {(1, 0)}
 
 
-def test_a_text_does_not_depend_on_its_batch_nor_on_padding(head: AmortisedEstimator) -> None:
+def test_a_text_does_not_depend_on_its_batch_or_padding(head: AmortisedEstimator) -> None:
     some = ["1 2 3 4 5 6 7 8 9 10", "29 28 27 26 25 24 23 22 21", "5 7 9 11 13 15 17 19"]
     together = head.predict(some)
     for text, found in zip(some, together):
@@ -144,7 +146,9 @@ def test_a_text_does_not_depend_on_its_batch_nor_on_padding(head: AmortisedEstim
             torch.testing.assert_close(row.sigma, other.sigma, rtol=1e-4, atol=0)
 
 
-def test_an_explanation_says_that_it_was_predicted(head: AmortisedEstimator, learned: CorpusResult) -> None:
+def test_an_explanation_records_that_it_was_predicted(
+    head: AmortisedEstimator, learned: CorpusResult
+) -> None:
     predicted = head.predict("1 2 3")
     assert predicted.settings.amortised == head.digest
     assert learned.explanation().settings.amortised is None
@@ -204,7 +208,7 @@ def test_padding_and_pairs_on_a_transformer(tmp_path: Path) -> None:
             torch.testing.assert_close(row.sigma, alone.sigma, rtol=1e-4, atol=0)
 
 
-def test_a_forward_that_shows_less_than_in_training_is_refused(
+def test_a_forward_with_fewer_features_than_in_training_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_models.tiny("bert", "BertModel")
@@ -214,7 +218,7 @@ def test_a_forward_that_shows_less_than_in_training_is_refused(
     blind = gains()  # neither attends nor normalises
     monkeypatch.setattr(estimator, "watch", lambda model, encodings: heads.watch(blind, encodings))
     with pytest.raises(
-        ValueError, match=r"numbers of each token, and the head learned from .* another kernel"
+        ValueError, match=r"numbers of each token, and the head was trained with .* kernel differs"
     ):
         head.predict(some[0])
 
@@ -245,7 +249,7 @@ def test_training_leaves_model_and_random_state_alone_and_repeats(learned: Corpu
     assert other.digest != heads[0].digest
 
 
-def test_a_training_may_be_a_single_step(tmp_path: Path) -> None:
+def test_training_may_have_a_single_step(tmp_path: Path) -> None:
     few = of_gains().run([str(i) for i in range(24)], tmp_path, show_progress=False)
     head = AmortisedEstimator.train(gains(), None, few, UNIT, held_out=0.5, epochs=1, show_progress=False)
     assert head.about.texts <= 16  # a batch: the schedule of a single step used to be an error
@@ -260,13 +264,13 @@ def test_several_studies_and_their_folders(learned: CorpusResult, tmp_path: Path
     assert head.about.texts + head.held_out.texts == learned.texts + more.texts
 
 
-def test_equal_texts_are_learned_from_or_held_out_but_not_both(tmp_path: Path) -> None:
+def test_equal_texts_are_all_used_for_training_or_all_held_out(tmp_path: Path) -> None:
     same = of_gains().run(["1 2 3"] * 30, tmp_path, show_progress=False)
     with pytest.raises(ValueError, match="both need at least 2"):
         AmortisedEstimator.train(gains(), None, same, UNIT, show_progress=False)
 
 
-# -- what it refuses
+# -- refusals
 
 
 def refusal(model: PlainModel, result: Any, unit: Calibration | None = UNIT, **settings: Any) -> str:
@@ -275,7 +279,7 @@ def refusal(model: PlainModel, result: Any, unit: Calibration | None = UNIT, **s
     return str(error.value)
 
 
-def test_studies_that_no_head_can_learn_from(
+def test_studies_unsuitable_for_training_are_refused(
     learned: CorpusResult, head: AmortisedEstimator, tmp_path: Path
 ) -> None:
     assert "weights is" in refusal(gains(seed=1), learned)
@@ -288,9 +292,9 @@ def test_studies_that_no_head_can_learn_from(
     few = of_gains().run(sentences(5), tmp_path / "few", show_progress=False)
     assert "at least 20" in refusal(gains(), few)
     erased = of_gains(score="erased", ways=("delete",)).run(sentences(3), tmp_path / "e", show_progress=False)
-    assert "is of erasures, whose scores have both signs" in refusal(gains(), erased)
+    assert "is of erasures, and a head predicts sigma" in refusal(gains(), erased)
     own = of_gains(amortised=head).run(sentences(3), tmp_path / "own", show_progress=False)
-    assert "predicted by a head itself" in refusal(gains(), own)
+    assert "was predicted by a head" in refusal(gains(), own)
     other = of_gains(rate=0.2).run(sentences(3), tmp_path / "other", show_progress=False)
     assert "rate is 0.2 here and 0.1 there" in refusal(gains(), [learned, other])
 
@@ -316,18 +320,18 @@ def test_a_head_refuses_another_model_tokenizer_and_file(head: AmortisedEstimato
         ({"rate": 0.2}, "rate is 0.2 here and 0.1 there"),
         ({"max_sigma": 2.0}, "max_sigma is 2.0"),
         ({"layers": ["mean"]}, r"layers is \['mean'\] here"),
-        ({"score": "erased"}, "predicts sigma, and score='erased' asks for erasures"),
+        ({"score": "erased"}, "predicts sigma, and score='erased' learns erasures"),
         ({"noise_layer": "scaled"}, "noise_layer is 'scaled'"),
     ],
 )
-def test_a_study_asks_what_the_head_was_trained_for(
+def test_a_study_with_other_settings_than_the_heads_is_refused(
     head: AmortisedEstimator, settings: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         of_gains(amortised=head, **settings)
 
 
-def test_a_study_takes_the_heads_calibration_and_layers_where_none_are_given(
+def test_a_study_takes_the_heads_calibration_and_layers_by_default(
     head: AmortisedEstimator,
 ) -> None:
     study = of_gains(amortised=head, calibration=None, layers="all")
@@ -335,7 +339,7 @@ def test_a_study_takes_the_heads_calibration_and_layers_where_none_are_given(
     assert study.settings(1)["layers"] == list(head.layers)
 
 
-def test_a_study_has_the_heads_model_and_tokenizer(head: AmortisedEstimator) -> None:
+def test_a_study_must_have_the_heads_model_and_tokenizer(head: AmortisedEstimator) -> None:
     for model in (gains(seed=1), gains(shift=1)):
         with pytest.raises(ValueError, match=r"weights is|another tokenizer"):
             CorpusStudy(model, calibration=UNIT, max_sigma=CAP, amortised=head)
@@ -357,9 +361,9 @@ def predicted(head: AmortisedEstimator, given: list[str], folder: Path, **settin
     return of_gains(amortised=head, **settings).run(given, folder, window=16, show_progress=False)
 
 
-def test_a_study_whose_texts_have_a_spread_each_is_refused(learned: CorpusResult) -> None:
+def test_a_study_without_input_std_is_refused(learned: CorpusResult) -> None:
     own = SimpleNamespace(path="own", is_erased=False, settings={**learned.settings, "input_std": None})
-    with pytest.raises(ValueError, match="'own' has no input_std, so that every text has its own"):
+    with pytest.raises(ValueError, match="'own' has no input_std, so every text has its own"):
         common_settings([own])  # type: ignore[list-item]
 
 
@@ -382,7 +386,7 @@ def test_the_rows_are_the_heads_and_some_are_solved_too(head: AmortisedEstimator
         square = torch.stack([each.square().mean() for each in off]).mean()
         assert line.error == pytest.approx(float(square.sqrt()), rel=1e-3)
         std, differences = result.settings["input_std"], []
-        for row in checked:  # what is kept at the cap goes out of the difference
+        for row in checked:  # information kept at the cap cancels in the difference
             pair = head.predict(given[row])[0].rows[number].sigma, truth(given[row])[number]
             ours, theirs = (SIZE / 2 * (1 + (std / sigma.double()) ** 2).log() for sigma in pair)
             differences.append((ours - theirs).mean())
@@ -391,7 +395,7 @@ def test_the_rows_are_the_heads_and_some_are_solved_too(head: AmortisedEstimator
         assert line.shift_error == pytest.approx(float(nats.std() / math.sqrt(len(nats))), rel=1e-2)
 
 
-def test_a_stopped_study_goes_on_with_the_same_rows_and_checks(
+def test_a_stopped_study_continues_with_the_same_rows_and_checks(
     head: AmortisedEstimator, tmp_path: Path
 ) -> None:
     given = sentences(50, seed=4)
@@ -430,14 +434,14 @@ def test_tables_and_pages_of_predictions(
     assert "Regime index E over" not in str(page)
     printed = " ".join(capsys.readouterr().out.split())
     assert (
-        "The solver looked at" in printed and "predicted" in printed
-    )  # a column of its own, no "converged 0 %"
+        "The solver checked" in printed and "predicted" in printed
+    )  # a separate column, not "converged 0 %"
     assert [failure.row for failure in result.failures()] == [20]
     with pytest.raises(ValueError, match="E is known only"):
         result.plot("regime")
 
 
-def test_one_row_in_a_hundred_is_checked_and_more_near_the_beginning() -> None:
+def test_one_row_in_a_hundred_is_checked_with_more_near_the_beginning() -> None:
     assert is_checked(0)
     assert 3 <= sum(map(is_checked, range(10))) <= 10
     assert 15 <= sum(map(is_checked, range(400))) <= 35
@@ -470,7 +474,7 @@ def test_a_corpus_like_the_training_texts_raises_no_warning_and_another_does(tmp
 # -- the statistics of a check
 
 
-def test_agreement_is_what_scipy_and_plain_formulas_say() -> None:
+def test_agreement_equals_scipy_and_plain_formulas() -> None:
     from scipy.stats import spearmanr
 
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the amortised head sees inside a forward, against the model's own attention weights and plain sums."""
+"""What the amortised head records in a forward pass, against the model's attention weights and plain sums."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def seen(model: nn.Module, *batches: slice) -> Tensor:
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_attention_is_that_which_the_model_gives_out(name: str, kernel: str) -> None:
+def test_recorded_attention_equals_the_models_output(name: str, kernel: str) -> None:
     torch.manual_seed(0)
     plain = AutoModel.from_config(CONFIGS[name](), attn_implementation="eager").eval()
     model = AutoModel.from_config(CONFIGS[name](), attn_implementation=kernel).eval()
@@ -58,7 +58,7 @@ def test_attention_is_that_which_the_model_gives_out(name: str, kernel: str) -> 
         assert min(gaps) < 1e-5
 
 
-def test_the_spread_is_that_before_every_normalisation() -> None:
+def test_the_spread_before_every_normalisation_is_recorded() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh(), nn.RMSNorm(4))
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
     with Recorder(net, torch.ones(2, 3, dtype=torch.bool)) as inside:
@@ -87,7 +87,7 @@ def test_padding_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("way", ["causal", "bool", "scale"])
-def test_arguments_of_the_fused_kernel_are_heeded(way: str) -> None:
+def test_arguments_of_the_fused_kernel_are_respected(way: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 4, 8, generator=torch.Generator().manual_seed(2))
     mask = torch.ones(4, 4, dtype=torch.bool).tril()
     arguments = {"causal": {"is_causal": True}, "bool": {"attn_mask": mask}, "scale": {"scale": 0.3}}[way]
@@ -99,7 +99,7 @@ def test_arguments_of_the_fused_kernel_are_heeded(way: str) -> None:
     model = Attend()
     with Recorder(model, torch.ones(1, 4, dtype=torch.bool)) as inside:
         model(v)
-    # the kernel itself tells its weights: what it makes of the unit vectors
+    # the kernel's weights are its output for unit vectors as values
     weights = scaled_dot_product_attention(q, k, torch.eye(4).expand(1, 2, 4, 4), **arguments)
     got, own = weights.square().sum(2).sqrt(), weights.diagonal(dim1=2, dim2=3)
     expected = (torch.cat([got, own], 1) + LEAST_ATTENTION).log().transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Calls as people make them of Captum's methods: its orders, settings, masks and wrappers."""
+"""Calls in the style of Captum's methods: order of arguments, settings, masks and wrappers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_embeddings_as_inputs_come_with_their_mask_too() -> None:
     torch.testing.assert_close(batch.sigma[1:, :2], single.sigma, rtol=1e-4, atol=0)
 
 
-def test_a_token_mask_that_is_given_counts_before_the_models_own() -> None:
+def test_a_given_token_mask_takes_precedence_over_the_models() -> None:
     method = LayerInformationLoss(with_mask, WORDS)
     every = method.fit(RAGGED, 1, MASK, token_mask=torch.ones(2, 6), solver=FAST)
     assert (every.sigma > 0).all()
@@ -90,14 +90,14 @@ def named(name: str) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("name", ["attention_mask", "mask", "input_mask", "attn_mask", "x"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_masks_are_known_by_name_or_by_their_padding(name: str, side: str) -> None:
+def test_masks_are_recognised_by_name_or_padding(name: str, side: str) -> None:
     ids, mask = (RAGGED, MASK) if side == "right" else (RAGGED.flip(1), MASK.flip(1))
     found = inferred_token_mask(named(name), [ids], [mask])
     assert found is not None
     assert torch.equal(found, mask.bool())
 
 
-def test_a_padding_mask_of_torch_says_true_for_padding() -> None:
+def test_a_padding_mask_of_torch_is_true_for_padding() -> None:
     for name in ("key_padding_mask", "src_key_padding_mask"):
         found = inferred_token_mask(named(name), [RAGGED], [MASK == 0])
         assert found is not None
@@ -114,11 +114,11 @@ def test_a_padding_mask_of_torch_says_true_for_padding() -> None:
         ("global_attention_mask", MASK),
         ("decoder_attention_mask", MASK),
         ("special_tokens_mask", MASK),
-        ("x", TYPES),  # unnamed token types
-        ("x", MASK.flip(1)),  # what it leaves out is no padding: the ids there differ
+        ("x", TYPES),  # token types without a name
+        ("x", MASK.flip(1)),  # not padding: the ids at masked places differ
         ("x", MASK.float()),
         ("x", torch.tensor([[1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0]])),  # a hole
-        ("x", 1 - MASK),  # True for padding: not without a name that says so
+        ("x", 1 - MASK),  # True for padding: needs a name that says so
         ("attention_mask", 2 * MASK),
         ("attention_mask", (1 - MASK) * -1e4),
         ("attention_mask", MASK[:, :4]),
@@ -126,11 +126,11 @@ def test_a_padding_mask_of_torch_says_true_for_padding() -> None:
         ("attention_mask", torch.ones(2, 6)),  # nothing to leave out
     ],
 )
-def test_what_is_no_mask_of_padding_is_not_taken_for_one(name: str, argument: Tensor) -> None:
+def test_other_arguments_are_not_taken_for_padding_masks(name: str, argument: Tensor) -> None:
     assert inferred_token_mask(named(name), [RAGGED], [argument]) is None
 
 
-def test_names_are_those_of_the_model_behind_its_wrappers() -> None:
+def test_argument_names_are_those_of_the_model_inside_wrappers() -> None:
     names = parameter_names(BERT)
     assert names[:2] == ["input_ids", "attention_mask"]
     assert parameter_names(nn.DataParallel(BERT)) == names
@@ -168,7 +168,7 @@ def test_baselines_second_and_the_target_third_are_refused_with_the_line_to_writ
         METHOD.fit(X, *given)
 
 
-def test_our_own_order_is_taken() -> None:
+def test_our_argument_order_is_accepted() -> None:
     def scaled(x: Tensor, scale: Any) -> Tensor:
         return MLP(x) * scale
 
@@ -236,7 +236,7 @@ def test_a_warning_is_shown_at_the_users_line(name: str) -> None:
     assert caught[0].filename == __file__
 
 
-def test_settings_that_ask_for_nothing_are_taken() -> None:
+def test_settings_without_effect_are_accepted() -> None:
     found = METHOD.attribute(X, target=1, baselines=None, return_convergence_delta=False, solver=FAST)
     assert torch.equal(found, METHOD.attribute(X, 1, solver=FAST))
 
@@ -257,7 +257,7 @@ def test_attribute_to_layer_input_moves_the_noise_to_the_layers_input() -> None:
     expected = before.attribute(IDS, **given)
     found = method.attribute(IDS, attribute_to_layer_input=True, **given)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert method.layer is block  # and the method is as it was
+    assert method.layer is block  # and the method is unchanged
     assert torch.equal(
         method.attribute(IDS, attribute_to_layer_input=False, **given), method.attribute(IDS, **given)
     )
@@ -284,7 +284,7 @@ EACH = {
 
 
 @pytest.mark.parametrize("names", [["token_mask"], ["max_sigma"], ["state_std"], list(EACH)], ids=str)
-def test_noise_tunnel_repeats_what_is_of_each_example(names: list[str]) -> None:
+def test_noise_tunnel_repeats_per_example_arguments(names: list[str]) -> None:
     each = {name: EACH[name] for name in names}
     plain = METHOD.attribute(X, solver=FAST, **each)
     given = {"nt_samples": 3, "stdevs": 0.0, "solver": FAST}
@@ -294,7 +294,7 @@ def test_noise_tunnel_repeats_what_is_of_each_example(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("names", [["token_mask"], ["max_sigma"], ["state_std"], list(EACH)], ids=str)
-def test_sensitivity_max_is_zero_at_radius_zero_with_settings_of_each_example(names: list[str]) -> None:
+def test_sensitivity_max_is_zero_at_radius_zero_with_per_example_settings(names: list[str]) -> None:
     each = {name: EACH[name] for name in names}
     found = sensitivity_max(
         METHOD.attribute, X, perturb_radius=0.0, n_perturb_samples=3, norm_ord=2, solver=FAST, **each
@@ -303,7 +303,7 @@ def test_sensitivity_max_is_zero_at_radius_zero_with_settings_of_each_example(na
     assert found.max() < 1e-4
 
 
-def test_a_feature_mask_of_each_example_goes_through_both() -> None:
+def test_a_feature_mask_per_example_works_with_both() -> None:
     mask = torch.tensor([[0, 0, 1, 1, 2], [0, 1, 1, 2, 2], [0, 1, 2, 2, 2], [0, 0, 0, 1, 2]])
     plain = METHOD.attribute(X, feature_mask=mask, solver=FAST)
     smooth = NoiseTunnel(METHOD).attribute(X, nt_samples=2, stdevs=0.0, feature_mask=mask, solver=FAST)
@@ -321,7 +321,7 @@ def test_a_bad_neuron_selector_is_an_assertion_error_as_captums_is(selector: Any
     assert isinstance(caught.value, (SelectorError, ValueError))
 
 
-def test_a_layer_that_runs_twice_has_no_input_to_move_to() -> None:
+def test_attribute_to_layer_input_refuses_a_layer_that_runs_twice() -> None:
     block = seeded(lambda: nn.Linear(5, 5))
     method = LayerInformationLoss(lambda x: block(block(x)), block)
     with pytest.raises(ValueError, match="fired 2 times"):

@@ -1,4 +1,4 @@
-"""What the Captum classes hand out: nats of a known sigma, shares of elements, the spread over a corpus."""
+"""Results of the Captum classes: nats of a known sigma, shares of elements, the spread over a corpus."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_scores_are_the_nats_of_the_known_sigma() -> None:
     torch.testing.assert_close(found, kept.float().expand(2, 3), rtol=2e-3, atol=2e-2)
 
 
-def test_shares_of_the_elements_sum_to_the_token_and_are_alike() -> None:
+def test_shares_of_the_elements_are_equal_and_sum_to_the_token() -> None:
     for score in ("loss", "kept"):
         shares = scores(score)
         torch.testing.assert_close(shares.sum(-1), scores(score, return_input_shape=False))
@@ -68,7 +68,7 @@ def test_shares_of_the_elements_sum_to_the_token_and_are_alike() -> None:
     assert torch.equal(sigma, scores("sigma", return_input_shape=False).unsqueeze(-1).expand_as(sigma))
 
 
-def test_the_spread_of_a_state_is_numpys_over_all_unmasked_positions() -> None:
+def test_the_state_std_equals_numpys_over_all_unmasked_positions() -> None:
     batches = []
     for length in (3, 5):
         inputs = normal(4, length, WIDTH, seed=length) * 2 + 1
@@ -84,11 +84,11 @@ def test_the_spread_of_a_state_is_numpys_over_all_unmasked_positions() -> None:
     np.testing.assert_allclose(part.numpy(), np.tanh(samples).std(0)[2:4], rtol=1e-5)
 
 
-def test_without_places_every_example_is_a_sample_of_the_spread() -> None:
+def test_without_positions_every_example_is_a_sample_of_the_state_std() -> None:
     torch.manual_seed(0)
     embed, shift = nn.Embedding(20, 4), normal(6, 4)
     ids = torch.arange(18).reshape(6, 3)
-    mask = torch.tensor([[1, 1, 0]] * 6)  # a mask of tokens is none of a state without them
+    mask = torch.tensor([[1, 1, 0]] * 6)  # a token mask does not apply to a state without tokens
     method = LayerInformationLoss(lambda ids, shift: embed(ids).sum(1) + shift, embed)
     batches = [
         {"inputs": ids[part], "additional_forward_args": shift[part], "token_mask": mask[part]}

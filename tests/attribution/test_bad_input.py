@@ -71,7 +71,7 @@ def nan_at(tensor: Tensor, example: int, value: float = torch.nan) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.int32, torch.bool])
-def test_integer_inputs_are_sent_to_the_layer_class(dtype: torch.dtype) -> None:
+def test_integer_inputs_are_refused_with_a_hint_at_the_layer_class(dtype: torch.dtype) -> None:
     refuses(TypeError, [str(dtype), "floating point", "LayerInformationLoss"], lambda: attribute(X.to(dtype)))
 
 
@@ -110,7 +110,7 @@ def test_weights_that_are_not_finite(layer: str) -> None:
         method.attribute(IDS, solver=FAST)
 
 
-def test_infinite_weights_that_saturate_show_in_the_gradient() -> None:
+def test_infinite_weights_that_saturate_are_found_in_the_gradient() -> None:
     model = seeded(Net)
     model.hidden.weight.data[0, 0] = torch.inf
     with pytest.raises(ValueError, match="example 0 in the closed form; check its weights"):
@@ -258,7 +258,7 @@ def test_a_selector_that_loses_the_batch_or_is_no_tensor() -> None:
     refuses(TypeError, ["selected state", "list"], lambda: attribute(neuron_selector=lambda s: s.tolist()))
 
 
-def test_a_state_of_zeros_is_measured_in_its_own_unit_with_a_warning() -> None:
+def test_a_state_of_zeros_has_unit_1_with_a_warning() -> None:
     zeros = torch.zeros(2, 5)
     known = {"state_std": 1.0, "input_std": 1.0}
     with pytest.warns(UserWarning, match="state of example 0 is 0 throughout.*state_std"):
@@ -438,7 +438,7 @@ def test_dropout_in_training_mode_warns_through_a_function() -> None:
     assert not warnings_of(lambda: attribute(forward=lambda x: MLP(x)))
 
 
-def test_a_forward_that_names_what_has_no_value_yet_is_no_error() -> None:
+def test_a_forward_that_refers_to_an_unset_variable_is_accepted() -> None:
     def forward(x: Tensor) -> Tensor:
         return MLP(x) if len(x) else late(x)
 

@@ -42,13 +42,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Case:
-    """A case of the suite, copied, so that no test sees what another one did to it."""
+    """Return a copy of a case of the suite, so that tests do not affect each other."""
 
     def __init__(self, case: dict[str, Any], theirs: type) -> None:
         _, self.model, self.arguments, self.layer, self.tunnel, _ = parse_test_config(copy.deepcopy(case))
         self.name, self.theirs = case["name"], theirs
         self.delta = case.get("target_delta", 0.0001)
-        self.arguments.pop("baselines", None)  # there is no baseline in what we do
+        self.arguments.pop("baselines", None)  # our method has no baselines
 
     def method(self) -> Any:
         where = () if self.layer is None else (get_target_layer(self.model, self.layer),)
@@ -65,7 +65,7 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def cases(*theirs: type, many_targets: bool = False) -> dict[str, Any]:
-    """Those of some of Captum's classes; several layers at once are refused by ours, in words."""
+    """Cases of some of Captum's classes; ours refuses several layers at once with a clear error."""
     found = [
         Case(case, one)
         for case in config
@@ -126,7 +126,7 @@ def test_targets(case: Case) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"additional_forward_args": (None, True), "target": (1, 0)}])
-def test_what_is_no_single_number_is_a_state_for_us_and_an_error_for_captum(more: dict[str, Any]) -> None:
+def test_several_numbers_are_a_state_for_us_and_an_error_for_captum(more: dict[str, Any]) -> None:
     """``test_simple_target_missing_error`` and ``test_multi_target_error``: a state may have several elements."""
     with pytest.raises(AssertionError):
         IntegratedGradients(BasicModel_MultiLayer()).attribute(torch.zeros((1, 3)), **more)

@@ -1,4 +1,4 @@
-"""Captum's contract (DESIGN.md, section 5): our classes wherever Captum's integrated gradients go."""
+"""Captum's contract: our classes in every place where Captum's integrated gradients work."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def untouched(model: nn.Module, generators: bool = True) -> Iterator[None]:
 
 
 def seeded(make: Any, seed: int = 0) -> Any:
-    """What ``make`` builds from a fixed seed, in eval mode."""
+    """Build a module with ``make`` from a fixed seed, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = make()
@@ -223,7 +223,7 @@ def layer_output(case: Case) -> Tensor:
 
 @pytest.mark.parametrize("score", ["loss", "signed"])
 @pytest.mark.parametrize("case", **named(MANY_TARGETS))
-def test_each_target_of_a_batch_is_that_examples_own(case: Case, score: str) -> None:
+def test_each_example_of_a_batch_has_its_own_target(case: Case, score: str) -> None:
     case.arguments["score"] = score
     whole = as_tuple(case.method().attribute(**case.arguments))
     targets = case.arguments["target"]
@@ -356,7 +356,7 @@ def test_there_is_no_convergence_delta_and_no_future() -> None:
             method.attribute_future()
 
 
-# The model stays as it was
+# The model is left unchanged
 
 
 def test_no_grad_around_the_call_changes_nothing() -> None:
@@ -365,7 +365,7 @@ def test_no_grad_around_the_call_changes_nothing() -> None:
         assert torch.equal(InformationLoss(MLP).attribute(X, target=0, solver=FAST), expected)
 
 
-def test_inference_mode_tensors_are_refused_or_work() -> None:
+def test_inference_mode_tensors_work_or_are_refused() -> None:
     with torch.inference_mode():
         inputs = X * 1
     result = InformationLoss(MLP).attribute(inputs, target=0, solver=FAST)
@@ -379,7 +379,7 @@ def test_frozen_models_give_the_same_scores_and_stay_frozen() -> None:
     torch.testing.assert_close(result, InformationLoss(MLP).attribute(X, target=0, solver=FAST))
 
 
-def test_gradients_of_the_user_survive() -> None:
+def test_gradients_of_the_user_are_kept() -> None:
     model = copy.deepcopy(MLP)
     model(X).sum().backward()
     inputs = X.clone().requires_grad_()
@@ -443,7 +443,7 @@ def two_inputs(x: Tensor, y: Tensor) -> Tensor:
 PAIR = (normal(3, 4), normal(3, 2, 4, seed=2))
 
 
-def test_a_tuple_of_inputs_gives_a_tuple_and_its_tokens_follow_each_other() -> None:
+def test_a_tuple_of_inputs_gives_a_tuple_with_consecutive_tokens() -> None:
     method = InformationLoss(two_inputs)
     first, second = method.attribute(PAIR, score="sigma", solver=FAST)
     tokens = method.attribute(PAIR, score="sigma", solver=FAST, return_input_shape=False)
@@ -456,7 +456,7 @@ def test_a_tuple_of_one_stays_a_tuple() -> None:
     assert torch.equal(result, InformationLoss(MLP).attribute(X, solver=FAST))
 
 
-def test_a_number_shared_by_two_inputs_makes_one_token() -> None:
+def test_a_mask_number_in_two_inputs_is_one_token() -> None:
     mask = (torch.tensor([[0, 0, 1, 2]]), torch.tensor([[[1] * 4, [3] * 4]]))
     first, second = InformationLoss(two_inputs).attribute(PAIR, feature_mask=mask, score="sigma", solver=FAST)
     assert torch.equal(first[:, 0], first[:, 1])
@@ -539,7 +539,7 @@ def test_an_image_classifier_scores_pixels_or_patches() -> None:
     assert result.shape == images.shape and len(result[0].unique()) == 2
 
 
-def test_work_in_place_after_a_layer_does_not_reach_its_state_or_its_noise() -> None:
+def test_operations_in_place_after_a_layer_do_not_change_its_state_or_noise() -> None:
     """An in-place ReLU overwrites the tensor that the layer before it returned."""
     inplace = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)))
     plain = copy.deepcopy(inplace)
@@ -556,15 +556,15 @@ def test_work_in_place_after_a_layer_does_not_reach_its_state_or_its_noise() -> 
         assert torch.equal(*state) and torch.equal(*noise)
 
 
-def test_a_model_that_works_in_place_on_its_input_does_not_reach_ours() -> None:
+def test_a_model_that_changes_its_input_in_place_does_not_change_ours() -> None:
     inputs = X.clone()
     result = InformationLoss(lambda x: MLP(x.mul_(2))).attribute(inputs, solver=FAST)
     assert torch.equal(inputs, X)
     assert torch.equal(result, InformationLoss(lambda x: MLP(x * 2)).attribute(X, solver=FAST))
 
 
-def test_a_padded_state_of_a_torch_transformer_has_no_distortion_of_its_own() -> None:
-    """Without gradients torch's fast path zeroes padded positions; with them it does not."""
+def test_padding_adds_no_distortion_to_a_state_of_a_torch_transformer() -> None:
+    """Torch's fast path zeroes padded positions, but only without gradients."""
     model = seeded(TransformerClassifier)
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
     method = LayerInformationLoss(model, model.embedding, model.encoder)
@@ -595,7 +595,7 @@ class TwoReaders(nn.Module):
         return (self.left(ids) * self.right(ids.flip(1))).tanh().sum(1)
 
 
-def test_modules_that_share_an_embedding_are_told_apart() -> None:
+def test_modules_that_share_an_embedding_are_distinguished() -> None:
     model = seeded(TwoReaders)
     with untouched(model):
         left = LayerInformationLoss(model, model.left).attribute(IDS, solver=FAST)
@@ -674,7 +674,7 @@ def test_a_padded_batch_of_numbers_is_its_single_series() -> None:
 
 
 @pytest.mark.parametrize("selector", [(slice(None), 0), lambda state: state[:, :, :3]])
-def test_part_of_a_state_does_not_feel_padding_either(selector: Any) -> None:
+def test_a_part_of_a_state_does_not_depend_on_padding(selector: Any) -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     batch = bert_scores(IDS, mask, neuron_selector=selector)
     single = bert_scores(IDS[:1, :3], mask[:1, :3], neuron_selector=selector)

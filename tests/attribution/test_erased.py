@@ -36,7 +36,7 @@ EMBEDDING = BERT.get_input_embeddings()
 
 
 def own_cases() -> list[Case]:
-    """Captum's generated cases but those of neurons, apart from those that other tests change."""
+    """Captum's generated cases except those of neurons, as copies that other tests do not change."""
     return [
         case for case in cases() if not isinstance(case.layer, list) and "Neuron" not in case.theirs.__name__
     ]
@@ -51,7 +51,7 @@ def game(damage: Any, n: int, prior: float | Tensor = 0.0, **more: Any) -> Any:
 
 
 def derivative(damage: Any, p: Tensor, count: int = 200_000) -> Tensor:
-    """dDelta/dp_i at p by brute force: each token erased and not, the others as they fall."""
+    """dDelta/dp_i at p by brute force: each token erased and not, averaged over the others."""
     b = (torch.rand(count, len(p), generator=torch.Generator().manual_seed(1)) < p).double()
     found = []
     for i in range(len(p)):
@@ -141,12 +141,12 @@ def test_seeds_draw_other_masks_and_a_seed_draws_the_same() -> None:
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
-def test_damage_and_keep_look_at_opposite_erasures() -> None:
+def test_damage_and_keep_use_opposite_erasures() -> None:
     damage, keep = (game(GAMES["sum"], 12, side=side).probability[0] for side in ("damage", "keep"))
     assert damage[-1] > 0.8 and damage[0] < 0.1 and keep[-1] < 0.2 and keep[0] > 0.9
 
 
-def test_an_example_depends_neither_on_its_neighbours_nor_on_padding() -> None:
+def test_an_example_does_not_depend_on_other_examples_or_padding() -> None:
     weights = torch.randn(20, generator=torch.Generator().manual_seed(0)).double()
     damage = lambda _, b: (b.double() * weights[: b.shape[1]]).sum(1).sin()  # noqa: E731
     players = torch.ones(3, 20, dtype=torch.bool)
@@ -231,7 +231,7 @@ def test_a_batch_with_padding_is_its_single_sentences() -> None:
 
 
 @pytest.mark.parametrize("way", ["attention", "delete"])
-def test_hidden_and_deleted_tokens_are_what_the_model_says_without_them(way: Any) -> None:
+def test_hiding_or_deleting_tokens_equals_the_model_without_them(way: Any) -> None:
     ids, mask = torch.tensor([[2, 3, 14, 15, 9, 7]]), torch.ones(1, 6, dtype=torch.long)
     baselines = torch.tensor([[2, 4, 4, 4, 4, 7]])  # the first and last are never erased
     reading = lambda ids, attention_mask: BERT(ids, attention_mask=attention_mask).logits  # noqa: E731
@@ -253,14 +253,14 @@ def test_hidden_and_deleted_tokens_are_what_the_model_says_without_them(way: Any
     assert not fit.score[0, [0, 5]].any() and fit.token_mask[0].tolist() == [False, *[True] * 4, False]
 
 
-def test_a_state_of_several_numbers_loses_its_distortion() -> None:
+def test_the_damage_of_a_state_of_several_numbers_is_its_distortion() -> None:
     method = LayerInformationErased(lambda ids: BERT(ids).logits, EMBEDDING, BERT.bert.encoder.layer[0])
     with untouched(BERT):
         fit = method.fit(IDS, 4)
     assert (fit.damage > 0).all() and fit.score.shape == IDS.shape
 
 
-def test_without_a_baseline_the_mean_of_the_table_stands_for_erased_tokens() -> None:
+def test_without_a_baseline_the_mean_of_the_table_replaces_erased_tokens() -> None:
     model = seeded(LSTMClassifier)
     found = LayerInformationErased(model, model.embedding).attribute(IDS, target=0, return_input_shape=False)
     mean = model.embedding.weight.detach().mean(0)
@@ -279,7 +279,7 @@ def test_captums_metrics_take_the_scores() -> None:
     assert sensitivity_max(method.attribute, x, same, target=1).max() < 1e-6  # other numbers of rows
 
 
-def test_ways_that_cannot_be_gone_say_so() -> None:
+def test_ways_that_do_not_apply_are_refused() -> None:
     method = LayerInformationErased(lambda ids: BERT(ids).logits, EMBEDDING)
     with pytest.raises(ValueError, match="no argument of the model is an attention mask"):
         method.attribute(IDS, 4, target=0, ways=("mask", "attention"))
@@ -294,7 +294,7 @@ def test_ways_that_cannot_be_gone_say_so() -> None:
         method.attribute(IDS, torch.zeros(3, 2, dtype=torch.long), target=0)
 
 
-def test_where_no_token_would_be_left_baselines_stand_for_all() -> None:
+def test_baselines_replace_all_tokens_if_none_would_be_left() -> None:
     ids = IDS[:1, :2]
     method = LayerInformationErased(lambda ids: BERT(ids).logits, EMBEDDING)
     fit = method.fit(ids, 4, target=0, ways="delete")
@@ -310,7 +310,7 @@ def test_where_no_token_would_be_left_baselines_stand_for_all() -> None:
     np.testing.assert_allclose(fit.score[0], slopes, rtol=1e-3, atol=1e-5)
 
 
-def test_tokens_that_are_their_own_baseline_are_worth_nothing() -> None:
+def test_tokens_equal_to_their_baseline_have_score_0() -> None:
     found = LayerInformationErased(lambda ids: BERT(ids).logits, EMBEDDING).attribute(IDS, IDS, target=0)
     assert not found.any()
 
@@ -325,7 +325,7 @@ def test_log_odds_are_those_of_the_softmax(classes: int, seed: int) -> None:
         torch.testing.assert_close(log_odds(scores, 0).sigmoid(), scores.softmax(1)[:, 0])
 
 
-def test_a_language_models_tokens_are_what_its_log_probability_loses_with_them() -> None:
+def test_the_scores_of_a_language_model_are_losses_of_log_probability() -> None:
     model, tokenizer = seeded(small_gpt2), word_tokenizer()
     embedding, prompt = model.get_input_embeddings(), TextTokenInput("the film was", tokenizer)
     method = InformationLossLLMAttribution(LayerInformationErased(model, embedding), tokenizer)

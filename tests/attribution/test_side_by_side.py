@@ -71,7 +71,7 @@ def test_noise_tunnel_runs_the_method_on_noisy_inputs(method: Any) -> None:
 
 
 @input_classes
-def test_infidelity_judges_the_scores(method: Any) -> None:
+def test_infidelity_evaluates_the_scores(method: Any) -> None:
     scores = method(from_vectors).attribute(VECTORS, target=1, additional_forward_args=(MASK,))
 
     def nudge(inputs: Tensor) -> tuple[Tensor, Tensor]:

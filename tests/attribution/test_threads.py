@@ -1,4 +1,4 @@
-"""Threads: those that explain get what they get alone, and those that serve the same models feel nothing of it."""
+"""Threads: explanations do not depend on other threads, and do not affect threads that use the same models."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def in_thread(call: Callable[[], Any]) -> Any:
 
 
 def process() -> tuple[Any, ...]:
-    """What is the process's and not a thread's."""
+    """Global state of the process."""
     return (
         torch.backends.mha.get_fastpath_enabled(),
         torch.backends.cudnn.enabled,
@@ -57,7 +57,7 @@ def process() -> tuple[Any, ...]:
 
 @contextmanager
 def repeated(call: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Other threads call again and again inside the block; what each call gave."""
+    """Call a function repeatedly in other threads inside the block, and collect the results."""
     found: list[Any] = []
     stop = threading.Event()
 
@@ -116,7 +116,7 @@ def test_predictions_of_other_threads_are_the_same_bit_for_bit(
         process(),
         hooks(BERT),
         hooks(ENCODER),
-    )  # transformers leaves hooks of its own for output_hidden_states
+    )  # transformers leaves hooks for output_hidden_states
     with repeated(predict) as predictions:
         for _ in range(3):
             assert torch.equal(explain(), alone)
@@ -125,7 +125,7 @@ def test_predictions_of_other_threads_are_the_same_bit_for_bit(
 
 
 def test_a_hook_inside_an_encoder_layer_leaves_the_fast_path_of_other_threads_on() -> None:
-    """One on any part of it switches it off: other threads' predictions then differ in their last digits."""
+    """A hook on any part would switch the fast path off: other threads' predictions would differ in the last digits."""
     layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
     encoder = seeded(lambda: nn.TransformerEncoder(layer, 2))
     x, padding = normal(3, 9, 64), torch.arange(9) >= torch.tensor([9, 6, 2]).unsqueeze(1)
@@ -162,7 +162,7 @@ def test_a_users_own_hook_comes_before_ours() -> None:
 
 
 @pytest.mark.parametrize("side", ["output", "input"])
-def test_a_hook_acts_in_its_own_thread_alone(side: Any) -> None:
+def test_a_hook_acts_in_its_own_thread_only(side: Any) -> None:
     layer = nn.Linear(3, 3)
     x = normal(2, 3)
     plain, seen = layer(x), []
@@ -177,15 +177,15 @@ def test_a_hook_acts_in_its_own_thread_alone(side: Any) -> None:
     assert seen == [threading.get_ident()] and not hooks(layer)
 
 
-def test_a_hook_that_is_taken_off_while_another_thread_calls_it_is_no_error() -> None:
-    """Torch looks up whether a hook takes keyword arguments when it is called: by then that may be forgotten."""
+def test_a_hook_may_be_removed_while_another_thread_calls_it() -> None:
+    """Torch looks up whether a hook takes keyword arguments at the call; after its removal this may be lost."""
     layer = nn.Linear(3, 3)
     with at_site(LayerCall(layer, side="input"), lambda passing: None):
         [hook] = layer._forward_pre_hooks.values()
     assert in_thread(lambda: hook(layer, (normal(2, 3),))) is None
 
 
-def test_nothing_of_the_process_changes_while_the_model_runs() -> None:
+def test_no_global_state_changes_while_the_model_runs() -> None:
     class Looking(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -250,7 +250,7 @@ def test_compiled_models_of_other_threads_run_compiled() -> None:
 # Threads that explain
 
 
-def test_explaining_threads_get_what_one_gets_alone() -> None:
+def test_threads_get_the_same_explanations_as_a_single_one() -> None:
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     explainer = TextExplainer(model, tokenizer)
 
@@ -267,8 +267,8 @@ def test_explaining_threads_get_what_one_gets_alone() -> None:
     assert process() == before and not hooks(model)
 
 
-def test_a_tokenizer_that_others_cut_texts_with_cuts_none_of_ours() -> None:
-    """Its truncation is set for each call, and acted in all threads: some texts lost their end."""
+def test_truncation_by_another_thread_does_not_cut_our_texts() -> None:
+    """Truncation is a setting of the tokenizer and affected all threads: some texts lost their end."""
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     explainer = TextExplainer(model, tokenizer)
     given = {"padding": True, "truncation": True, "max_length": 4}
@@ -316,8 +316,8 @@ def test_a_thread_that_raises_leaves_the_others_alone() -> None:
     assert process() == before
 
 
-def test_no_warning_of_a_text_is_lost_or_left_to_others() -> None:
-    """A filter for all threads was set while texts were explained, and stayed where two did so."""
+def test_warning_filters_of_other_threads_are_not_changed() -> None:
+    """A global filter was set while texts were explained, and stayed after two threads had done so."""
     seen: list[int] = []
     real = warnings.catch_warnings
 
@@ -335,7 +335,7 @@ def test_no_warning_of_a_text_is_lost_or_left_to_others() -> None:
     assert not seen
 
 
-def test_the_head_sees_what_its_own_thread_computes() -> None:
+def test_the_head_records_only_its_own_thread() -> None:
     model = nn.Sequential(nn.LayerNorm(4))
     x, mask = normal(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
     with Recorder(model, mask) as alone:
@@ -351,7 +351,7 @@ def test_the_head_sees_what_its_own_thread_computes() -> None:
 
 
 class OnCpu(DataParallel[nn.Module]):
-    """Torch's DataParallel over two devices that are both the CPU: replicas run in threads of their own."""
+    """Torch's DataParallel over two devices that are both the CPU: replicas run in separate threads."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -401,7 +401,7 @@ NET, WORDS = seeded(Net), normal(4, 3, 4)
 
 
 @pytest.mark.parametrize("noise, state", [(None, None), (0, None), (None, 2), (0, 2)])
-def test_a_data_parallel_model_gives_what_its_module_gives(noise: int | None, state: int | None) -> None:
+def test_a_data_parallel_model_gives_the_same_as_its_module(noise: int | None, state: int | None) -> None:
     def sigma(model: nn.Module) -> Tensor:
         at = None if state is None else NET[state]
         method = InformationLoss(model, at) if noise is None else LayerInformationLoss(model, NET[noise], at)
@@ -431,7 +431,7 @@ def test_replicas_of_other_threads_are_unchanged() -> None:
 
 
 class Checkpointed(nn.Module):
-    """Two blocks, each computed again when gradients are taken; or neither."""
+    """Two blocks, with or without checkpoints."""
 
     def __init__(self, reentrant: bool | None) -> None:
         super().__init__()
@@ -455,7 +455,7 @@ def checkpointed(reentrant: bool | None) -> Checkpointed:
 
 
 @pytest.mark.parametrize("state", [None, "blocks.0", "blocks.1.1"])
-def test_noise_before_checkpointed_blocks_gives_what_it_gives_without(state: str | None) -> None:
+def test_noise_before_checkpointed_blocks_has_the_same_result_as_without(state: str | None) -> None:
     found = []
     for reentrant in (None, False):
         model = checkpointed(reentrant)
@@ -467,12 +467,12 @@ def test_noise_before_checkpointed_blocks_gives_what_it_gives_without(state: str
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("noise", ["blocks.0.0", "blocks.1", "blocks.1.1"])
 def test_noise_inside_a_checkpointed_block_is_refused(reentrant: bool, noise: str) -> None:
-    """Its hook was gone when the block was computed again: log sigma was off by many standard errors."""
+    """The hook was missing when the block was recomputed: log sigma was wrong by many standard errors."""
     model = checkpointed(reentrant)
     method = LayerInformationLoss(model, model.get_submodule(noise))
     with pytest.raises(ValueError, match=r"noise layer \w+ runs inside torch\.utils\.checkpoint"):
         method.fit(WORDS, solver=FAST)
-    with torch.autograd.graph.save_on_cpu():  # hooks of the caller are no reason
+    with torch.autograd.graph.save_on_cpu():  # hooks of the caller are accepted
         plain = checkpointed(None)
         LayerInformationLoss(plain, plain.get_submodule(noise)).fit(WORDS, solver=FAST)
     assert not hooks(model)

@@ -1,4 +1,4 @@
-"""The least and the most that an order of tokens can reach: against all permutations."""
+"""Bounds on what an order of tokens can reach, against all permutations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp_plugin.comparison.metrics import METRICS, Bounds, normalised, order_
 
 
 def any_loss(count: int, seed: int) -> Tensor:
-    """Of every set of tokens, as bits: whatever, so nothing is monotone or additive."""
+    """A random value for every set of tokens, as bits, so that it is neither monotone nor additive."""
     return torch.rand(2**count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -102,7 +102,7 @@ def test_the_best_order_of_all_reaches_one_and_the_worst_zero() -> None:
     assert normalised(trial_in(worst), bounds) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_bounds_are_looked_for_once_and_again_when_the_weights_change(
+def test_bounds_are_computed_once_and_again_when_the_weights_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import interp_plugin.comparison.metrics as module
@@ -123,11 +123,11 @@ def test_bounds_are_looked_for_once_and_again_when_the_weights_change(
     assert len(calls) == 2
 
 
-def test_a_text_over_the_stated_length_is_not_judged() -> None:
+def test_a_text_over_the_longest_length_is_not_evaluated() -> None:
     trial = trial_of(inputs_of(WORTHS), WORTHS)
     assert normalised(trial, Bounds(longest=4)) is None
     assert normalised(trial, Bounds(longest=5)) is not None
 
 
-def test_a_model_that_does_not_look_at_its_words_is_not_judged() -> None:
+def test_a_model_that_ignores_its_words_is_not_evaluated() -> None:
     assert METRICS["normalised sufficiency"](trial_of(inputs_of([0.0, 0.0, 0.0]), [1.0, 2.0, 3.0])) is None

@@ -1,4 +1,4 @@
-"""``interp-plugin compare``, on a model made on the spot; a process of its own only where one is killed."""
+"""``interp-plugin compare``, on a model made by the test; in a separate process only where one is killed."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def run(*arguments: str) -> Any:
 
 
 def compared(*arguments: str) -> Any:
-    """What --json prints."""
+    """The output of --json."""
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def refused(*arguments: str) -> str:
-    """The one sentence that says why not."""
+    """The error message, a single sentence."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     *before, sentence = result.stderr.splitlines()
     assert sentence.startswith("Error: ")
-    assert all(" methods, " in line for line in before)  # what the run would have cost
+    assert all(" methods, " in line for line in before)  # the estimated costs
     return str(sentence)
 
 
@@ -73,7 +73,7 @@ def columns_of(table: Any) -> list[str]:
 COSTS = ["seconds", "forward passes", "backward passes", "peak MiB"]
 
 
-# -- what is printed
+# -- output
 
 
 def test_tables_of_the_methods_and_metrics_are_printed(folder: str, films: str) -> None:
@@ -162,7 +162,7 @@ def test_without_choices_four_methods_and_two_metrics_run_on_a_sample(
     assert lines[-1].startswith("12 of 12 trials after ")
 
 
-def test_an_empty_text_and_labels_that_are_no_class_are_named_and_stop_nothing(
+def test_an_empty_text_and_unknown_labels_are_named_and_do_not_stop_the_run(
     folder: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "films.csv"
@@ -176,7 +176,7 @@ def test_an_empty_text_and_labels_that_are_no_class_are_named_and_stop_nothing(
     assert set(data["notes"]) <= set(data["tables"][0]["notes"])
 
 
-def test_list_says_what_there_is_without_an_input() -> None:
+def test_list_works_without_an_input() -> None:
     from interp_plugin.comparison import METHODS, METRICS
 
     result = run("--list")
@@ -216,7 +216,7 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
 
-# -- where texts come from
+# -- sources of texts
 
 
 def test_limit_takes_the_first(folder: str, films: str, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_rationales_bring_plausibility(folder: str, tmp_path: Path) -> None:
     assert "AUPRC" not in columns_of(table)
 
 
-def test_a_language_model_is_asked_for_the_columns_of_next_tokens(tmp_path: Path) -> None:
+def test_a_language_model_uses_the_columns_of_next_tokens(tmp_path: Path) -> None:
     lm, path = tiny("gpt2", "GPT2LMHeadModel"), tmp_path / "prompts.jsonl"
     lm.model.save_pretrained(tmp_path / "llm")
     lm.tokenizer.save_pretrained(tmp_path / "llm")
@@ -337,7 +337,7 @@ def test_the_folder_holds_report_table_and_picture(folder: str, films: str, tmp_
     assert (output / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_pages_and_markdown_go_where_they_are_told(folder: str, films: str, tmp_path: Path) -> None:
+def test_pages_and_markdown_are_written_to_the_given_paths(folder: str, films: str, tmp_path: Path) -> None:
     html, markdown = tmp_path / "x.html", tmp_path / "x.md"
     result = run(films, "--model", folder, *TWO, "--html", str(html), "--markdown", str(markdown))
     assert result.exit_code == 0, result.output
@@ -356,14 +356,14 @@ def test_two_questions_have_two_pictures(folder: str, films: str, tmp_path: Path
 
 
 def entries(output: Path) -> list[Any]:
-    """What the journal says of each trial."""
+    """The journal's entries."""
     path = output / "journal.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     found = [json.loads(line) for line in lines]
     return [entry for entry in found if "text" in entry]
 
 
-def test_with_another_method_only_that_is_computed(folder: str, films: str, tmp_path: Path) -> None:
+def test_only_an_added_method_is_computed(folder: str, films: str, tmp_path: Path) -> None:
     output = tmp_path / "study"
     common = (films, "--model", folder, "--metrics", "comprehensiveness (mask)", "--output", str(output))
     compared(*common, "--methods", "random")
@@ -382,7 +382,7 @@ def test_other_settings_in_the_same_folder_are_refused(folder: str, films: str, 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-def test_a_run_that_is_killed_goes_on_and_repeats_nothing(folder: str, tmp_path: Path) -> None:
+def test_a_killed_run_is_continued_and_repeats_nothing(folder: str, tmp_path: Path) -> None:
     words = ("a", "not", "bad", "good", "film", "bold", "the")
     texts = [" ".join(some) for some in itertools.islice(itertools.product(words, repeat=6), 12)]
     source, killed, whole = tmp_path / "texts.txt", tmp_path / "killed", tmp_path / "whole"
@@ -404,7 +404,7 @@ def test_a_run_that_is_killed_goes_on_and_repeats_nothing(folder: str, tmp_path:
     assert len(trials) == len(set(trials)) == 24
 
     def judged(data: Any) -> Any:
-        """All but costs, which depend on the machine."""
+        """Results without costs, which depend on the machine."""
         [table] = data["tables"]
         return {method: cells[:2] for rows in table["groups"].values() for method, cells in rows.items()}
 

@@ -145,7 +145,9 @@ def test_embeddings_give_the_answer_of_their_ids_and_carry_gradients() -> None:
         ("delete", Inputs(cnn(), cnn().encode("a film")), "no token of the text would be left"),
     ],
 )
-def test_what_cannot_be_removed_says_what_can(removal: str, inputs: Inputs, message: str) -> None:
+def test_an_impossible_removal_is_refused_with_the_possible_ones(
+    removal: str, inputs: Inputs, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Answer(inputs, 1).of_kept(torch.zeros(1, inputs.length, dtype=torch.bool), removal)
 
@@ -168,7 +170,7 @@ def test_a_state_without_deleted_tokens_is_that_of_those_that_stay(v: float | No
     assert torch.allclose(answer.of_kept(kept, "delete"), torch.stack(truth), atol=1e-5)
 
 
-def test_a_pooled_state_has_no_places_to_lose() -> None:
+def test_a_pooled_state_has_no_positions() -> None:
     model = cnn()
     inputs = Inputs(model, model.encode("the film was good"))
     kept = torch.tensor([[True, False, True, True]])
@@ -193,7 +195,7 @@ class Pairs(nn.Module):
         return scores
 
 
-def test_a_state_whose_places_are_no_tokens_cannot_lose_one() -> None:
+def test_a_state_whose_positions_are_not_tokens_does_not_support_deletion() -> None:
     net = Pairs().eval()
     model = PlainModel(net, tokenizer, net.embedding, {"pairs": net.pairs}, ("no", "yes"))
     inputs = Inputs(model, model.encode("the film was good"))
@@ -207,14 +209,14 @@ def test_a_question_is_a_class_or_a_state() -> None:
             Answer(INPUTS, target, state)
 
 
-def test_special_tokens_are_ranked_only_when_asked() -> None:
+def test_special_tokens_are_ranked_only_on_request() -> None:
     scores = torch.arange(INPUTS.length).float()
     for with_special, expected in ((False, range(WORDS, 0, -1)), (True, range(WORDS + 1, -1, -1))):
         inputs = replace(INPUTS, with_special=with_special)
         assert Trial(inputs, 1, None, Method("x", lambda *q: scores), scores).order() == list(expected)
 
 
-def test_a_method_draws_from_the_texts_seed_and_leaves_the_global_ones_alone() -> None:
+def test_a_method_draws_from_the_seed_of_the_text_and_not_from_global_ones() -> None:
     noise = Method(
         "noise", lambda inputs, *question: torch.rand(inputs.length) + np.random.rand(), draws=True
     )
@@ -246,7 +248,7 @@ def test_scores_that_cannot_be_ranked_are_refused(scores: Tensor, message: str) 
         Method("broken", lambda *question: scores)(INPUTS, 1, None)
 
 
-def test_a_trial_asks_the_same_state_of_another_model() -> None:
+def test_a_trial_reads_the_same_state_of_another_model() -> None:
     other = HuggingFaceModel(*huggingface.load(huggingface.default_model_path()))
 
     def norms(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
@@ -258,7 +260,7 @@ def test_a_trial_asks_the_same_state_of_another_model() -> None:
     assert trial.again(model=other).shape == (INPUTS.length,)
 
 
-def test_methods_and_metrics_say_what_they_apply_to() -> None:
+def test_methods_and_metrics_declare_what_they_apply_to() -> None:
     state = State(1, MODEL.layers[1])
     for explains, of_class, of_state in (
         ("class", True, False),

@@ -65,7 +65,7 @@ def test_passes_are_the_rows_that_each_method_is_known_to_take(
     assert hooks(model) == before
 
 
-def test_passes_of_methods_for_transformers_are_those_they_say() -> None:
+def test_passes_of_methods_for_transformers_are_as_documented() -> None:
     inputs = Inputs(BERT, BERT.encode(TEXT))
     words = int(inputs.players.sum())
     for name, passes in {
@@ -79,7 +79,7 @@ def test_passes_of_methods_for_transformers_are_those_they_say() -> None:
         assert (cost.forward, cost.backward) == passes
 
 
-def test_each_word_that_is_masked_costs_a_pass_and_the_text_one() -> None:
+def test_each_masked_word_costs_a_pass_and_the_text_costs_one() -> None:
     inputs = Inputs(BERT, BERT.encode(TEXT))
     words = int(inputs.players.sum())
     for name, passes in (("feature ablation", 1 + words), ("Shapley value sampling", 1 + 25 * words)):
@@ -91,9 +91,7 @@ def test_each_word_that_is_masked_costs_a_pass_and_the_text_one() -> None:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("iterations", [0, None])
 @pytest.mark.parametrize("watched", ["output", "first", "last"])
-def test_passes_of_the_solver_are_those_it_counts_itself(
-    kind: str, iterations: int | None, watched: str
-) -> None:
+def test_passes_of_the_solver_are_those_it_reports(kind: str, iterations: int | None, watched: str) -> None:
     model = MODELS[kind]
     labels = [*model.layers]
     label = {"output": OUTPUT, "first": labels[0], "last": labels[-1]}[watched]
@@ -125,7 +123,7 @@ def test_every_row_of_a_batch_is_a_pass() -> None:
     assert (cost.forward, cost.backward) == (10, 0)
 
 
-def test_looking_up_embeddings_is_no_pass() -> None:
+def test_looking_up_embeddings_is_not_a_pass() -> None:
     with measured(BERT) as cost:
         inputs = Inputs(BERT, BERT.encode(TEXT))
         inputs.embedded(inputs.ids)
@@ -141,7 +139,7 @@ def test_a_graph_that_outlives_the_block_is_counted_no_further() -> None:
     assert (cost.forward, cost.backward) == (1, 0)
 
 
-def test_what_raises_is_measured_too_and_leaves_no_hook() -> None:
+def test_a_call_that_raises_is_measured_and_leaves_no_hook() -> None:
     before = hooks(BERT)
     with pytest.raises(RuntimeError, match="stop"), measured(BERT) as cost:
         BERT(*Inputs(BERT, BERT.encode(TEXT)).arguments)
@@ -194,7 +192,7 @@ def test_memory_that_the_allocator_kept_from_an_earlier_call_counts_again() -> N
         assert last == 1
 
 
-def test_a_peak_that_cannot_be_read_is_not_made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_peak_that_cannot_be_measured_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("interp_plugin.comparison.costs._PROCESS", tmp_path)
     with measured(BERT) as cost:
         pass

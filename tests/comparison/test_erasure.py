@@ -47,7 +47,7 @@ def sentence() -> Inputs:
     return inputs
 
 
-SPECIALS_TOO = [9.0, *SCORES, 9.0]  # those of special tokens are of no account
+SPECIALS_TOO = [9.0, *SCORES, 9.0]  # those of special tokens do not matter
 
 
 def probability(words: Sequence[str], hidden: Sequence[int] = ()) -> float:
@@ -154,7 +154,7 @@ def test_bins_are_rounded_up_and_hold_one_token_at_least() -> None:
 
 
 def test_a_state_of_separate_words_does_not_notice_that_others_are_deleted() -> None:
-    """Each word's vector is its own: deletion leaves those that stay as they are, and a mask does not."""
+    """Word vectors are independent: deletion does not change the remaining ones, but a mask does."""
     inputs = inputs_of([1.0, 2.0, 0.5])
     trial = trial_of(inputs, [1.0, 2.0, 0.5], state_of(inputs))
     assert METRICS["state erasure (delete)"](trial) == pytest.approx(0, abs=1e-6)
@@ -189,7 +189,7 @@ def test_sufficiency_of_the_whole_curve_is_comprehensiveness_of_the_order_revers
 
 @settings(max_examples=10, deadline=None)
 @given(values, st.randoms(use_true_random=False))
-def test_what_goes_by_ranks_does_not_see_a_monotone_map_of_the_scores(worths, random) -> None:  # type: ignore[no-untyped-def]
+def test_rank_metrics_ignore_a_monotone_map_of_the_scores(worths, random) -> None:  # type: ignore[no-untyped-def]
     inputs, scores = inputs_of(worths), torch.tensor(random.sample(range(len(worths)), len(worths))).float()
     one, other = trial_of(inputs, scores), trial_of(inputs, (scores - 3).exp())
     for name, metric in METRICS.items():
@@ -206,20 +206,20 @@ def test_the_probability_of_a_bag_of_words_falls_by_the_values_that_go() -> None
     assert found == pytest.approx((one + half) / 2, rel=1e-5)
 
 
-def test_a_text_that_deletion_would_empty_is_not_judged() -> None:
+def test_a_text_that_deletion_would_empty_is_not_evaluated() -> None:
     trial = trial_of(inputs_of([1.0, 2.0]), [1.0, 2.0])
     assert erasure("mine", "delete", bins=(0.5, 1.0))(trial) is None
     assert erasure("mine", "delete", bins=(0.5,))(trial) is not None
     assert log_odds(trial, removal="delete", top=1.0) is None
 
 
-def test_a_text_of_one_word_is_not_judged() -> None:
+def test_a_text_of_one_word_is_not_evaluated() -> None:
     trial = trial_of(inputs_of([1.0]), [1.0])
     for name in ("comprehensiveness (mask)", "sufficiency (full curve)", "log-odds", "soft sufficiency"):
         assert METRICS[name](trial) is None
 
 
-def test_a_model_without_a_mask_token_says_so() -> None:
+def test_a_model_without_a_mask_token_is_refused() -> None:
     inputs = inputs_of([1.0, 2.0])
     inputs.model.mask_id = None  # type: ignore[misc]
     with pytest.raises(ValueError, match="no mask token"):
@@ -239,7 +239,7 @@ def test_every_method_retains_half_on_average(scores: list[float]) -> None:
     assert kept.tolist() == pytest.approx([(rank - 0.5) / len(scores) for rank in rankdata(scores)])
 
 
-def test_elements_stay_as_often_as_their_token_is_to_retain() -> None:
+def test_elements_are_kept_with_the_probability_of_their_token() -> None:
     stays = torch.tensor([1.0, 0.25, 0.75, 0.0])
     variants = thinned(torch.ones(1, 4, 50), stays, draws=400, seed=0)
     assert variants.shape == (400, 4, 50)
@@ -247,7 +247,7 @@ def test_elements_stay_as_often_as_their_token_is_to_retain() -> None:
 
 
 def test_soft_erasure_of_a_bag_of_words_is_the_mean_over_its_masks() -> None:
-    """Only the first element of a word has a say: 2^n masks, each with its probability."""
+    """Only the first element of a word matters: 2^n masks, each with its probability."""
     worths, ranks = [1.0, -2.0, 0.5], [1 / 6, 5 / 6, 3 / 6]
     inputs = inputs_of(worths)
     expected = dict.fromkeys((False, True), 0.0)

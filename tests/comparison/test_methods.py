@@ -141,7 +141,7 @@ class Normalised(nn.Module):
 
 
 def for_and_against() -> Inputs:
-    """Three words: one speaks for the class, one against it, at the same slope, and one says nothing."""
+    """Three words: one for the class, one against it with the same slope, and one without effect."""
     net = Normalised().eval()
     vector = torch.tensor([1.0, 1.0] + 6 * [0.0])
     others = (
@@ -152,7 +152,7 @@ def for_and_against() -> Inputs:
     return Inputs(model, model.encode(" ".join(WORDS[:3])))
 
 
-def test_the_log_probability_keeps_more_of_what_speaks_for_the_class_than_against_it() -> None:
+def test_the_log_probability_keeps_more_of_evidence_for_the_class_than_against_it() -> None:
     inputs = for_and_against()
     speaks_for, against, _ = scores("information kept (target)", inputs).tolist()
     assert speaks_for == pytest.approx(against, abs=0.4)
@@ -161,7 +161,7 @@ def test_the_log_probability_keeps_more_of_what_speaks_for_the_class_than_agains
 
 
 @pytest.mark.parametrize("name", ["erased", "erased (keep)", "noise path"])
-def test_what_speaks_against_the_class_scores_below_zero(name: str) -> None:
+def test_evidence_against_the_class_scores_below_zero(name: str) -> None:
     inputs = for_and_against()
     found, opposite = scores(name, inputs), scores(name, inputs, target=0)
     assert found[0] > 0 > found[1] and opposite[0] < 0 < opposite[1]
@@ -229,7 +229,7 @@ def test_shapley_values_are_those_of_all_coalitions(name: str, tolerance: float,
     assert torch.allclose(found.sum(), truth.sum(), rtol=1e-2)  # efficiency
 
 
-def test_the_shapley_value_of_a_single_word_is_all_there_is() -> None:
+def test_the_shapley_value_of_a_single_word_is_the_whole_change() -> None:
     inputs = Inputs(BERT, BERT.encode("film"))
     everything = scores("feature ablation", inputs)
     for name in ("KernelSHAP", "Shapley value sampling", "occlusion (3 tokens)"):
@@ -247,7 +247,7 @@ def test_integrated_gradients_add_up_to_the_answers_difference(kind: Any, state:
         gap = answer(inputs.embeddings) - answer(baseline_of(inputs, kind))
     found = scores(f"integrated gradients ({kind}, signed)", inputs, state=state)
     assert torch.allclose(found.sum(), gap, rtol=1e-2)
-    assert not found[~inputs.players].any()  # special tokens stand in the baseline too
+    assert not found[~inputs.players].any()  # special tokens are in the baseline, too
 
 
 def test_attention_rollout_is_the_product_of_transformers_own_weights() -> None:
@@ -326,13 +326,13 @@ def test_attention_weights_are_the_models_own_and_leave_no_trace(family: str) ->
     base: Any = model.model.base_model
     base.set_attn_implementation("eager")  # and transformers' own recording still works
     theirs = base(arguments[0], attention_mask=arguments[1], output_attentions=True).attentions
-    real = arguments[1][:, None, :, None].bool()  # what padding attends to is nobody's business
+    real = arguments[1][:, None, :, None].bool()  # attention of padding is undefined
     for mine, other in zip(found, theirs):
         assert torch.allclose(mine * real, other * real, atol=1e-5)
 
 
 def traces(model: HuggingFaceModel | PlainModel) -> list[Any]:
-    """All that a method must leave as it was."""
+    """State that a method must not change."""
     parts = list(model.module.modules())
     config = getattr(model.module, "config", None)
     return [
@@ -378,7 +378,7 @@ def test_every_method_gives_a_finite_score_for_each_token_and_touches_nothing(me
 @pytest.mark.parametrize(
     "family", ["RobertaForSequenceClassification", "DistilBertForSequenceClassification"]
 )
-def test_every_method_takes_other_encoders(family: str) -> None:
+def test_every_method_supports_other_encoders(family: str) -> None:
     model = tiny(family.split("For")[0].lower(), family, num_labels=3)
     for method in METHODS.values():
         for target, state in ((2, None), (None, State(2, model.layers[2]))):
@@ -397,7 +397,7 @@ TRANSFORMERS_ONLY = {
 }
 
 
-def test_a_plain_model_takes_all_but_attention() -> None:
+def test_a_plain_model_supports_all_methods_except_attention() -> None:
     model = lstm(mask_id=7)
     inputs = Inputs(model, model.encode("the film was good"))
     before = traces(model)
@@ -414,13 +414,13 @@ def test_a_plain_model_takes_all_but_attention() -> None:
 
 
 @pytest.mark.parametrize("name", ["DeepLift", "integrated gradients ([MASK], L2)", "LIME"])
-def test_a_model_without_a_mask_token_says_so(name: str) -> None:
+def test_a_model_without_a_mask_token_is_refused(name: str) -> None:
     model = lstm()
     with pytest.raises(ValueError, match="Lstm has no mask token"):
         scores(name, Inputs(model, model.encode("the film was good")))
 
 
-def test_an_encoder_decoders_attention_is_no_single_stack() -> None:
+def test_an_encoder_decoders_attention_is_not_a_single_stack() -> None:
     model = tiny("bart", "BartForSequenceClassification", num_labels=2)
     inputs = Inputs(model, model.encode("The film was good"))
     for name in ("attention rollout", "value zeroing", "DecompX"):
@@ -428,7 +428,7 @@ def test_an_encoder_decoders_attention_is_no_single_stack() -> None:
             scores(name, inputs)
 
 
-def test_special_tokens_are_no_players_unless_asked_for() -> None:
+def test_special_tokens_are_not_players_by_default() -> None:
     encoding = BERT.encode(TEXT)
     for name in ("feature ablation", "Shapley value sampling", "LIME"):
         assert not scores(name, Inputs(BERT, encoding))[[0, -1]].any()
@@ -464,7 +464,7 @@ def test_a_method_is_chosen_by_name_or_given() -> None:
     assert chosen(METHODS, None) == list(METHODS.values())
     assert chosen(METHODS, "LIME") == [METHODS["LIME"]]
     with pytest.raises(ValueError, match=r"method 'lime' is not known; choose from 'LIME'$"):
-        chosen(METHODS, ["lime"])  # all 44 names were listed, whatever was like it
+        chosen(METHODS, ["lime"])  # all 44 names used to be listed
     with pytest.raises(
         ValueError, match="method 'gradients' is not known; choose from 'integrated gradients"
     ):
@@ -510,6 +510,6 @@ def test_external_scores_have_one_for_each_token() -> None:
         method(Inputs(BERT, BERT.encode("film")), 1, None)
 
 
-def test_every_method_says_where_it_is_from() -> None:
+def test_every_method_has_a_source() -> None:
     assert all(method.source for method in METHODS.values())
     assert [name for name, method in METHODS.items() if method.name != name] == []

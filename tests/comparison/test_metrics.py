@@ -1,4 +1,4 @@
-"""The metrics together: their names, and that they judge models of all kinds."""
+"""All metrics: their names, and their values for models of all kinds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def asked(model: TextModel, text: str, label: Any = None) -> Trial:
         and metric.judges in ("both", "class" if label is None else "state")
     ],
 )
-def test_a_bert_gets_a_number_from_every_metric(name: str, label: int | None, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+def test_every_metric_gives_a_number_for_a_bert(name: str, label: int | None, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.getbasetemp() / "bert"
     folder.mkdir(exist_ok=True)
     trial = asked(bert(folder), "not a bad film the good", label)
@@ -75,7 +75,7 @@ def supported(trial: Trial) -> list[Metric]:
 
 
 @pytest.mark.parametrize("label", [None, "lstm"])
-def test_an_lstm_without_a_mask_gets_a_number_from_all_that_fit(label: str | None) -> None:
+def test_every_applicable_metric_gives_a_number_for_an_lstm_without_a_mask(label: str | None) -> None:
     trial = asked(lstm(), "the cat sat on a mat", label)
     fit = supported(trial)
     assert {metric.removal for metric in fit} <= {None, "delete"}
@@ -85,7 +85,7 @@ def test_an_lstm_without_a_mask_gets_a_number_from_all_that_fit(label: str | Non
 
 
 @pytest.mark.parametrize("label", [None, "features"])
-def test_a_network_with_a_mask_gets_a_number_from_all(label: str | None) -> None:
+def test_every_metric_gives_a_number_for_a_network_with_a_mask(label: str | None) -> None:
     trial = asked(cnn(mask_id=1), "the cat sat on a mat", label)
     fit = supported(trial)
     assert {metric.removal for metric in fit} >= {None, "mask", "attention"}
@@ -121,5 +121,5 @@ def test_every_metric_has_its_own_name_and_a_source() -> None:
         ("max-sensitivity", False), ("weight randomisation", False), ("seed stability", True), ("AUPRC", True),
     ],
 )  # fmt: skip
-def test_metrics_say_which_way_is_better(name: str, higher: bool) -> None:
+def test_metrics_declare_which_direction_is_better(name: str, higher: bool) -> None:
     assert METRICS[name].higher_is_better is higher

@@ -1,4 +1,4 @@
-"""Studies of language models: what is asked of a next token, by transformers alone."""
+"""Studies of language models: next tokens, against plain calls of transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT, TARGET, FOIL = "The film was not good and", " bold", " dull"
 FAMILIES = {
     "llama": "LlamaForCausalLM",
     "gpt2": "GPT2LMHeadModel",
-}  # with a mark at the beginning, and without
+}  # with a start token, and without
 
 
 @cache
@@ -69,7 +69,7 @@ def test_the_answer_is_the_log_probability_less_that_of_the_foil(family: str) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_neither_the_first_mark_nor_the_predicting_place_is_removed(family: str) -> None:
+def test_neither_the_first_special_token_nor_the_predicting_token_is_removed(family: str) -> None:
     inputs = asked(family)
     players = inputs.players.tolist()
     assert players[-1] is False
@@ -99,7 +99,7 @@ def test_tokens_hidden_from_attention_keep_their_positions(family: str) -> None:
         assert value == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_decoder_without_a_first_mark_can_hide_its_first_token() -> None:
+def test_a_decoder_without_a_first_special_token_can_hide_its_first_token() -> None:
     inputs = asked("gpt2")
     kept = torch.ones(1, inputs.length, dtype=torch.bool)
     kept[0, 0] = False
@@ -228,7 +228,7 @@ def test_without_targets_a_study_explains_the_models_own_next_token() -> None:
     assert result.group(0, 1) == "signed"
 
 
-def test_a_study_takes_targets_and_foils_for_each_text_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_study_takes_targets_and_foils_for_each_text_and_is_continued(tmp_path: Path) -> None:
     study = Study(model(), layers=1, **QUESTIONS)
     asked_for: dict[str, Any] = {
         "target": [" bold", None],
@@ -243,7 +243,7 @@ def test_a_study_takes_targets_and_foils_for_each_text_and_goes_on_where_it_was(
     assert other.texts[0].digest != result.texts[0].digest
 
 
-def test_states_of_a_language_model_are_about_the_predicting_place_and_say_so() -> None:
+def test_states_of_a_language_model_are_read_at_the_predicting_position_with_a_note() -> None:
     settings = {"methods": ["information kept (closed form)"], "metrics": ["state erasure (delete)"]}
     result = Study(model(), layers=1, explain_class=False, **settings).run(TEXT, show_progress=False)
     assert result.cells[0, 0, 0, 0] > 0
@@ -273,7 +273,7 @@ def test_records_with_targets_are_read_and_empty_ones_are_the_models_own(tmp_pat
         ({"target": " bold", "instead_of": " bold"}, "must differ"),
     ],
 )
-def test_what_cannot_be_asked_of_a_next_token_says_why(options: dict[str, Any], message: str) -> None:
+def test_invalid_questions_about_next_tokens_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Study(model(), **QUESTIONS).run([TEXT, TEXT], show_progress=False, **options)
 
@@ -296,7 +296,7 @@ def test_foils_of_data_without_targets_are_not_dropped(tmp_path: Path) -> None:
 
 
 def test_targets_of_data_that_a_classifier_cannot_use_are_named(tmp_path: Path) -> None:
-    """Its report said nothing of the columns target and instead_of, which it did not use."""
+    """The report did not mention that the columns target and instead_of were not used."""
     path = tmp_path / "prompts.csv"
     path.write_text(f"text,target\n{TEXT},{TARGET}\n")
     classifier = tiny("bert", "BertForSequenceClassification")

@@ -1,4 +1,4 @@
-"""Noiser: against every scale of noise, one after another, on models small enough for that."""
+"""Noiser, against a search over all scales of noise on small models."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_scores_are_those_of_the_largest_noise_found_by_trying_all() -> None
             ]
             assert holds == list(range(1, len(holds) + 1))  # or bisection could end anywhere
             largest.append(len(holds) / 1024)
-        assert min(largest) < 0.99  # some noise changes the prediction, or the claim would be empty
+        assert min(largest) < 0.99  # some noise changes the prediction, otherwise the test would be trivial
         for target in range(3):
             lost = METHODS["Noiser"](inputs, target, None)
             truth = [clean[target] - mean_probabilities(place, k)[target] for place, k in enumerate(largest)]

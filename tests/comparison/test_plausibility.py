@@ -46,7 +46,7 @@ def test_token_f1_is_scikit_learns(pair: tuple[list[bool], list[bool]]) -> None:
     assert token_f1(chosen, rationale) == pytest.approx(f1_score(rationale, chosen))
 
 
-def test_as_many_tokens_are_chosen_as_the_rationale_has() -> None:
+def test_the_number_of_chosen_tokens_is_that_of_the_rationale() -> None:
     assert METRICS["token-F1"](judged([0.9, 0.8, 0.1, 0.7, 0.2], "x..x.")) == pytest.approx(0.5)
 
 
@@ -75,12 +75,12 @@ def test_iou_f1_lies_between_none_and_all(pair: tuple[list[bool], list[bool]]) -
 
 
 @pytest.mark.parametrize("rationale", ["....", "xxxx"])
-def test_a_rationale_of_no_or_all_tokens_judges_nothing(rationale: str) -> None:
+def test_a_rationale_of_no_or_all_tokens_is_not_evaluated(rationale: str) -> None:
     for name in ("AUPRC", "token-F1", "IOU-F1"):
         assert METRICS[name](judged([0.9, 0.1, 0.2, 0.8], rationale)) is None
 
 
-def test_without_a_rationale_nothing_is_judged() -> None:
+def test_without_a_rationale_nothing_is_evaluated() -> None:
     assert METRICS["AUPRC"](trial_of(inputs_of([1.0, 2.0]), [1.0, 2.0])) is None
 
 

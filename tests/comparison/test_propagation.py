@@ -149,12 +149,12 @@ def test_attn_lrp_is_the_relevance_of_the_papers_equations(state: int | None) ->
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_attn_lrp_is_what_lxt_computes(family: str) -> None:
+def test_attn_lrp_equals_lxt(family: str) -> None:
     found = LRP(by_formula(family), 1, None)
     assert torch.allclose(found, torch.tensor(LXT[family]), atol=2e-6, rtol=1e-4)
 
 
-def test_relevance_adds_up_to_the_answer_but_for_what_softmaxes_absorb() -> None:
+def test_relevance_adds_up_to_the_answer_except_for_softmaxes() -> None:
     """A model without biases: all that is lost is the softmaxes' (AttnLRP, proposition 3.1)."""
     inputs = by_formula(zero=("bias", "position_embeddings.weight", "token_type_embeddings.weight"))
     hand = ByHand(inputs, temperature=1, identity=True)
@@ -163,7 +163,7 @@ def test_relevance_adds_up_to_the_answer_but_for_what_softmaxes_absorb() -> None
     for scores, weights in hand.softmaxes:
         before, after = torch.autograd.grad(hand.answer, (weights, scores), retain_graph=True)
         absorbed += (weights * before).sum() - (scores * after).sum()
-    assert absorbed.abs() > 1e-3  # or the claim would be empty
+    assert absorbed.abs() > 1e-3  # otherwise the test would be trivial
     relevance = LRP(inputs, 1, None).double().sum()
     assert float(relevance + absorbed.detach()) == pytest.approx(float(answer), abs=1e-5)
 
@@ -182,7 +182,7 @@ def test_attention_by_steps_and_fused_attention_give_the_same(name: str) -> None
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_gim_is_its_packages_where_that_reaches(implementation: str) -> None:
+def test_gim_equals_its_package_where_both_apply(implementation: str) -> None:
     """Of fused attention the package halves products, of attention by steps it tempers the softmax."""
     package = pytest.importorskip("gim", reason="gim-explain is not installed")
     inputs = by_formula()
@@ -210,7 +210,7 @@ def test_the_forward_is_the_models_own() -> None:
             assert torch.allclose(whole, ruled, atol=1e-5)
 
 
-def test_a_function_written_as_products_is_one_function() -> None:
+def test_an_activation_written_as_products_is_one_function() -> None:
     """GPT-2's GELU multiplies two activations: no product of attention or of a gate."""
     model = tiny("gpt2", "GPT2ForSequenceClassification", num_labels=2)
     assert model.module.config.activation_function == "gelu_new"

@@ -46,7 +46,7 @@ def sentence() -> Inputs:
 
 
 def slope(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
-    """The norm of the gradient; of a state, whose own is 0, of its distance a step away."""
+    """The norm of the gradient; for a state, whose gradient is 0, that of its distance one step away."""
     step = 0.0 if state is None else 0.1 * inputs.embeddings.std()
     points = (inputs.embeddings + step).requires_grad_()
     [gradient] = torch.autograd.grad(Answer(inputs, target, state)(points).sum(), points)
@@ -106,12 +106,12 @@ def test_scores_that_add_up_to_the_states_distance_have_no_infidelity() -> None:
     assert metric(trial_of(inputs, sizes.max() - sizes, state_of(inputs))) > 0.1  # type: ignore[operator]
 
 
-def test_scores_of_zero_foretell_nothing() -> None:
+def test_scores_of_zero_have_infidelity_1() -> None:
     inputs = inputs_of([1.0, -2.0, 0.5])
     assert METRICS["infidelity (mask)"](trial_of(inputs, [0.0, 0.0, 0.0])) == pytest.approx(1.0)
 
 
-def test_infidelity_spoils_half_of_the_players_and_nothing_else() -> None:
+def test_infidelity_perturbs_half_of_the_players_and_nothing_else() -> None:
     factor, perturbed = perturbation(sentence(), "noise")(sentence().embeddings.expand(30, -1, -1))
     spoilt = (perturbed != sentence().embeddings).any(-1)
     assert torch.equal(factor, spoilt.unsqueeze(-1).expand_as(factor).float())
@@ -127,7 +127,7 @@ def test_equal_shares_sum_to_the_score() -> None:
 # -- sensitivity
 
 
-def test_max_sensitivity_is_captums_on_the_same_method_as_a_function_of_embeddings() -> None:
+def test_max_sensitivity_equals_captums_for_the_same_function_of_embeddings() -> None:
     inputs = sentence()
     answer = Answer(inputs, 1)
 
@@ -152,7 +152,7 @@ def test_max_sensitivity_is_captums_on_the_same_method_as_a_function_of_embeddin
     assert found > 0
 
 
-def test_scores_that_do_not_look_at_the_embeddings_have_no_sensitivity() -> None:
+def test_scores_that_ignore_the_embeddings_have_no_sensitivity() -> None:
     assert METRICS["max-sensitivity"](asked(CHANCE, sentence())) == 0
     assert METRICS["max-sensitivity"](asked(CHANCE, sentence(), third_layer())) == 0
 
@@ -188,7 +188,7 @@ def test_moved_words_are_their_embeddings_and_the_offset(name: str, kind: str) -
     assert torch.equal(again, inputs.embeddings)
 
 
-def test_an_offset_goes_with_its_word_when_others_are_deleted_and_away_when_it_is_masked() -> None:
+def test_an_offset_moves_with_its_word_under_deletion_and_vanishes_under_a_mask() -> None:
     inputs = inputs_of([1.0, -2.0, 0.5])
     offsets = torch.zeros(3, SIZE)
     offsets[:, 0] = torch.tensor([10.0, 20.0, 30.0])
@@ -216,12 +216,12 @@ def test_no_word_stays_moved_after_an_error() -> None:
 # -- seeds and models
 
 
-def test_methods_that_draw_nothing_agree_with_themselves() -> None:
+def test_deterministic_methods_agree_with_themselves() -> None:
     assert METRICS["seed stability"](asked(SLOPE, sentence())) == pytest.approx(1)
     assert METRICS["seed stability"](asked(SLOPE, sentence(), third_layer())) == pytest.approx(1)
 
 
-def test_seed_stability_is_spearmans_over_the_players() -> None:
+def test_seed_stability_is_spearmans_correlation_over_the_players() -> None:
     trial = asked(CHANCE, sentence())
     players = sentence().players
     found = []
@@ -247,7 +247,7 @@ def test_a_model_agrees_with_its_copy_also_of_a_calibrated_state() -> None:
         assert two_models(copy)(asked(SLOPE, inputs, state)) == pytest.approx(1)
 
 
-def test_two_models_is_spearmans_of_what_the_method_says_of_each() -> None:
+def test_two_models_is_spearmans_correlation_of_the_scores_for_each() -> None:
     inputs = family("bert", "BertForSequenceClassification")
     torch.manual_seed(7)
     other = randomised(inputs.model, list(dict(inputs.model.module.named_parameters())), seed=7)
@@ -340,7 +340,9 @@ def test_what_is_not_drawn_is_shared_and_not_copied() -> None:
 
 
 @pytest.mark.parametrize("state", [None, third_layer()])
-def test_weight_randomisation_is_spearmans_with_random_weights_from_the_top_down(state: State | None) -> None:
+def test_weight_randomisation_is_spearmans_correlation_with_weights_random_from_the_top(
+    state: State | None,
+) -> None:
     trial, found = asked(SLOPE, sentence(), state), stages(sentence())
     assert list(found) == ["head", 4, 3, 2, 1, "embeddings"]
     for name, last in (("weight randomisation", 5), ("weight randomisation (all)", 6)):
@@ -349,7 +351,7 @@ def test_weight_randomisation_is_spearmans_with_random_weights_from_the_top_down
         assert METRICS[name](trial) == pytest.approx(abs(expected))  # type: ignore[arg-type]
 
 
-def test_a_method_that_does_not_look_at_the_weights_keeps_its_ranking() -> None:
+def test_a_method_that_ignores_the_weights_keeps_its_ranking() -> None:
     from_left = Method("from left", lambda inputs, *question: -torch.arange(inputs.length).float())
     assert METRICS["weight randomisation (all)"](asked(from_left, sentence())) == pytest.approx(1)
 
@@ -370,7 +372,7 @@ def test_a_parameter_that_is_not_there_is_refused() -> None:
         randomised(sentence().model, ["nothing"])
 
 
-def test_random_models_leave_with_theirs() -> None:
+def test_random_models_are_freed_with_their_model() -> None:
     import gc
     import weakref
 

@@ -68,7 +68,7 @@ def test_means_refuse_what_is_no_table() -> None:
 
 
 def exact_p(differences: list[float]) -> float:
-    """Of all 2^n ways to give the differences signs, the share whose rank sum is as far from its mean."""
+    """The share of all 2^n signs of the differences with a rank sum at least as far from its mean."""
     ranks = stats.rankdata(np.abs(differences))
     middle = ranks.sum() / 2
     seen = abs(ranks[np.array(differences) > 0].sum() - middle)
@@ -144,7 +144,7 @@ def test_holm_gives_statsmodels_numbers() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(p: list[float]) -> None:
-    """A hypothesis' corrected p is the largest Bonferroni p of all sets of hypotheses that hold it."""
+    """A hypothesis' corrected p is the largest Bonferroni p over all sets of hypotheses that contain it."""
     places = range(len(p))
     sets = [s for r in range(1, len(p) + 1) for s in itertools.combinations(places, r)]
     expected = [max(min(1.0, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in places]

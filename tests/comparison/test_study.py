@@ -1,4 +1,4 @@
-"""Studies: what they ask and note, how they go on after anything, and what their results say."""
+"""Studies: questions and notes, continuation after interruptions, and results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ HIT = Metric(
 
 
 def counted(method: Method) -> tuple[Method, list[str]]:
-    """The method, and the texts that it was asked about."""
+    """The method, and the texts that it was called with."""
     texts: list[str] = []
 
     def score(inputs: Inputs, target: int | None, state: Any) -> Tensor:
@@ -110,10 +110,10 @@ def journal_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
 
 
-# What is asked, and what is noted
+# Questions and notes
 
 
-def test_a_result_holds_what_metrics_say_of_what_methods_give() -> None:
+def test_a_result_has_the_metrics_of_the_methods_scores() -> None:
     result = run()
     lengths = [len(text.split()) for text in TEXTS]
     assert result.names["metric"] == ["length", "top", *COST_NAMES]
@@ -124,7 +124,7 @@ def test_a_result_holds_what_metrics_say_of_what_methods_give() -> None:
         assert result.cells[text, 0, 1, 1] == torch.rand(n).max()
 
 
-def test_the_class_and_layers_are_asked_about_and_methods_only_what_they_can_explain() -> None:
+def test_methods_are_used_for_the_class_and_layers_that_they_can_explain() -> None:
     of_state = Method("of state", place, explains="state")
     of_class = Method("of class", place, explains="class")
     result = run(methods=[of_state, of_class], metrics=[LENGTH, HIT], layers=["lstm", "output"])
@@ -133,7 +133,7 @@ def test_the_class_and_layers_are_asked_about_and_methods_only_what_they_can_exp
     assert known.tolist() == [[False, True], [True, False], [True, False]]
 
 
-def test_costs_are_of_the_method_alone() -> None:
+def test_costs_are_those_of_the_method_alone() -> None:
     metric = Metric(
         "runs the model", lambda trial: trial.inputs.model(*trial.inputs.arguments).sum().item(), True, "-"
     )
@@ -169,7 +169,7 @@ def test_the_predicted_class_is_explained_or_the_label() -> None:
     assert seen[1:] == [2, 0, 1]
 
 
-def test_the_same_text_is_computed_once_and_counted_as_often_as_it_is_given() -> None:
+def test_a_repeated_text_is_computed_once_and_counted_each_time() -> None:
     method, texts = counted(PLACE)
     result = run([TEXTS[0], TEXTS[1], TEXTS[0]], methods=[method])
     assert len(texts) == 1 + 2
@@ -250,7 +250,7 @@ def test_a_rationale_that_does_not_fit_says_what_would(rationale: Any, message: 
         ),
     ],
 )
-def test_what_cannot_be_asked_is_said_before_anything_runs(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_studies_are_refused_before_anything_runs(wrong: dict[str, Any], message: str) -> None:
     method, texts = counted(PLACE)
     with pytest.raises(ValueError, match=message):
         run(**{"methods": [method], **wrong})
@@ -297,7 +297,7 @@ def test_the_estimated_time_grows_with_texts_methods_and_metrics() -> None:
     assert estimated(1) < estimated(1, metrics=None)
 
 
-def test_a_model_without_classes_is_asked_about_its_layers_alone() -> None:
+def test_only_the_layers_of_a_model_without_classes_are_explained() -> None:
     model = lstm()
     model.task = "none"
     with pytest.raises(
@@ -311,19 +311,19 @@ def test_a_model_without_classes_is_asked_about_its_layers_alone() -> None:
 # Failures
 
 
-def test_a_method_that_does_not_suit_the_model_is_an_error_at_the_first_text() -> None:
+def test_a_method_that_does_not_apply_to_the_model_is_an_error_at_the_first_text() -> None:
     with pytest.raises(
         ValueError, match=r"'attention rollout' cannot be used for 'class' of text 0, 'the cat"
     ):
         run(methods=["attention rollout"])
 
 
-def test_a_metric_that_does_not_suit_the_model_is_an_error_at_the_first_text() -> None:
+def test_a_metric_that_does_not_apply_to_the_model_is_an_error_at_the_first_text() -> None:
     with pytest.raises(ValueError, match=r"metric 'comp.*' of 'place' cannot be used for .*no mask token"):
         run(metrics=["comprehensiveness (mask)"])
 
 
-def test_of_all_methods_and_metrics_those_that_suit_the_model_are_run() -> None:
+def test_all_runs_the_methods_and_metrics_that_apply_to_the_model() -> None:
     result = run(TEXTS[1:2], model=cnn(), methods=None, metrics=["comprehensiveness (delete)"])
     assert "method 'attention rollout', class" in result.left_out
     known = [m for m in result.names["method"] if not np.isnan(result.select(methods=[m]).cells[0, 0, 0, 0])]
@@ -350,7 +350,7 @@ def test_a_method_that_fails_on_one_text_leaves_a_hole_and_a_note() -> None:
     )
 
 
-def test_a_metric_that_gives_no_finite_number_fails_there_and_nowhere_else() -> None:
+def test_a_metric_without_a_finite_number_fails_for_that_text_only() -> None:
     metric = Metric("odd", lambda trial: float("nan") if trial.inputs.length == 3 else 1.0, True, "-")
     result = run(metrics=[metric, LENGTH], methods=[PLACE])
     assert result.cells[:, 0, 0, 1].tolist() == [6, 3, 7, 8]
@@ -358,7 +358,7 @@ def test_a_metric_that_gives_no_finite_number_fails_there_and_nowhere_else() -> 
     assert [(f.text, f.metric) for f in result.failures] == [(1, "odd")]
 
 
-def test_what_failed_is_tried_again_only_when_asked(tmp_path: Path) -> None:
+def test_failures_are_retried_only_on_request(tmp_path: Path) -> None:
     run(methods=[failing(lambda inputs: inputs.length > 7), PLACE], output=tmp_path)
     mended, texts = counted(failing(lambda inputs: False))
     assert run(methods=[mended, PLACE], output=tmp_path).failures
@@ -369,7 +369,7 @@ def test_what_failed_is_tried_again_only_when_asked(tmp_path: Path) -> None:
     assert not np.isnan(result.cells[..., :2]).any()
 
 
-# Going on
+# Continuation
 
 
 def test_a_study_killed_again_and_again_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
@@ -408,19 +408,19 @@ def test_more_texts_methods_metrics_and_layers_cost_only_themselves(tmp_path: Pa
     assert texts == [TEXTS[2], *TEXTS[2:]]  # one to warm up
     texts.clear()
     more = run(TEXTS, output=tmp_path, methods=[DRAW, method], metrics=[TOP, LENGTH])
-    assert not texts  # the new metric judges the scores that are there
+    assert not texts  # the new metric evaluates the stored scores
     assert without_costs(more) == without_costs(run(TEXTS, methods=[DRAW, PLACE], metrics=[TOP, LENGTH]))
     run(TEXTS, output=tmp_path, methods=[method], metrics=[LENGTH], layers="lstm")
     assert texts == [TEXTS[0], *TEXTS]
 
 
-def test_a_part_of_a_study_is_read_out_of_a_larger_one(tmp_path: Path) -> None:
+def test_a_part_of_a_study_is_read_from_a_larger_one(tmp_path: Path) -> None:
     whole = run(output=tmp_path, layers="lstm")
     part = run([TEXTS[2], TEXTS[0]], output=tmp_path, methods=[DRAW], metrics=[TOP])
     assert part == whole.select(["class"], ["draw"], ["top", *COST_NAMES], [2, 0])
 
 
-def test_another_target_or_rationale_is_another_question(tmp_path: Path) -> None:
+def test_a_text_with_another_target_or_rationale_is_computed_again(tmp_path: Path) -> None:
     run(output=tmp_path, methods=[PLACE], metrics=[HIT], rationales=[[[0, 2]]] * 4)
     method, texts = counted(PLACE)
     result = run(output=tmp_path, methods=[method], metrics=[HIT], rationales=[[[0, 2]]] * 3 + [[[29, 32]]])
@@ -482,7 +482,7 @@ def test_other_versions_of_packages_make_another_study(
         run(TEXTS[:1], output=tmp_path)
 
 
-def test_scores_are_kept_when_asked_for_and_are_those_of_the_journal(tmp_path: Path) -> None:
+def test_scores_are_kept_on_request_and_equal_those_of_the_journal(tmp_path: Path) -> None:
     assert not run().scores
     fresh = run(keep_scores=True)
     run(output=tmp_path)
@@ -550,7 +550,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
         entries(path)
 
 
-def test_a_newer_journal_asks_for_a_newer_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_journal_requires_a_newer_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("interp_plugin.comparison.journal.FORMAT", 2)
         entries(tmp_path)
@@ -560,7 +560,7 @@ def test_a_newer_journal_asks_for_a_newer_version(tmp_path: Path, monkeypatch: p
         entries(tmp_path)
 
 
-def test_two_runs_on_one_folder_do_not_meet(tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     with opened(tmp_path), pytest.raises(ValueError, match="another process is running a study in"):
         run(output=tmp_path)
     assert entries(tmp_path) == []  # and the folder is free again
@@ -660,7 +660,7 @@ def test_methods_that_never_differ_have_p_1() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4), st.booleans()), min_size=1, max_size=8))
-def test_on_the_front_is_whom_nobody_of_the_group_beats(methods: list[tuple[int, int, bool]]) -> None:
+def test_the_front_has_the_undominated_methods_of_each_group(methods: list[tuple[int, int, bool]]) -> None:
     result = made_up(
         [[q for q, _, _ in methods]], tuple(s for _, _, s in methods), seconds=[c for _, c, _ in methods]
     )
@@ -698,7 +698,7 @@ def test_any_parquet_reader_sees_the_lines(tmp_path: Path) -> None:
     assert read.astype({"text": "int64"}).astype(str).equals(result.values().astype(str))
 
 
-def test_what_is_no_result_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_not_results_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from interp_plugin.text.explanation import example as explanation
 
     path = tmp_path / "a.parquet"
@@ -733,7 +733,7 @@ def test_parts_of_a_study_merge_to_the_whole() -> None:
     assert StudyResult.merge(first, second.select(texts=[0, 1])) == whole.select(texts=slice(0, 4))
 
 
-def test_what_does_not_belong_together_does_not_merge() -> None:
+def test_results_that_do_not_belong_together_are_not_merged() -> None:
     first = made_up(VALUES)
     with pytest.raises(ValueError, match="nothing to merge"):
         StudyResult.merge()
@@ -760,7 +760,7 @@ def test_a_selection_keeps_the_failures_that_belong_to_it() -> None:
         result.select(["layer 9"])
 
 
-def test_notes_say_what_a_reader_must_know() -> None:
+def test_notes_state_what_a_reader_must_know() -> None:
     result = run(labels=[0, 0, 0, 0], layers="lstm", metrics=[LENGTH, HIT])
     of_class, of_layer = (" ".join(table.notes) for table in result.tables())
     right = np.mean([text.target == "bad" for text in result.texts])
@@ -771,7 +771,7 @@ def test_notes_say_what_a_reader_must_know() -> None:
     assert "ranked and removed like others" in run(with_special=True).tables()[0].notes[0]
 
 
-def test_a_table_of_the_report_has_a_column_for_each_metric_that_judged_anything() -> None:
+def test_a_table_of_the_report_has_a_column_for_each_metric_with_a_value() -> None:
     [table] = run(metrics=[HIT, LENGTH]).tables()
     assert table.columns[0].name == "length"
     assert {group: [row.name for row in rows] for group, rows in table.groups.items()} == {
@@ -820,7 +820,7 @@ def test_the_users_model_comes_back_as_it_was() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.module.modules())
 
 
-def test_the_comparison_package_loads_its_parts_when_they_are_asked_for() -> None:
+def test_the_comparison_package_loads_its_parts_on_demand() -> None:
     code = "import interp_plugin.comparison as c, sys; print('torch' in sys.modules, dir(c).count('METHODS'))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
@@ -834,7 +834,7 @@ def test_the_comparison_package_loads_its_parts_when_they_are_asked_for() -> Non
         package.Studio  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_order_of_a_trial_is_what_metrics_get() -> None:
+def test_metrics_get_the_order_of_the_trial() -> None:
     orders: list[list[int]] = []
 
     def look(trial: Trial) -> float:
@@ -845,7 +845,7 @@ def test_the_order_of_a_trial_is_what_metrics_get() -> None:
     assert orders == [[2, 1, 0]]
 
 
-def test_signs_tell_methods_apart_about_a_class_only() -> None:
+def test_methods_are_grouped_by_sign_for_a_class_only() -> None:
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     names = ["feature ablation", "random"]
     metrics = ["comprehensiveness (mask)", "state erasure (mask)"]

@@ -1,4 +1,4 @@
-"""Truths by construction: the truths themselves by brute force, and what methods that know or ignore them get."""
+"""Truths by construction: the truths by brute force, and the results of methods that know or ignore them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def earliest(inputs: Inputs, target: int | None, state: State | None) -> Tensor:
     return -torch.arange(float(inputs.length))
 
 
-# what is known of states
+# known states
 
 
 def stationarity(case: known.Known, draws: int) -> Tensor:
-    """sigma_i dD/dsigma_i, (T,), of the model as it is, on plain draws."""
+    """sigma_i dD/dsigma_i, (T,), of the unchanged model, on plain draws."""
     inputs, sigma = case.inputs, case.sigma.float()[:, None]
     clean = Answer(inputs, None, case.state).origin
     generator = torch.Generator().manual_seed(0)
@@ -107,7 +107,7 @@ def test_a_mean_has_the_bootstrap_interval_of_its_texts() -> None:
         Mean.of([])
 
 
-def test_methods_that_cannot_be_asked_are_left_out_and_named() -> None:
+def test_methods_that_do_not_apply_are_left_out_and_named() -> None:
     case = known.linear(tokens=3)
     question = Question(case.inputs, None, case.state, case.kept)
     classes, both = Method("classes", constant, explains="class"), Method("both", constant)

@@ -1,4 +1,4 @@
-"""``interp-plugin corpus``, on a model made on the spot; processes of their own where several share a corpus."""
+"""``interp-plugin corpus``, on a model made by the test; in separate processes where several share a corpus."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def run(*arguments: object) -> Any:
 
 
 def found(*arguments: object) -> Any:
-    """What --json prints."""
+    """The output of --json."""
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
 def refused(*arguments: object) -> str:
-    """The one sentence that says why not."""
+    """The error message, a single sentence."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -74,7 +74,7 @@ def test_tables_for_people(folder: str, films: Path, tmp_path: Path) -> None:
     assert "<html" in page.read_text(encoding="utf-8")
 
 
-def test_a_model_less_itself_is_nothing(folder: str, films: Path, tmp_path: Path) -> None:
+def test_a_model_compared_with_itself_has_no_differences(folder: str, films: Path, tmp_path: Path) -> None:
     arguments = (films, "--output", tmp_path / "out", "--model", folder, "--layers", "1", "--compare", folder)
     differences = found(*arguments)["differences"]
     assert {line["difference"] for line in differences} == {0.0}
@@ -101,7 +101,7 @@ def test_one_model_is_in_memory_at_a_time(
     assert len(loaded) == 4, "each once for its calibration, and once to be studied"
 
 
-def test_rows_that_cannot_be_read_are_recorded_and_the_rest_is_done(folder: str, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_read_are_recorded_and_the_others_are_scored(folder: str, tmp_path: Path) -> None:
     """One of each kind among a hundred: not UTF-8, empty, far too long, a column missing."""
     rows = [json.dumps({"text": SENTENCES[i % len(SENTENCES)]}).encode() for i in range(100)]
     rows[10] = b'{"text": "\xff\xfe"}'
@@ -161,7 +161,7 @@ def test_a_column_by_number(folder: str, tmp_path: Path) -> None:
     assert printed["texts"] == 2
 
 
-def test_what_cannot_be_used_is_said_in_a_sentence(folder: str, films: Path, tmp_path: Path) -> None:
+def test_unusable_arguments_are_refused_in_one_sentence(folder: str, films: Path, tmp_path: Path) -> None:
     out = ("--output", tmp_path / "out", "--model", folder)
     assert "there is no file" in refused(tmp_path / "none.txt", *out)
     assert "is a file" in refused(films, "--output", films, "--model", folder)
@@ -172,7 +172,7 @@ def test_what_cannot_be_used_is_said_in_a_sentence(folder: str, films: Path, tmp
     assert "other settings: layers" in refused(films, *out, "--layers", "2")
 
 
-def test_a_column_that_is_not_there_leaves_no_folder(folder: str, tmp_path: Path) -> None:
+def test_a_missing_column_leaves_no_folder(folder: str, tmp_path: Path) -> None:
     path = tmp_path / "films.csv"
     path.write_text("id;comment\n1;a good film\n", encoding="utf-8")
     sentence = refused(path, "--output", tmp_path / "out", "--model", folder, "--text-column", "review")
@@ -221,7 +221,7 @@ def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path
     assert shared.returncode == 0, shared.stderr
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)  # as each of those: with another number last bits may differ
+        torch.set_num_threads(1)  # as for each of those: with another number, the last bits may differ
         alone = found(*arguments[1:], "--output", tmp_path / "one")
     finally:
         torch.set_num_threads(threads)

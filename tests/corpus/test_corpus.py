@@ -1,4 +1,4 @@
-"""Studies of a corpus: nothing lost, nothing twice, nothing wrong, whatever happens on the way."""
+"""Studies of a corpus: no row is lost, repeated or wrong after interruptions and errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> CorpusResult:
 # -- what is written
 
 
-def test_a_line_for_each_text_and_layer_is_what_explain_says(tmp_path: Path) -> None:
+def test_the_line_of_each_text_and_layer_equals_the_result_of_explain(tmp_path: Path) -> None:
     some = texts(10)
     result = study(layers=["output", "features"]).run(some, tmp_path, show_progress=False)
     explained = TextExplainer(cnn()).explain(some, ["features", "output"], solver=SOLVER)
@@ -57,14 +57,14 @@ def test_a_line_for_each_text_and_layer_is_what_explain_says(tmp_path: Path) -> 
             assert row.n_backward == other.n_backward
 
 
-def test_a_part_says_what_its_numbers_depend_on(undisturbed: CorpusResult) -> None:
+def test_a_part_stores_the_settings_that_its_results_depend_on(undisturbed: CorpusResult) -> None:
     settings = undisturbed.settings
     assert settings["weights"] == weights_digest(cnn().module)
     assert (settings["model"], settings["rate"], settings["seed"]) == ("Cnn", 0.1, 0)
     assert settings["versions"]["torch"] == version("torch")
 
 
-def test_the_digest_of_weights_sees_one_bit_and_the_type() -> None:
+def test_the_digest_of_weights_depends_on_every_bit_and_the_type() -> None:
     layer = nn.Linear(3, 2)
     before = weights_digest(layer)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_the_digest_of_weights_sees_one_bit_and_the_type() -> None:
     assert len({before, weights_digest(layer), weights_digest(layer.double())}) == 3
 
 
-def test_the_corpus_is_read_no_further_than_a_window_and_one(tmp_path: Path) -> None:
+def test_no_more_than_a_window_and_one_row_is_read_ahead(tmp_path: Path) -> None:
     read: list[int] = []
 
     def source() -> Iterator[str]:
@@ -113,7 +113,7 @@ def test_a_malformed_first_row_does_not_choose_the_column(tmp_path: Path) -> Non
     assert [item.text for item in run(tmp_path / "usual", usual).explanation()] == ["the cat sat"]
 
 
-def test_one_text_in_place_of_many_is_refused(tmp_path: Path) -> None:
+def test_a_single_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"texts is a str.*data\.records"):
         run(tmp_path, "the cat sat")
 
@@ -137,7 +137,7 @@ def test_language_models_and_encoder_decoders_are_studied_too(tmp_path: Path, fa
 # -- killed, and run again
 
 
-def test_kill_9_at_any_moment_loses_no_row_and_doubles_none(
+def test_a_run_killed_at_any_moment_loses_and_repeats_no_row(
     tmp_path: Path, undisturbed: CorpusResult
 ) -> None:
     generator = random.Random(0)
@@ -162,14 +162,14 @@ def test_a_finished_study_is_not_scored_again(
     assert run(undisturbed.path).texts == TEXTS
 
 
-def test_a_study_that_lacks_its_end_is_not_whole(tmp_path: Path) -> None:
+def test_a_study_without_its_end_is_incomplete(tmp_path: Path) -> None:
     run(tmp_path)
     next(tmp_path.glob("part-00000005-*")).unlink()
     with pytest.raises(ValueError, match="the end is missing"):
         CorpusResult.load(tmp_path)
 
 
-def test_a_folder_without_a_study_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_study_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no study"):
         CorpusResult.load(tmp_path)
 
@@ -206,7 +206,7 @@ def test_other_weights_and_windows_are_refused(undisturbed: CorpusResult) -> Non
         run(undisturbed.path, window=7)
 
 
-def test_a_smaller_batch_goes_on_where_a_larger_ran_out_of_memory(undisturbed: CorpusResult) -> None:
+def test_a_run_out_of_memory_can_be_continued_with_a_smaller_batch(undisturbed: CorpusResult) -> None:
     result = study(batch_size=1).run(texts(), undisturbed.path, window=WINDOW, show_progress=False)
     assert result.texts == TEXTS
 
@@ -235,7 +235,7 @@ def test_another_tokenizer_is_refused(undisturbed: CorpusResult) -> None:
 # -- texts that fail
 
 
-def test_a_row_that_is_no_text_is_recorded_and_the_rest_done(tmp_path: Path) -> None:
+def test_a_row_without_a_text_is_recorded_and_the_others_are_scored(tmp_path: Path) -> None:
     bad: list[Any] = [
         b"\xff\xfe film", "", "   ", {"label": 1}, None, 7, ("a", "b", "c"), "unknown words", "\ud800", "a cat " * 5,
     ]  # fmt: skip
@@ -249,7 +249,7 @@ def test_a_row_that_is_no_text_is_recorded_and_the_rest_done(tmp_path: Path) -> 
     assert sorted(item.text for item in result.explanation()) == sorted([*texts(10), "a cat " * 5])
 
 
-def test_a_file_with_bad_lines_is_done_but_for_them(tmp_path: Path) -> None:
+def test_the_good_lines_of_a_file_with_bad_ones_are_scored(tmp_path: Path) -> None:
     file = tmp_path / "films.jsonl"
     lines = [b'{"text": "the film was good"}'] * 6
     lines[1:4] = [b"\xff\xfe", b"", b'{"label": 1}']
@@ -262,7 +262,7 @@ def test_a_file_with_bad_lines_is_done_but_for_them(tmp_path: Path) -> None:
     ] * 3
 
 
-def test_records_that_python_cannot_hold_are_failures_of_every_run_and_resume(tmp_path: Path) -> None:
+def test_records_that_python_cannot_represent_are_failures_of_every_run(tmp_path: Path) -> None:
     """In the middle of a window, of a batch and of a row group; each with its file and row."""
     lines = [b'{"text": "the film was good"}'] * 12
     lines[5] = b'{"text": "bad", "n": ' + b"9" * 5_000 + b"}"
@@ -297,7 +297,7 @@ def test_records_that_python_cannot_hold_are_failures_of_every_run_and_resume(tm
     ]
 
 
-def test_a_row_that_cannot_even_be_shown_is_a_failure(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_printed_is_a_failure(tmp_path: Path) -> None:
     circle: dict[str, Any] = {"label": 1}
     circle["self"] = circle
     huge = 10**5_000
@@ -361,19 +361,21 @@ def test_more_failures_than_allowed_stop_the_run_and_finished_parts_stay(tmp_pat
     with pytest.raises(ValueError, match="max_errors is 1"):
         run(tmp_path, given, max_errors=1)
     with pytest.raises(ValueError, match="3 texts failed and max_errors is 2"):
-        CorpusResult.load(tmp_path, max_errors=2)  # as after several processes, each of which counted its own
+        CorpusResult.load(
+            tmp_path, max_errors=2
+        )  # as after several processes, each of which counted its own failures
     assert (
         json.loads(json.dumps(CorpusResult.load(tmp_path).to_dict(), allow_nan=False))["texts"] == WINDOW + 3
     )
 
 
-def test_a_model_that_fails_every_text_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_a_model_that_fails_on_every_text_is_an_error(tmp_path: Path) -> None:
     study_ = CorpusStudy(fussy(), layers="output")
     with pytest.raises(RuntimeError, match=r"the model failed on the first 32 texts.*no films"):
         study_.run(["the film"] * 40, tmp_path, show_progress=False)
 
 
-def test_a_study_of_nothing_but_failures_has_no_numbers(tmp_path: Path) -> None:
+def test_a_study_with_failures_only_has_no_results(tmp_path: Path) -> None:
     result = run(tmp_path, ["", " "])
     assert (result.texts, len(result.failures())) == (0, 2)
     for ask in (result.layers, result.word_classes, result.knowledge):
@@ -385,12 +387,20 @@ def test_a_study_of_nothing_but_failures_has_no_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [2, WINDOW, WINDOW + 1])
-def test_a_run_with_the_first_rows_goes_on_with_all_of_them(
+def test_a_run_on_the_first_rows_can_be_extended_to_all_rows(
     tmp_path: Path, undisturbed: CorpusResult, first: int
 ) -> None:
-    """Used to be refused as a study of other texts, so that --limit 2 spoilt the folder."""
+    """Used to be refused as a study of other texts, so that the folder could not be used after --limit 2."""
     assert run(tmp_path, texts()[:first]).texts == first
     assert rows(run(tmp_path)).equals(rows(undisturbed))
+
+
+def test_a_corpus_file_with_an_unreadable_line_may_be_renamed(tmp_path: Path) -> None:
+    """The study was refused as one of other texts: the digest of its windows held the file's name."""
+    for name in ("reviews.jsonl", "renamed.jsonl"):
+        (tmp_path / name).write_text('{"text": "a cat"}\nnot JSON\n{"text": "a mat"}\n')
+        result = run(tmp_path / "out", data.records(tmp_path / name))
+        assert (result.texts, len(result.failures())) == (2, 1)
 
 
 def test_the_first_rows_of_other_texts_are_refused(tmp_path: Path) -> None:
@@ -411,17 +421,17 @@ def test_a_data_frame_is_read_by_its_rows(tmp_path: Path) -> None:
     assert run(tmp_path / "series", table["comment"]).texts == 2
 
 
-def test_a_column_that_is_not_there_is_one_sentence_and_no_folder(tmp_path: Path) -> None:
+def test_a_missing_column_is_a_clear_error_before_a_folder_is_created(tmp_path: Path) -> None:
     given = [{"comment": "a good film", "stars": "5"}, {"comment": "bad", "stars": "1"}]
     for name in ("coment", "text"):
         with pytest.raises(
             ValueError, match=f"no column '{name}' in row 0: there are columns 'comment', 'st"
         ):
             run(tmp_path / "out", given, text_column=name)
-    with pytest.raises(ValueError, match="the column of texts cannot be told from columns 'a', 'b'; name it"):
+    with pytest.raises(ValueError, match="the column of texts is not clear from columns 'a', 'b'; name it"):
         run(tmp_path / "out", [{"a": "one", "b": "two"}])
     with pytest.raises(
-        TypeError, match=r"texts is a PosixPath: give an iterable of texts; of a file, data\.rec"
+        TypeError, match=r"texts is a PosixPath: give an iterable of texts; for a file, data\.rec"
     ):
         run(tmp_path / "out", tmp_path / "films.csv")
     assert not (tmp_path / "out").exists()
@@ -430,7 +440,7 @@ def test_a_column_that_is_not_there_is_one_sentence_and_no_folder(tmp_path: Path
 # -- rows that did not converge
 
 
-def test_the_share_of_rows_that_converged_stands_beside_the_means(tmp_path: Path) -> None:
+def test_the_means_have_the_share_of_converged_rows(tmp_path: Path) -> None:
     words = [[("[CLS]", None), ("film", None), (",", None)]]
     sigmas = [[[0.5, 0.1, 0.9], [0.6, 0.2, 1.0]]]
     result = made_up(tmp_path, words * 4, sigmas * 4, facts={"converged": False})
@@ -450,7 +460,17 @@ def test_a_corpus_that_did_not_converge_names_options_that_the_command_has(
     assert way in status and "--max-passes" not in status and "0 % of the texts" in status
 
 
-def test_the_middle_of_the_regime_index_does_not_hang_on_one_sentence(tmp_path: Path) -> None:
+def test_saturated_and_noisy_layers_of_a_corpus_get_different_advice(tmp_path: Path) -> None:
+    """One saturated layer used to hide that the others need more passes."""
+    of = {("regime_index", "median sentence", layer): {"mean": 1.0} for layer in (1, 2)}
+    of |= {("converged", "sentence", layer): {"converged": 0.5} for layer in (1, 2)}
+    of["regime_index", "median sentence", 2]["mean"] = 0.4
+    result = made_up(tmp_path, [[("film", None)]], [[[0.5], [0.6]]])
+    status = tables._status(result, of, [1, 2])
+    assert "The states of layer 2 saturate" in status and "For the others, more passes" in status
+
+
+def test_the_median_regime_index_does_not_depend_on_one_sentence(tmp_path: Path) -> None:
     """One state that hardly moved used to make the mean of E 1e37."""
     words, sigmas = [[("film", None)]], [[[0.5], [0.6]]]
     calm = made_up(tmp_path / "a", words * 9, sigmas * 9, window=9)
@@ -473,14 +493,16 @@ def test_two_ranks_write_the_rows_of_one_process(tmp_path: Path, undisturbed: Co
     assert rows(CorpusResult.load(tmp_path)).equals(rows(undisturbed))
 
 
-def test_a_rank_that_has_nothing_to_do_may_be_the_first_to_finish(tmp_path: Path) -> None:
+def test_a_rank_without_windows_may_finish_first(tmp_path: Path) -> None:
     idle = run(tmp_path, ["a film"], rank=1, world_size=2)  # used to say that the folder holds no study
     assert (idle.texts, idle.failures(), idle.layer_labels) == (0, [], run(tmp_path, ["a film"]).layer_labels)
-    with pytest.raises(ValueError, match="has no numbers"):
+    with pytest.raises(ValueError, match="has no results"):
         idle.layers()
 
 
-def test_a_run_of_another_number_of_ranks_goes_on(tmp_path: Path, undisturbed: CorpusResult) -> None:
+def test_a_study_can_be_continued_with_another_number_of_ranks(
+    tmp_path: Path, undisturbed: CorpusResult
+) -> None:
     run(tmp_path, rank=2, world_size=3)
     assert rows(run(tmp_path)).equals(rows(undisturbed))
 
@@ -533,7 +555,7 @@ def test_the_curve_draws_the_means_of_each_study(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mine", "other"]
 
 
-def test_plots_refuse_what_is_not_there(tmp_path: Path) -> None:
+def test_unknown_plots_are_refused(tmp_path: Path) -> None:
     result = made_up(tmp_path, [[("film", None)]] * 2, [[[0.1], [0.2]]] * 2)
     assert result.plot("regime").axes and result.plot("classes").axes
     with pytest.raises(ValueError, match="kind 'cake' is not known; there are: curve, classes, regime"):
@@ -542,7 +564,7 @@ def test_plots_refuse_what_is_not_there(tmp_path: Path) -> None:
         result.plot("curve", per="word")  # type: ignore[arg-type]
 
 
-def test_files_of_others_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "part-x.parquet").write_text("mine too")
     run(tmp_path, texts(3))

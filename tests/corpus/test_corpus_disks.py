@@ -1,4 +1,4 @@
-"""Studies of a corpus on disks that are full, cannot be written to, or lose what was written: never a wrong result."""
+"""Studies of a corpus on disks that are full, read-only or lose data: results are never wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> CorpusResult:
 
 
 class Disk:
-    """A small file system of its own.
+    """Mount a small file system.
 
     Args:
         path: an empty folder, where it is put.
@@ -60,7 +60,7 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """With room for some of the parts; for those who may mount one."""
+    """A file system with room for some of the parts; skipped without permission to mount."""
     path = tmp_path / "disk"
     path.mkdir()
     try:
@@ -82,7 +82,7 @@ def test_a_disk_that_runs_full_keeps_the_finished_parts(disk: Disk, undisturbed:
     assert rows(run(disk.path)).equals(rows(undisturbed))
 
 
-def test_a_disk_that_becomes_read_only_on_the_way_keeps_the_finished_parts(
+def test_a_disk_that_becomes_read_only_during_a_run_keeps_the_finished_parts(
     disk: Disk, undisturbed: CorpusResult
 ) -> None:
     disk.grow("1m")
@@ -102,7 +102,7 @@ def test_a_disk_that_becomes_read_only_on_the_way_keeps_the_finished_parts(
     assert rows(run(disk.path)).equals(rows(undisturbed))
 
 
-def test_a_file_that_may_not_grow_is_a_clear_error_and_nothing_half_written_counts(
+def test_a_file_size_limit_is_a_clear_error_and_incomplete_files_are_ignored(
     tmp_path: Path, undisturbed: CorpusResult
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -130,7 +130,7 @@ def test_a_read_only_folder_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_stop_at_each_step_of_writing_leaves_whole_parts(
+def test_a_stop_at_each_step_of_writing_leaves_complete_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     undisturbed = rows(run(tmp_path / "undisturbed", SOME, window=4))
@@ -147,14 +147,14 @@ def test_a_stop_at_each_step_of_writing_leaves_whole_parts(
         monkeypatch.setattr(os, function, stopped)
         with pytest.raises(KeyboardInterrupt):
             run(folder, SOME, window=4)
-            raise KeyboardInterrupt  # fewer steps than this one
+            raise KeyboardInterrupt  # there are fewer steps
         monkeypatch.setattr(os, function, original)
         assert rows(run(folder, SOME, window=4)).equals(undisturbed)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_an_error_at_each_step_of_writing_is_told_and_costs_nothing(
+def test_an_error_at_each_step_of_writing_is_reported_and_loses_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int
 ) -> None:
     undisturbed = rows(run(tmp_path / "undisturbed", SOME, window=4))
@@ -196,7 +196,7 @@ def emptied(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [truncated, flipped, emptied, Path.unlink])
 @pytest.mark.parametrize("kind", ["part", "errors"])
-def test_a_damaged_file_is_told_and_computed_again(
+def test_a_damaged_file_is_reported_and_computed_again(
     tmp_path: Path, spoil: Callable[[Path], None], kind: str
 ) -> None:
     some = [*texts(5), "", *texts(5)]
@@ -211,7 +211,7 @@ def test_a_damaged_file_is_told_and_computed_again(
     assert len(files(tmp_path)) == 4
 
 
-def test_a_part_with_any_bit_changed_or_its_end_cut_off_is_not_whole(tmp_path: Path) -> None:
+def test_a_part_with_a_changed_bit_or_a_missing_end_is_damaged(tmp_path: Path) -> None:
     part = run(tmp_path, texts(WINDOW)).parts[0].path
     content = part.read_bytes()
     for place in [*range(0, len(content), 97), *range(len(content) - 12, len(content))]:
@@ -248,11 +248,11 @@ def test_every_part_damaged_in_another_place_is_computed_again(
     assert len(files(tmp_path)) == COUNT
 
 
-def test_parts_in_one_anothers_place_are_computed_again(tmp_path: Path, undisturbed: CorpusResult) -> None:
+def test_swapped_parts_are_computed_again(tmp_path: Path, undisturbed: CorpusResult) -> None:
     paths = [part.path for part in run(tmp_path).parts]
     exchange(paths[0], paths[1])
     moved = paths[2].name.replace("part-00000002", "part-00000003")
-    paths[2].rename(tmp_path / moved)  # whole, as its name says, but of another window
+    paths[2].rename(tmp_path / moved)  # undamaged, but of another window
     paths[3].unlink()
     with pytest.raises(ValueError, match=r"parts \[0, 1, 2, 3\] are missing or damaged"):
         CorpusResult.load(tmp_path)
@@ -260,9 +260,7 @@ def test_parts_in_one_anothers_place_are_computed_again(tmp_path: Path, undistur
     assert len(files(tmp_path)) == COUNT
 
 
-def test_what_a_killed_run_left_half_written_counts_for_nothing(
-    tmp_path: Path, undisturbed: CorpusResult
-) -> None:
+def test_incomplete_files_of_a_killed_run_are_ignored(tmp_path: Path, undisturbed: CorpusResult) -> None:
     path = run(tmp_path).parts[1].path
     content = path.read_bytes()
     for number, some in enumerate((content, content[:100], b"")):

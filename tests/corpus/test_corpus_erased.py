@@ -1,4 +1,4 @@
-"""Corpus studies of erasures: which words a class or a layer rests on, with their signs and units."""
+"""Corpus studies of erasures: scores of words with their signs and units."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def line(table: Any, **wanted: Any) -> Any:
     return table.iloc[0]
 
 
-def test_the_scores_are_those_of_explain_and_come_back_from_the_parts(erased: CorpusResult) -> None:
+def test_the_scores_equal_those_of_explain_and_are_restored_from_the_parts(erased: CorpusResult) -> None:
     some = texts()[:4]
     explained = TextExplainer(cnn(mask_id=0)).explain(some, ["features", "output"], **OPTIONS)
     found = erased.explanation(range(4))
@@ -80,7 +80,9 @@ def test_classes_of_words_have_the_means_of_their_words(erased: CorpusResult) ->
     assert shares.sum() == pytest.approx(1) and (shares > 0).all()
 
 
-def test_it_goes_on_and_merges_and_other_erasures_are_refused(tmp_path: Path, erased: CorpusResult) -> None:
+def test_a_study_is_continued_and_merged_and_other_erasures_are_refused(
+    tmp_path: Path, erased: CorpusResult
+) -> None:
     first = study().run(texts(), tmp_path, window=WINDOW, show_progress=False, rank=0, world_size=2)
     assert first.texts == TEXTS // 2
     assert run(tmp_path).explanation().items == erased.explanation().items
@@ -100,19 +102,17 @@ def test_two_studies_of_erasures_compare_and_one_of_noise_does_not(
         erased.compare(noise)
 
 
-def test_what_is_of_information_alone_is_refused(erased: CorpusResult) -> None:
+def test_statistics_of_information_are_refused(erased: CorpusResult) -> None:
     for ask in (erased.monotonicity, erased.knowledge):
-        with pytest.raises(
-            ValueError, match="of information kept, and the study was run with score='erased'"
-        ):
+        with pytest.raises(ValueError, match="the study was run with score='erased', which does not measure"):
             ask()
-    with pytest.raises(ValueError, match="E is known only where the solver found the numbers"):
+    with pytest.raises(ValueError, match="E is known only if the solver computed the results"):
         erased.plot("regime")
     with pytest.raises(ValueError, match="score is 'noise'; choose 'kept' or 'erased'"):
         study(score="noise")
 
 
-def test_page_terminal_and_figures_name_what_is_lost_and_its_units(erased: CorpusResult) -> None:
+def test_page_terminal_and_figures_name_the_quantity_and_its_units(erased: CorpusResult) -> None:
     page = str(erased.to_html())
     assert "output: nats, layers: D" in page
     assert "nformation kept" not in page

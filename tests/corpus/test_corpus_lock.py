@@ -1,4 +1,4 @@
-"""One study at a time writes to a folder, and the folder is one of this machine."""
+"""Locks: one study at a time writes to a folder, which must be on a file system of this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from interp_plugin.corpus.result import Folder
 SCRIPT = Path(tiny_corpus.__file__)
 
 
-def test_a_folder_in_use_is_refused_with_who_uses_it_and_free_after_a_kill(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused_with_its_user_and_free_after_a_kill(tmp_path: Path) -> None:
     path = os.pathsep.join([str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")])
     other = subprocess.Popen(
         [sys.executable, str(SCRIPT), str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
@@ -33,7 +33,7 @@ def test_a_folder_in_use_is_refused_with_who_uses_it_and_free_after_a_kill(tmp_p
     while not list(tmp_path.glob("part-*")):
         time.sleep(0.01)
         assert other.poll() is None
-    other.send_signal(signal.SIGSTOP)  # at whatever it is doing
+    other.send_signal(signal.SIGSTOP)  # at any point
     here = rf"process {other.pid} on {re.escape(socket.gethostname())} \(since .*\) is running a study in"
     for rate in (0.1, 0.2):
         with pytest.raises(ValueError, match=here):
@@ -45,13 +45,13 @@ def test_a_folder_in_use_is_refused_with_who_uses_it_and_free_after_a_kill(tmp_p
     assert {name[:5] for name in files(tmp_path)} == {"part-"}
 
 
-def test_of_studies_that_begin_at_once_one_goes_on_and_leaves_a_whole_folder(tmp_path: Path) -> None:
+def test_of_studies_started_together_one_runs_and_completes(tmp_path: Path) -> None:
     rates = (0.1, 0.1, 0.2, 0.3)
     studies, start = [study(rate=rate) for rate in rates], threading.Barrier(len(rates))
     refused: list[str] = []
 
     def waiting() -> Iterator[str]:
-        """The last text comes when the others were refused; the first window is read before the folder is made."""
+        """Yield the last text after the others were refused; the first window is read before the folder is created."""
         for number, text in enumerate(texts()):
             while number == TEXTS - 1 and len(refused) < len(rates) - 1:
                 time.sleep(0.01)
@@ -71,7 +71,7 @@ def test_of_studies_that_begin_at_once_one_goes_on_and_leaves_a_whole_folder(tmp
         thread.join(60)
     assert len(refused) == len(rates) - 1
     assert all("is running a study in" in reason for reason in refused)
-    found = pd.read_parquet(tmp_path)  # passes over the lock, as its name begins with a dot
+    found = pd.read_parquet(tmp_path)  # ignores the lock, whose name begins with a dot
     assert (
         len(found.drop_duplicates(["row", "layer"]))
         == len(found)
@@ -79,7 +79,7 @@ def test_of_studies_that_begin_at_once_one_goes_on_and_leaves_a_whole_folder(tmp
     )
 
 
-def test_processes_that_share_a_corpus_share_its_folder_and_nobody_else_does(tmp_path: Path) -> None:
+def test_only_processes_that_share_a_corpus_share_its_folder(tmp_path: Path) -> None:
     with locked(tmp_path, {"rate": 0.1}, 0, 2), locked(tmp_path, {"rate": 0.1}, 1, 2):
         for settings, rank, size in (
             ({"rate": 0.1}, 0, 2),  # the same again
@@ -104,20 +104,20 @@ def test_processes_that_share_a_corpus_share_its_folder_and_nobody_else_does(tmp
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o775])
-def test_who_may_write_to_the_folder_may_lock_it(tmp_path: Path, mode: int) -> None:
+def test_everyone_who_may_write_to_the_folder_may_lock_it(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
     with locked(tmp_path, {}):
         assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode & 0o666}
 
 
-def test_what_a_killed_process_left_behind_is_no_lock(tmp_path: Path) -> None:
+def test_the_lock_file_of_a_killed_process_locks_nothing(tmp_path: Path) -> None:
     (tmp_path / ".study-0123abcd-0.lock").write_text('{"pid": 1}', encoding="utf-8")
     with locked(tmp_path, {}):
         assert len(os.listdir(tmp_path)) == 2
     assert os.listdir(tmp_path) == [FOLDER_LOCK]
 
 
-def test_parts_that_another_study_wrote_meanwhile_are_seen(tmp_path: Path) -> None:
+def test_parts_written_by_another_study_in_the_meantime_are_found(tmp_path: Path) -> None:
     before = Folder(tmp_path)
     run(tmp_path)
     assert before.windows() == []

@@ -67,7 +67,7 @@ def line(table: Any, **wanted: Any) -> Any:
 # -- layers
 
 
-def test_means_of_the_corpus_are_numpys(tmp_path: Path) -> None:
+def test_means_of_the_corpus_equal_numpys(tmp_path: Path) -> None:
     sigmas = drawn()
     table = result_of(tmp_path, sigmas).layers()
     tokens = np.array([s.shape[1] for s in sigmas])
@@ -88,7 +88,7 @@ def test_means_of_the_corpus_are_numpys(tmp_path: Path) -> None:
             assert found["standard_error"] == pytest.approx(x.std(ddof=1) / math.sqrt(len(x)), rel=1e-5)
 
 
-def test_the_interval_is_scipys_bootstrap(tmp_path: Path) -> None:
+def test_the_interval_equals_scipys_bootstrap(tmp_path: Path) -> None:
     sigmas = drawn(40)
     found = line(
         result_of(tmp_path, sigmas).layers(resamples=20_000), layer=2, quantity="kept", per="sentence"
@@ -124,7 +124,7 @@ def test_rows_that_failed_are_left_out(tmp_path: Path) -> None:
     result = result_of(tmp_path, sigmas, failures=[Failure(3, "ValueError: empty", "")])
     assert (result.texts, result.failures()[0].row) == (3, 3)
     assert line(result.layers(), layer=1, quantity="kept", per="sentence")["sentences"] == 3
-    with pytest.raises(ValueError, match=r"rows \[3\] have no numbers"):
+    with pytest.raises(ValueError, match=r"rows \[3\] have no results"):
         result.explanation([1, 3])
 
 
@@ -172,7 +172,7 @@ def test_chance_is_no_violation(tmp_path: Path) -> None:
     assert not result_of(tmp_path, sigmas).monotonicity()["violation"].any()
 
 
-def test_a_decoder_follows_from_its_encoder() -> None:
+def test_decoder_layers_are_compared_with_the_encoder() -> None:
     assert chain(["1", "2", "output"]) == [("1", "2"), ("2", "output")]
     assert chain(["encoder.6", "decoder.1", "decoder.2"]) == [
         ("encoder.6", "decoder.1"),
@@ -222,7 +222,7 @@ def test_studies_of_other_texts_draws_or_layers_do_not_compare(tmp_path: Path) -
         ours.compare(result_of(tmp_path / "b", sigmas, seed=1))
     with pytest.raises(ValueError, match="no layer in common"):
         ours.compare(result_of(tmp_path / "c", sigmas, layers=("a", "b", "c")))
-    with pytest.raises(ValueError, match="row 0 and 3 more are other texts"):
+    with pytest.raises(ValueError, match="row 0 and 3 more have other texts"):
         ours.compare(result_of(tmp_path / "d", drawn(4, seed=9)))
 
 
@@ -288,7 +288,7 @@ def test_a_class_of_one_sentence_has_no_error(tmp_path: Path) -> None:
         ({"stop_words": ["film"]}, {"stop word": 3, "other word": 3, "punctuation": 1, "special token": 6}),
     ],
 )  # fmt: skip
-def test_words_are_told_apart_by_lexicon_tag_frequency_or_other_stop_words(
+def test_words_are_classified_by_lexicon_tag_frequency_or_other_stop_words(
     tmp_path: Path, arguments: dict[str, Any], counts: dict[str, int]
 ) -> None:
     result, _ = spoken(tmp_path)
@@ -304,7 +304,7 @@ def test_words_are_counted_once_in_the_corpus_and_not_in_each_layer(tmp_path: Pa
     assert word_counts(result.parts, 2) == {"the": 1, "film": 3, ",": 1, "a": 1, "good": 1}
 
 
-def test_a_lexicon_goes_with_its_own_way_only(tmp_path: Path) -> None:
+def test_a_lexicon_is_only_accepted_with_by_lexicon(tmp_path: Path) -> None:
     result, _ = spoken(tmp_path)
     with pytest.raises(ValueError, match="lexicon is missing"):
         result.word_classes("lexicon")
@@ -317,7 +317,7 @@ def test_a_lexicon_goes_with_its_own_way_only(tmp_path: Path) -> None:
 # -- knowledge points
 
 
-def test_knowledge_points_are_those_of_cheng_et_al(tmp_path: Path) -> None:
+def test_knowledge_points_follow_cheng_et_al(tmp_path: Path) -> None:
     result, sigmas = spoken(tmp_path)
     threshold = 0.05
     table = result.knowledge(threshold)
@@ -345,7 +345,7 @@ def test_the_foreground_may_be_any_classes(tmp_path: Path) -> None:
     result, _ = spoken(tmp_path)
     found = result.knowledge(by="tag", foreground=["NOUN", "ADJ"])
     assert set(found["foreground_tokens"]) == {4}
-    with pytest.raises(ValueError, match=r"foreground is .*verb.*some must be in it"):
+    with pytest.raises(ValueError, match=r"foreground is .*verb.*some, but not all, must"):
         result.knowledge(foreground=["verb"])
 
 
@@ -371,7 +371,7 @@ def test_resamples_are_shared_so_that_pairs_stay_paired() -> None:
     assert (low < high).all()
 
 
-def test_the_interval_holds_the_mean_19_times_in_20() -> None:
+def test_the_interval_contains_the_mean_19_times_in_20() -> None:
     generator = np.random.default_rng(0)
     inside = 0
     for seed in range(300):
@@ -381,7 +381,7 @@ def test_the_interval_holds_the_mean_19_times_in_20() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holms_correction_is_its_own_recipe(p: list[float]) -> None:
+def test_holms_correction_follows_its_definition(p: list[float]) -> None:
     corrected = holm(np.array(p))
     order = sorted(range(len(p)), key=p.__getitem__)
     highest = 0.0

@@ -1,4 +1,4 @@
-"""Saved files that are damaged, malformed, or far larger than they look: errors that name the file, never numbers."""
+"""Saved files that are damaged, malformed, or much larger in memory: errors name the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLIPS = 500
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> AmortisedEstimator:
-    """Trained on little: it need not be good."""
+    """A head trained on few texts."""
     learned = of_gains().run(sentences(24), tmp_path_factory.mktemp("learned"), show_progress=False)
     return AmortisedEstimator.train(gains(), None, learned, UNIT, held_out=0.3, epochs=1, show_progress=False)
 
@@ -40,7 +40,7 @@ def load_head(path: Path) -> AmortisedEstimator:
 
 
 def flipped(content: bytes, generator: random.Random) -> bytes:
-    """With one bit of it changed."""
+    """Change one bit of a file."""
     changed = bytearray(content)
     changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
     return bytes(changed)
@@ -50,7 +50,7 @@ def flipped(content: bytes, generator: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["explanation", "calibration", "head", "study"])
-def test_a_file_with_any_bit_changed_is_refused_by_its_name(
+def test_a_file_with_a_changed_bit_is_refused_with_its_name(
     kind: str, tmp_path: Path, head: AmortisedEstimator
 ) -> None:
     saved: dict[str, tuple[Any, Callable[[Path], Any]]] = {
@@ -73,7 +73,7 @@ def test_a_file_with_any_bit_changed_is_refused_by_its_name(
             load(path)
 
 
-def test_a_part_with_any_bit_changed_is_not_read(tmp_path: Path) -> None:
+def test_a_part_with_a_changed_bit_is_not_read(tmp_path: Path) -> None:
     [part] = made_up(tmp_path, [[("a", None), ("b", None)]], [[[0.5, 0.1], [0.6, 0.2]]]).parts
     content, generator = part.path.read_bytes(), random.Random(0)
     for _ in range(FLIPS):
@@ -82,7 +82,7 @@ def test_a_part_with_any_bit_changed_is_not_read(tmp_path: Path) -> None:
             CorpusResult.load(tmp_path)
 
 
-def test_a_text_that_looks_like_a_seal_is_a_text(tmp_path: Path) -> None:
+def test_a_text_that_looks_like_a_checksum_is_a_text(tmp_path: Path) -> None:
     text = f"interp-plugin sha256 {'0' * 64}"
     first = explanation()[0]
     given = Explanation(
@@ -92,7 +92,7 @@ def test_a_text_that_looks_like_a_seal_is_a_text(tmp_path: Path) -> None:
     assert Explanation.load(tmp_path / "a") == given
 
 
-# -- whole, but not what it should be
+# -- undamaged, but malformed
 
 
 def about_of(head: AmortisedEstimator, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -120,7 +120,7 @@ ABOUT = {"model": "m", "texts": 2, "input_std": 0.5, "noise_layer": "x"}
         (ABOUT, {"1": torch.ones(3, dtype=torch.int64)}),
     ],
 )
-def test_a_calibration_that_is_malformed_is_refused_by_its_name(
+def test_a_malformed_calibration_is_refused_with_its_name(
     about: Any, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     files.write_tensors(tmp_path / "saved", FORMAT, about, tensors)
@@ -132,7 +132,7 @@ def without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != name}
 
 
-def test_a_head_that_is_malformed_is_refused_by_its_name(head: AmortisedEstimator, tmp_path: Path) -> None:
+def test_a_malformed_head_is_refused_with_its_name(head: AmortisedEstimator, tmp_path: Path) -> None:
     about, tensors = about_of(head, tmp_path / "good")
     weight = tensors["head.project.weight"]
     settings, held_out = about["settings"], about["held_out"]
@@ -170,7 +170,7 @@ def test_a_head_that_is_malformed_is_refused_by_its_name(head: AmortisedEstimato
 def rewritten(
     path: Path, change: Callable[[pa.Table], pa.Table], dictionaries: Sequence[str] = (), **header: Any
 ) -> None:
-    """A file's table changed, and sealed again; a member of the header that is None is left out."""
+    """Change a file's table and renew its checksum; members of the header that are None are removed."""
     found = parquet.read_metadata(path).metadata
     [(key, value)] = [(key, value) for key, value in found.items() if key.startswith(b"interp_plugin")]
     blank = blank_seal()
@@ -182,7 +182,7 @@ def rewritten(
 
 
 def with_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
-    """Another column of that name and type in place of it."""
+    """Replace a column by another one with this name and type."""
 
     def change(table: pa.Table) -> pa.Table:
         place = table.schema.get_field_index(name)
@@ -213,7 +213,7 @@ def with_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
         (with_column("layer", [None] * 4), {}),
     ],
 )
-def test_an_explanation_that_is_malformed_is_refused_by_its_name(
+def test_a_malformed_explanation_is_refused_with_its_name(
     change: Callable[[pa.Table], pa.Table], header: dict[str, Any], tmp_path: Path
 ) -> None:
     explanation().save(tmp_path / "saved")
@@ -224,7 +224,7 @@ def test_an_explanation_that_is_malformed_is_refused_by_its_name(
         Explanation.load(tmp_path / "saved")
 
 
-# -- far larger than it looks
+# -- much larger in memory
 
 
 @pytest.mark.parametrize("kind", ["numbers", "text", "dictionary"])
@@ -239,7 +239,7 @@ def test_a_small_file_that_would_take_much_memory_is_refused_before_it_is_unpack
         )
         rewritten(path, with_column("sigma", zeros))
     else:
-        # each long text stands in the file once, and is no longer when it is unpacked
+        # each long text is stored once in the file
         some = ["text"] if kind == "dictionary" else []
         rewritten(path, with_column("text", ["a" * 12_000_000] * 4), some)
         monkeypatch.setattr(files, "SMALL", 2**30 if some else 2**25)

@@ -1,4 +1,4 @@
-"""Texts out of files and data sets."""
+"""Texts from files and data sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = [{"sentence": "a good film", "label": 1}, {"sentence": "a dull one", "lab
 
 
 def written(path: Path) -> Path:
-    """The rows as a file of the kind that the path's suffix says."""
+    """Write the rows to a file of the kind of the path's suffix."""
     if path.suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     elif path.suffix == ".jsonl":
@@ -43,7 +43,7 @@ def of(path: Path, content: bytes, **settings: Any) -> list[Record]:
 
 
 def stored(scheme: str, folder: Path) -> str:
-    """The URI of a folder's copy in an object store; "memory" stands for those that only fsspec reads."""
+    """The URI of a folder's copy in an object store; "memory" represents stores that only fsspec reads."""
     if scheme == "file":
         return folder.as_uri()
     store = fsspec.filesystem("memory")
@@ -54,7 +54,9 @@ def stored(scheme: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_a_file_in_an_object_store_is_read_as_one_on_a_disk(tmp_path: Path, suffix: str, scheme: str) -> None:
+def test_a_file_in_an_object_store_is_read_like_a_local_file(
+    tmp_path: Path, suffix: str, scheme: str
+) -> None:
     path = written(tmp_path / f"films{suffix}")
     assert list(records(f"{stored(scheme, tmp_path)}/{path.name}")) == list(records(path))
 
@@ -74,8 +76,8 @@ def test_a_uri_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     for uri, reason in [
         (f"{tmp_path.as_uri()}/none.txt", "there is no file 'file:"),
         ("memory://nowhere/none.txt", "there is no file 'memory:"),
-        ("memory://elsewhere/films.pdf", "nothing that can be read"),
-        ("memory://elsewhere", "nothing that can be read"),
+        ("memory://elsewhere/films.pdf", "cannot be read"),
+        ("memory://elsewhere", "cannot be read"),
         ("nothing-like-it://films.txt", r"cannot be reached \(Protocol not known"),
     ]:
         with pytest.raises(ValueError, match=reason):
@@ -107,7 +109,9 @@ def test_a_data_set_is_loaded_by_datasets_from_local_files(tmp_path: Path) -> No
 
 
 def test_a_data_set_out_of_reach_is_a_clear_error() -> None:
-    with pytest.raises(ValueError, match=r"data set 'no/such:thing' cannot be loaded .* give a file"):
+    with pytest.raises(
+        ValueError, match=r"data set 'no/such:thing' cannot be loaded .* give an existing file"
+    ):
         read_texts("no/such:thing", split="test")
 
 
@@ -149,13 +153,13 @@ def test_a_bad_line_says_why_and_the_others_are_read(
     assert not bad.values
 
 
-def test_a_long_line_is_a_text_like_others(tmp_path: Path) -> None:
+def test_a_long_line_is_read_as_a_text(tmp_path: Path) -> None:
     for name in ("x.txt", "x.csv"):
         found = of(tmp_path / name, b"text\n" + b"word " * 20_000 + b"\n")
         assert len(str(found[-1].text("text"))) >= 99_999
 
 
-def test_a_missing_column_names_those_that_there_are(tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error_that_lists_the_columns(tmp_path: Path) -> None:
     path = written(tmp_path / "films.csv")
     with pytest.raises(
         ValueError, match=r"no column 'words' in films.csv, line 2: there are columns 'sentence', 'label'"
@@ -170,8 +174,8 @@ def test_a_missing_column_names_those_that_there_are(tmp_path: Path) -> None:
     )
 
 
-def test_the_column_of_texts_is_not_guessed_where_two_would_do() -> None:
-    with pytest.raises(ValueError, match="cannot be told from columns 'title', 'body'"):
+def test_the_column_of_texts_is_not_guessed_if_two_are_possible() -> None:
+    with pytest.raises(ValueError, match="is not clear from columns 'title', 'body'"):
         columns([Record("x, row 1", {"title": "a", "body": "b"})])
     assert columns([Record("x, row 1", {"title": "a", "text": "b"})]) == "text"
     assert columns([Record("x, row 1", {"words": "a", "stars": "3"})]) == "words"
@@ -185,17 +189,17 @@ def test_pairs_come_from_two_columns(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
+def test_a_source_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no file '.*gone.csv'"):
         read_texts(tmp_path / "gone.csv")
-    with pytest.raises(ValueError, match="nothing that can be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read_texts(tmp_path)
     (tmp_path / "blank.txt").write_text("\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no texts"):
         read_texts(tmp_path / "blank.txt")
 
 
-def test_records_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+def test_records_are_read_one_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("one\ntwo\n", encoding="utf-8")
     found = records(path)
@@ -203,7 +207,7 @@ def test_records_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     assert read_texts(path, limit=1).texts == ("one",)
 
 
-# -- what cannot be read is a record that says so, and the others are read
+# -- unreadable records carry the reason, and the others are read
 
 MANY_DIGITS = b'{"text": "two", "n": ' + b"9" * 5_000 + b"}"
 DEEP = b'{"text": "two", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -236,7 +240,7 @@ def test_a_line_too_long_to_hold_is_one_bad_record(
 
 
 def strings(*values: bytes) -> pyarrow.Array:
-    """A column that says it holds UTF-8, whatever it holds."""
+    """A column declared as UTF-8, with any content."""
     given = pyarrow.array(values, pyarrow.binary())
     return pyarrow.StringArray.from_buffers(len(values), *given.buffers()[1:])
 
@@ -248,7 +252,9 @@ BAD_VALUES: dict[str, pyarrow.Array] = {
 
 
 @pytest.mark.parametrize("bad", BAD_VALUES.values(), ids=list(BAD_VALUES))
-def test_a_value_that_python_cannot_hold_spoils_its_row_alone(tmp_path: Path, bad: pyarrow.Array) -> None:
+def test_a_value_that_python_cannot_represent_affects_only_its_row(
+    tmp_path: Path, bad: pyarrow.Array
+) -> None:
     path = tmp_path / "x.parquet"
     parquet.write_table(pyarrow.table({"text": ["one", "two", "three"], "other": bad}), path)
     first, second, third = records(path)
@@ -282,7 +288,7 @@ def damaged(path: Path, column: int = 0, group: int = 1, **options: Any) -> Path
     [{"write_page_checksum": True, "compression": "none"}, {"compression": "zstd"}],
     ids=["sum", "zstd"],
 )
-def test_a_damaged_page_spoils_the_rest_of_its_row_group_alone(
+def test_a_damaged_page_affects_only_the_rest_of_its_row_group(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     path = damaged(tmp_path / "x.parquet", **options)
@@ -298,14 +304,14 @@ def test_a_damaged_page_spoils_the_rest_of_its_row_group_alone(
     assert len(read_texts(path, label_column=None).texts) == 12, "the other column is not read"
 
 
-def test_columns_asked_for_on_the_way_do_not_begin_again(tmp_path: Path) -> None:
+def test_choosing_columns_later_does_not_restart_reading(tmp_path: Path) -> None:
     path = written(tmp_path / "x.parquet")
     some = records(path)
     assert next(some).values["sentence"] == "a good film"
     assert [record.values["sentence"] for record in some.only(Wanted("sentence"))] == ["a dull one"]
 
 
-def test_a_file_that_is_no_parquet_is_one_bad_record(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_one_bad_record(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": ["one"]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     parquet.write_table(pyarrow.table({"text": ["three"]}), tmp_path / "c.parquet")
@@ -314,7 +320,9 @@ def test_a_file_that_is_no_parquet_is_one_bad_record(tmp_path: Path) -> None:
     assert (found[1].where, str(found[1].error)[:35]) == ("b.parquet", "not a Parquet file that can be read")
 
 
-def test_a_disk_that_fails_is_no_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_an_error_and_not_a_bad_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path / "x.parquet")
 
     class Failing(io.BytesIO):
@@ -328,7 +336,7 @@ def test_a_disk_that_fails_is_no_bad_record(tmp_path: Path, monkeypatch: pytest.
         list(records(path))
 
 
-def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
+def test_only_the_requested_columns_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     columns = {name: [name] for name in ("text", "title", "label", "tags", "n")}
     parquet.write_table(pyarrow.table(columns), path)
@@ -351,7 +359,7 @@ def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of Linux")
-def test_wide_rows_are_not_held(tmp_path: Path) -> None:
+def test_wide_rows_are_not_held_in_memory(tmp_path: Path) -> None:
     """A column of 400 KB a row beside the texts: it is not read, or a few pages of it at a time."""
     path = tmp_path / "x.parquet"
     schema = pyarrow.schema({"text": pyarrow.string(), "wide": pyarrow.binary()})
@@ -376,7 +384,7 @@ def test_wide_rows_are_not_held(tmp_path: Path) -> None:
         assert int(done.stdout) < most, f"MiB, and the file has {path.stat().st_size >> 20}"
 
 
-# -- files as people have them
+# -- files as users have them
 
 
 @pytest.mark.parametrize(
@@ -390,14 +398,14 @@ def test_wide_rows_are_not_held(tmp_path: Path) -> None:
         ("x.csv", b'comment\n"a good, funny film"\nnot bad\n'),
     ],
 )
-def test_separators_and_columns_are_found(tmp_path: Path, name: str, content: bytes) -> None:
+def test_separators_and_columns_are_detected(tmp_path: Path, name: str, content: bytes) -> None:
     """A .csv separated by anything but commas used to be one column, and its lines texts."""
     path = tmp_path / name
     path.write_bytes(content)
     assert read_texts(path).texts == ("a good, funny film", "not bad")
 
 
-def test_a_first_line_that_is_a_text_is_no_header(tmp_path: Path) -> None:
+def test_a_first_line_that_is_a_text_is_not_a_header(tmp_path: Path) -> None:
     for content in ("a good film\nnot bad\n", "a good film,1\nnot bad,0\n"):
         path = tmp_path / "x.csv"
         path.write_text(content, encoding="utf-8")
@@ -410,16 +418,16 @@ def test_empty_and_broken_rows_are_left_out_and_named(tmp_path: Path) -> None:
     found = read_texts(path)
     assert (found.texts, found.labels) == (("a good film", "two\nlines"), ("1", "1"))
     assert found.left_out == (
-        "x.csv, line 3 holds '' in column 'text': it must be some words",
+        "x.csv, line 3 holds '' in column 'text': it must be a text that is not empty",
         "x.csv, line 4: 4 columns, and the header names 2",
     )
 
 
-def test_a_file_in_latin_1_is_read_where_that_is_said(tmp_path: Path) -> None:
+def test_a_latin_1_file_is_read_with_that_encoding(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes("text,label\ncaf\xe9,1\n".encode("latin-1"))
     with pytest.raises(
-        ValueError, match="line 2: not UTF-8 text; where it is Latin-1, give the encoding latin-1"
+        ValueError, match="line 2: not UTF-8 text; if it is Latin-1, give the encoding latin-1"
     ):
         read_texts(path)
     assert read_texts(path, encoding="latin-1").texts == ("caf\xe9",)
@@ -438,7 +446,7 @@ def test_a_split_of_a_file_is_refused(tmp_path: Path) -> None:
 # -- texts to explain
 
 
-def test_texts_come_from_series_arrays_tables_and_records(tmp_path: Path) -> None:
+def test_texts_are_read_from_series_arrays_tables_and_records(tmp_path: Path) -> None:
     path = tmp_path / "films.csv"
     path.write_text("id;comment\n1;a good film\n2;it was bad\n", encoding="utf-8")
     table = pandas.read_csv(path, sep=";")
@@ -446,9 +454,7 @@ def test_texts_come_from_series_arrays_tables_and_records(tmp_path: Path) -> Non
     for given in (records(path), table, table["comment"], table["comment"].to_numpy()):
         assert [encoding.text for encoding in explainer.encode(given)] == ["a good film", "it was bad"]
     for name in (str(path), path):
-        with pytest.raises(
-            ValueError, match=r"films\.csv' is a file, and texts are wanted; give data\.read_texts"
-        ):
+        with pytest.raises(ValueError, match=r"films\.csv' is a file, not a text; give data\.read_texts"):
             explainer.encode(name)
 
 
@@ -458,7 +464,7 @@ def test_labels_of_a_file_are_classes_by_name_or_number() -> None:
     assert [item.target for item in found] == ["so-so", "bad"]
 
 
-def test_the_first_records_alone_are_read(tmp_path: Path) -> None:
+def test_only_the_first_records_are_read(tmp_path: Path) -> None:
     path = tmp_path / "films.csv"
     path.write_text("comment,stars\na,1\nb,2\nc,3\n", encoding="utf-8")
     assert [record.values["comment"] for record in records(path, limit=2)] == ["a", "b"]

@@ -1,4 +1,4 @@
-"""The corpus on Ray, on a cluster of its own and on one that is there: run where Ray is installed (extra ``ray``)."""
+"""The corpus on Ray, on a new and on an existing cluster; run if Ray is installed (extra ``ray``)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_study(folder: str) -> CorpusStudy:
 
 
 def deadly(folder: str, mark: Path) -> CorpusStudy:
-    """A worker that says who it is, takes its time, and dies of one of the texts."""
+    """A worker that reports its process, is slow, and dies at one of the texts."""
     (mark / str(os.getpid())).touch()
     time.sleep(1)
     study = make_study(folder)
@@ -56,9 +56,9 @@ def deadly(folder: str, mark: Path) -> CorpusStudy:
 
 
 def with_a_gpu(folder: str, mark: Path) -> CorpusStudy:
-    """A worker that says which GPU it was given."""
+    """A worker that reports its GPU."""
     (mark / f"{os.getpid()}-{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}").touch()
-    time.sleep(2)  # or one of them does all there is to do
+    time.sleep(2)  # otherwise one of them would do all the work
     return make_study(folder)
 
 
@@ -81,14 +81,14 @@ def path_of_workers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1] / "support"), *sys.path]))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home folder
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # otherwise Ray writes a token into the home folder
         yield
 
 
 def test_a_worker_that_is_killed_is_replaced_and_a_text_that_kills_each_is_recorded(
     folder: str, alone: CorpusResult, tmp_path: Path
 ) -> None:
-    """On a Ray of its own.  One part is there already: either engine goes on with what the other began."""
+    """On a new cluster, with one part from a run without Ray: each engine can continue the other's study."""
     mark, out = tmp_path / "workers", tmp_path / "out"
     mark.mkdir()
     out.mkdir()
@@ -96,7 +96,7 @@ def test_a_worker_that_is_killed_is_replaced_and_a_text_that_kills_each_is_recor
     killed: list[int] = []
 
     def kill() -> None:
-        """As soon as there is a worker, that is no process of ours."""
+        """Kill a worker as soon as there is one."""
         for _ in range(1200):
             time.sleep(0.05)
             workers = [int(each.name) for each in mark.iterdir() if int(each.name) != os.getpid()]
@@ -117,7 +117,7 @@ def test_a_worker_that_is_killed_is_replaced_and_a_text_that_kills_each_is_recor
     assert "2 workers died while they scored it" in result.failures()[1].reason
     ours, theirs = (each.table().set_index(["row", "layer"]) for each in (result, alone))
     theirs = theirs.drop([DEADLY])
-    rest = [row not in range(15, 18) for row, _ in theirs.index]  # all but the texts that were scored alone
+    rest = [row not in range(15, 18) for row, _ in theirs.index]  # except the texts that were scored alone
     assert ours[rest].equals(theirs[rest])
     assert (ours["kept"] / theirs["kept"] - 1).abs().max() < 1e-4
 
@@ -131,13 +131,13 @@ def test_a_worker_on_a_gpu_must_be_given_one(folder: str, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of a cluster that somebody else started, with four CPUs and two GPUs, as it says."""
+    """The address of an existing cluster, declared with four CPUs and two GPUs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += ["--num-cpus=4", "--num-gpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    # apart from Ray's usual folder, where the next ray.init() would look for it; the names of sockets must be short
+    # not Ray's default folder, in which the next ray.init() would find it; names of sockets must be short
     place = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     command.append(f"--temp-dir={place}")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -146,7 +146,7 @@ def address() -> Iterator[str]:
         for line in process.stdout:
             if "Ray runtime started" in line:
                 break
-        threading.Thread(target=process.stdout.read, daemon=True).start()  # or a full pipe would stop it
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would block it
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -154,7 +154,7 @@ def address() -> Iterator[str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def test_each_worker_of_a_cluster_that_is_there_has_a_gpu_of_its_own(
+def test_each_worker_of_an_existing_cluster_has_its_own_gpu(
     folder: str, alone: CorpusResult, tmp_path: Path, address: str
 ) -> None:
     mark = tmp_path / "workers"
@@ -167,7 +167,7 @@ def test_each_worker_of_a_cluster_that_is_there_has_a_gpu_of_its_own(
     assert sorted(each.name.split("-")[1] for each in mark.iterdir()) == ["0", "1"]
 
 
-def test_a_cluster_without_room_is_said_to_be(folder: str, tmp_path: Path, address: str) -> None:
+def test_a_cluster_without_room_is_an_error(folder: str, tmp_path: Path, address: str) -> None:
     with pytest.raises(ValueError, match=r"4 CPUs and 2 GPUs on 1 machines, and 3 workers"):
         run_on_ray(
             partial(make_study, folder), TEXTS, tmp_path / "out", show_progress=False,
@@ -175,7 +175,7 @@ def test_a_cluster_without_room_is_said_to_be(folder: str, tmp_path: Path, addre
         )  # fmt: skip
 
 
-def test_what_stops_a_worker_is_raised_in_its_own_words(folder: str, tmp_path: Path, address: str) -> None:
+def test_the_error_of_a_worker_is_raised_with_its_message(folder: str, tmp_path: Path, address: str) -> None:
     with pytest.raises(RuntimeError, match="a worker of Ray failed: ValueError: there is no model"):
         run_on_ray(
             without_model, TEXTS, tmp_path, show_progress=False,

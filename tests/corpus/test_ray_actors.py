@@ -1,4 +1,4 @@
-"""The workers of the Ray engine and their jobs, called as plain objects: no Ray is needed."""
+"""The workers of the Ray engine and their jobs, called as plain objects without Ray."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from interp_plugin.corpus.study import Scorer, begun
 
 
 class Died(BaseException):
-    """In place of the death of a process: goes past what takes it for a fault of the text."""
+    """The death of a process; not an Exception, so that it is not recorded as a failure of the text."""
 
 
 def run(folder: Path, make_study: Any = study) -> CorpusResult:
-    """The whole corpus by workers of which one takes the place of another that died."""
+    """Score the whole corpus with workers that are replaced when they die."""
     with begun(texts(), Reader(), Scorer(study(), WINDOW), folder, None, False) as run:
         worker = Worker(make_study, WINDOW)
         for job in map(Job, run.todo()):
             made = None
             while made is None:
                 try:
-                    made = go_on(job, worker)
+                    made = step(job, worker)
                 except Died:
                     job.died()
                     worker = Worker(make_study, WINDOW)
@@ -35,7 +35,7 @@ def run(folder: Path, make_study: Any = study) -> CorpusResult:
     return CorpusResult.load(folder)
 
 
-def go_on(job: Job, worker: Worker) -> Any:
+def step(job: Job, worker: Worker) -> Any:
     name, arguments = job.call
     return job.done(getattr(worker, name)(*arguments))
 
@@ -45,7 +45,7 @@ def some_window(number: int) -> Window:
 
 
 def deadly(*rows: int, times: float = float("inf")) -> Any:
-    """A study that dies of the texts of these rows."""
+    """A function that makes a study which dies at the texts of these rows."""
     words = {texts()[row] for row in rows}
     deaths = 0
 
@@ -66,7 +66,7 @@ def deadly(*rows: int, times: float = float("inf")) -> Any:
     return make
 
 
-def test_workers_make_the_parts_of_a_run_here(tmp_path: Path) -> None:
+def test_workers_make_the_same_parts_as_a_run_in_this_process(tmp_path: Path) -> None:
     here = study().run(texts(), tmp_path / "here", window=WINDOW, show_progress=False)
     there = run(tmp_path / "there")
     assert there.table().equals(here.table())
@@ -88,7 +88,7 @@ def test_a_text_that_kills_every_worker_is_recorded_and_the_rest_is_done(tmp_pat
 
 
 @pytest.mark.parametrize("times", [1, DEATHS, DEATHS + 1])
-def test_a_worker_that_dies_for_another_reason_costs_no_text(tmp_path: Path, times: int) -> None:
+def test_a_worker_that_dies_for_another_reason_loses_no_text(tmp_path: Path, times: int) -> None:
     result = run(tmp_path, deadly(9, times=times))
     assert not result.failures()
     assert result.texts == TEXTS
@@ -96,21 +96,21 @@ def test_a_worker_that_dies_for_another_reason_costs_no_text(tmp_path: Path, tim
 
 def test_workers_that_die_before_any_text_end_the_run() -> None:
     job = Job(some_window(2))
-    with pytest.raises(RuntimeError, match=rf"{TRIES} workers died of rows 8 to 11, and not of"):
+    with pytest.raises(RuntimeError, match=rf"{TRIES} workers died at rows 8 to 11, and no single text"):
         for _ in range(TRIES):
             job.died()
 
 
-def test_workers_that_die_of_texts_together_but_not_of_each_alone_end_the_run() -> None:
+def test_workers_that_die_at_a_window_but_at_no_single_text_end_the_run() -> None:
     job = Job(some_window(0))
     for _ in range(DEATHS):
         job.died()
     worker = Worker(study, WINDOW)
     for _ in range(WINDOW):
-        assert go_on(job, worker) is None
+        assert step(job, worker) is None
     assert [scored.item.row for scored in job.scored] == [0, 1, 2, 3]
     job.died()
-    with pytest.raises(RuntimeError, match=rf"{2 * DEATHS} workers died of rows 0 to 3, and not of"):
+    with pytest.raises(RuntimeError, match=rf"{2 * DEATHS} workers died at rows 0 to 3, and no single text"):
         job.died()
 
 
@@ -135,7 +135,7 @@ def test_parts_of_other_models_are_refused(tmp_path: Path) -> None:
         ([{"CPU": 1.0}] * 8, 9, 0.0, 0.5),
     ],
 )
-def test_every_worker_finds_a_place(
+def test_cpus_are_divided_so_that_every_worker_has_room(
     nodes: list[dict[str, float]], workers: int, gpus: float, share: float
 ) -> None:
     assert _share(nodes, workers, gpus) == pytest.approx(share)
@@ -149,14 +149,12 @@ def test_every_worker_finds_a_place(
         ([{"CPU": 8.0, "GPU": 1.0}] * 4, 2, 2.0),  # enough of them, but on four machines
     ],
 )
-def test_a_cluster_without_room_is_said_to_be(
-    nodes: list[dict[str, float]], workers: int, gpus: float
-) -> None:
+def test_a_cluster_without_room_is_an_error(nodes: list[dict[str, float]], workers: int, gpus: float) -> None:
     with pytest.raises(ValueError, match="GPUs each; give it more, or use fewer workers"):
         _share(nodes, workers, gpus)
 
 
-def test_an_address_where_nothing_answers_is_said_at_once() -> None:
+def test_an_address_where_nothing_answers_is_reported_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # and does not listen
         with pytest.raises(ValueError, match="no Ray cluster answers at '127"):

@@ -1,4 +1,4 @@
-"""Tokens gathered into words and sentences."""
+"""Tokens grouped into words and sentences."""
 
 # ruff: noqa: RUF001 (full-width punctuation is what is tested)
 

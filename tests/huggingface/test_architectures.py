@@ -1,4 +1,4 @@
-"""Every family of models: its layers are found, its batches equal its single texts, its heads stand where we say."""
+"""Every family of models: its layers are found, batches equal single texts, and heads are at the head site."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LANGUAGE = [
 
 @contextmanager
 def watched(calls: Mapping[Any, LayerCall]) -> Iterator[dict[Any, Tensor]]:
-    """What each layer gives out at its call, by label."""
+    """The output of each layer at its call, by label."""
     seen: dict[Any, Tensor] = {}
     handles = []
     for label, target in calls.items():
@@ -83,7 +83,7 @@ def test_a_text_has_the_same_states_in_a_padded_batch_and_alone(family: str, nam
         single, whole = run(model, [encoding])
         assert set(single) == {*model.layers, "output"}
         for label, values in batch.items():
-            assert values.isfinite().all()  # at padding, too: the core refuses NaN anywhere
+            assert values.isfinite().all()  # at padding, too: NaN is refused everywhere
             alone = tokens_of(model, label, single[label], whole, 0, encoding)
             padded = tokens_of(model, label, values, mask, row, encoding)
             torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-5)
@@ -128,7 +128,7 @@ def test_layers_are_labelled_in_forward_order_with_their_axis(family: str, name:
 
 
 @pytest.mark.parametrize("family, name", ALL)
-def test_every_layer_and_the_output_feel_the_word_embeddings(family: str, name: str) -> None:
+def test_every_layer_and_the_output_depend_on_the_word_embeddings(family: str, name: str) -> None:
     model = tiny(family, name)
     arguments, mask = model.collate([model.encode(TEXTS[0]), model.encode(TEXTS[2])])
     source: list[Tensor] = []
@@ -165,7 +165,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("family, name", ALL)
-def test_the_task_says_the_shape_of_the_output(family: str, name: str) -> None:
+def test_the_task_determines_the_shape_of_the_output(family: str, name: str) -> None:
     model = tiny(family, name)
     task, width = next(TASKS[end] for end in reversed(TASKS) if name.endswith(end))
     assert model.task == task
@@ -179,7 +179,7 @@ def test_the_task_says_the_shape_of_the_output(family: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("family, name", ALL)
-def test_calling_gives_the_models_own_answer(family: str, name: str) -> None:
+def test_calling_gives_the_models_output(family: str, name: str) -> None:
     model = tiny(family, name)
     arguments, _ = model.collate([model.encode(TEXTS[0])])
     keywords = dict(zip(model._names, arguments))
@@ -278,7 +278,7 @@ def test_noise_enters_where_the_encoder_embeds(family: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("family, name", ALL)
-def test_a_text_as_long_as_the_limit_runs_and_a_longer_one_is_cut_off(family: str, name: str) -> None:
+def test_a_text_as_long_as_the_limit_runs_and_a_longer_one_is_truncated(family: str, name: str) -> None:
     model = tiny(family, name)
     if family == "t5":  # relative positions: only the tokenizer may know a limit
         assert model.limit > 10**9
@@ -291,7 +291,7 @@ def test_a_text_as_long_as_the_limit_runs_and_a_longer_one_is_cut_off(family: st
     assert len(encoding.ids) == LIMIT
     whole = model.tokenizer(longer, verbose=False)["input_ids"]
     if whole[-1] == model.tokenizer.eos_token_id or whole[-1] == model.tokenizer.sep_token_id:
-        assert encoding.ids[-1] == whole[-1]  # the end mark stays
+        assert encoding.ids[-1] == whole[-1]  # the end token stays
     assert encoding.ids[0] == whole[0]
     arguments, _ = model.collate([encoding])
     assert model(*arguments).isfinite().all()
@@ -337,14 +337,14 @@ def test_using_a_model_leaves_it_as_it_was(family: str, name: str) -> None:
     assert not plain.training
 
 
-def test_the_configuration_may_ask_for_tuples() -> None:
+def test_the_configuration_may_request_tuples() -> None:
     model = tiny("bert", "BertForSequenceClassification", return_dict=False)
     arguments, _ = model.collate([model.encode("film")])
     assert model(*arguments).shape == (1, 2)
 
 
 class Judge(BertPreTrainedModel):  # type: ignore[misc]
-    """A classifier whose name tells nothing."""
+    """A classifier with a name that does not tell its task."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -361,7 +361,7 @@ def small_bert() -> BertConfig:
     return BertConfig(**{**FAMILIES["bert"].settings, "vocab_size": 420})
 
 
-def test_a_head_of_ones_own_is_tried_once() -> None:
+def test_a_custom_head_is_tested_once() -> None:
     random = torch.random.get_rng_state()
     judge = Judge(small_bert()).train()
     torch.random.set_rng_state(random)
@@ -409,7 +409,7 @@ def test_unpadded_modernbert_is_refused() -> None:
         HuggingFaceModel(model, FAMILIES["modernbert"].tokenizer())
 
 
-def test_what_a_model_compiles_of_itself_runs_uncompiled_inside_a_call_only() -> None:
+def test_parts_that_a_model_compiles_run_uncompiled_only_inside_a_call() -> None:
     """As ModernBERT does on a GPU, before transformers 5."""
     model = tiny("bert", "BertModel")
     compiled = []

@@ -1,4 +1,4 @@
-"""The layers of many more architectures are their hidden_states, and odd ones show their tokens in dimension 1."""
+"""The layers of many more architectures are their hidden_states, with the tokens in dimension 1."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def made(kind: str, settings: dict[str, Any], name: str | None = None) -> Any:
 
 
 def recorded(calls: dict[Any, LayerCall], run: Callable[[], Any]) -> tuple[dict[Any, Tensor], Any]:
-    """What passes at every layer while ``run`` runs, and what that gives."""
+    """The values at every layer while ``run`` runs, and its result."""
     seen: dict[Any, Tensor] = {}
     handles = []
     for label, target in calls.items():
@@ -141,7 +141,7 @@ def test_the_layers_are_the_hidden_states_in_more_families(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name.endswith("Model") and "Head" not in name])
-def test_what_is_read_of_odd_architectures_is_the_hidden_states(name: str) -> None:
+def test_the_states_of_unusual_architectures_are_the_hidden_states(name: str) -> None:
     kind, settings, tokenizer = ODD[name]
     model = HuggingFaceModel(made(kind, settings, name), tokenizer())
     arguments, _ = model.collate([model.encode(TEXTS[1])])
@@ -153,7 +153,7 @@ def test_what_is_read_of_odd_architectures_is_the_hidden_states(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_text_has_the_same_state_and_scores_in_a_batch_of_an_odd_architecture(name: str) -> None:
+def test_a_text_has_the_same_state_and_scores_in_a_batch_of_an_unusual_architecture(name: str) -> None:
     kind, settings, tokenizer = ODD[name]
     model = HuggingFaceModel(made(kind, settings, name), tokenizer())
     encodings = [model.encode(text) for text in TEXTS]
@@ -179,7 +179,7 @@ def test_a_text_has_the_same_state_and_scores_in_a_batch_of_an_odd_architecture(
     assert not any(module._forward_hooks for module in model.module.modules())
 
 
-def test_leds_padding_to_the_window_is_no_part_of_the_state() -> None:
+def test_leds_padding_to_the_window_is_not_part_of_the_state() -> None:
     """The same model with another window, which pads by another number of places, has the same scores."""
     kind, settings, tokenizer = ODD["LEDModel"]
     found = []
@@ -205,12 +205,12 @@ def test_the_positions_of_a_padded_longformer_are_those_of_its_tokens() -> None:
     assert calibration.state_std["1"].shape == states[0].shape[-1:]
 
 
-def test_blocks_that_no_module_gives_out_are_refused() -> None:
+def test_blocks_that_no_module_returns_are_refused() -> None:
     with pytest.raises(ValueError, match="keeps the parts of its blocks in 4 lists, and no module returns"):
         HuggingFaceModel(made("flaubert", {**XLM, "pre_norm": True}), xlmr_tokenizer())
 
 
-def test_a_state_whose_places_are_not_the_tokens_is_refused() -> None:
+def test_a_state_whose_positions_are_not_the_tokens_is_refused() -> None:
     model = HuggingFaceModel(made("bert", ENCODER), bert_tokenizer())
 
     def longer(module: nn.Module, args: Any, output: Any) -> Any:
@@ -230,7 +230,7 @@ def test_a_head_with_a_score_for_each_token_is_refused(name: str) -> None:
         HuggingFaceModel(made(kind, ENCODER, name), bert_tokenizer())
 
 
-def test_xlms_language_model_is_one_for_masked_tokens_unless_it_is_causal() -> None:
+def test_xlms_language_model_predicts_masked_tokens_unless_it_is_causal() -> None:
     tasks = [
         HuggingFaceModel(made("xlm", {**XLM, "causal": causal}, "XLMWithLMHeadModel"), xlmr_tokenizer()).task
         for causal in (False, True)

@@ -1,4 +1,4 @@
-"""Texts, pairs and targets become ids, and every token traces back to its characters."""
+"""Encodings of texts, pairs and targets, with the offsets of every token."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def letters(text: str) -> str:
     return fold(text.replace("##", "").replace("▁", ""))
 
 
-# -- tokens and their places
+# -- tokens and their offsets
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_tokens_are_what_stands_at_their_offsets(family: str) -> None:
+def test_tokens_are_the_text_at_their_offsets(family: str) -> None:
     encoding = bare(family).encode(TEXT)
     for token, span in zip(encoding.tokens, encoding.offsets):
         if span is None:
@@ -80,7 +80,7 @@ def test_tokens_are_what_stands_at_their_offsets(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["roberta", "gpt2", "llama", "gemma"])
-def test_bytes_of_one_character_share_its_place_and_show_it(family: str) -> None:
+def test_bytes_of_one_character_share_its_offsets_and_show_it(family: str) -> None:
     encoding = bare(family).encode("a 😀")
     faces = [(token, span) for token, span in zip(encoding.tokens, encoding.offsets) if token == "😀"]
     assert faces == [("😀", (0, 2, 3))] * 4
@@ -171,7 +171,7 @@ def test_a_tokenizer_that_mixes_special_tokens_into_a_text_is_refused() -> None:
 
 
 @given(st.text(max_size=30), st.lists(st.text(max_size=4), max_size=12))
-def test_aligned_spans_stand_in_the_text_and_never_go_back(text: str, tokens: list[str]) -> None:
+def test_aligned_spans_are_in_the_text_and_in_order(text: str, tokens: list[str]) -> None:
     found = align(text, tokens)
     assert len(found) == len(tokens)
     before = (0, 0)
@@ -203,7 +203,7 @@ def test_the_pieces_of_a_text_are_found_where_they_were_cut(text: str, data: st.
     assert align(text, tokens) == places
 
 
-# -- what is refused
+# -- refusals
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
@@ -250,7 +250,7 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
         model.encode("The film was good")
 
 
-def test_a_tokenizer_without_the_end_mark_of_a_classifier_is_refused() -> None:
+def test_a_tokenizer_without_the_end_token_of_a_classifier_is_refused() -> None:
     model = HuggingFaceModel(model_of("bart", "BartForSequenceClassification"), gpt2_tokenizer())
     with pytest.raises(ValueError, match="predicts at the end token, id 2"):
         model.encode("The film was good")
@@ -323,7 +323,7 @@ def test_truncation_changes_no_short_text() -> None:
 # -- language models
 
 
-def test_a_continuation_follows_the_text_and_its_last_token_is_only_asked_about(
+def test_a_continuation_follows_the_text_and_its_last_token_is_only_predicted(
     gpt2: HuggingFaceModel,
 ) -> None:
     encoding = gpt2.encode("The film was", target=" good and funny")
@@ -355,20 +355,20 @@ def test_the_output_at_target_positions_predicts_the_target(family: str) -> None
     torch.testing.assert_close(mine, loss, rtol=1e-5, atol=1e-5)
 
 
-def test_a_span_of_a_continuation_asks_about_its_tokens_only(gpt2: HuggingFaceModel) -> None:
+def test_a_span_of_a_continuation_targets_its_tokens_only(gpt2: HuggingFaceModel) -> None:
     continuation = " good and funny"
     encoding = gpt2.encode("The film was", target=(continuation, (6, 9)))
     assert [gpt2.class_name(index) for index in encoding.target] == [" and"]
-    assert encoding.tokens[-1] == " good"  # nothing after the tokens asked about needs to be read
+    assert encoding.tokens[-1] == " good"  # nothing after the target's tokens needs to be read
     assert encoding.target_positions == (len(encoding.ids) - 1,)
 
 
-def test_a_span_inside_a_token_asks_about_that_token(gpt2: HuggingFaceModel) -> None:
+def test_a_span_inside_a_token_targets_that_token(gpt2: HuggingFaceModel) -> None:
     inside = gpt2.encode("The film was", target=(" good and", (2, 3)))
     assert inside.target == gpt2.encode("The film was", target=" good").target
 
 
-def test_a_token_id_is_asked_about_at_the_last_position(gpt2: HuggingFaceModel) -> None:
+def test_a_target_token_id_is_predicted_at_the_last_position(gpt2: HuggingFaceModel) -> None:
     encoding = gpt2.encode("The film was", target=7)
     assert encoding.target == (7,)
     assert encoding.target_positions == (len(encoding.ids) - 1,)
@@ -376,7 +376,7 @@ def test_a_token_id_is_asked_about_at_the_last_position(gpt2: HuggingFaceModel) 
     assert gpt2.encode("The film was").target == ()
 
 
-def test_a_space_at_the_end_of_the_text_goes_to_the_continuation(gpt2: HuggingFaceModel) -> None:
+def test_a_space_at_the_end_of_the_text_is_moved_to_the_continuation(gpt2: HuggingFaceModel) -> None:
     for text, continuation in (("The film was ", "good"), ("The film was", " good")):
         encoding = gpt2.encode(text, target=continuation)
         assert encoding.tokens == ("The", " film", " was")
@@ -391,14 +391,14 @@ def test_a_token_that_would_reach_over_the_boundary_is_cut_there(gpt2: HuggingFa
 
 
 @pytest.mark.parametrize("target", ["good", " good"])
-def test_a_beginning_mark_stands_before_the_text_only(llama: HuggingFaceModel, target: str) -> None:
+def test_a_start_token_is_only_added_before_the_text(llama: HuggingFaceModel, target: str) -> None:
     encoding = llama.encode("The film was", target=target + " and funny")
     assert encoding.ids.count(1) == 1
     assert encoding.ids[0] == 1
     assert 1 not in encoding.target
 
 
-def test_an_end_mark_after_the_text_is_left_out_for_language_models() -> None:
+def test_an_end_token_after_the_text_is_left_out_for_language_models() -> None:
     tokenizer = FAMILIES["roberta"].tokenizer()  # it adds <s> and </s>
     model = HuggingFaceModel(model_of("gpt2", "GPT2LMHeadModel"), tokenizer)
     assert model.encode("The film").tokens == ("<s>", "The", " film")
@@ -445,7 +445,7 @@ def test_a_target_longer_than_the_model_takes_is_refused(gpt2: HuggingFaceModel)
     ],
 )
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
-def test_a_target_that_is_none_says_why(
+def test_an_invalid_target_is_refused_with_the_reason(
     name: str, target: Any, error: type[Exception], message: str, request: pytest.FixtureRequest
 ) -> None:
     with pytest.raises(error, match=message):
@@ -496,7 +496,7 @@ def test_a_span_of_a_decoders_text(bart: HuggingFaceModel) -> None:
     assert encoding.target_positions == (len(encoding.extra["decoder_input_ids"]) - 1,)
 
 
-def test_without_a_target_the_decoder_has_only_begun(bart: HuggingFaceModel) -> None:
+def test_without_a_target_the_decoder_has_only_its_start_token(bart: HuggingFaceModel) -> None:
     assert bart.encode("The film").extra["decoder_input_ids"] == (2,)
     assert bart.encode("The film", target=5).target_positions == (0,)
 
@@ -545,7 +545,7 @@ def test_a_class_has_a_label_and_an_index() -> None:
             model.class_index(wrong)  # type: ignore[arg-type]
 
 
-def test_labels_that_differ_in_case_are_told_apart() -> None:
+def test_labels_that_differ_in_case_are_distinguished() -> None:
     model = tiny("bert", "BertForSequenceClassification", id2label={0: "us", 1: "US"})
     assert [model.class_index(target) for target in ("us", "US")] == [0, 1]
     with pytest.raises(ValueError, match="is no class"):
@@ -612,7 +612,7 @@ def test_a_padding_token_that_the_model_cannot_embed_is_not_used() -> None:
     assert model(*arguments).isfinite().all()
 
 
-def test_no_texts_are_no_batch(gpt2: HuggingFaceModel) -> None:
+def test_an_empty_batch_is_refused(gpt2: HuggingFaceModel) -> None:
     with pytest.raises(ValueError, match="0 encodings"):
         gpt2.collate([])
 
@@ -629,12 +629,12 @@ def test_the_name_is_the_path_or_the_class(gpt2: HuggingFaceModel) -> None:
     assert gpt2.device == torch.device("cpu")
 
 
-# -- silence
+# -- output
 
 
 @pytest.fixture
 def messages() -> Iterator[list[str]]:
-    """What transformers logs."""
+    """The log of transformers."""
     said: list[str] = []
 
     class Listener(logging.Handler):
@@ -651,7 +651,7 @@ def messages() -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     "family, name", [(f, n) for f, e in FAMILIES.items() for n in e.classes if exists(n)]
 )
-def test_encoding_and_running_say_nothing(
+def test_encoding_and_running_print_nothing(
     family: str, name: str, messages: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plain, tokenizer = model_of(family, name), FAMILIES[family].tokenizer()

@@ -39,7 +39,7 @@ def nats(explainer: TextExplainer, given: Any, solver: Solver = FAST, **options:
 
 
 def by_hand(explainer: TextExplainer, forward: Any, ids: Any, solver: Solver = FAST) -> Tensor:
-    """Information kept by Captum's interface from a forward of embeddings that is written here, (tokens,)."""
+    """Information kept by Captum's interface, with a forward of embeddings defined here, (tokens,)."""
     table: Any = explainer.model.embedding.layer
     embedded = table(torch.tensor([ids])).detach()
     std = explainer.plan("output").input_std
@@ -124,7 +124,7 @@ def test_an_erased_word_takes_the_log_probability_of_the_answer_with_it() -> Non
     assert item.rows[0].erased[1] == pytest.approx(float(before - after), abs=1e-4)  # type: ignore[attr-defined]
 
 
-def test_hidden_layers_of_a_reader_of_answers_are_watched_at_all_tokens() -> None:
+def test_hidden_layers_of_a_question_answering_model_are_watched_at_all_tokens() -> None:
     explainer = wide("bert", "BertForQuestionAnswering")
     rows = explainer.explain((QUESTION, CONTEXT), [1, "output"], "start", solver=FAST)[0].rows
     alone = explainer.explain((QUESTION, CONTEXT), [1, 2], solver=FAST)[0].rows
@@ -176,7 +176,7 @@ def test_a_head_that_searches_for_its_answer_is_refused_with_the_one_to_use() ->
         ("start", {"layers": 1}, "picks a part of the output"),
     ],
 )
-def test_answers_that_cannot_be_asked_for(target: Any, options: dict[str, Any], message: str) -> None:
+def test_invalid_answers_are_refused(target: Any, options: dict[str, Any], message: str) -> None:
     explainer = TextExplainer(tiny("bert", "BertForQuestionAnswering"))
     with pytest.raises(ValueError, match=message):
         explainer.explain((QUESTION, CONTEXT), **{"layers": "output", "target": target, **options})
@@ -242,7 +242,7 @@ def test_a_word_that_is_read_with_each_choice_is_a_unit_each_time() -> None:
     ]  # "funny" is in a choice, too
 
 
-def test_a_page_of_choices_begins_with_what_the_chosen_one_rests_on() -> None:
+def test_a_page_of_choices_begins_with_the_words_that_support_the_chosen_one() -> None:
     explanation = wide("bert", "BertForMultipleChoice").explain(
         ("film", ["good", "funny"]), "output", "each", solver=FAST
     )
@@ -339,7 +339,7 @@ def test_each_label_in_one_call_is_that_of_a_call_each(family: str, name: str) -
 
 
 def test_erased_log_odds_of_labels_that_do_not_exclude_each_other_are_their_own() -> None:
-    """Used to be those of a softmax over the labels."""
+    """Used to be log-odds of a softmax over the labels."""
     settings = {**LABELS, "problem_type": "multi_label_classification"}
     explainer = wide("bert", "BertForSequenceClassification", **settings)
     [encoding] = explainer.encode("film")
@@ -365,7 +365,7 @@ def test_erased_log_odds_of_labels_that_do_not_exclude_each_other_are_their_own(
 def test_functions_of_labels_that_do_not_exclude_each_other_are_their_own(
     function: str, by_hand: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Used to be after a softmax over the labels."""
+    """Used to be computed after a softmax over the labels."""
     settings = {**LABELS, "problem_type": "multi_label_classification"}
     explainer = wide("bert", "BertForSequenceClassification", **settings)
     model = explainer.model.module
@@ -388,7 +388,7 @@ def test_each_of_tens_of_thousands_of_tokens_is_refused() -> None:
         TextExplainer(tiny("bert", "BertForMaskedLM")).explain(CONTEXT, "output", "each")
 
 
-def test_a_calibrated_explainer_takes_the_units_of_classes_apart() -> None:
+def test_a_calibrated_explainer_has_separate_units_for_classes() -> None:
     explainer = wide("bert", "BertForSequenceClassification", **LABELS)
     explainer.calibrate([CONTEXT, "not bad", "a dull story", "funny"], "output", show_progress=False)
     [item] = explainer.explain(CONTEXT, "output", "each", solver=FAST)

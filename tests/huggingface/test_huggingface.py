@@ -1,4 +1,4 @@
-"""Loading models, and what they say of a text."""
+"""Loading models, and their predictions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_unknown_model_is_named_in_one_sentence(name: str, monkeypatch: pytes
         (__file__, "is a file; give the folder that holds it"),
     ],
 )
-def test_a_failed_load_says_why(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_load_reports_the_reason(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="cannot load model") as caught:
         huggingface.load(name)
@@ -232,7 +232,7 @@ PARTS = ("bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "ber
 
 @pytest.mark.parametrize("last", ["cpu", "disk", "auto"])
 def test_a_model_that_is_spread_gives_the_same_bits(folder: Path, last: str) -> None:
-    """On disk means hooks of accelerate, which load a part's weights when it runs."""
+    """On disk: hooks of accelerate load a part's weights when it runs."""
     pytest.importorskip("accelerate")
     places = "auto" if last == "auto" else {**dict.fromkeys(PARTS, "cpu"), PARTS[2]: last}
     solver = Solver(iterations=1)

@@ -1,4 +1,4 @@
-"""Code that comes with a model is not run unless that is asked for, whatever standard input says."""
+"""Code that comes with a model is only run on request, whatever is on standard input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OwnModel(BertForSequenceClassification):
 
 
 def with_code(folder: Path, marker: Path, file: str = "config.json") -> Path:
-    """A classifier one of whose configurations names a class in a file that leaves a mark when it is run."""
+    """A classifier with a configuration that names a class in a file, which creates a file when it is run."""
     save_classifier(folder)
     (folder / "own.py").write_text(CODE.format(marker=str(marker)), encoding="utf-8")
     config = json.loads((folder / file).read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def with_code(folder: Path, marker: Path, file: str = "config.json") -> Path:
 
 
 def called(*arguments: str) -> Any:
-    """The command, with a standard input that says yes to everything."""
+    """Run the command with a standard input that answers yes to every question."""
     return CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, arguments, input="y\n" * 3)
 
 
@@ -82,11 +82,11 @@ def test_code_of_a_model_is_refused_in_one_sentence_and_not_run(
     assert not marker.exists()
 
 
-def test_texts_on_standard_input_are_no_answer(tmp_path: Path) -> None:
+def test_texts_on_standard_input_are_not_taken_as_an_answer(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     done = called("explain", "--model", str(with_code(tmp_path / "model", marker)))
     assert (done.exit_code, marker.exists()) == (2, False)
-    # of a tokenizer there is one that needs no code
+    # there is a tokenizer that needs no code
     folder = with_code(tmp_path / "tokenizer", marker, "tokenizer_config.json")
     done = called("explain", "--model", str(folder), "--layers", "1", "--tolerance", "0.2", "--json")
     assert [text["text"] for text in json.loads(done.stdout)["texts"]] == ["y"] * 3
@@ -130,8 +130,8 @@ def test_code_that_is_trusted_is_run_and_its_model_explained(tmp_path: Path) -> 
     assert json.loads(done.stdout)["texts"][0]["predicted"] in ("bad", "good")
 
 
-def test_every_call_that_could_run_code_of_a_model_says_whether_it_may() -> None:
-    """But for PEFT's own, which takes weights only."""
+def test_every_call_that_could_run_code_of_a_model_sets_trust_remote_code() -> None:
+    """Except for PEFT's own, which only loads weights."""
     found = 0
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""Models inside PEFT, pipelines, DataParallel and CrossEncoder: the same states and scores as the model's own."""
+"""Models inside PEFT, pipelines, DataParallel and CrossEncoder have the states and scores of the model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ WAYS = [
 
 @torch.no_grad()
 def own_answer(model: HuggingFaceModel, peft_model: Any, arguments: tuple[Tensor, ...]) -> Tensor:
-    """What the PEFT model itself says."""
+    """The output of the PEFT model."""
     output = peft_model(**dict(zip(model._names, arguments)))
     answer: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
     return answer
@@ -173,7 +173,7 @@ def test_positions_heads_and_calibration_of_a_prompt_tuned_model_are_those_of_th
     )
 
 
-def test_virtual_tokens_take_places_of_the_models_limit() -> None:
+def test_virtual_tokens_count_towards_the_models_limit() -> None:
     plain = tiny("gpt2", "GPT2LMHeadModel")
     model = read(adapted("prompt", "GPT2LMHeadModel"), "GPT2LMHeadModel")
     assert model.limit == plain.limit - VIRTUAL
@@ -225,7 +225,7 @@ def test_an_adapters_folder_is_loaded_on_its_base_model(
     assert not model.module.training
 
 
-def test_an_adapter_brings_its_own_head_of_as_many_classes_as_it_has(tmp_path: Path) -> None:
+def test_an_adapter_brings_its_own_head_with_its_number_of_classes(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from transformers import BertForSequenceClassification
 
@@ -287,7 +287,7 @@ def test_the_model_inside_a_wrapper_is_used() -> None:
         )
 
 
-def test_a_sentence_transformer_names_the_part_to_give() -> None:
+def test_a_sentence_transformer_is_refused_with_the_part_to_give() -> None:
     with pytest.raises(TypeError, match=r"give model\[0\]\.auto_model with model\.tokenizer"):
         TextExplainer(SentenceTransformer(nn.Linear(1, 1)), object())
 

@@ -1,4 +1,4 @@
-"""Models whose forward is compiled, offloaded or without gradients, and what their layers give out."""
+"""Models with compiled or offloaded forwards or without gradients, and kinds of outputs of layers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_model_that_was_compiled_and_run_gives_what_it_gives_uncompiled(make: 
 
 
 @pytest.mark.parametrize("moody", ["noise", "state"])
-def test_a_layer_that_is_left_out_under_noise_is_an_error(moody: str) -> None:
+def test_a_layer_that_is_skipped_under_noise_is_an_error(moody: str) -> None:
     class Moody(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -169,7 +169,7 @@ def test_inference_mode_around_the_call_changes_nothing() -> None:
     assert torch.equal(signed, method.attribute(X, 0, score="signed", solver=FAST))
 
 
-# Models that accelerate keeps elsewhere
+# Models that accelerate offloads
 
 
 def meta(model: nn.Module) -> list[bool]:
@@ -210,7 +210,7 @@ def test_an_offloaded_model_gives_what_it_gives_loaded(where: str, score: str, t
     torch.testing.assert_close(results[:2], results[2:], rtol=1e-5, atol=1e-5)
 
 
-# What layers give out
+# Outputs of layers
 
 
 class Pair(NamedTuple):
@@ -267,7 +267,7 @@ class Padded(Packed):
         return self.second(self.first(x)[0])[1][0]
 
 
-def test_packed_sequences_bear_noise_and_are_states_as_single_ones_are() -> None:
+def test_packed_sequences_get_noise_and_are_states_like_single_ones() -> None:
     packed, padded, lengths = seeded(Packed), seeded(Padded), torch.tensor([4, 6, 2])
     x = normal(3, 6, 4)
     mask = torch.arange(6) < lengths.unsqueeze(1)
@@ -380,7 +380,7 @@ def test_recurrent_layers_on_a_gpu_give_what_they_give_on_a_cpu(kind: Any) -> No
     assert torch.backends.cudnn.enabled == before
 
 
-# Where the batch lies
+# The batch dimension
 
 
 class TimeFirst(nn.Module):
@@ -447,7 +447,7 @@ class Sentences(nn.Module):
         return self.head(read.tanh()).sum(1)
 
 
-def test_sentences_in_a_row_of_their_own_belong_to_their_example() -> None:
+def test_sentences_in_separate_rows_belong_to_their_example() -> None:
     model = seeded(Sentences)
     ids = torch.randint(20, (3, 2, 4), generator=torch.Generator().manual_seed(0))
     for target, state in ((1, None), (None, model.reader)):
@@ -459,7 +459,7 @@ def test_sentences_in_a_row_of_their_own_belong_to_their_example() -> None:
             torch.testing.assert_close(whole[i : i + 1], single, rtol=1e-4, atol=1e-4)
 
 
-def test_entries_of_an_example_that_are_no_neighbours_are_refused() -> None:
+def test_entries_of_an_example_that_are_not_neighbours_are_refused() -> None:
     model = seeded(lambda: Sentences(sentence_first=True))
     ids = torch.randint(20, (3, 2, 4), generator=torch.Generator().manual_seed(0))
     method = LayerInformationLoss(model, model.embedding)
@@ -523,8 +523,8 @@ def test_texts_are_explained_by_offloaded_and_compiled_models(how: str) -> None:
         )
 
 
-def test_a_forward_that_was_left_early_keeps_nothing_alive() -> None:
-    """It tied the error's traceback, and with it the model and its activations, in a reference cycle."""
+def test_a_forward_that_stops_early_leaves_no_reference_cycle() -> None:
+    """The error's traceback was in a reference cycle with the model and its activations."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     alive = weakref.ref(model)
     gc.collect()

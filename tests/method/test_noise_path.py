@@ -1,4 +1,4 @@
-"""Score "signed": what each token adds to a state of one number on the way from white noise."""
+"""Score "signed": what each token adds to a state of one number along the path from white noise."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_rows_in_a_forward_change_no_score(rows: int) -> None:
     torch.testing.assert_close(path_of(state, TOKENS, max_rows=rows).score, path_of(state, TOKENS).score)
 
 
-def test_no_forward_has_more_rows_than_asked() -> None:
+def test_no_forward_has_more_rows_than_max_rows() -> None:
     seen: list[int] = []
     path_of(lambda x: (seen.append(len(x)), linear(x))[1], TOKENS, max_rows=5)
     assert max(seen) <= 5 and sum(seen) == 2 + 2 * PATHS * (NODES + 1)
@@ -160,11 +160,11 @@ def test_a_state_of_several_elements_has_no_signed_score() -> None:
 
 
 def sharp(x: Tensor) -> Tensor:
-    """A state that turns so often on a straight way that eight points of it miss its integral."""
+    """A state with so many turns along a straight path that eight points miss its integral."""
     return (30 * x.sum((1, 2))).sin() + x.sum((1, 2))
 
 
-def test_where_the_integral_misses_tokens_enter_one_by_one_and_the_scores_add_up() -> None:
+def test_tokens_enter_one_by_one_if_the_integral_misses_the_change() -> None:
     x = normal(2, 3, 2)
     with pytest.warns(UserWarning, match=r"integral of \d of 2 examples misses .* one by one"):
         score = InformationLoss(sharp).attribute(x, score="signed").sum((1, 2))
@@ -186,7 +186,7 @@ def test_tokens_that_enter_one_by_one_have_the_scores_of_a_linear_state_exactly(
     torch.testing.assert_close(both[1].score.sum(1), both[1].change)
 
 
-def test_a_state_that_breaks_on_the_way_names_the_example() -> None:
+def test_a_state_that_is_not_finite_on_the_path_names_the_example() -> None:
     broken = lambda x: x.sum(1) / (x.sum(1) > 0.5)  # noqa: E731  infinite near zero
     x = torch.tensor([[0.7, 0.8], [3.0, 4.0]])
     with pytest.raises(ValueError, match=r"NaN or infinite values for example [01] in the way"):

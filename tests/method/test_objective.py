@@ -81,7 +81,7 @@ def test_distortion_is_the_mean_square_in_units_of_v():
 
 
 def test_the_loss_is_least_where_the_stationarity_is_the_rates_share():
-    """D = sum c_i sigma_i^2 of the tokens that bear noise: L and g by autograd, and the closed form's residual."""
+    """D = sum c_i sigma_i^2 over the tokens with noise: L and g by autograd, and the closed form's residual."""
     c, rate = torch.tensor([[2.0, 8.0, 5.0], [1.0, 3.0, 4.0]]).double(), torch.tensor([0.1, 0.3]).double()
     active = torch.tensor([[True, True, True], [True, True, False]])
     n = active.sum(1)
@@ -101,7 +101,7 @@ def test_stationarity_is_the_gradients_product_with_the_noise_summed_over_a_toke
     assert stationarity(gradient, noise, groups).tolist() == [[-1.0, 4.0, 7.0]]
 
 
-def test_without_state_std_each_example_is_its_own_yardstick_over_what_counts():
+def test_without_state_std_the_unit_is_the_root_mean_square_of_each_example():
     reference = torch.tensor([[[1.0], [2.0], [100.0]]])
     counted = torch.tensor([[[True], [True], [False]]])
     weight = state_weight(reference, None, counted)
@@ -166,7 +166,7 @@ def test_the_closed_form_solves_the_stationarity_of_a_quadratic():
     assert torch.allclose(2 * sigma.square() * c, torch.full((1, 2), rate / 2))
 
 
-def test_masked_tokens_bear_no_noise():
+def test_masked_tokens_get_no_noise():
     x = torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[True, False, True]])
     objective = objective_of(smooth, x, token_mask=mask)

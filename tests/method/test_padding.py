@@ -1,4 +1,4 @@
-"""Batches of texts of different lengths: padding is left out of the passes where the model does not feel it."""
+"""Batches of texts of different lengths: padding is left out if the model does not depend on it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_ragged_batch_is_its_single_texts_and_runs_little_padding(of_layer: bo
     model = Encoder()
     state_layer = model.layer if of_layer else None
     batch = fit(model, state_layer=state_layer)
-    # the first run is whole, and what can be cut is tried whole and cut
+    # the first run has full length, and shorter lengths are tested against it
     assert model.shapes[:3] == [(5, 12), (1, 12), (1, 7)]
     assert model.positions < 0.8 * batch.n_forward.sum() * 12
     assert sum(rows for rows, _ in model.shapes) == batch.n_forward.sum()
@@ -76,7 +76,7 @@ def test_noise_in_embeddings_leaves_padding_out_too() -> None:
     model = Encoder()
     embeddings = model.embedding(IDS).detach()
     call = {"additional_forward_args": (~MASK,), "token_mask": MASK, "max_sigma": 9.0, "solver": FAST}
-    method = InformationLoss(lambda x, padding: model.embedded(x, ~padding))  # told what is padding
+    method = InformationLoss(lambda x, padding: model.embedded(x, ~padding))  # the model knows the padding
     batch = method.attribute(embeddings, **call)
     assert {length for _, length in model.shapes} == {12, 7, 4, 3}
     for row, length in enumerate(LENGTHS):
@@ -97,16 +97,16 @@ def test_noise_in_embeddings_leaves_padding_out_too() -> None:
     ],
     ids=["square argument", "positions", "list", "not told", "feature mask"],
 )
-def test_what_may_depend_on_the_padded_length_runs_at_it(given: dict[str, Any]) -> None:
+def test_models_that_may_depend_on_the_padded_length_run_at_it(given: dict[str, Any]) -> None:
     model = Encoder()
     fit(model, **given)
     assert {length for _, length in model.shapes} == {12}
 
 
-def test_a_model_that_feels_its_padding_runs_with_it() -> None:
+def test_a_model_that_depends_on_its_padding_runs_with_it() -> None:
     model = Encoder(feels_padding=True)
     found = fit(model)
-    assert model.shapes[2] == (1, 7)  # was tried
+    assert model.shapes[2] == (1, 7)  # was tested
     assert {length for _, length in model.shapes[3:]} == {12}
     model.shapes.clear()
     untold = fit(model, additional_forward_args=(MASK.long(), [0] * 12))
@@ -140,13 +140,13 @@ CONVOLUTION, HEAD = nn.Conv1d(8, 16, 2, stride=2), nn.Linear(16, 40)
 
 
 def pairs_of_tokens(ids: Tensor, mask: Tensor) -> Tensor:
-    """At an odd length the last token has no pair and would not be seen."""
+    """At an odd length the last token has no pair and would be ignored."""
     states = CONVOLUTION((EMBEDDING(ids) * mask.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2).tanh()
     real = mask[:, : 2 * states.shape[1]].reshape(len(mask), -1, 2).amax(2).unsqueeze(-1)
     return HEAD((states * real).sum(1) / real.sum(1))
 
 
-def test_no_length_is_run_that_was_not_tried() -> None:
+def test_only_tested_lengths_are_run() -> None:
     assert same_as_whole(pairs_of_tokens, [12, 11, 11, 11, 4]) == {12, 4}
 
 
@@ -171,7 +171,7 @@ def test_cut_arguments_are_contiguous() -> None:
     assert same_as_whole(viewed, [12, 4]) == {12, 4}
 
 
-def test_a_state_that_squeezes_single_rows_is_left_whole_where_it_must() -> None:
+def test_a_state_that_squeezes_single_rows_is_run_at_full_length() -> None:
     def squeezed(ids: Tensor, mask: Tensor) -> Tensor:
         return (attended(ids, mask) * mask.unsqueeze(-1)).sum((1, 2)).unsqueeze(1).squeeze()
 
@@ -179,7 +179,7 @@ def test_a_state_that_squeezes_single_rows_is_left_whole_where_it_must() -> None
     assert 12 in same_as_whole(squeezed, [12, 5, 5])
 
 
-def test_a_selector_may_squeeze_too() -> None:
+def test_a_selector_may_squeeze() -> None:
     given = {"neuron_selector": lambda state: state[:, 0, 0].squeeze()}
     assert 12 in same_as_whole(attended, [12, 4], **given)
 
@@ -223,7 +223,7 @@ def test_an_error_names_the_example_of_the_batch() -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
-def test_alike_puts_everyone_in_one_place_among_the_nearly_as_long(lengths: list[int]) -> None:
+def test_alike_puts_every_example_in_one_group_of_similar_lengths(lengths: list[int]) -> None:
     found = alike(lengths)
     assert sorted(index for of in found for index in of) == list(range(len(lengths)))
     for of in found:
@@ -232,9 +232,7 @@ def test_alike_puts_everyone_in_one_place_among_the_nearly_as_long(lengths: list
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 4), st.integers(9, 30))
-def test_alike_bounds_examples_and_tokens_and_goes_on_while_it_may(
-    lengths: list[int], size: int, tokens: int
-) -> None:
+def test_alike_limits_the_examples_and_tokens_of_a_group(lengths: list[int], size: int, tokens: int) -> None:
     found = alike(lengths, 1.0, size, tokens)
     for of in found:
         assert len({lengths[index] for index in of}) == 1
@@ -245,7 +243,7 @@ def test_alike_bounds_examples_and_tokens_and_goes_on_while_it_may(
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
-def test_lengths_are_of_padding_at_the_end_only(lengths: list[int]) -> None:
+def test_lengths_are_only_known_for_padding_at_the_end(lengths: list[int]) -> None:
     mask = torch.arange(6) < torch.tensor(lengths).unsqueeze(1)
     assert (found := lengths_of(mask)) is not None and found.tolist() == lengths
     flipped: Callable[[], Tensor | None] = lambda: lengths_of(mask.flip(1))  # noqa: E731

@@ -1,4 +1,4 @@
-"""What the caller does not say: the cap, and which elements of the state count."""
+"""Defaults: the cap, and which elements of the state count."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_default_cap_of_an_embedding_is_ten_deviations_of_its_weights(make: 
 
 
 def test_the_default_cap_has_the_same_digits_with_any_number_of_threads() -> None:
-    """Ray's workers have another number than the driver, and were refused."""
+    """Ray's workers have another number of threads than the driver, and were refused."""
     layer = nn.Embedding.from_pretrained(normal(30_000, 64) + 0.1)
     before, found = torch.get_num_threads(), []
     try:
@@ -68,7 +68,7 @@ def test_the_default_cap_has_the_same_digits_with_any_number_of_threads() -> Non
 
 
 class Normalised(nn.Module):
-    """Word and place embeddings behind a layer norm, as in BERT: what comes out has another spread than the table."""
+    """Word and position embeddings with a layer norm, as in BERT: the output has another spread than the table."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_constant_inputs_take_their_root_mean_square_and_zeros_1_with_a_warning(
     assert problem.input_std.tolist() == pytest.approx([0.1, 1.0, 7.0])
 
 
-def test_a_table_of_one_number_says_nothing_of_a_spread() -> None:
+def test_a_constant_table_is_not_used_as_the_spread() -> None:
     layer = nn.Embedding.from_pretrained(torch.full((50, 8), 0.1))
     assert std_of_table(layer) is None
     model = model_of(lambda ids: layer(ids).sum(1), torch.tensor([[3, 1, 4]]), layer)
@@ -144,7 +144,7 @@ def test_a_table_of_one_number_says_nothing_of_a_spread() -> None:
         (lambda state: state.mean(1), [[1], [1]]),  # no places any more
     ],
 )
-def test_masked_places_of_a_state_do_not_count_and_what_has_no_places_counts(
+def test_masked_positions_do_not_count_and_states_without_positions_count(
     selector: Any, expected: list[list[int]]
 ) -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -156,7 +156,7 @@ def test_masked_places_of_a_state_do_not_count_and_what_has_no_places_counts(
     torch.testing.assert_close(weight.square().flatten(1).sum(1), torch.ones(2))  # a mean: 1 / M each
 
 
-def test_a_place_that_is_masked_in_one_example_leaves_it_without_a_state() -> None:
+def test_an_example_without_unmasked_state_elements_is_refused() -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     with pytest.raises(ValueError, match="example 1 has no element"):
         pose(model_of(lambda x: 2 * x, normal(2, 4, 3), selector=2), TERMS, None, mask)
@@ -168,7 +168,7 @@ def test_a_state_of_another_length_than_the_tokens_counts_whole() -> None:
     assert (pose(model, TERMS, None, mask).objective.weight != 0).all()
 
 
-def test_a_state_mask_says_what_counts() -> None:
+def test_a_state_mask_selects_the_elements_that_count() -> None:
     mask = torch.tensor([[1, 0, 0], [0, 1, 1]]).bool()
     weight = pose(
         model_of(lambda x: x, normal(2, 3, 4)), TERMS, None, None, mask[:, :, None]

@@ -129,7 +129,7 @@ def test_nothing_is_left_of_a_linear_state_without_its_linear_part():
     torch.testing.assert_close(found.stationarity, (2 * part).expand(5, -1, -1))
 
 
-def test_a_masked_token_has_no_part_in_the_linear_model():
+def test_a_masked_token_is_not_part_of_the_linear_model():
     """The masked token's noise is 0: the linear model of a linear state is exact without it."""
     objective, noise = objective_of(linear, X), Draws([(3, 4)]).batch(0, 5).double()
     [norms] = jacobian_norms([objective], 0, probes=2, exact_up_to=6)
@@ -141,7 +141,7 @@ def test_a_masked_token_has_no_part_in_the_linear_model():
     torch.testing.assert_close(found.stationarity, (2 * part).expand(5, -1, -1))
 
 
-def test_of_a_quadratic_distortion_what_is_taken_out_keeps_eulers_identity():
+def test_the_control_variates_of_a_quadratic_distortion_keep_eulers_identity():
     """sum_i g_i = 2 D of every draw, before and after: D loses half of what g loses."""
     objective, noise = objective_of(linear, X), Draws([(3, 4)]).batch(0, 12).double()
     pairs = antithetic_pairs(objective, BOTH, SIGMA, noise)
@@ -224,7 +224,7 @@ def test_tokens_of_one_element_keep_their_mean() -> None:
     assert torch.stack(left).std() < 0.5 * (noise.square().mean(1)).std()
 
 
-def test_a_token_of_which_nothing_is_expected_gets_no_noise_of_its_own_size() -> None:
+def test_a_token_with_zero_expected_stationarity_gets_no_control_variate() -> None:
     stationarity, gradient, noise = sample(quadratic(), DRAWS, 0)
     stationarity[..., 1], gradient[..., WIDTH : 2 * WIDTH] = 0, 0
     expected = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
@@ -238,7 +238,7 @@ def blocks(matrix: torch.Tensor) -> list[torch.Tensor]:
     return [matrix[start : start + WIDTH, start : start + WIDTH] for start in steps]
 
 
-def test_earlier_gradients_help() -> None:
+def test_earlier_gradients_reduce_the_variance() -> None:
     matrix, groups = quadratic(rank=12), regular()
     left = []
     for count in (0, 40):
@@ -252,7 +252,7 @@ def test_earlier_gradients_help() -> None:
     assert left[1] < 0.85 * left[0]
 
 
-def test_what_the_draws_do_not_explain_is_left_alone() -> None:
+def test_control_variates_never_increase_the_variance() -> None:
     generator = torch.Generator().manual_seed(0)
     stationarity = torch.randn(DRAWS, 1, TOKENS, generator=generator)
     gradient = torch.randn(DRAWS, 1, TOKENS * WIDTH, generator=generator)
@@ -267,11 +267,11 @@ def test_too_few_draws_give_no_control_variates(draws: int) -> None:
     assert not quadratic_controls(stationarity, gradient, noise, regular(), gradient[:0], EVEN).any()
 
 
-def test_an_example_does_not_see_its_neighbours_or_masked_tokens() -> None:
+def test_an_example_does_not_depend_on_other_examples_or_masked_tokens() -> None:
     matrix = quadratic()
     stationarity, gradient, noise = sample(matrix, DRAWS, 0)
     alone = quadratic_controls(stationarity, gradient, noise, regular(), gradient[:0], EVEN)
-    # a neighbour of another scale, and a token more, masked: its gradient and stationarity are 0
+    # another example of another scale, and a masked token, with gradient and stationarity 0
     more = torch.cat([noise, torch.randn(DRAWS, WIDTH, generator=torch.Generator().manual_seed(5))], 1)
     longer = torch.nn.functional.pad(gradient, (0, WIDTH)).repeat(1, 2, 1)
     wider = torch.nn.functional.pad(stationarity, (0, 1)).repeat(1, 2, 1)

@@ -1,4 +1,4 @@
-"""The solver against optima known without it: closed forms, root finding, brute force."""
+"""The solver against optima from closed forms, root finding and brute force."""
 
 import math
 import warnings
@@ -71,7 +71,7 @@ def test_sigma_is_inverse_to_weight_for_a_linear_state():
 @pytest.mark.parametrize("iterations", [None, 0])
 @pytest.mark.parametrize("faint", [0.0, 0.15])
 def test_the_regime_index_of_a_linear_state_is_one_wherever_the_cap_is(faint, iterations):
-    """Nine of ten tokens at the cap: such that the state does not see at all, or sees a little of."""
+    """Nine of ten tokens at the cap, with no or little effect on the state."""
     weights = torch.tensor([3.0] + [faint] * 9).double()
     phi = lambda x: (x * weights[:, None]).sum(1)  # noqa: E731
     fit = InformationLoss(phi).fit(
@@ -123,7 +123,7 @@ def test_an_exponential_state_is_within_its_standard_errors_of_the_optimum(seed)
     assert_within_errors(fit, optimum_of_separable_state(slopes, 4))
 
 
-def test_stationarity_and_the_sum_rule_hold_on_draws_of_our_own():
+def test_stationarity_and_the_sum_rule_hold_on_independent_draws():
     x = normal(1, 5, 32)
     matrix = normal(5 * 32, 24, seed=1) / 10
     phi = lambda x: torch.sin(x.flatten(1) @ matrix)  # noqa: E731
@@ -174,7 +174,7 @@ def test_the_common_error_is_that_of_the_mean_over_tokens():
 
 
 def test_nearly_linear_examples_stop_when_draws_cannot_help():
-    # only the closed form's probes limit the error here, and no draw makes that smaller
+    # the error comes from the closed form's probes alone, so draws do not reduce it
     x, matrix = normal(1, 4, 64), normal(4 * 64, 400, seed=1) / 50
     matrix *= torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat_interleave(64)[:, None]
     fit = InformationLoss(lambda x: torch.tanh(x.flatten(1) @ matrix / 20)).fit(x, max_sigma=100.0)
@@ -182,7 +182,7 @@ def test_nearly_linear_examples_stop_when_draws_cannot_help():
     assert fit.n_backward.item() < 100
 
 
-def test_a_tolerance_is_met_or_the_fit_says_so():
+def test_a_tolerance_is_met_or_the_fit_has_not_converged():
     matrix = normal(3 * 4, 40)
     method = InformationLoss(lambda x: torch.tanh(x.flatten(1) @ matrix))
     x = normal(2, 3, 4, seed=1)
@@ -307,7 +307,7 @@ def test_no_iterations_is_the_closed_form_alone():
     assert fit.regime_index.item() == pytest.approx(1, rel=1e-4)
 
 
-def test_there_are_as_many_batches_as_asked_each_with_draws_of_its_own(monkeypatch):
+def test_iterations_is_the_number_of_batches_each_with_new_draws(monkeypatch):
     seen = []
 
     def watched(self, index, count, draw=Draws.batch):
@@ -334,7 +334,7 @@ def test_passes_are_counted_as_the_model_sees_them():
     assert fit.n_backward.sum().item() == seen[1]
 
 
-# One Newton step, and what the state makes of several
+# One Newton step, and the average of several
 
 TOKENS, BATCH = 3, 2
 ACTIVE = torch.ones(BATCH, TOKENS, dtype=torch.bool)
@@ -344,7 +344,7 @@ RATES = torch.full((BATCH,), RATE, dtype=torch.float64)
 
 
 def seen_at(stationarity, distortion):
-    """Samples that say g, (S, b, T), and D, (b,)."""
+    """Samples with given g, (S, b, T), and D, (b,)."""
     return Evaluation(
         distortion.expand(len(stationarity), -1), stationarity, torch.zeros(len(stationarity), BATCH, 1)
     )
@@ -393,7 +393,7 @@ def test_a_change_that_all_tokens_share_is_exact_for_any_power_of_sigma(power):
     torch.testing.assert_close(step.move, expected)
 
 
-def test_a_token_at_the_cap_comes_back_only_if_the_distortion_pushes_it():
+def test_a_token_leaves_the_cap_only_if_the_distortion_pushes_it():
     """Karush, Kuhn and Tucker: at the cap g may be below rate / n, and nowhere else."""
     cap = SIGMA.amax(1, keepdim=True).log()
     excess = torch.tensor([[-0.5, 0.2, 0.1], [-0.1, -0.9, -0.3]]).double()
@@ -401,7 +401,9 @@ def test_a_token_at_the_cap_comes_back_only_if_the_distortion_pushes_it():
     step = newton_step(cap.expand(-1, TOKENS), seen_at(g.expand(4, -1, -1), g.sum(1) / 2), ACTIVE, cap, RATES)
     assert torch.equal(step.free, excess > 0)
     assert not step.move[~step.free].any() and (step.move[step.free] < 0).all()
-    torch.testing.assert_close(step.residual, excess)  # what E needs at the cap too; the fit's is 0 there
+    torch.testing.assert_close(
+        step.residual, excess
+    )  # needed for E at the cap, too; the fit's residual is 0 there
 
 
 def test_an_estimate_beyond_the_cap_is_averaged_as_the_cap():
@@ -444,7 +446,7 @@ def test_a_long_step_starts_the_average_of_a_class_output_afresh_and_joins_that_
             assert ((state.log_sigma - before).abs() < 0.1 * step.move.abs()).all()
 
 
-def test_batches_of_class_outputs_that_scatter_more_than_they_say_have_larger_standard_errors():
+def test_batches_of_class_outputs_with_unexplained_scatter_have_larger_standard_errors():
     state = state_at(SIGMA)
     state.jacobian = torch.zeros(BATCH, 1, TOKENS)
     for seed in range(6):
@@ -454,7 +456,7 @@ def test_batches_of_class_outputs_that_scatter_more_than_they_say_have_larger_st
         state.take_in(newton_step(state.log_sigma, seen, ACTIVE, HIGH, RATES), HIGH)
     assert (state.inflation() > 2).all() and (state.error() > 2 * state.variance).all()
     state.jacobian = state.jacobian[:, :0]
-    assert torch.equal(state.error(), state.variance)  # of layers no such scatter is seen
+    assert torch.equal(state.error(), state.variance)  # no such scatter is seen at layers
 
 
 def test_the_variance_of_a_sample_is_that_of_log_sigma():
@@ -527,7 +529,7 @@ def test_the_agreement_is_that_of_two_estimates_with_such_errors(error):
 
 
 @given(st.integers(2, 12), st.integers(0, 28), st.integers(0, 2**31))
-def test_padding_and_neighbours_change_nothing(tokens, padding, seed):
+def test_padding_and_other_examples_change_nothing(tokens, padding, seed):
     values, errors = torch.randn(2, 3, tokens, generator=torch.Generator().manual_seed(seed)).double()
     errors = errors.abs()
     alone = expected_agreement(values[1:2], errors[1:2], all_of(values[1:2]), NOISE[:50, :tokens])
@@ -538,7 +540,7 @@ def test_padding_and_neighbours_change_nothing(tokens, padding, seed):
     assert expected_agreement(*wide, known, NOISE[:50, : tokens + padding])[1] == pytest.approx(alone.item())
 
 
-def test_a_single_token_and_errors_of_nothing_agree():
+def test_a_single_token_and_zero_errors_agree():
     values = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
     known = torch.tensor([[True, True, True], [True, False, False]])
     errors = torch.tensor([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0]])
@@ -586,7 +588,7 @@ def test_a_quadratic_state_of_few_elements_is_within_its_errors(size):
 
 
 @pytest.mark.parametrize("text", ["a gorgeous , witty , seductive movie .", "it is a bore"])
-def test_maps_of_a_class_agree_between_seeds_and_say_at_which_rate(classifier, text):
+def test_maps_of_a_class_agree_between_seeds_and_report_their_rate(classifier, text):
     model, tokenizer = classifier
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     target = int(model(ids).logits.argmax())
@@ -617,7 +619,7 @@ def test_the_rate_that_is_solved_does_not_depend_on_the_tolerance_or_the_budget(
 
 
 def test_noise_at_the_embedding_block_is_not_all_at_the_cap(classifier):
-    """It was, and called converged: the cap came from the table inside the block."""
+    """They were, with converged=True: the cap came from the table inside the block."""
     model, tokenizer = classifier
     ids = tokenizer("a funny film", return_tensors="pt")["input_ids"]
     fit = LayerInformationLoss(lambda ids: model(ids).logits, model.bert.embeddings).fit(ids, target=1)
@@ -647,7 +649,7 @@ def test_attribute_warns_once_of_a_smaller_rate_and_of_what_did_not_converge(cla
     assert "smaller rate" in message and caught[0].filename == __file__
 
 
-def test_the_asked_rate_can_be_kept(classifier):
+def test_the_requested_rate_can_be_kept(classifier):
     model, tokenizer = classifier
     ids = tokenizer("a funny film", return_tensors="pt")["input_ids"]
     method = LayerInformationLoss(lambda ids: model(ids).logits, model.bert.embeddings)
@@ -655,8 +657,8 @@ def test_the_asked_rate_can_be_kept(classifier):
     assert fit.rate.item() == pytest.approx(RATE)
 
 
-def test_all_at_the_cap_is_not_converged_where_the_closed_form_says_otherwise():
-    # far beyond the first minimum noise costs a saturated state nothing more
+def test_all_at_the_cap_is_not_converged_if_the_closed_form_is_below_it():
+    # far beyond the first minimum, noise does not change a saturated state further
     fit = InformationLoss(lambda x: torch.tanh(1e3 * x).repeat(1, 1, 40)).fit(
         1e-4 * single(1, 3, 16).sign(), max_sigma=10.0, rate=3.0, solver=Solver(lower_rate=False)
     )
@@ -670,7 +672,7 @@ def test_a_looser_tolerance_has_no_smaller_budget():
         Solver(max_passes=5)
 
 
-def test_a_state_that_is_not_linear_has_no_standard_error_of_nothing():
+def test_a_state_that_is_not_linear_has_a_positive_standard_error():
     torch.manual_seed(4)  # a rectifier's kinks are rare where noise is small
     net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 3)).requires_grad_(False)
     fit = InformationLoss(net).fit(single(1, 10, seed=4), target=1)
@@ -688,7 +690,7 @@ def test_pages_and_tables_mark_a_row_of_a_smaller_rate(classifier, capsys):
     assert "Solved at a smaller rate" in page and "<strong>rate " in page
 
 
-def test_the_distortion_of_a_class_is_what_fresh_draws_say(classifier):
+def test_the_distortion_of_a_class_agrees_with_new_draws(classifier):
     model, tokenizer = classifier
     ids = tokenizer("a funny film", return_tensors="pt")["input_ids"]
     fit = LayerInformationLoss(lambda ids: model(ids).logits, model.bert.embeddings).fit(ids, target=1)
@@ -705,7 +707,7 @@ def test_the_distortion_of_a_class_is_what_fresh_draws_say(classifier):
 
 
 def test_a_layer_whose_steps_overshoot_is_averaged_and_converges() -> None:
-    """Restarts from every long step went back and forth: errors of 7 to 8 % at this sentence, in place of 1.5."""
+    """Restarts from every long step oscillated: errors of 7 to 8 % for this sentence instead of 1.5 %."""
     explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     sentence = "a funny film with more than enough charm to make it memorable"
     rows = [
@@ -721,8 +723,8 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
-def test_a_state_that_saturates_is_solved_as_by_hand(rate: float) -> None:
-    """Steps that took such a D for quadratic lagged behind: sigma was 17 % too small, converged.
+def test_a_saturating_state_has_the_sigma_of_its_formula(rate: float) -> None:
+    """Steps for a quadratic D were too short: sigma was 17 % too small, with converged=True.
 
     The normalised sum of one token of many elements: D = 2 (1 - 1 / sqrt(1 + r)) with r = (sigma / std of x)^2.
     """
@@ -738,7 +740,7 @@ def test_a_state_that_saturates_is_solved_as_by_hand(rate: float) -> None:
 
 
 def test_a_rate_that_the_slope_never_reaches_is_not_converged() -> None:
-    """Every seed was certain of another place on the way to the cap: up to 100 standard errors from a longer run."""
+    """Seeds converged at different scales below the cap: up to 100 standard errors from a longer run."""
     torch.manual_seed(1)
     x = torch.randn(1, 3, 64) * torch.tensor([[1.0], [3.0], [10.0]])
     method = InformationLoss(normalised)
@@ -752,7 +754,7 @@ def test_a_rate_that_the_slope_never_reaches_is_not_converged() -> None:
 
 
 def test_a_token_that_still_rises_beside_capped_ones_is_not_converged() -> None:
-    """Seeds that counted as converged were 3 to 7 standard errors apart (r.m.s.): a token was on its way to the cap."""
+    """Converged seeds were 3 to 7 standard errors apart (r.m.s.), because a token was still moving to the cap."""
     explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     text = "a very well made , funny and entertaining picture"
     for position in (3, 8):

@@ -1,4 +1,4 @@
-"""What the terminal, the figures and Captum's records show of an explanation."""
+"""Explanations on the terminal, in figures and in Captum's records."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def flat(what: dict[str, Any], width: int = 80, details: bool = True) -> str:
 # --- terminal
 
 
-def test_the_answer_comes_first_then_the_text_then_the_table() -> None:
+def test_the_report_has_the_answer_then_the_text_then_the_table() -> None:
     lines = [line.rstrip() for line in printed(layers(["good", "film"], 1), details=False).splitlines()]
     assert lines[0] == "Predicted positive, 0.99. Layer 1 keeps most of: good."
     assert lines[1] == "good film"
@@ -56,7 +56,7 @@ def test_the_answer_comes_first_then_the_text_then_the_table() -> None:
     )
 
 
-def test_details_say_errors_unit_sign_and_cost() -> None:
+def test_details_show_errors_unit_sign_and_cost() -> None:
     shown = flat(layers(["good", "film"], 1))
     assert "good 123.4 ±0.3" in shown
     assert "film 61.7 ±0.3" in shown
@@ -66,7 +66,7 @@ def test_details_say_errors_unit_sign_and_cost() -> None:
     assert "rate 0.1, seed 7; 1.2 s, 256 forward and 128 backward sample passes" in shown
 
 
-def test_special_tokens_are_apart_and_do_not_set_the_scale() -> None:
+def test_special_tokens_are_separate_and_do_not_set_the_scale() -> None:
     one = text(["good", "film"], [row([1000.0, 8.0, 4.0])], offsets=[None, [0, 0, 4], [0, 5, 9]])
     one["units"] = ["[CLS]", "good", "film"]
     table = filled.table(explanation(one), one)
@@ -76,7 +76,7 @@ def test_special_tokens_are_apart_and_do_not_set_the_scale() -> None:
     assert [(piece.text, piece.column) for piece in filled.lines(one)[0]][:2] == [("[CLS]", 2), ("good", 0)]
 
 
-def test_one_noisy_token_is_marked_and_fades_no_other() -> None:
+def test_one_noisy_token_is_marked_without_fading_the_others() -> None:
     noisy = row([8.0, 4.0])
     noisy["standard_error"] = [0.1, 5.0]
     one = text(["good", "film"], [noisy])
@@ -85,7 +85,7 @@ def test_one_noisy_token_is_marked_and_fades_no_other() -> None:
     assert "film 4.0 ?" in flat(explanation(one), details=False)
 
 
-def test_a_class_without_a_sign_says_that_it_has_no_direction() -> None:
+def test_an_unsigned_score_of_a_class_is_labelled_as_without_direction() -> None:
     one = text(["dreadful", "film"], [row([8.0, 4.0], "output")], target="positive")
     shown = filled.report(explanation(one))
     assert shown.title.startswith("Information kept, without direction")
@@ -100,7 +100,7 @@ def test_an_answer_names_words_and_not_their_pieces() -> None:
 
 
 def test_the_space_before_a_token_is_neither_shaded_nor_part_of_a_word_before() -> None:
-    """ " film" was named "good film", and its space hung shaded at the end of a line."""
+    """ " film" was named "good film", and its space was shaded at the end of a line."""
     one = text(["good", "film"], [row([1.0, 8.0])]) | {
         "units": ["good", " film"],
         "offsets": [[0, 0, 4], [0, 4, 9]],
@@ -114,7 +114,7 @@ def test_the_space_before_a_token_is_neither_shaded_nor_part_of_a_word_before() 
 
 
 def test_what_comes_after_a_predicted_token_is_blank() -> None:
-    """inseq's tables are: 0 nats looked like a finding."""
+    """As in inseq's tables: 0 nats looked like a result."""
     one = text(["a", "good", "film"], [row([3.0, 0.0, 0.0], "output", 1), row([3.0, 2.0, 0.0], "output", 2)])
     rows = filled.table(explanation(one), one).rows
     assert [[cell and cell.text for cell in row.cells] for row in rows] == [
@@ -124,7 +124,7 @@ def test_what_comes_after_a_predicted_token_is_blank() -> None:
 
 
 def test_the_closed_form_alone_is_not_called_unconverged() -> None:
-    """--quick was told that --max-passes mends it, which it does not."""
+    """The advice for --quick was --max-passes, which has no effect there."""
     one = text(["good", "film"], [row([8.0, 4.0]) | {"converged": False}])
     values = explanation(one)
     values["settings"]["iterations"] = 0
@@ -133,7 +133,7 @@ def test_the_closed_form_alone_is_not_called_unconverged() -> None:
     assert shown.tables[0].rows[0].warning == ""
 
 
-def test_a_layer_that_did_not_converge_stands_out_with_the_option_that_mends_it() -> None:
+def test_a_layer_that_did_not_converge_is_marked_with_the_option_to_change() -> None:
     unfinished = row([8.0, 4.0], 2, error=8.0) | {"converged": False}
     shown = flat(explanation(text(["a", "b"], [row([8.0, 4.0]), unfinished])), details=False)
     assert "(not" in shown and "converged)" in shown  # folded in its heading
@@ -145,8 +145,8 @@ def unfinished(regime_index: float | None, layer: int = 1, **more: Any) -> dict[
     return row([8.0, 4.0], layer) | {"converged": False, "regime_index": regime_index, **more}
 
 
-def test_rows_that_saturate_are_told_of_the_rate_and_the_others_of_passes() -> None:
-    """One noisy row among 53 that saturate had all of them told to take 20,000 passes, which mend none of these."""
+def test_saturated_rows_suggest_a_lower_rate_and_others_more_passes() -> None:
+    """With one noisy row among 53 saturated ones, all were advised to use 20,000 passes, which does not help these."""
     both = text(["a", "b"], [unfinished(0.4), unfinished(0.9, 2)])
     shown = filled.report(explanation(both)).sections[0].status
     assert "Not converged: layer 1, layer 2; the state of 1 of these rows saturates" in shown
@@ -156,7 +156,7 @@ def test_rows_that_saturate_are_told_of_the_rate_and_the_others_of_passes() -> N
 
 
 def test_a_regime_index_of_zero_is_known_and_one_that_is_missing_is_not() -> None:
-    """0 was taken for missing: the line said --max-passes 50000."""
+    """0 was treated as missing: the advice was --max-passes 50000."""
     zero, missing = (
         filled.report(explanation(text(["a", "b"], [unfinished(index)]))).sections[0].status
         for index in (0.0, None)
@@ -164,14 +164,14 @@ def test_a_regime_index_of_zero_is_known_and_one_that_is_missing_is_not() -> Non
     assert "--rate 0.01" in zero and "--max-passes" in missing
 
 
-def test_a_row_that_saturates_at_a_smaller_rate_is_told_of_one_smaller_still() -> None:
-    """Solved at .0016 where .1 was asked for, it was told --rate 0.01, which changes nothing."""
+def test_a_row_that_saturates_at_a_smaller_rate_suggests_an_even_lower_one() -> None:
+    """Solved at .0016 instead of the requested .1, the advice was --rate 0.01, which changes nothing."""
     one = text(["a", "b"], [unfinished(0.4, rate=0.0015625)])
     assert "--rate 0.0002 (in Python rate=0.0002)" in filled.report(explanation(one)).sections[0].status
 
 
 def test_a_text_that_is_read_again_begins_a_line_with_its_special_tokens() -> None:
-    """[CLS] hung at the end of the choice before."""
+    """[CLS] was at the end of the choice before."""
     one = text(["a"], [row([1.0] * 9)], pair="b\nc") | {
         "units": ["[CLS]", "a", "[SEP]", "b", "[CLS]", "a", "[SEP]", "c", "[SEP]"],
         "offsets": [None, [0, 0, 1], None, [1, 0, 1], None, [0, 0, 1], None, [1, 2, 3], None],
@@ -182,12 +182,12 @@ def test_a_text_that_is_read_again_begins_a_line_with_its_special_tokens() -> No
 
 
 def test_choices_stand_in_a_heading_with_bars_between() -> None:
-    """It said "it was good\\nit was dull"."""
+    """It was "it was good\\nit was dull"."""
     values = explanation(text(["a"], text="the film", pair="it was good\nit was dull"))
     assert filled.report(values).title == "Information kept: the film | it was good | it was dull"
 
 
-def test_a_word_that_occurs_for_and_against_is_named_once() -> None:
+def test_a_word_with_scores_of_both_signs_is_named_once() -> None:
     """A text that is read with three choices has each word three times: "needs most: not. Against it speak: not"."""
     one = text(["not", "a", "not"], [row([5.0, 1.0, 4.0])])
     one["rows"][0]["erased"] = [5.0, 0.0, -4.0]
@@ -196,7 +196,7 @@ def test_a_word_that_occurs_for_and_against_is_named_once() -> None:
 
 
 def test_answers_and_choices_of_several_words_are_in_quotes() -> None:
-    """They ran into the sentence: "Predicted the film was not, 0.02. Target:  Paris instead of  London."."""
+    """They merged with the sentence: "Predicted the film was not, 0.02. Target:  Paris instead of  London."."""
     one = text(["a"], predicted="the film was not", target=" Paris instead of  London")
     assert "Predicted 'the film was not', 0.99. Target: ' Paris' instead of ' London'." in flat(
         explanation(one)
@@ -248,7 +248,7 @@ def test_values_stay_aligned_when_some_are_tied() -> None:
     )
 
 
-def test_without_state_std_the_reader_is_warned() -> None:
+def test_without_state_std_the_report_has_a_warning() -> None:
     assert "the unit is the size of each text" in flat(explanation(text(["a"]), state_std=False))
     assert "the unit is the size" not in flat(explanation(text(["a"])))
 
@@ -303,7 +303,7 @@ def test_values_that_are_missing_or_zero_are_drawn() -> None:
     assert re.search(r"a +0\.00 ±0\.26", printed(layers(["a"], 1, 0.0)))
 
 
-def test_nothing_to_show_is_shown() -> None:
+def test_an_empty_explanation_is_shown() -> None:
     assert "rate 0.1" in printed(explanation())
     assert "positive" in printed(explanation(text(["a"], [])))
 
@@ -344,7 +344,7 @@ HIGHEST, ZERO = "48;2;158;208;255m", "48;2;29;36;44m"  # on a dark ground
 ON_LIGHT = "48;2;8;48;107m"
 
 
-def test_on_a_terminal_with_a_light_ground_dark_is_high(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dark_is_high_on_a_light_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORFGBG", "0;15")
     shown = printed(explanation(text(["a", "b"], [row([8.0, 4.0])])), colour=True)
     assert ON_LIGHT in shown and HIGHEST not in shown
@@ -367,7 +367,7 @@ def test_shares_lie_between_minus_one_and_one(values: list[float | None]) -> Non
     assert all(share is None or -1.0 <= share <= 1.0 for share in numbers.shares(values))
 
 
-def test_on_a_dark_ground_a_higher_share_is_brighter() -> None:
+def test_a_higher_share_is_brighter_on_a_dark_background() -> None:
     lights = [sum(numbers.shade(i / 10, dark=True)[0]) for i in range(11)]
     assert lights == sorted(lights)
 
@@ -387,7 +387,7 @@ def test_totals_use_the_rows_own_error_and_else_add_variances() -> None:
 
 
 def drawn(figure: Any) -> None:
-    """Draws, with every warning (a layout that does not fit) an error, but for glyphs that no font has."""
+    """Draw with warnings (a layout that does not fit) as errors, except for glyphs that no font has."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="Glyph")
@@ -416,7 +416,7 @@ def test_hostile_and_missing_values_are_drawn(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_figure_is_unknown_to_pyplot(kind: Any) -> None:
+def test_figures_are_not_registered_with_pyplot(kind: Any) -> None:
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
@@ -456,7 +456,7 @@ def test_a_figure_starts_with_the_answer() -> None:
     assert part.get_suptitle().startswith("Predicted positive, 0.99. Layer 2 keeps most of: good.")
 
 
-def test_one_layers_positions_make_a_map_of_time_steps() -> None:
+def test_the_positions_of_a_layer_make_a_map_of_time_steps() -> None:
     states = [row([2.0, 1.0], layer, position) for layer in (1, 2) for position in (0, 1)]
     axes = figures.plot(explanation(text(["a", "b"], states)), "layers", layer=2).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["layer 2 @0 a", "layer 2 @1 b"]
@@ -486,10 +486,10 @@ def test_the_flow_has_a_line_of_sums_for_each_text() -> None:
     [axes] = figures.plot(explanation(one, text(["c"], [row([4.0], 2)])), "flow").axes
     first, second = axes.lines
     assert first.get_xydata().tolist() == [[0.0, 3.0], [1.0, 1.5]]
-    assert second.get_xydata().tolist() == [[1.0, 4.0]]  # layer 2 stands at the same place for both
+    assert second.get_xydata().tolist() == [[1.0, 4.0]]  # layer 2 has the same position for both
 
 
-def test_a_token_starts_no_formula_in_a_figure() -> None:
+def test_a_token_is_not_read_as_a_formula_in_a_figure() -> None:
     axes = figures.plot(layers(["$x^2$"], 1), "layers").axes[0]
     [label] = axes.get_xticklabels()
     assert label.get_text() == "$x^2$"
@@ -511,7 +511,7 @@ def test_control_characters_are_written_out_in_a_figure() -> None:
         ({"kind": "tokens", "layer": (1, 4)}, "layer 1, layer 2"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_what_does(arguments: dict[str, Any], says: str) -> None:
+def test_unknown_names_are_refused_with_the_known_ones(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         figures.plot(layers(["a"], 2), **arguments)
 
@@ -584,10 +584,10 @@ def test_attributions_handed_to_captum_are_shares_of_one(kept: list[float], erro
     assert all(0.0 <= value <= 1.0 for value in record.word_attributions.tolist())
 
 
-# --- the house
+# --- imports
 
 
-def test_drawing_imports_nothing_of_ours_and_nothing_heavy() -> None:
+def test_drawing_imports_no_other_part_of_the_package_and_nothing_heavy() -> None:
     import ast
     from pathlib import Path
 
@@ -607,6 +607,6 @@ def test_drawing_imports_nothing_of_ours_and_nothing_heavy() -> None:
     assert loaded <= {*sys.stdlib_module_names, "interp_plugin"}
 
 
-def test_a_row_is_called_saturated_where_the_solver_says_so() -> None:
-    """The report imports nothing of the method, and has the bound a second time."""
+def test_a_row_is_called_saturated_exactly_if_the_solver_does() -> None:
+    """The report imports nothing of the method, so it has its own copy of the bound."""
     assert filled.SATURATED == objective.SATURATED

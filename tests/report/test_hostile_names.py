@@ -1,4 +1,4 @@
-"""Nothing that a name, a label or a message holds is obeyed by the terminal that it is printed on."""
+"""Control characters in names, labels and messages do not reach the terminal."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_names_of_model_classes_and_files_are_written_out(folder: Path, tmp_path
         ["explain", "a film", "--html", f"/no/{HOSTILE}/x"],
         ["corpus", f"/no/{HOSTILE}.txt", "--output", "out"],
         ["compare", f"/no/{HOSTILE}.txt"],
-        ["corpus", "a.txt", f"b{HOSTILE}.txt", "--output", "out"],  # as a pattern of the shell gives them
+        ["corpus", "a.txt", f"b{HOSTILE}.txt", "--output", "out"],  # as from a shell pattern
         ["explain", "a film", "--layers", f"1,,{HOSTILE}"],
         ["explain", "a film", f"--{HOSTILE}"],
         [HOSTILE],
         [f"--{HOSTILE}"],
     ],
 )
-def test_messages_of_what_cannot_be_used_are_written_out(arguments: list[str]) -> None:
+def test_error_messages_are_written_out(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.exit_code == 2
     assert_tame(done.output)
@@ -121,7 +121,7 @@ def hostile_corpus(console: Console, tmp_path: Path) -> None:
     layers = (f"1{HOSTILE}", f"[red]2{HOSTILE}")
     sigmas = [
         [[0.5, 0.1], [0.05 + i / 1000, 0.01]] for i in range(8)
-    ]  # the second keeps more: it is warned of
+    ]  # the second keeps more, which causes a warning
     result = made_up(tmp_path, [[("film", None), (HOSTILE, None)]] * 8, sigmas, layers, model=HOSTILE)
     result.show(result, console)
 

@@ -1,4 +1,4 @@
-"""What the HTML page of an explanation holds, and what it cannot do."""
+"""The HTML page of an explanation: content and security."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_uncertain_values_are_hatched() -> None:
     assert [a["class"] for _, a in main_cells(shown)] == ["s32", "s16 hazy"]
 
 
-def test_cells_wear_the_shades_of_the_other_pictures() -> None:
+def test_cells_have_the_same_shades_as_the_other_pictures() -> None:
     source = source_of(explanation(TWO))
     classes = [attributes["class"] for _, attributes in main_cells(Page(source))]
     assert classes == ["s32", "s16", "s16", "s32"]
@@ -135,7 +135,7 @@ def test_the_sentence_is_shaded_by_the_last_row_until_the_script_runs() -> None:
     assert shown.texts("output") == ["output"]
     [(_, slider)] = shown.all("input")
     assert slider["max"] == slider["value"] == "1"
-    assert "hidden" in slider  # a control that does nothing is not shown
+    assert "hidden" in slider  # a control without effect is not shown
 
 
 def test_the_script_is_given_loss_and_sigma_with_its_error() -> None:
@@ -159,12 +159,12 @@ def test_how_to_read_the_page_is_folded_away() -> None:
     assert "≈" not in page(text(["a"])).texts("details", id="guide")[0]
 
 
-def test_without_state_std_the_reader_is_warned() -> None:
+def test_without_state_std_the_report_has_a_warning() -> None:
     assert any("the unit is the size" in words for words in page(TWO, state_std=False).texts("li"))
     assert not any("the unit is the size" in words for words in page(TWO).texts("li"))
 
 
-def test_a_layer_that_did_not_converge_stands_out() -> None:
+def test_a_layer_that_did_not_converge_is_marked() -> None:
     shown = page(text(["a"], [row([1.0]) | {"converged": False}]))
     assert shown.texts("strong") == ["not converged"]
     assert "--max-passes" in shown.texts("p", **{"class": "status warns"})[0]
@@ -223,7 +223,7 @@ def test_a_line_break_between_units_is_layout_and_one_inside_a_unit_is_data() ->
     assert len(shown.all("br")) == 1
 
 
-def test_nothing_to_show_is_a_page() -> None:
+def test_an_empty_explanation_makes_a_page() -> None:
     assert page().texts("h1") == ["Information kept: 0 texts"]
     assert "No layer was requested." in page(text(["a"], [])).texts("p")
 
@@ -257,7 +257,7 @@ def test_tokens_that_share_a_character_are_all_shown() -> None:
     assert [(piece.text, piece.column) for piece in line] == [("😀", 0), ("\\x9f", 1), ("!", 2)]
 
 
-# --- what the page cannot do
+# --- security
 
 
 def hostile() -> dict[str, Any]:
@@ -273,7 +273,7 @@ def test_hostile_data_adds_no_element_and_no_attribute() -> None:
     assert {name for name, _, _ in shown.elements} == {name for name, _, _ in page(TWO, TWO).elements} | {
         "bdi"
     }
-    assert len(shown.all("script")) == 3  # numbers of two texts, and ours
+    assert len(shown.all("script")) == 3  # data of two texts, and ours
     assert not any(key.startswith("on") for _, attributes, _ in shown.elements for key in attributes)
 
 
@@ -294,7 +294,7 @@ def test_the_page_names_nothing_to_load() -> None:
     assert not any(key in ("src", "href", "srcset") for _, a, _ in Page(source).elements for key in a)
 
 
-def test_the_policy_of_the_page_allows_its_own_script_only() -> None:
+def test_the_policy_of_the_page_allows_only_its_own_script() -> None:
     shown = page(TWO)
     [policy] = [
         a["content"] for _, a in shown.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
@@ -306,7 +306,7 @@ def test_the_policy_of_the_page_allows_its_own_script_only() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(), min_size=1, max_size=4))
-def test_any_token_is_a_heading_of_its_column(units: list[str]) -> None:
+def test_any_token_can_be_the_heading_of_a_column(units: list[str]) -> None:
     shown = page(text(units))
     heads = [words for words, _ in shown.all("th", scope="col")][1:]
     assert heads[: len(units)] == [printable(unit) for unit in units]
@@ -324,7 +324,7 @@ def test_twelve_layers_of_128_tokens_stay_under_300_kilobytes() -> None:
 # --- in a notebook, and in the package
 
 
-def test_the_notebook_frame_holds_the_whole_page_and_is_a_world_of_its_own() -> None:
+def test_the_notebook_frame_holds_the_whole_page_and_is_isolated() -> None:
     shown = Page(renderer.frame(filled.report(hostile())))
     [(_, frame)] = shown.all("iframe")
     assert len(shown.elements) == 1

@@ -1,4 +1,4 @@
-"""What the report of a study says, in each of its forms, and what it never does."""
+"""The report of a study in all its media."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_method_has_a_cell_for_each_column() -> None:
 # -- numbers
 
 
-def test_means_have_the_decimals_that_half_their_interval_deserves() -> None:
+def test_the_decimals_of_means_follow_from_half_their_interval() -> None:
     wide, narrow = (
         StudyCell(12.345, 11.1, 13.6, 9, False, None),
         StudyCell(0.12345, 0.1221, 0.1249, 9, False, None),
@@ -101,7 +101,7 @@ def test_what_all_texts_share_has_no_interval_and_no_needless_decimals() -> None
 
 
 @pytest.mark.parametrize("missing", [None, cell(math.nan), cell(math.inf)])
-def test_what_is_no_number_is_not_written_as_one(missing: StudyCell | None) -> None:
+def test_missing_values_are_not_written_as_numbers(missing: StudyCell | None) -> None:
     assert rounded([missing, cell(0.5)]) == [None, ("0.500", "[0.470, 0.530]")]
 
 
@@ -135,7 +135,7 @@ def test_markdown_has_a_table_for_each_group_with_directions_bests_and_ties() ->
     ]
 
 
-def test_markdown_says_question_notes_marks_and_sources() -> None:
+def test_markdown_has_question_notes_marks_and_sources() -> None:
     text = markdown(made_report(SMALL, title="SST-2"), title=True)
     assert text.startswith("# SST-2\n\n")
     for claim in (
@@ -161,7 +161,7 @@ def test_escaping_leaves_one_line_without_live_marks(text: str) -> None:
     assert not re.search(r"(?<!\\)(?:\\\\)*[|<`*_\[]", shown)
 
 
-def test_a_question_that_nobody_answers_is_told_and_not_drawn() -> None:
+def test_a_question_without_answers_is_listed_and_not_drawn() -> None:
     nothing = Table("class", "method", (), {}, ())
     assert "There is nothing to show." in markdown(made_report(nothing))
     assert "There is nothing to show." in " ".join(Page(html.page(made_report(nothing))).texts("p"))
@@ -182,7 +182,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     columns = [StudyColumn(f"{metric.name} {i}", True, "") for i in range(4) for metric in METRICS]
     text = printed([study_table([*HOSTILE[:4], *METHODS], SIGNED, columns=columns)], width)
     assert max(map(len, text.splitlines())) <= width
-    for metric in columns:  # headings fold: their words are all there, in other lines
+    for metric in columns:  # headings are wrapped: their words are in several lines
         assert set(metric.name.split()) <= set(text.split()), metric
 
 
@@ -222,7 +222,7 @@ def test_the_page_holds_every_value_interval_and_mark() -> None:
     assert shown.texts("dd") == ["DeYoung et al. 2020"] * 2
 
 
-def test_dark_is_better_whichever_way_a_metric_points() -> None:
+def test_dark_is_better_for_every_direction_of_a_metric() -> None:
     table = small(unsigned={"ours": (cell(0.9), cell(0.9)), "theirs": (cell(0.1), cell(0.1))})
     shown = Page(page_of(table))
     classes = [attributes.get("class") for _, attributes in shown.all("td") if "data-value" in attributes]
@@ -236,7 +236,7 @@ def test_costs_are_not_shaded_and_the_best_of_a_group_of_one_is_dark() -> None:
     assert [shown.shade for shown in row.cells if shown] == [1.0, None]
 
 
-def test_the_script_has_what_it_sorts_by() -> None:
+def test_cells_have_the_values_that_the_script_sorts_by() -> None:
     shown = Page(page_of(SMALL))
     assert [a.get("data-better") for _, a in shown.all("th", scope="col")] == [None, "higher", "lower"]
     values = [float(a["data-value"] or "") for _, a in shown.all("td") if "data-value" in a]
@@ -253,7 +253,7 @@ def test_the_policy_allows_the_pages_own_script_alone() -> None:
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
-def test_hostile_names_stay_words() -> None:
+def test_hostile_names_stay_text() -> None:
     table = study_table(HOSTILE, HOSTILE[:2], title="<b>")
     chart = Points("<b>", HOSTILE[0], True, study_points(study_cells(HOSTILE, HOSTILE[:2])))
     source = html.page(made_report(table, table, title=HOSTILE[0], charts=[chart], **{"<i>": "</dl>"}))
@@ -266,7 +266,7 @@ def test_hostile_names_stay_words() -> None:
     assert "\x1b" not in source
 
 
-def test_nothing_is_loaded_from_anywhere() -> None:
+def test_nothing_is_loaded_from_elsewhere() -> None:
     source = page_of(SMALL, **{"model": "http://example.org"})
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\s\"<]+", source)) - namespaces == {"http://example.org"}
@@ -279,11 +279,11 @@ def test_the_figure_is_in_the_page_in_its_colours_and_its_names_are_text() -> No
     [svg] = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
     assert "var(--unsigned)" in svg
     assert "var(--signed)" in svg
-    assert "#2171b5" not in svg  # which the night could not change
+    assert "#2171b5" not in svg  # which dark mode could not change
     assert all(name in re.sub("<[^>]*>", "", svg) for name in ("ours", "theirs", "gradient"))
 
 
-def test_ids_of_two_figures_do_not_meet() -> None:
+def test_ids_of_two_figures_do_not_collide() -> None:
     charts = [points(0, 1), points(1, 0)]
     ids = re.findall(r'\bid="([^"]*)"', html.page(made_report(SMALL, charts=charts)))
     assert len(set(ids)) == len(ids)
@@ -300,7 +300,7 @@ def drawn_texts(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
 
-def test_the_front_joins_those_that_nobody_beats() -> None:
+def test_the_front_joins_the_undominated_methods() -> None:
     some = (
         Point("cheap", "unsigned", 0.01, 0.3, 0.2, 0.4, True),
         Point("good", "unsigned", 1.0, 0.6, 0.5, 0.7, True),
@@ -328,7 +328,7 @@ def test_groups_differ_in_more_than_colour() -> None:
     assert signed.get_markerfacecolor() != signed.get_color()
 
 
-def test_where_lower_is_better_the_axis_is_turned_over_and_says_so() -> None:
+def test_the_axis_is_reversed_and_labelled_if_lower_is_better() -> None:
     [axes] = draw_points(Points("", "infidelity", False, study_points(study_cells()))).axes
     low, high = axes.get_ylim()
     assert low > high
@@ -394,7 +394,7 @@ def test_hostile_names_are_drawn_as_they_are(tmp_path: Path) -> None:
         assert any(words.endswith("$x^2$ \\frac") for words in drawn_texts(figure))
 
 
-def test_figures_are_unknown_to_pyplot() -> None:
+def test_figures_are_not_registered_with_pyplot() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests/support')\n"
         "from studies import *; from interp_plugin.report.figures import *\n"

@@ -1,4 +1,4 @@
-"""Models whose weights are a formula, not random draws: what other packages computed for them stays comparable."""
+"""Models with weights from a formula, not random draws, to compare with stored results of other packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain values of explanations, as ``Explanation.to_dict()`` gives them, made up for the tests of drawing."""
+"""Made-up plain values of explanations, as from ``Explanation.to_dict()``, for tests of the report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def row(
 def text(
     units: Sequence[str], rows: Sequence[dict[str, Any]] | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """One text; its units stand in it one after the other with a space between."""
+    """One text; its units are separated by spaces."""
     offsets, end = [], -1
     for unit in units:
         offsets.append([0, end + 1, end + 1 + len(unit)])
@@ -80,7 +80,7 @@ def explanation(*texts: dict[str, Any], state_std: bool = True, granularity: str
     return {"settings": settings, "seconds": 1.234, "granularity": granularity, "texts": list(texts)}
 
 
-# What a hostile or unlucky text can hold
+# Possible content of a hostile or unusual text
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

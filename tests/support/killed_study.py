@@ -1,4 +1,4 @@
-"""Run by test_study.py: a study in a process that is killed again and again until it has come to its end."""
+"""Run by test_study.py: a study in a process that is killed repeatedly until it has finished."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAUSE = 0.004
 
 
 def methods(calls: Path | None) -> list[Method]:
-    """Slow ones, which note that they were called."""
+    """Slow methods that record their calls."""
 
     def noting(name: str) -> Method:
         def score(inputs: Inputs, target: int | None, state: object) -> Tensor:
@@ -57,9 +57,9 @@ def run(output: Path | None, calls: Path | None = None) -> StudyResult:
 
 
 def main(output: Path, calls: Path) -> None:
-    """Kill it at random moments, each a bit further on; prints how often, once one came to its end."""
+    """Kill it at random moments, each a bit later; print the number of kills when it has finished."""
     torch.set_num_threads(1)
-    run(None)  # what is imported and started before a fork need not be started in each child
+    run(None)  # modules imported before a fork need not be imported in each child
     moments = random.Random(0)
     for killed in range(1000):
         child = os.fork()

@@ -1,4 +1,4 @@
-"""Tables and points of made-up studies, as large or as hostile as a test wants them."""
+"""Tables and points of made-up studies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A classifier that adds the values of its words: all that metrics should find in it is known."""
+"""A classifier that adds the values of its words, for which the values of metrics are known."""
 
 from __future__ import annotations
 

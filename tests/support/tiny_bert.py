@@ -1,4 +1,4 @@
-"""A two-layer BERT classifier with a handful of words, made on the spot: for tests that load a model."""
+"""A two-layer BERT classifier with a handful of words, for tests that load a model."""
 
 from __future__ import annotations
 

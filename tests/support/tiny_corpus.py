@@ -1,4 +1,4 @@
-"""A study small enough to be killed many times, and made-up parts; run as a script it is one process of a study."""
+"""A study small enough to be killed many times, and made-up parts; as a script, one process of a study."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def rows(result: CorpusResult) -> pa.Table:
 
 
 def files(folder: Path) -> list[str]:
-    """Names in the folder of a study, but for that of its lock."""
+    """Names in the folder of a study, except that of its lock."""
     return sorted(path.name for path in folder.iterdir() if path.name != FOLDER_LOCK)
 
 
 def slowly(given: Sequence[str]) -> Iterator[str]:
-    """So that there is time to be killed."""
+    """Slow, so that there is time for a kill."""
     for text in given:
         time.sleep(0.02)
         yield text

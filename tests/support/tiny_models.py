@@ -1,4 +1,4 @@
-"""Small models of every family with tokenizers like theirs, made on the spot."""
+"""Small models of every family, with similar tokenizers."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Lstm(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Windows of three words, the largest of each feature; places that the mask leaves out are zero."""
+    """Maximum of each feature over windows of three words; masked places are zero."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A padded batch against its texts one by one: targets, places, and what counts."""
+"""A padded batch against single texts: targets, positions, and which elements count."""
 
 from __future__ import annotations
 

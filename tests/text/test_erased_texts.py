@@ -32,14 +32,14 @@ def explanation(explainer: TextExplainer) -> Explanation:
     return explainer.explain(TEXTS, ["all", "output"], score="erased", passes=60)
 
 
-def test_the_words_that_carry_the_class_are_the_ones_that_say_it(explanation: Explanation) -> None:
+def test_the_words_that_carry_the_class_have_the_highest_scores(explanation: Explanation) -> None:
     first, second = (item.scores() for item in explanation)
     assert {first.units[place] for place in first.values[-1].topk(2).indices} == {"bad", "thin"}
     assert second.units[int(second.values[-1].argmax())] in ("charm", "wit", "enough")
     assert first.kind == "erased" and not first.values[:, [0, -1]].any()  # special tokens are never erased
 
 
-def test_a_class_is_what_captums_call_of_its_log_odds_gives(explainer: TextExplainer) -> None:
+def test_the_scores_of_a_class_equal_captums_for_its_log_odds(explainer: TextExplainer) -> None:
     [item] = explainer.explain(TEXTS[:1], "output", target="negative", score="erased", passes=60)
     model: Any = explainer.model.module
     [encoding] = explainer.encode(TEXTS[:1])
@@ -53,19 +53,21 @@ def test_a_class_is_what_captums_call_of_its_log_odds_gives(explainer: TextExpla
     torch.testing.assert_close(item.rows[0].erased, scores[0], rtol=1e-3, atol=1e-3)
 
 
-def test_without_a_target_each_text_is_asked_about_its_predicted_class(explainer: TextExplainer) -> None:
+def test_without_a_target_the_predicted_class_of_each_text_is_explained(explainer: TextExplainer) -> None:
     both = explainer.explain(TEXTS, "output", score="erased", passes=40)
     for text, item, target in zip(TEXTS, both, ["negative", "positive"]):
         [alone] = explainer.explain(text, "output", target=target, score="erased", passes=40)
         torch.testing.assert_close(item.rows[0].erased, alone.rows[0].erased, rtol=1e-3, atol=1e-3)
 
 
-def test_a_file_gives_back_every_bit(explanation: Explanation, tmp_path: Path) -> None:
+def test_a_file_restores_every_bit(explanation: Explanation, tmp_path: Path) -> None:
     explanation.save(tmp_path / "a.parquet")
     assert Explanation.load(tmp_path / "a.parquet") == explanation
 
 
-def test_another_kind_of_score_says_how_to_get_it(explanation: Explanation, explainer: TextExplainer) -> None:
+def test_another_kind_of_score_is_refused_with_the_way_to_get_it(
+    explanation: Explanation, explainer: TextExplainer
+) -> None:
     for kind in ("kept", "loss", "sigma"):
         with pytest.raises(ValueError, match="explain them with score='kept'"):
             explanation[0].scores(kind)
@@ -77,7 +79,7 @@ def test_another_kind_of_score_says_how_to_get_it(explanation: Explanation, expl
         explainer.explain("a film", score="signed")  # type: ignore[arg-type]
 
 
-def test_words_sum_or_average_their_pieces(explanation: Explanation) -> None:
+def test_word_scores_are_sums_or_means_of_their_pieces(explanation: Explanation) -> None:
     item = explanation[0]
     tokens, words = item.scores(), item.scores(granularity="word")
     assert words.values.sum() == pytest.approx(float(tokens.values.sum()), abs=1e-4)
@@ -111,7 +113,7 @@ def test_the_command_line_erases(tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "'blur'" in wrong.output
 
 
-def test_positions_are_rows_of_their_own(explainer: TextExplainer) -> None:
+def test_each_position_is_a_row(explainer: TextExplainer) -> None:
     [item] = explainer.explain("a good film", 1, positions=[0, 2], score="erased")
     assert [row.position for row in item.rows] == [0, 2]
     assert item.rows[0].erased.shape == (len(item.tokens),)
@@ -127,7 +129,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_text_is_the_same_alone_and_among_others(name: str) -> None:
+def test_a_text_has_the_same_scores_alone_and_in_a_batch(name: str) -> None:
     explainer = TextExplainer(MODELS[name]())
     target = "film" if explainer.model.task == "next token" else None
     texts = [" ".join(["good", "bad"] * count) for count in (2, 5)]
@@ -141,7 +143,7 @@ def test_a_text_is_the_same_alone_and_among_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "BERT"])
-def test_deleted_tokens_are_what_the_model_says_of_the_shorter_text(name: str) -> None:
+def test_deletion_equals_the_model_on_the_shorter_text(name: str) -> None:
     explainer = TextExplainer(MODELS[name]())
     model: Any = explainer.model
     target = 70 if model.task == "next token" else None  # the id of a token

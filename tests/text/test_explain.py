@@ -27,7 +27,7 @@ from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import Explanation, Row, TextExplanation
 from interp_plugin.text.states import Calibration
 
-# where the noise is small, rounding is all that can tell two runs apart
+# for small noise, two runs only differ by rounding
 QUICK: dict[str, Any] = {"solver": Solver(iterations=1), "rate": 1e-3}
 TEXTS = ["The film was good .", "A dull story , not good and not funny", "film"]
 # these do not take float64: Gemma 2's softmax, and GPT-2's mask before transformers 5
@@ -77,7 +77,7 @@ def assert_same(item: TextExplanation, twin: TextExplanation, rtol: float = 1e-4
 
 
 def assert_fits(row: Row, fit: NoiseFit) -> None:
-    """The row says what the Captum class says of a single text without padding."""
+    """The row has the result of the Captum class for a single text without padding."""
     torch.testing.assert_close(row.sigma, fit.sigma[0], rtol=1e-4, atol=0)
     assert (row.sigma < row.max_sigma).any()
 
@@ -101,7 +101,7 @@ def method(
 
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many texts shared each batch; all may, however different their lengths."""
+    """The number of texts in each batch; all may share one, whatever their lengths."""
     seen: list[int] = []
 
     def spy(model: Any, encodings: Any, plan: Any, finder: Any = None) -> Any:
@@ -118,7 +118,7 @@ def assert_padding_changes_nothing(
     explainer: TextExplainer, targets: list[Any], shared: list[int], **settings: Any
 ) -> Explanation:
     asked: dict[str, Any] = {"layers": [*explainer.model.layers, "output"], **QUICK, **settings}
-    # scores that are small beside what they are summed of are known to fewer digits
+    # scores that are small compared with their summands have fewer digits
     rough = asked["rate"] < 0.1 and next(explainer.model.module.parameters()).dtype == torch.float32
     together = explainer.explain(TEXTS, target=targets, **asked)
     assert shared == [3]
@@ -134,14 +134,18 @@ def assert_padding_changes_nothing(
 
 
 @pytest.mark.parametrize("family, name", ALL)
-def test_a_text_says_the_same_in_a_padded_batch_and_alone(family: str, name: str, shared: list[int]) -> None:
+def test_a_text_has_the_same_result_in_a_padded_batch_and_alone(
+    family: str, name: str, shared: list[int]
+) -> None:
     targets = [" bad", None, 7] if name.endswith(GENERATORS) else [None] * 3
     for item in assert_padding_changes_nothing(explainer(family, name), targets, shared):
         assert all((row.sigma < row.max_sigma).any() for row in item.rows)  # something to compare
 
 
 @pytest.mark.parametrize("family, name", BARE)
-def test_it_does_in_float32_at_the_default_rate(family: str, name: str, shared: list[int]) -> None:
+def test_a_text_has_the_same_result_in_float32_at_the_default_rate(
+    family: str, name: str, shared: list[int]
+) -> None:
     assert_padding_changes_nothing(TextExplainer(tiny(family, name)), [None] * 3, shared, rate=0.1)
 
 
@@ -380,7 +384,7 @@ def states_of(model: HuggingFaceModel, layer: nn.Module, ids: Tensor) -> Tensor:
     return seen[0]
 
 
-def test_a_continuation_is_the_pair_and_its_last_token_is_only_asked_about() -> None:
+def test_a_continuation_is_the_pair_and_its_last_token_is_only_predicted() -> None:
     item = explainer("gpt2", "GPT2LMHeadModel").explain("The film was", [1, "output"], " good and", **QUICK)[
         0
     ]
@@ -398,7 +402,7 @@ def test_the_target_of_a_span_is_that_part() -> None:
     assert (later.tokens, later.target) == (("The", " film", " was", " good"), " and")
 
 
-def test_without_a_target_a_language_model_is_asked_for_its_own_next_token() -> None:
+def test_without_a_target_a_language_models_own_next_token_is_explained() -> None:
     model = lively("llama", "LlamaForCausalLM")
     item = TextExplainer(model).explain(TEXTS[0], [1, "output"], **QUICK)[0]
     with torch.no_grad():
@@ -438,7 +442,7 @@ def test_an_encoder_decoders_output_is_the_log_probability_of_its_target(
         torch.tensor([encoding.ids]), additional_forward_args=(decoder,), **QUICK
     )
     torch.testing.assert_close(item.rows[0].sigma, fit.sigma[0], rtol=1e-4, atol=0)
-    assert item.tokens == encoding.tokens  # the source's, which bear the noise
+    assert item.tokens == encoding.tokens  # the source's, which get the noise
     assert item.pair == (None if target == 7 else " bad and dull")
 
 
@@ -511,7 +515,7 @@ def test_negative_positions_count_from_each_texts_end() -> None:
 
 
 @pytest.mark.parametrize("place", [3, -4])
-def test_a_position_that_one_of_the_texts_lacks_names_it(place: int) -> None:
+def test_a_position_that_does_not_exist_names_the_text(place: int) -> None:
     with pytest.raises(
         ValueError, match=rf"position {place} does not exist in layer 1 of text 'film', .* give -3 to 2"
     ):
@@ -630,7 +634,7 @@ def test_the_layer_that_holds_the_tables_has_the_spread_of_its_own_output() -> N
     assert (row.input_std, row.max_sigma) == (3.0, 30.0)
 
 
-def test_the_seed_decides_the_numbers() -> None:
+def test_the_seed_determines_the_numbers() -> None:
     first, again, other = (
         one(explainer("bert", "BertModel").explain("a film", 1, solver=Solver(iterations=1, seed=seed))).sigma
         for seed in (0, 0, 1)
@@ -671,19 +675,19 @@ def test_a_text_that_cannot_be_read_is_named(words: str, message: str) -> None:
         explainer("bert", "BertModel").explain(["film", words], 1)
 
 
-def test_what_is_no_list_of_texts_is_named() -> None:
+def test_texts_of_another_type_are_refused() -> None:
     with pytest.raises(TypeError, match="texts is a bytes: it must be a str"):
         explainer("bert", "BertModel").explain(b"film", 1)  # type: ignore[arg-type]
 
 
-def test_what_huggingface_load_gives_comes_in_as_two_arguments() -> None:
+def test_the_tuple_of_huggingface_load_must_be_unpacked() -> None:
     model, tokenizer = huggingface.load(huggingface.default_model_path())
     with pytest.raises(TypeError, match=r"model is a tuple; give its parts: TextExplainer\(\*huggingface"):
         TextExplainer((model, tokenizer))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("words", [3, b"film", ["film"], ("a", "b", "c"), ("a", 3), None])
-def test_what_is_no_text_is_named(words: Any) -> None:
+def test_an_item_that_is_not_a_text_is_named(words: Any) -> None:
     with pytest.raises(TypeError, match=r"text 1 is .*: it must be a str, a tuple or list of two"):
         explainer("bert", "BertModel").explain(["film", words], 1)
 
@@ -726,7 +730,7 @@ def test_a_tokenizer_without_offsets_has_readable_words() -> None:
     assert item.scores(granularity="word").units == ("[CLS]", "The", "film", "wás", "unbelievable", "[SEP]")
 
 
-# -- what goes wrong inside is told of the text
+# -- errors name the text
 
 
 def test_values_that_are_not_finite_name_the_text() -> None:
@@ -762,7 +766,7 @@ def test_an_embedding_may_be_without_gradient() -> None:
     torch.testing.assert_close(row.sigma, usual.sigma, rtol=1e-5, atol=0)
 
 
-def test_training_mode_is_warned_of_at_the_users_line() -> None:
+def test_training_mode_causes_a_warning_at_the_users_line() -> None:
     model = tiny("bert", "BertModel")
     model.model.train()
     with pytest.warns(UserWarning, match="in training mode") as caught:
@@ -770,7 +774,7 @@ def test_training_mode_is_warned_of_at_the_users_line() -> None:
     assert caught[0].filename == __file__
 
 
-def test_a_state_before_the_noise_is_told_once_for_all_texts() -> None:
+def test_a_state_before_the_noise_causes_one_warning_for_all_texts() -> None:
     model = lively("bert", "BertModel")
     late = TextExplainer(model, noise_layer="encoder.layer.1")
     with warnings.catch_warnings(record=True) as caught:
@@ -923,7 +927,7 @@ def test_a_decoder_is_calibrated_on_the_texts_it_writes() -> None:
     torch.testing.assert_close(calibration.of("decoder.2"), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_one_text_to_calibrate_on_is_a_text() -> None:
+def test_a_single_text_is_accepted_for_calibration() -> None:
     bert = TextExplainer(tiny("bert", "BertModel"))
     assert bert.calibrate("a good film", show_progress=False).texts == 1
     assert bert.calibrate(("a good film", "a bad one"), show_progress=False).texts == 1

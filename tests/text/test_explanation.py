@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from interp_plugin.report import explanations as filled
-from interp_plugin.report import figures, html, records, terminal
+from interp_plugin.report import figures, html, terminal
 from interp_plugin.text import storage
 from interp_plugin.text.explanation import Explanation, Row, Settings, TextExplanation, example
 from interp_plugin.text.scores import Offset
@@ -114,7 +114,7 @@ def realistic(n_texts: int, n_layers: int, n_tokens: int) -> Explanation:
 
 @st.composite
 def explanations(draw: st.DrawFn) -> Explanation:
-    """Anything that can be built: odd texts, random spans, NaN, inf and subnormal numbers, layers of both types."""
+    """Any valid explanation: unusual texts, random spans, NaN, inf and subnormal numbers, layers of both types."""
     number = st.floats(width=32)
     wide = st.floats()
     items = []
@@ -234,7 +234,7 @@ def test_the_error_of_a_mean_or_a_maximum_is_that_of_the_whole_covariance_matrix
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_word_of_many_pieces_is_not_the_darkest_for_that_alone() -> None:
+def test_a_word_is_not_the_darkest_just_because_it_has_many_pieces() -> None:
     """Three pieces of which each is kept no more than any other token: their sum is the largest, their mean is not."""
     sigma = [0.2, 0.22, 0.21, 0.15]
     item = a_text(a_row(sigma, [0.01] * 4, common=0.005), **WORDS)
@@ -313,7 +313,7 @@ def test_a_unit_of_the_whole_text_has_the_error_of_the_total(granularity: Any) -
         torch.testing.assert_close(scores.standard_error[0], error)
 
 
-def test_one_token_that_is_not_a_number_spoils_no_other() -> None:
+def test_a_token_with_nan_does_not_affect_the_others() -> None:
     item = a_text(a_row([math.nan, 0.5, 0.0], [math.nan, 0.1, 0.1]))
     values, error = item.scores("kept").values[0], item.scores("kept").standard_error[0]
     assert values[1].item() == pytest.approx(nats(0.5))
@@ -409,7 +409,7 @@ def test_a_text_and_a_layer_give_its_row_or_its_rows() -> None:
         (lambda e: e[0].row("3", 9), KeyError, "no row at position 9: choose from 0, 1"),
     ],
 )
-def test_what_does_not_exist_is_an_error_that_lists_what_does(
+def test_unknown_texts_and_layers_are_an_error_that_lists_the_known_ones(
     take: Callable[[Explanation], object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -437,7 +437,7 @@ def test_merging_lists_all_versions() -> None:
     }
 
 
-def test_merging_a_list_of_explanations_says_how_it_is_done() -> None:
+def test_merging_a_list_of_explanations_is_refused_with_the_right_call() -> None:
     """AttributeError: 'list' object has no attribute 'settings'."""
     with pytest.raises(TypeError, match=r"merge is given a list; give explanations, merge\(\*several\)"):
         Explanation.merge([])  # type: ignore[arg-type]
@@ -569,7 +569,7 @@ def bits(tensor: Tensor) -> bytes:
 
 @given(explanations())
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None)
-def test_loading_gives_back_every_bit(tmp_path: Path, explanation: Explanation) -> None:
+def test_loading_restores_every_bit(tmp_path: Path, explanation: Explanation) -> None:
     explanation.save(tmp_path / "a.parquet")
     loaded = Explanation.load(tmp_path / "a.parquet")
     assert loaded == explanation
@@ -629,7 +629,7 @@ def test_a_saved_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_a_name_in_another_format_is_refused(tmp_path: Path) -> None:
-    """It got a Parquet file all the same."""
+    """A Parquet file was written anyway."""
     for name in ("a.xlsx", "a.json"):
         with pytest.raises(ValueError, match=r"ends in \.(xlsx|json), and a Parquet file"):
             example().save(tmp_path / name)
@@ -706,7 +706,7 @@ def test_a_file_of_an_older_format_is_refused_by_its_format(
         ("pandas", lambda path: example().to_pandas()),
     ],
 )
-def test_a_missing_library_is_named_with_the_command_that_brings_it(
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
     missing: str, use: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -723,7 +723,7 @@ def test_pictures_are_drawn_from_the_dict(monkeypatch: pytest.MonkeyPatch) -> No
         (terminal, "show"),
         (html, "page"),
         (figures, "plot"),
-        (records, "captum_records"),
+        (filled, "captum_records"),
     ):
         monkeypatch.setattr(module, function, lambda *args, **kwargs: calls.append((*args, *kwargs.values())))
     values = example().to_dict("word", "mean")
@@ -737,7 +737,7 @@ def test_pictures_are_drawn_from_the_dict(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("draw", ["show", "to_html", "plot", "to_captum"])
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
-def test_pictures_aggregate_as_they_are_asked(
+def test_pictures_use_the_requested_aggregate(
     draw: str, aggregate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[object, ...]] = []

@@ -1,4 +1,4 @@
-"""Texts as people have them: split into words, and with further arguments of the model's forward."""
+"""Texts that are split into words, and further arguments of the model's forward."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def explainer(kind: str, tokenizer: Any = None, **settings: Any) -> TextExplaine
 @pytest.mark.parametrize(
     "family, name", [("bert", "BertModel"), ("xlm-roberta", "XLMRobertaModel"), ("llama", "LlamaModel")]
 )
-def test_words_are_the_callers(family: str, name: str) -> None:
-    """Where a text would be cut at blanks and punctuation."""
+def test_words_are_those_of_the_caller(family: str, name: str) -> None:
+    """Words that splitting at blanks and punctuation would change."""
     model = tiny(family, name)
     [item] = TextExplainer(model).explain([WORDS], 1, solver=FAST, is_split_into_words=True)
     scores = item.scores(granularity="word")
@@ -85,7 +85,7 @@ def test_words_before_a_target_of_a_language_model() -> None:
     assert words.tokens == text.tokens and torch.allclose(words.rows[0].sigma, text.rows[0].sigma)
 
 
-def test_long_words_are_cut_off_where_asked() -> None:
+def test_long_words_are_truncated_on_request() -> None:
     model = explainer("Bert")
     with pytest.raises(ValueError, match="the model takes at most 40"):
         model.explain([["film"] * 60], 1, is_split_into_words=True)
@@ -122,7 +122,7 @@ def sigma_by_hand(module: Any, ids: Sequence[int], **given: Any) -> torch.Tensor
     return loss.fit(torch.tensor([list(ids)]), additional_forward_args=extra, solver=FAST).sigma[0]
 
 
-def test_token_types_of_ones_own_reach_the_model() -> None:
+def test_given_token_types_reach_the_model() -> None:
     model = explainer("Bert", type_vocab_size=2)
     types = [0, 0, 1, 1, 0]
     [encoding] = model.encode("a good film")
@@ -218,12 +218,12 @@ def test_arguments_go_with_choices_continuations_and_erased_tokens() -> None:
         (["token_type_ids"], "give a dictionary of arguments by name"),
     ],
 )
-def test_arguments_that_cannot_be_taken(given: dict[str, Any], message: str) -> None:
+def test_arguments_that_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         explainer("Bert").explain(["a film", "not bad"], 1, forward_args=given)
 
 
-def test_a_text_takes_the_batch_of_one_that_its_tokenizer_gives() -> None:
+def test_a_text_accepts_the_batch_of_one_of_its_tokenizer() -> None:
     model = explainer("Bert", type_vocab_size=2)
     types = torch.tensor([[0, 1, 1, 0]])
     [batch] = model.explain("a film", 1, solver=FAST, forward_args={"token_type_ids": types})
@@ -231,8 +231,8 @@ def test_a_text_takes_the_batch_of_one_that_its_tokenizer_gives() -> None:
     assert torch.equal(batch.rows[0].sigma, row.rows[0].sigma)
 
 
-def test_values_of_one_text_in_a_list_are_told_where_they_go() -> None:
-    """The command line has a list of texts, also of one: "must have a value for each of 1 texts" helped nobody."""
+def test_values_for_one_text_in_a_list_are_refused_with_the_right_form() -> None:
+    """The command line always has a list of texts; "must have a value for each of 1 texts" was not helpful."""
     with pytest.raises(ValueError, match=r"each text \(1\), \[\[0, 0\]\] for one text"):
         explainer("Bert").explain(["a film"], 1, forward_args={"token_type_ids": [0, 0]})
 

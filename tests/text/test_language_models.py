@@ -1,4 +1,4 @@
-"""Language models: what a layer's state is, what the output is asked, generated text, chats, segments."""
+"""Language models: states of layers, targets of the output, generated text, chats, segments."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_state_of_a_post_norm_layer_is_its_output(family: str, name: str) ->
     assert all(model.states[label] == site for label, site in model.layers.items())
 
 
-def test_one_element_with_most_of_the_squares_is_warned_of_by_name() -> None:
+def test_one_element_with_most_of_the_squares_causes_a_warning_with_its_name() -> None:
     model = tiny("gpt2", "GPT2LMHeadModel")
     explainer = TextExplainer(model)
 
@@ -71,7 +71,7 @@ def test_one_element_with_most_of_the_squares_is_warned_of_by_name() -> None:
         handle.remove()
 
 
-def test_a_calibration_keeps_a_blocks_output_and_what_is_read_of_it_apart() -> None:
+def test_a_calibration_distinguishes_a_blocks_output_from_the_next_blocks_input() -> None:
     explainer = TextExplainer(tiny("gpt2", "GPT2LMHeadModel"))
     calibration = explainer.calibrate([TEXT, "A dull story"], [1, "hidden_states.1"], show_progress=False)
     assert set(calibration.state_std) >= {"1.normed", "1"}
@@ -79,13 +79,13 @@ def test_a_calibration_keeps_a_blocks_output_and_what_is_read_of_it_apart() -> N
 
 
 def captum_kept(model: object, text: str, forward: object) -> torch.Tensor:
-    """What the Captum class learns of a function of the model's scores."""
+    """The result of the Captum class for a function of the model's scores."""
     arguments, _ = model.collate([model.encode(text)])
     method = LayerInformationLoss(lambda *a: forward(model(*a)[:, -1]), model.embedding)
     return method.fit(arguments[0], additional_forward_args=arguments[1:], solver=FAST).sigma[0]
 
 
-def test_a_target_instead_of_another_is_the_difference_of_their_log_probabilities() -> None:
+def test_a_target_instead_of_another_explains_the_difference_of_log_probabilities() -> None:
     model = tiny("llama", "LlamaForCausalLM")
     text = TextExplainer(model).explain(TEXT, "output", target=7, instead_of=9, solver=FAST)[0]
     expected = captum_kept(model, TEXT, lambda scores: scores[:, 7] - scores[:, 9])
@@ -102,7 +102,7 @@ def test_texts_with_and_without_instead_of_share_a_batch() -> None:
 
 
 @pytest.mark.parametrize("function", ["logit", "log_probability", "probability", "log_odds", "margin"])
-def test_the_watched_function_is_the_one_asked_for(function: str) -> None:
+def test_the_requested_function_is_watched(function: str) -> None:
     def of_token(scores: torch.Tensor) -> torch.Tensor:
         p = scores.softmax(-1)[:, 7]
         others = torch.cat([scores[:, :7], scores[:, 8:]], 1)
@@ -255,7 +255,7 @@ def test_a_chat_has_the_special_tokens_of_its_template_once() -> None:
     assert encoding.text[of_user[0][1] : of_user[-1][2]].strip() == CHAT[1]["content"]
 
 
-def test_fixed_parts_keep_nothing_and_the_others_bear_the_noise() -> None:
+def test_fixed_parts_keep_nothing_and_the_others_get_the_noise() -> None:
     explainer = chatting()
     text = explainer.explain(CHAT, "output", fixed=["special", "system"], rate=1e-5, solver=FAST)[0]
     parts = explainer.model.encode(CHAT).parts
@@ -322,7 +322,7 @@ def test_units_are_erased_together() -> None:
         ({"function": "logits"}, "choose from logit, log_probability"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_sentence(options: dict[str, object], message: str) -> None:
+def test_invalid_requests_are_refused_in_one_sentence(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         TextExplainer(tiny("gpt2", "GPT2LMHeadModel")).explain(TEXT, "output", **options)
     assert "\n" not in str(caught.value)
@@ -359,7 +359,7 @@ def test_a_chat_on_the_command_line(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "give one of them" in refused.stderr
 
 
-def test_marks_in_a_text_are_special_and_the_first_stands_once() -> None:
+def test_special_tokens_in_a_text_are_recognised_and_the_first_is_not_repeated() -> None:
     model = chatting().model
     rendered = model.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     encoding, chat = model.encode(rendered), model.encode(CHAT)
@@ -373,6 +373,6 @@ def test_marks_in_a_text_are_special_and_the_first_stands_once() -> None:
     assert all(len(unit.tokens) == 1 for unit in words if unit.offset is None)
 
 
-def test_the_end_mark_can_be_the_target() -> None:
+def test_the_end_token_can_be_the_target() -> None:
     model = tiny("llama", "LlamaForCausalLM")
     assert model.encode(TEXT, target="</s>").target == (model.tokenizer.eos_token_id,)

@@ -1,4 +1,4 @@
-"""TextExplainer: what it asks of the core, on plain PyTorch models and the default one."""
+"""TextExplainer on plain PyTorch models and the default model."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_state_that_was_not_calibrated_is_named() -> None:
         explainer.explain("film", layers="output")
 
 
-def test_a_calibration_of_another_model_is_warned_of() -> None:
+def test_a_calibration_of_another_model_causes_a_warning() -> None:
     calibration = TextExplainer(cnn()).calibrate(TEXTS, show_progress=False)
     with pytest.warns(UserWarning, match="of model 'Cnn', and this is 'Lstm'"):
         TextExplainer(lstm(), calibration=calibration)
@@ -192,7 +192,7 @@ def test_a_file_that_is_no_calibration(tmp_path: Any) -> None:
         Calibration.load(tmp_path / "x")
 
 
-def test_a_state_without_spread_is_no_unit() -> None:
+def test_a_state_without_spread_is_refused_as_a_unit() -> None:
     explainer = TextExplainer(lstm())
     explainer.calibrate(["it was good"], show_progress=False)
     explainer.explain("a bad cat", layers="lstm", solver=FAST)
@@ -202,7 +202,7 @@ def test_a_state_without_spread_is_no_unit() -> None:
 
 def test_the_error_of_a_total_is_of_the_tokens_below_the_cap() -> None:
     text = TextExplainer(lstm()).explain("the cat sat on a mat", layers="lstm", positions=0, solver=FAST)[0]
-    [row] = text.rows  # of which only the first word has a say
+    [row] = text.rows  # which depends on the first word only
     assert (row.sigma[1:] == row.max_sigma).all() and row.standard_error[0] > 0
     assert float(text.total("loss")[1][0]) == pytest.approx(8 * float(row.standard_error[0]), rel=1e-3)
     slope = 8 / (1 + (float(row.sigma[0]) / row.input_std) ** 2)
@@ -239,7 +239,7 @@ def test_a_second_parameter_that_is_no_mask_is_left_alone() -> None:
     TextExplainer(model).explain("it was good", layers="output", solver=FAST)
 
 
-def test_special_tokens_of_a_fast_tokenizer_are_no_words() -> None:
+def test_special_tokens_of_a_fast_tokenizer_are_not_words() -> None:
     tokenizer = huggingface.load(huggingface.default_model_path())[1]
     net = nn.Sequential(nn.Embedding(len(tokenizer), 4), nn.Flatten(), nn.LazyLinear(2))
     model = PlainModel(net, lambda t: tokenizer(t, return_offsets_mapping=True), net[0])
@@ -249,7 +249,7 @@ def test_special_tokens_of_a_fast_tokenizer_are_no_words() -> None:
 
 
 class Greedy(nn.Module):
-    """Runs out of memory where more rows come than it likes."""
+    """Runs out of memory if there are too many rows."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ class Greedy(nn.Module):
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_half_the_rows_whenever_memory_runs_out(error: Exception) -> None:
+def test_the_rows_are_halved_whenever_memory_runs_out(error: Exception) -> None:
     torch.manual_seed(0)
     net = Greedy(error)
     explainer = TextExplainer(PlainModel(net, lambda t: [WORDS.index(w) for w in t.split()], net.embedding))
@@ -360,7 +360,7 @@ def test_a_tokenizer_that_does_not_fit_the_embedding() -> None:
 
 
 def test_the_bar_moves_with_the_passes_of_a_single_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Used to stand at 0/1 for hours."""
+    """The bar used to stay at 0/1 for hours."""
     seen: list[float] = []
 
     class Bar(scoring.tqdm):  # type: ignore[misc]
@@ -382,7 +382,7 @@ def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str])
     assert "5/5" in shown.err and not shown.out
 
 
-def test_a_vector_that_saturates_is_solved_at_a_smaller_rate() -> None:
+def test_a_saturated_vector_is_solved_at_a_smaller_rate() -> None:
     """Nine of ten rows of positions="each" did not converge at the usual rate."""
     model = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     text = "a very well made , funny and entertaining picture"

@@ -1,4 +1,4 @@
-"""Output files: whole or not at all, with the links, modes, pipes and devices that were there before."""
+"""Output files: written completely or not at all, keeping links, modes, pipes and devices."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_device_is_written_to_and_stays_a_device() -> None:
 
 @posix
 @pytest.mark.parametrize("to", ["pipe", "file"])
-def test_standard_output_gets_the_bytes_between_what_is_printed(tmp_path: Path, to: str) -> None:
+def test_standard_output_gets_the_bytes_in_the_order_of_printing(tmp_path: Path, to: str) -> None:
     code = (
         "from interp_plugin.files import check_output, replace_file; print('before')\n"
         "check_output('/dev/stdout'); replace_file('/dev/stdout', b'content\\n'); print('after')"
@@ -109,14 +109,14 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/x", "file:///x", "gs://bucket/x", "hf:/x"])
-def test_a_uri_is_no_place_for_results(uri: str) -> None:
+def test_a_uri_is_refused_as_a_place_for_results(uri: str) -> None:
     for path in (uri, Path(uri)):  # a Path has lost one of the slashes
         for check in (check_local, check_output, lambda path: replace_file(path, b"")):
             with pytest.raises(ValueError, match=r"is a URI.*give a path on it"):
                 check(path)
 
 
-def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_a_colon_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("run:1", "file:x"):
         check_output(name)
