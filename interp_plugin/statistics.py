@@ -221,9 +221,9 @@ class Agreement:
 
     Attributes:
         square: mean over the tokens of the squared difference.
-        noise: that part of it which is the solver's: mean of its squared standard errors.
-        shift: mean over the tokens of predicted less solved.
-        spearman: rank correlation over the tokens; NaN where all are equal.
+        noise: the solver's part of it: mean of its squared standard errors.
+        shift: mean over the tokens of predicted minus solved.
+        spearman: rank correlation over the tokens; NaN if all are equal.
         covered: share of the tokens that differ by at most two standard errors of the difference.
     """
 
@@ -235,7 +235,7 @@ class Agreement:
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[Compared]]) -> Agreement:
-        """From the values to compare, of each text and layer."""
+        """Compute the agreement from the values of each text and layer."""
         found = np.array([[_agreement(*layer) for layer in text] for text in texts], dtype=float)
         return cls(*np.moveaxis(found.reshape(len(texts), -1, 5), 2, 0))
 
@@ -246,7 +246,7 @@ class Agreement:
         return found
 
     def summary(self) -> dict[str, Floats]:
-        """r.m.s. difference, r.m.s. noise, and the means of the others that a table shows, (L,) each."""
+        """Return r.m.s. difference, r.m.s. noise, and the means of the other columns of a table, (L,) each."""
         return {
             "error": self.error,
             "noise": np.sqrt(self.noise.mean(0)),
@@ -280,16 +280,16 @@ def _agreement(
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How far a head's predictions are from the solver on texts that it did not learn from; L layers, L of each.
+    """Errors of a head's predictions relative to the solver on held-out texts; L layers, L values each.
 
     Attributes:
-        texts: how many.
-        error: r.m.s. error of log sigma; the solver's own is part of it.
-        noise: r.m.s. standard error of the solver there.
+        texts: number of texts.
+        error: r.m.s. error of log sigma; it includes the solver's own.
+        noise: r.m.s. standard error of the solver.
         mean_error: r.m.s. error of the mean of log sigma over a text's tokens.
         spearman: rank correlation over the tokens, mean over the texts.
         covered: share of the tokens within two standard errors, mean over the texts.
-        log_mean, log_std: over the texts, of the log of a text's mean squared error.
+        log_mean, log_std: mean and standard deviation over the texts of the log of a text's mean squared error.
     """
 
     texts: int
@@ -303,7 +303,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, found: Agreement) -> HeldOut:
-        """The summary over the texts."""
+        """Summarise the texts."""
         columns = {
             **found.summary(),
             "mean_error": np.sqrt(np.square(found.shift).mean(0)),
@@ -314,7 +314,7 @@ class HeldOut:
 
     @classmethod
     def restored(cls, plain: Mapping[str, Any]) -> HeldOut:
-        """From its fields as JSON gives them: lists for tuples."""
+        """Create an instance from its fields in JSON, with lists for tuples."""
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
         }
@@ -322,10 +322,10 @@ class HeldOut:
 
 
 def p_of_drift(found: Agreement, known: HeldOut) -> Floats:
-    """Welch's test, one-sided, that texts' errors are larger here by more than a margin, (L,).
+    """Compute Welch's one-sided test that the errors are larger here by more than a margin, (L,).
 
-    Logarithms make the few texts with large errors count no more than others.  A solver that is less certain here than
-    it was there makes larger differences, which are no fault of the head.
+    Logarithms prevent a few texts with large errors from dominating.  The margin allows for a solver that is less
+    certain here than on the held-out texts: the head is not the cause of that difference.
     """
     stats = load("scipy.stats", "a test of predictions", "compare")
     if len(found.square) < 2:
@@ -342,7 +342,7 @@ def p_of_drift(found: Agreement, known: HeldOut) -> Floats:
 
 
 def _mean(columns: Floats) -> Floats:
-    """Over the texts, of those that have a value."""
+    """Return the mean over the texts that have a value."""
     known = ~np.isnan(columns)
     with np.errstate(invalid="ignore"):
         found: Floats = np.where(known, columns, 0).sum(0) / known.sum(0)

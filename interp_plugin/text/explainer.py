@@ -1,4 +1,4 @@
-"""TextExplainer: a model, its tokenizer and texts become an Explanation."""
+"""TextExplainer: explain texts with a model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -51,21 +51,19 @@ from interp_plugin.text.states import Calibration, State, StateFinder, listing, 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LOWERINGS = 2  # of the rate, each to a tenth, where a state saturates
-READ = "what the next block reads"  # of a pre-norm model: see HuggingFaceModel.states
+LOWERINGS = 2  # how often the rate is lowered to a tenth if a state saturates
+READ = "what the next block reads"  # the states of a pre-norm model: see HuggingFaceModel.states
 
 
 class TextExplainer:
-    """Explains texts: how much of each token every layer of a model keeps, or which tokens carry an answer.
+    """Explain texts: how much of each token every layer of a model keeps, or which tokens carry a prediction.
 
     Args:
-        model: a model of Hugging Face, or a :class:`TextModel` (:class:`PlainModel` makes one of a plain
-            PyTorch classifier).
-        tokenizer: the model's, for a model of Hugging Face; a pipeline has its own.
-        noise_layer: where noise enters: a module, its dotted name, or one of its runs.  None: the word
-            embeddings.
-        calibration: the spread of the states (:meth:`calibrate` sets it), the unit of distortion; None: each text is
-            measured by its own states.
+        model: a Hugging Face model, or a :class:`TextModel` (:class:`PlainModel` wraps a plain PyTorch classifier).
+        tokenizer: the tokenizer of a Hugging Face model; a pipeline brings its own.
+        noise_layer: where noise is added: a module, its dotted name, or one of its runs.  None: the word embeddings.
+        calibration: the spread of the states (:meth:`calibrate` sets it), the unit of distortion; None: the unit is the
+            size of each text's own state.
 
     Examples::
         >>> from interp_plugin import data, huggingface
@@ -99,15 +97,16 @@ class TextExplainer:
             )
 
     def __call__(self, texts: Given | Sequence[Given], *args: Any, **kwargs: Any) -> Explanation:
-        """The same as :meth:`explain`."""
+        """Call :meth:`explain`."""
         return self.explain(texts, *args, **kwargs)
 
     @property
     def usual_solver(self) -> Solver:
-        """The solver's settings where the caller gives none.
+        """The default settings of the solver for this model.
 
-        A language model's states scatter more than an encoder's from sample to sample: its log sigma are found to .05,
-        which orders tokens well (Spearman .98 between seeds at layers 5, 15 and 29 of SmolLM2, in the mean).
+        The states of a language model scatter more from sample to sample than those of an encoder: the tolerance of
+        log sigma is .05, which orders tokens well (mean Spearman correlation between seeds .98 at layers 5, 15 and 29
+        of SmolLM2).
         """
         return Solver(tolerance=0.05, max_passes=840) if self.model.task == "next token" else Solver()
 
@@ -118,11 +117,11 @@ class TextExplainer:
         seed: int = 0,
         quick: bool = False,
     ) -> Solver:
-        """:attr:`usual_solver` with some of its settings changed.
+        """Return :attr:`usual_solver` with some settings changed.
 
         Args:
-            tolerance, max_passes, seed: as of :class:`Solver`; None: the usual ones.
-            quick: the closed form alone, in 8 passes (4 of several layers), which is exact where E is 1.
+            tolerance, max_passes, seed: as for :class:`Solver`; None: the default.
+            quick: use the closed form alone, 8 passes (4 for several layers); it is exact if E is 1.
         """
         usual = self.usual_solver
         return replace(
@@ -134,10 +133,10 @@ class TextExplainer:
         )
 
     def states(self, layers: Layers = "all") -> list[State]:
-        """Where the states of layers are read, and their units; ``layers`` as in :meth:`explain`.
+        """Return where the states of layers are read, and their units; ``layers`` as in :meth:`explain`.
 
         Raises:
-            ValueError: a layer that is not there, or that the calibration does not have.
+            ValueError: a layer does not exist, or is not in the calibration.
         """
         finder = self._state_finder
         return list(finder.states(finder.labels(layers)))
@@ -150,11 +149,11 @@ class TextExplainer:
         target: Any = None,
         instead_of: Any = None,
     ) -> list[Encoding]:
-        """Each text (or pair) as the model reads it, of a language model with its target; arguments as of `explain`.
+        """Encode each text (or pair), for a language model with its target; arguments as in :meth:`explain`.
 
         Raises:
-            ValueError: an empty or too long text, a target that is not there; the message names it.
-            TypeError: texts that are not strings.
+            ValueError: a text is empty or too long, or a target does not exist; the message names it.
+            TypeError: texts are not strings.
         """
         pairs = read_texts(texts, is_split_into_words)
         targets, foils = for_each(target, len(pairs)), for_each(instead_of, len(pairs))
@@ -189,95 +188,95 @@ class TextExplainer:
         is_split_into_words: bool = False,
         forward_args: Mapping[str, Any] | None = None,
     ) -> Explanation:
-        """Information kept of each token of each text by each layer, or what is lost with each token.
+        """Compute how much information each layer keeps of each token, or what is lost when each token is erased.
 
-        A text's result does not depend on the others: they are batched by length, and padding bears no noise.
+        The result of a text does not depend on the other texts: they are batched by length, and padding has no noise.
 
         Args:
-            texts: one text, one pair of sentences (a tuple of two), or a list, array or Series of either; inside
-                it a list of two is a pair, too.  A text may be token ids, which are read as they are, or the messages
-                of a chat, dictionaries with role and content, which the tokenizer's chat template writes.  A DataFrame,
-                or what ``data.records(path)`` returns, has its texts in a column with a usual name, such as "text", or
-                in the only one of words.  (text, [choice, choice, ...]) is a text with several second ones, each of
-                which is read with it in turn: of a model for multiple choice, or, of one with a class "entailment", the
-                hypotheses of zero-shot classification; they are its classes.
-            layers: "all" of the layers, one label or several (``["all", "output"]``): 1 is the first block,
-                "encoder.1" and "decoder.1" those of an encoder-decoder, names those of a plain model; "output" is what
-                the model returns (class scores; of a language model, log probabilities of the target).  None is
-                "output" with a class or answer as target, with a continuation and for what is erased of a model that
-                has one, otherwise "all".  Where the next
-                block begins with a normalisation (GPT-2, Llama, T5), a layer's state is what comes out of that;
-                "hidden_states.1" is the block's own output.
-            target: which output: a class, as a number or by name (a choice, by its text); None is all of them
-                together, "each" every one in a row of its own, labelled "output." and its name.  Where the answer is
-                a span of the text "start", "end" or "both" of the model's own answer, "each" of them in a row, or with
-                the answer in a pair, ("start", "in Paris"): log probabilities of these places.  For a language
-                model what it should say next: a continuation (of an encoder-decoder, the decoder's
-                text), the id of a token, or (continuation, (first, last character)) for a span of it;
-                hidden states are then watched where that is predicted.  None is its own next token, if
-                "output" is among the layers.  A list has one for each text.
-            positions: None watches a layer at all tokens together, and where a language model has a target (a
-                given one, or its own next token), where that is predicted; "all" watches all tokens together in any
-                case; a token's index (from the end where negative), several, or "each" watch one token's vector a
-                row: the paper's time steps.  Scores of a whole text, and a language model's of its target, have no
-                positions.
-            neurons: indices into the last dimension of the layers' states (of "output" ``target`` picks).
-            heads: attention heads to watch in place of the layers' outputs.
-            rate: lambda > 0, the weight of the entropy against the distortion.  A state that saturates at this
-                rate, as one token's vector often does, is solved at a tenth or a hundredth of it, as the row's ``rate``
-                says.  Nats of different rates do not compare; ``Solver(lower_rate=False)`` keeps one rate for all rows.
+            texts: one text, one pair of sentences (a tuple of two), or a list, array or Series of either; within it a
+                list of two is a pair as well.  A text may also be a list of token ids, which are used unchanged, or the
+                messages of a chat (dictionaries with role and content), which the tokenizer's chat template formats.
+                For a DataFrame or the result of ``data.records(path)``, the texts are in a column with a usual name,
+                such as "text", or in the only column of words.  (text, [choice, choice, ...]) is a text with several
+                second texts, each read together with it: the choices of a multiple-choice model, or the hypotheses of
+                zero-shot classification with a model that has a class "entailment".  The choices are the classes.
+            layers: "all" layers, one label or several (``["all", "output"]``): 1 is the first block, "encoder.1" and
+                "decoder.1" are blocks of an encoder-decoder, and a plain model has names.  "output" is what the model
+                returns: class scores, or a language model's log probabilities of the target.  None is "output" if the
+                target is a class or an answer, if there is a continuation, or if tokens are erased and the model has
+                an output; otherwise "all".  If the next block begins with a normalisation (GPT-2, Llama, T5), a
+                layer's state is the output of that normalisation; "hidden_states.1" is the block's own output.
+            target: which output to explain.  A class, by number or name (a choice by its text); None: all classes
+                together; "each": every class in a row of its own, labelled "output." and its name.  If the answer is a
+                span of the text: "start", "end" or "both" of the model's own answer, "each" of them in a row, or a pair
+                with the answer, ("start", "in Paris"): log probabilities of these positions.  For a language model,
+                what it is to predict next: a continuation (for an encoder-decoder, the decoder's text), the id of a
+                token, or (continuation, (first, last character)) for a span of it; hidden states are then explained at
+                the positions that predict it.  None is the model's own next token if "output" is among the layers.
+                A list has one target for each text.
+            positions: None explains a layer at all tokens together, or, if a language model has a target (a given one
+                or its own next token), at the positions that predict it; "all" always explains all tokens together; the
+                index of a token (negative from the end), several, or "each" explain one token's vector per row: the
+                paper's time steps.  The scores of a whole text, and of a language model's target, have no positions.
+            neurons: indices into the last dimension of the layers' states (for "output" use ``target``).
+            heads: attention heads to explain instead of the layers' outputs.
+            rate: lambda > 0, the weight of the entropy against the distortion.  A state that saturates at this rate,
+                as the vector of one token often does, is solved at a tenth or a hundredth of it, which the row's
+                ``rate`` shows.  Nats at different rates are not comparable; ``Solver(lower_rate=False)`` keeps one rate
+                for all rows.
             max_sigma: cap on sigma; None: 10 times ``input_std``.
-            input_std: tau, the standard deviation of one element of what the noise is added to: the spread that
-                information kept is counted against.  None: that of the embedding table; of a noise layer that is no
-                table, what the calibration measured there, or else each text's own.
-            solver: how hard to look; None: :attr:`usual_solver`.  ``Solver(iterations=0)`` is the closed form alone: 8
-                passes (4 of several layers), whose standard errors the rows have; it is exact where E is 1.
-            batch_size: texts at most in a batch.
-            internal_batch_size: rows at most in one forward and backward; "auto" starts from what suits the
-                length and halves when memory runs out.
-            truncation: cut off what the model cannot take; otherwise too long a text is an error.
-            show_progress: a progress bar over the rows (layers and positions) of the texts, or of generated tokens,
-                that moves with every batch of sample passes, with the time left.
-            instead_of: what the target is compared with, as ``target``: "Paris" instead of "London".  Of two
-                continuations, the first tokens in which they differ are compared, after what they have in common.
-            continuation: what follows the one text, a string or token ids: every token of it is a target in turn, seen
-                from the text and what stands before it.  The rows of
-                "output" have the position of the token that is predicted, those of layers the one before it.
-            fixed: tokens that bear no noise, whose information kept is then 0: "special" (marks and a chat's template),
-                a role ("system"), a span of characters (start, stop), a compiled regular expression, or a list of
-                these.
-            units: what shares one scale of noise, or is erased together: "word", "sentence", "paragraph", "message", a
-                compiled regular expression, or a list of spans (start, stop), such as the documents of a prompt.  A
-                unit's score is the sum over its tokens.
-            function: what is watched of the target, a class or a token: "logit" (of a class, where None is given),
-                "log_probability" (of a language model, where None is given), "probability", "log_odds" or "margin", the
-                score less the largest other one; see :func:`interp_plugin.text.models.watched`.  On SmolLM2's next
-                tokens all five converge with E of 1 and seeds that agree by .998 and more; "margin" takes the fewest
-                passes.  With ``instead_of`` logarithms of probabilities differ as scores do.
-            score: "kept" learns noise, and says how precisely a state knows each token; "erased" learns erasures, and
-                says which tokens carry it: what is lost with a token of the log-odds of a class (without a target, of
-                the predicted one), of a language model's log probability of its target, or in D of a layer.  That
-                is the mean loss while other tokens are erased too: on SmolLM2 scores agree by .7 (rank correlation)
-                with brute force over masks of the same probabilities, and by .2 with leaving one token out of the
-                whole text, with which brute force agrees by .3 there and by .97 where 5 % are erased.  Special tokens
-                are never erased; the mask token stands for erased ones, the mean of the embedding table where there is
+            input_std: tau, the standard deviation of one element of the noise layer's output, the reference of
+                information kept.  None: that of the embedding table; for other noise layers the one measured by
+                calibration, or else each text's own.
+            solver: settings of the solver; None: :attr:`usual_solver`.  ``Solver(iterations=0)`` is the closed form
+                alone: 8 passes (4 for several layers), with standard errors; it is exact if E is 1.
+            batch_size: largest number of texts in a batch.
+            internal_batch_size: largest number of rows in one forward and backward pass; "auto" starts from a number
+                that depends on the length, and halves it when memory runs out.
+            truncation: cut texts that are too long for the model; otherwise they are an error.
+            show_progress: show a progress bar over the rows (layers and positions) of the texts, or over generated
+                tokens; it moves with every batch of sample passes and shows the time left.
+            instead_of: an alternative to compare the target with, in the same form as ``target``: "Paris" instead of
+                "London".  If both are continuations, the first tokens in which they differ are compared, after the
+                tokens that they have in common.
+            continuation: the continuation of a single text, a string or token ids.  Each of its tokens is a target in
+                turn, given the text and the tokens before it.  Rows of "output" have the position of the predicted
+                token, rows of layers the position before it.
+            fixed: tokens without noise, whose information kept is then 0: "special" (special tokens and a chat's
+                template), a role ("system"), a span of characters (start, stop), a compiled regular expression, or a
+                list of these.
+            units: tokens that share one noise scale, or are erased together: "word", "sentence", "paragraph",
+                "message", a compiled regular expression, or a list of spans (start, stop), such as the documents of a
+                prompt.  The score of a unit is the sum over its tokens.
+            function: the function of the target (a class or a token) to explain: "logit" (default for a class),
+                "log_probability" (default for a language model), "probability", "log_odds" or "margin", the score minus
+                the largest other one; see :func:`interp_plugin.text.models.watched`.  For SmolLM2's next tokens all
+                five converge with E of 1, and seeds agree by .998 or more; "margin" needs the fewest passes.  With
+                ``instead_of``, differences of log probabilities equal those of scores.
+            score: "kept" learns noise: how precisely a state knows each token.  "erased" learns erasures: which tokens
+                carry the state, that is, what is lost with a token of a class's log-odds (without a target, of the
+                predicted class), of a language model's log probability of its target, or in D of a layer.  This is the
+                mean loss while other tokens are erased as well: on SmolLM2 scores agree by .7 (rank correlation) with
+                brute force over masks of the same probabilities, and by .2 with leaving one token out of the whole
+                text, with which brute force agrees by .3 there and by .97 if 5 % are erased.  Special tokens are never
+                erased.  Erased tokens are replaced by the mask token, or by the mean of the embedding table if there is
                 none.
-            side, ways, passes: of the erasures, as in :meth:`InformationErased.attribute`; ``solver`` gives the seed.
-                Of classes that do not exclude one another the log-odds are each one's own.
-                ways None is "mask", and of a decoder's target "delete": it has no mask token, and what stands for one
-                misleads it (rank correlations with leaving tokens out: see tests/benchmarks/language_models.py).
-            is_split_into_words: a text is a list of words, and of a pair each is: as tokenizers have it, for a list of
-                strings is a list of texts otherwise.  The words of the result are these.
-            forward_args: further arguments of the forward of a model of Hugging Face, by name (token_type_ids, langs,
-                bbox): a number for all texts, or of one text its value, and of a list of texts a list with one for
-                each.  A text's value is a number for all its tokens, or has one for each of them, special ones too, or
-                for each word of a text that is split into words (special tokens then get zeros); anything else is an
+            side, ways, passes: settings of the erasures, as in :meth:`InformationErased.attribute`; the seed is that of
+                ``solver``.  For classes that do not exclude each other, each class has its own log-odds.  ways None is
+                "mask", but "delete" for a decoder's target: a decoder has no mask token, and a replacement misleads it
+                (rank correlations with leaving tokens out: see tests/benchmarks/language_models.py).
+            is_split_into_words: each text (each of a pair) is a list of words, as for tokenizers; otherwise a list of
+                strings is a list of texts.  The result has these words.
+            forward_args: further arguments of a Hugging Face model's forward, by name (token_type_ids, langs, bbox): a
+                number for all texts; for one text its value; for a list of texts a list with one value for each.  The
+                value of a text is a number for all its tokens, or one for each token including special ones, or one for
+                each word of a text that is split into words (special tokens then get zeros); anything else is an
                 argument of the text as a whole.
 
         Raises:
-            ValueError: a layer, target, position or head that is not there, an empty or too long text,
-                a tokenizer that does not fit, an argument that the forward does not take.
-            TypeError: texts that are not strings.
+            ValueError: a layer, target, position or head does not exist, a text is empty or too long, the tokenizer
+                does not fit, or the forward does not take an argument.
+            TypeError: texts are not strings.
         """
         start = time.perf_counter()
         if not isinstance(solver, Solver | None):
@@ -286,7 +285,7 @@ class TextExplainer:
         _check_sizes(batch_size, internal_batch_size)
         check_function(function)
         if continuation is not None and (target is not None or instead_of is not None):
-            raise ValueError("continuation and target are both what follows the text; give one of them")
+            raise ValueError("continuation and target both say what follows the text; give one of them")
         given = read_texts(texts, is_split_into_words)
         this, arguments = self._taking(forward_args, len(given), is_one(texts, is_split_into_words))
         if layers is None:
@@ -332,14 +331,14 @@ class TextExplainer:
     def _taking(
         self, forward_args: Mapping[str, Any] | None, count: int, is_one: bool
     ) -> tuple[TextExplainer, list[Mapping[str, Any]]]:
-        """An explainer whose model takes these arguments, and the arguments of each text."""
+        """Return an explainer whose model takes these arguments, and the arguments of each text."""
         if not forward_args:
             return self, [{}] * count
         if not isinstance(forward_args, Mapping):
             raise ValueError(f"forward_args is {forward_args!r}; give a dictionary of arguments by name")
         if not isinstance(self.model, huggingface.HuggingFaceModel):
             raise ValueError(
-                f"forward_args are arguments of a model of Hugging Face, and {self.model.name} is none; leave them out"
+                f"forward_args are arguments of a Hugging Face model, and {self.model.name} is none; leave them out"
             )
         other = copy(self)
         other.model = self.model.taking(forward_args)
@@ -375,16 +374,16 @@ class TextExplainer:
         generation: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Explanation:
-        """Generate a continuation of a text, and explain which earlier tokens each generated token rests on.
+        """Generate a continuation of a text, and explain which earlier tokens each generated token needs.
 
         Args:
             text: the prompt, or the messages of a chat.
-            max_new_tokens: of them at most.
-            generation: options of the model's own ``generate``; None: greedily.
-            options: of :meth:`explain`, which this is with what was generated as the ``continuation``.
+            max_new_tokens: largest number of tokens to generate.
+            generation: options of the model's own ``generate``; None: greedy decoding.
+            options: options of :meth:`explain`, which is called with the generated tokens as ``continuation``.
 
         Raises:
-            ValueError: a model that is no language model.
+            ValueError: the model is not a language model.
         """
         model = self.model
         if not isinstance(model, huggingface.HuggingFaceModel) or model.task != "next token":
@@ -421,13 +420,13 @@ class TextExplainer:
         ]
 
     def _usual_layers(self, target: Any, score: str, continuation: Any) -> Layers:
-        """The layers explained where the caller names none."""
+        """Return the layers to explain if the caller names none."""
         of_class = target is not None and self.model.task != "next token"
         has_output = continuation is not None or of_class or score == "erased"
         return OUTPUT if has_output and self.model.task != "none" else "all"
 
     def _usual_ways(self, labels: Sequence[Label]) -> tuple[Way, ...]:
-        """The ways to erase where the caller names none; a state with positions needs all tokens in place."""
+        """Return the ways to erase if the caller names none; a state with positions needs all tokens in place."""
         is_decoder = self.model.task == "next token" and self.model.axis[OUTPUT] == "input"
         return ("delete",) if is_decoder and list(labels) == [OUTPUT] else ("mask",)
 
@@ -440,7 +439,7 @@ class TextExplainer:
         seed: int,
         labels: Sequence[Label],
     ) -> ErasureFinder | None:
-        """What computes the rows; None: the solver."""
+        """Return what computes the rows; None: the solver."""
         if score not in ("kept", "erased"):
             raise ValueError(f"score is {score!r}; choose 'kept' or 'erased'")
         if score == "kept":
@@ -448,7 +447,7 @@ class TextExplainer:
         ways = self._usual_ways(labels) if ways is None else ways
         if "delete" in ways and self.model.task == "answer span":
             raise ValueError(
-                f"ways is {list(ways)}: an answer's place would move where tokens are deleted; use 'mask' or "
+                f"ways is {list(ways)}: deleting tokens would move the answer's positions; use 'mask' or "
                 "'attention'"
             )
         return ErasureFinder(self.model, Erasure(side, passes, seed), check_ways(ways))
@@ -462,13 +461,13 @@ class TextExplainer:
         input_std: float | None = None,
         solver: Solver | None = None,
     ) -> Plan:
-        """The plan of :meth:`explain`, for callers of :func:`scoring.score`.
+        """Return the plan of :meth:`explain`, for callers of :func:`scoring.score`.
 
         Args:
             layers, rate, max_sigma, input_std, solver: as in :meth:`explain`.
 
         Raises:
-            ValueError: a layer that is not there, or that the calibration does not have.
+            ValueError: a layer does not exist, or is not in the calibration.
         """
         return replace(
             self._terms(rate, max_sigma, input_std, solver),
@@ -490,17 +489,17 @@ class TextExplainer:
     ) -> Calibration:
         """Measure the spread of the states over texts, and use it as the unit of distortion from now on.
 
-        Every token of every text is one sample of its layer.  The spread of the noise layer's output is measured
-        too, and used where that layer is no embedding table.
+        Each token of each text is one sample of its layer.  The spread of the noise layer's output is measured as well,
+        and used if that layer is not an embedding table.
 
         Args:
-            texts: some tens to hundreds, of the kind that will be explained.
-            layers: as in :meth:`explain`; "all" means the output too.
-            target: of a language model, as in :meth:`explain`: an encoder-decoder's decoder has no other
-                tokens than those of its target, and of None only the one it starts with.
-            batch_size: texts at most in a forward.
+            texts: tens to hundreds of texts, similar to those that will be explained.
+            layers: as in :meth:`explain`; "all" includes the output.
+            target: for a language model, as in :meth:`explain`: the decoder of an encoder-decoder has only the tokens
+                of its target, or without a target only its start token.
+            batch_size: largest number of texts in a forward pass.
             truncation: as in :meth:`explain`.
-            show_progress: a progress bar.
+            show_progress: show a progress bar.
             is_split_into_words, forward_args: as in :meth:`explain`.
         """
         _check_sizes(batch_size)
@@ -512,7 +511,9 @@ class TextExplainer:
         finder = self._state_finder
         labels = [*self.model.layers, OUTPUT] if layers == "all" else finder.labels(layers)
         if self.model.task == "answer span" or any(e.choices for e in encodings):
-            labels = [label for label in labels if label != OUTPUT]  # of each text another number of scores
+            labels = [
+                label for label in labels if label != OUTPUT
+            ]  # the number of scores depends on the text
         states = finder.to_calibrate(labels)
         running, inputs = {key: RunningStd() for key in states}, RunningStd()
         with tqdm(total=len(pairs), desc="calibrate", disable=not show_progress) as bar:
@@ -527,7 +528,9 @@ class TextExplainer:
                 for key, state in states.items():
                     values = batch.whole(state.site)
                     if state.site is None and self.model.task == "next token":
-                        values = values.float().log_softmax(-1).amax(-1)  # each place's own next token
+                        values = (
+                            values.float().log_softmax(-1).amax(-1)
+                        )  # the likeliest next token at each position
                     running[key].update(values, batch.places(state))
                 bar.update(len(some))
         spreads = {key: spread.std() for key, spread in running.items()}
@@ -543,7 +546,7 @@ class TextExplainer:
     def _terms(
         self, rate: float, max_sigma: float | None, input_std: float | None, solver: Solver | None
     ) -> Plan:
-        """A plan without states."""
+        """Return a plan without states."""
         if not isinstance(input_std, (int, float, type(None))):
             raise TypeError(
                 f"input_std is a {type(input_std).__name__}; give one number for all texts, or None"
@@ -564,7 +567,7 @@ class TextExplainer:
         )
 
     def _input_std(self) -> float | None:
-        """tau of the noise layer: of its embedding table, or as calibrated; None: each text has its own."""
+        """Return tau of the noise layer: of its embedding table, or as calibrated; None: each text has its own."""
         known, unit = std_of_table(module_of(self.noise_layer)), self.calibration
         if known is None and unit is not None and unit.noise_layer == self._noise_layer_name:
             known = unit.input_std
@@ -592,7 +595,7 @@ class TextExplainer:
                 if foil is not None:
                     if target is None:
                         raise ValueError(
-                            f"instead_of is {foil!r} and there is no target; give the target that it is compared with"
+                            f"instead_of is {foil!r} and there is no target; give the target to compare it with"
                         )
                     other = self.model.encode(text, pair, target=foil, truncation=truncation)
                     encoding = contrasted(encoding, other)
@@ -605,7 +608,7 @@ class TextExplainer:
         return encodings
 
     def settings(self, plan: Plan, neurons: Any = None, heads: Any = None) -> Settings:
-        """The settings that the numbers of a plan depend on."""
+        """Return the settings that the numbers of a plan depend on."""
         return Settings(
             model=self.model.name,
             noise_layer=self._noise_layer_name,
@@ -633,7 +636,7 @@ class TextExplainer:
 
 
 def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokenizerBase | None) -> TextModel:
-    """Return a TextModel as it is; wrap a model of Hugging Face with its tokenizer."""
+    """Return a TextModel unchanged; wrap a Hugging Face model with its tokenizer."""
     if hasattr(model, "encode") and hasattr(model, "collate"):
         return cast(TextModel, model)
     if isinstance(model, (str, PathLike)):
@@ -652,7 +655,7 @@ def _text_model(model: PreTrainedModel | TextModel, tokenizer: PreTrainedTokeniz
 
 
 def _site_of(model: TextModel, layer: Site | str | None) -> Site:
-    """The noise layer, given as a module, by its dotted name, or left to the model."""
+    """Return the noise layer: the given module, the module with this dotted name, or the model's own choice."""
     if layer is None:
         return model.embedding
     if not isinstance(layer, str):

@@ -1,4 +1,4 @@
-"""A batch of texts explained: a row for each state, found by the solver or by the erasure channel."""
+"""Explain a batch of texts: a row for each state, computed by the solver or by the erasure channel."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from interp_plugin.text.models import (
 )
 from interp_plugin.text.states import State
 
-MAJORITY = 0.5  # of the sum of squares: the distortion is mostly that of an element or token with more
+MAJORITY = 0.5  # share of the sum of squares above which one element or token has most of the distortion
 MOST_OF_ANSWER = 15  # tokens
-FEW_PLACES = 4  # of fewer tokens one may well have half of the state
+FEW_PLACES = 4  # with fewer tokens, one of them may well have half of the state
 Found = TypeVar("Found")
 Positions = int | Sequence[int] | Literal["each", "all"] | None
 
@@ -49,16 +49,16 @@ class Plan:
     """What to compute for each text of a batch.
 
     Attributes:
-        states: of which there is a row each, in this order.
-        positions: of the states that have tokens: None watches all together, or where a language model's target is
-            predicted, "all" always all, an index (from the end where negative), several or "each" one by one.
-        noise_layer: where noise enters.
-        target: name of the output that is watched, where the states say which.
-        rate, max_sigma, input_std, solver: of the fits.
-        max_rows: rows at most in one forward; None starts from what suits the length and halves when
-            memory runs out.
-        function: what is watched of a language model's target.
-        progress: the bar, where there is one.
+        states: the states; each has a row, in this order.
+        positions: for states with tokens: None explains all together, or those that predict a language model's target;
+            "all" always all; an index (negative from the end), several, or "each" one by one.
+        noise_layer: where noise is added.
+        target: name of the explained output, if there is one.
+        rate, max_sigma, input_std, solver: settings of the fits.
+        max_rows: largest number of rows in one forward; None starts from a number that depends on the length, and
+            halves it when memory runs out.
+        function: the function of a language model's target that is explained.
+        progress: the progress bar, if there is one.
         lowerings: how often a state that saturates is solved again, each time at a tenth of the rate.
     """
 
@@ -81,7 +81,7 @@ class Plan:
         return PROBES + self.solver.max_batches * self.solver.draws
 
     def rows_of(self, encoding: Encoding) -> int:
-        """Approximate number of rows of a text."""
+        """Estimate the number of rows of a text."""
         given = plain_values(self.positions)
         places = (
             len(encoding.ids) if given == "each" else len(given) if isinstance(given, (list, tuple)) else 1
@@ -93,10 +93,10 @@ class Progress:
     """A progress bar over the rows of texts that moves with each sample pass.
 
     Args:
-        rows: of all texts.
-        passes: maximum of a row; the bar jumps ahead where it took fewer.
-        name: what has the rows.
-        is_shown: whether there is a bar.
+        rows: number of rows of all texts.
+        passes: maximum for a row; the bar jumps ahead if a row takes fewer.
+        name: description of the bar.
+        is_shown: whether to show the bar.
     """
 
     def __init__(self, rows: int, passes: int, name: str, is_shown: bool = True) -> None:
@@ -142,11 +142,11 @@ class Finder(Protocol):
     """Computes the rows of each text of a batch in place of the solver."""
 
     def watch(self, model: TextModel, encodings: Sequence[Encoding]) -> AbstractContextManager[Any]:
-        """A context around the forward without noise; its value is passed to :meth:`rows`."""
+        """Return a context for the forward without noise; its value is passed to :meth:`rows`."""
         ...
 
     def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
-        """The rows of each text, as :func:`solved` returns them."""
+        """Return the rows of each text, as :func:`solved` does."""
         ...
 
 
@@ -156,8 +156,8 @@ def score(
     """Explain each text of one batch.
 
     Args:
-        model: what reads the texts.
-        encodings: of the texts.
+        model: the model.
+        encodings: the encoded texts.
         plan: what to compute.
         finder: computes the rows of each text; None: the solver.
     """
@@ -198,12 +198,12 @@ def score(
 
 
 def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) -> TextExplanation:
-    """Gather the explanations of a continuation's tokens as rows of one text; a row keeps 0 of what follows it.
+    """Combine the explanations of a continuation's tokens into rows of one text; a row keeps 0 of later tokens.
 
     Args:
-        model: what read them.
+        model: the model.
         whole: the text with its continuation.
-        steps: of each token of it, in order, with the tokens before it.
+        steps: the explanation of each token of the continuation, in order, given the tokens before it.
     """
     count = len(whole.ids)
     in_decoder = model.axis[OUTPUT] == "decoder"
@@ -230,7 +230,7 @@ def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) ->
 
 
 def _widened(row: Row, count: int) -> Row:
-    """Append tokens to a row, on which its state does not depend."""
+    """Append tokens to a row; its state does not depend on them."""
     more = count - len(row.sigma)
     if isinstance(row, ErasedRow):
         zeros = torch.zeros(more)
@@ -252,7 +252,7 @@ def _widened(row: Row, count: int) -> Row:
 
 
 def target_name(model: TextModel, encoding: Encoding) -> str:
-    """Name of the target, and of the one that it is compared with."""
+    """Return the name of the target and of its alternative."""
     name = model.target_name(encoding)
     if not encoding.foils:
         return name
@@ -263,8 +263,8 @@ def solved(model: TextModel, batch: Batch, plan: Plan) -> list[tuple[Row, ...]]:
     """Solve for the rows of each text, in the plan's order, positions of a state one after another.
 
     Args:
-        model, plan: as of :func:`score`.
-        batch: of the texts.
+        model, plan: as for :func:`score`.
+        batch: the batch of texts.
     """
     found: list[list[tuple[int, Row]]] = [[] for _ in batch.encodings]
     for part in parts(model, batch, plan):
@@ -275,15 +275,15 @@ def solved(model: TextModel, batch: Batch, plan: Plan) -> list[tuple[Row, ...]]:
 
 
 def _solved_part(batch: Batch, part: Part, plan: Plan) -> list[list[Row]]:
-    """The row of each example, for each state.
+    """Return the row of each example, for each state.
 
-    Where D saturates no minimum is certain at this rate: then the state is solved again at a tenth of it.
+    If D saturates, no minimum is certain at this rate: the state is then solved again at a tenth of it.
     """
     some = batch if len(part.examples) == len(batch.encodings) else batch.at(part.examples)
     found = []
     for number, (state, places, fit) in enumerate(zip(part.states, part.positions, _fits(some, part, plan))):
         rows = [_row(some, state, place, fit, index) for index, place in enumerate(places)]
-        # the solver itself chooses the rate of outputs, which have few elements
+        # for outputs, which have few elements, the solver itself chooses the rate
         again = fit.saturated.nonzero()[:, 0].tolist() if plan.lowerings and state.site is not None else []
         if again:
             lower = replace(plan, rate=plan.rate / 10, lowerings=plan.lowerings - 1, progress=None)
@@ -324,12 +324,12 @@ def with_fewer_rows(plan: Plan, batch: Batch, call: Callable[[int], Found]) -> F
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has no class for it on the CPU."""
+    """Return whether an error means that memory ran out; torch has no class for it on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def warn_of_unreached_states(texts: Iterable[TextExplanation]) -> None:
-    """Warn once of all states that noise does not reach: the solver would warn for each text."""
+    """Warn once of all states that noise does not reach; the solver would warn for each text."""
     unreached: dict[Label, str] = {}
     for item in texts:
         for row in item.rows:
@@ -345,7 +345,7 @@ def warn_of_unreached_states(texts: Iterable[TextExplanation]) -> None:
 
 
 def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
-    """Warn of layers whose distortion is mostly that of one element or token.
+    """Warn of layers in which one element or token has most of the distortion.
 
     Without a calibration v^2 is the mean of s^2: an element with most of the sum of squares has most of the distortion.
     """
@@ -379,7 +379,7 @@ def warn_of_concentration(batch: Batch, states: Sequence[State]) -> None:
 def with_next_tokens(
     model: TextModel, encodings: Sequence[Encoding], max_rows: int | None = None
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
-    """Give texts without a target the model's own next token; return also its name and probability."""
+    """Set the model's own next token as target of texts without one; return also its name and probability."""
     if all(e.target for e in encodings):
         return list(encodings), [None] * len(encodings)
     arguments, _ = model.collate([e.unasked for e in encodings])
@@ -400,7 +400,7 @@ def with_next_tokens(
 
 
 def _chosen(choices: Sequence[str], scores: Tensor) -> tuple[str, float]:
-    """Name and probability of the likeliest choice, by the scores of all, (C,)."""
+    """Return name and probability of the likeliest choice, from the scores of all, (C,)."""
     index, probability = likeliest(scores)
     return choices[index], probability
 
@@ -408,10 +408,10 @@ def _chosen(choices: Sequence[str], scores: Tensor) -> tuple[str, float]:
 def _with_answers(
     model: TextModel, encodings: Sequence[Encoding]
 ) -> tuple[list[Encoding], list[tuple[str, float] | None]]:
-    """Give texts without an answer the ends of the model's own; return also the answer and its probability.
+    """Set the ends of the model's own answer as target of texts without one; return also answer and probability.
 
-    It is the likeliest span of the text's own tokens (of its pair, where there is one), MOST_OF_ANSWER at most, as in
-    the pipeline of transformers; probabilities are over all tokens.
+    It is the likeliest span of at most MOST_OF_ANSWER tokens of the text (of its pair, if there is one), as in the
+    pipeline of transformers; probabilities are over all tokens.
     """
     arguments, mask = model.collate([e.unasked for e in encodings])
     with torch.inference_mode(False), torch.no_grad():
@@ -447,7 +447,7 @@ class Part:
     positions: list[list[int | None]]  # of each state, for each example
 
     def only(self, state: int, rows: Sequence[int]) -> Part:
-        """One of the states, for some of the examples."""
+        """Return the part with one of the states, for some of the examples."""
         mask, places = self.masks[state], self.positions[state]
         return Part(
             [self.examples[row] for row in rows],
@@ -501,7 +501,7 @@ def _one_by_one(
 
 
 def _indices(positions: Positions, length: int, name: str) -> list[int]:
-    """Positions of one text, counted from 0, checked and without repeats."""
+    """Return the positions of one text, counted from 0, checked and without repeats."""
     given: Any = plain_values(positions)  # of NumPy or torch
     if given == "each":
         return list(range(length))
@@ -541,11 +541,11 @@ def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index:
 class ErasureFinder:
     """Computes the rows of texts by the erasure channel; special tokens are never erased.
 
-    A class's answer is its log-odds (of a text without a target, that of the predicted class), that of a language
-    model's target its log probability, summed over its tokens; of any other state the damage is D.
+    For a class, the damage is a loss of its log-odds (without a target, those of the predicted class); for a language
+    model's target, a loss of log probability, summed over its tokens; for any other state it is D.
 
     Attributes:
-        model: what reads the texts.
+        model: the model.
         erasure: how the channel is learned.
         ways: how tokens are erased.
     """
@@ -560,11 +560,11 @@ class ErasureFinder:
         return f"{self.erasure.side} by {' and '.join(self.ways)}, {self.erasure.passes} passes"
 
     def watch(self, model: TextModel, encodings: Sequence[Any]) -> AbstractContextManager[Any]:
-        """Nothing needs to be recorded."""
+        """Record nothing."""
         return nullcontext()
 
     def rows(self, batch: Batch, plan: Plan, seen: Any) -> list[tuple[Row, ...]]:
-        """The rows of every text, in the plan's order, positions of a state one after another."""
+        """Return the rows of each text, in the plan's order, positions of a state one after another."""
         found: list[list[tuple[int, Row]]] = [[] for _ in batch.encodings]
         masked = batch.masked_origin()
         for part in parts(self.model, batch, plan):
@@ -623,7 +623,7 @@ class ErasureFinder:
         selector: Selector | None,
         max_rows: int,
     ) -> ErasureFit:
-        terms = Terms(1.0, None, None, 1.0)  # of noise, which there is none of
+        terms = Terms(1.0, None, None, 1.0)  # settings of the noise, which is not used
         watched = replace(state, neurons=None, state_std=None) if selector else state
         problem = batch.pose(watched, None if selector else mask, terms, max_rows, selector)
         objective = problem.objective
@@ -639,12 +639,12 @@ class ErasureFinder:
 
 
 def _end(state: Tensor, which: slice) -> Tensor:
-    """The log probability of one end of an answer, (R, 2) -> (R,)."""
+    """Return the log probability of one end of an answer, (R, 2) -> (R,)."""
     return state[:, which].sum(1)
 
 
 def _summed(state: Tensor, count: int) -> Tensor:
-    """The log probability of the first so many tokens of a target, (R, n) -> (R,)."""
+    """Return the log probability of the first ``count`` tokens of a target, (R, n) -> (R,)."""
     return state[:, :count].sum(1)
 
 

@@ -172,7 +172,7 @@ def test_a_head_that_searches_for_its_answer_is_refused_with_the_one_to_use() ->
         ((["start"], "film"), {}, "is no end of an answer"),  # was: unhashable type
         ("start", {"instead_of": "end"}, "leave it out"),
         (None, {"instead_of": "end"}, "leave it out"),
-        ("start", {"score": "erased", "ways": ["delete"]}, "an answer's place would move"),
+        ("start", {"score": "erased", "ways": ["delete"]}, "would move the answer's positions"),
         ("start", {"layers": 1}, "picks a part of the output"),
     ],
 )
