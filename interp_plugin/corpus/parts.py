@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 GROUP = 2**15  # approximate number of lines of a row group: a reader holds one at a time
 BATCH = 4096  # number of lines that the statistics hold in memory at a time
-FORMAT = 2  # increase it if a reader of the old format would give wrong results
+FORMAT = 3  # increase it if a reader of the old format would give wrong results
 KEY = b"interp_plugin_corpus"  # of the files' metadata
 SOLVED = ("solved_sigma", "solved_error")
 """Columns of a part with predicted numbers: the solver's results for the checked texts."""
@@ -333,8 +333,8 @@ def _about(path: Path) -> About | None:
         version = header.pop("format")
         if version < FORMAT:
             raise ValueError(
-                f"{str(path)!r} has format {version}, which lacks input_std, and information kept cannot be computed "
-                "without it: run the study again in another folder"
+                f"{str(path)!r} has format {version}, which an older version of this package wrote and which lacks "
+                "columns: run the study again in another folder"
             )
         if version > FORMAT:
             raise ValueError(

@@ -35,7 +35,7 @@ PER_ERASED = ("sentence", "token", "word", "word of a sentence")
 MEDIAN = "median sentence"
 NATS = ("size", "max_sigma", "input_std", "sigma")
 """Columns of a line from which the nats kept are computed."""
-_FACTS = ("regime_index", "distortion", "rate", "converged", "n_forward", "n_backward")
+_FACTS = ("regime_index", "distortion", "rate", "converged", "saturated", "n_forward", "n_backward")
 _ERASED_FACTS = ("damage", "n_forward", "n_backward")
 _HEAVY_TAILED = ("regime_index", "distortion")  # E divides by D, which may be almost 0
 _COLUMNS = ("row", "text", "pair", "standard_error")
@@ -127,8 +127,8 @@ class Sentences:
         size: K, number of elements of a token's embedding.
         totals: sums over a sentence's tokens, (N, L): "kept" and "loss" in nats, or "erased".
         errors: standard errors of the totals, (N, L), from the noise draws or the masks.
-        facts: (N, L) each: "regime_index", "distortion", "rate", "converged", "n_forward" and "n_backward"; or
-            "damage", "n_forward" and "n_backward".
+        facts: (N, L) each: "regime_index", "distortion", "rate", "converged", "saturated", "n_forward" and
+            "n_backward"; or "damage", "n_forward" and "n_backward".
     """
 
     layers: tuple[Label, ...]

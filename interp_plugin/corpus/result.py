@@ -147,7 +147,7 @@ class CorpusResult:
         * "dimension": as "token", divided by K, to compare models of different widths.
 
         Lines per sentence also exist for regime_index (over sentences whose state moved), distortion, rate, converged
-        (0 or 1), n_forward and n_backward (sample passes).  A few sentences can have extreme E and D, so both also have
+        and saturated (0 or 1), n_forward and n_backward (sample passes).  A few sentences can have extreme E and D, so both also have
         a line per "median sentence", whose "mean" is the median, with the interval of the sign test.  H(X) is the same
         for every layer and model, so differences of "loss" are differences of MI with the opposite sign.
 
@@ -299,8 +299,8 @@ class CorpusResult:
 
         Returns:
             Columns row (of the corpus), layer, tokens, kept, loss, kept_error, loss_error (of the solver),
-            regime_index, distortion, rate, converged, n_forward, n_backward; if tokens were erased, row, layer,
-            tokens, words, erased, erased_error, damage, n_forward, n_backward.
+            regime_index, distortion, rate, converged, saturated, n_forward, n_backward; if tokens were erased, row,
+            layer, tokens, words, erased, erased_error, damage, n_forward, n_backward.
         """
         import pandas as pd
 
@@ -314,7 +314,7 @@ class CorpusResult:
             **{f"{name}_error": values.ravel() for name, values in found.errors.items()},
             **{name: values.ravel() for name, values in found.facts.items()},
         }
-        whole = {"converged": bool, "n_forward": int, "n_backward": int}
+        whole = {"converged": bool, "saturated": bool, "n_forward": int, "n_backward": int}
         return pd.DataFrame(columns).astype({name: kind for name, kind in whole.items() if name in columns})
 
     def explanation(self, rows: Collection[int] | None = None) -> Explanation:

@@ -10,7 +10,6 @@ import numpy as np
 
 from interp_plugin.corpus.words import WORD
 from interp_plugin.report import numbers
-from interp_plugin.report.explanations import SATURATED
 from interp_plugin.report.model import Boxes, Cell, Column, Curve, Curves, Report, Row, Section, Table
 from interp_plugin.report.numbers import number, rounded, significant
 
@@ -209,7 +208,7 @@ def _status(result: CorpusResult, of: Mapping[Any, Mapping[str, Any]], layers: S
     if not few:
         return "Sure: at least 90 % of the texts converged at each layer."
     names = ", ".join(f"{_named(layer)} ({100 * share:.0f} % of the texts)" for layer, share in few.items())
-    saturated = [layer for layer in few if of["regime_index", "median sentence", layer]["mean"] < SATURATED]
+    saturated = [layer for layer in few if of["saturated", "sentence", layer]["mean"] > (1 - few[layer]) / 2]
     ways = []
     if saturated:
         where = f" of {', '.join(map(_named, saturated))}" if len(saturated) < len(few) else ""

@@ -19,7 +19,6 @@ Choice = int | str | tuple[int | str, int | None]  # a layer, or a layer and a p
 Values = Mapping[str, Any]
 
 TIED = "≈"  # marks a unit that is not significantly different from the next in rank
-SATURATED = 0.65  # regime index below which a minimum is not certain (see method/objective.py)
 INSTEAD_OF = " instead of "  # between the names of a target and of what it is compared with
 _NAMED = 3  # most words named in an answer
 _LONGEST = 120  # most characters of a text in a heading
@@ -446,8 +445,8 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
         return f"Sure: {count} converged; {errors}.", False
     names = ", ".join(row_label(row) for row in unfinished[:5])
     names += f" and {len(unfinished) - 5} more" if len(unfinished) > 5 else ""
-    saturated = [row for row in unfinished if _is_saturated(row)]
-    noisy = [row for row in unfinished if not _is_saturated(row)]
+    saturated = [row for row in unfinished if row["saturated"]]
+    noisy = [row for row in unfinished if not row["saturated"]]
     sentences = []
     if saturated:
         of_some = f" of {len(saturated)} of these rows" if noisy else ""
@@ -464,12 +463,6 @@ def _status(explanation: Values, text: Values) -> tuple[str, bool]:
             f"solver=Solver(max_passes={needed}))"
         )
     return f"Not converged: {names}; {'; '.join(sentences)}.", True
-
-
-def _is_saturated(row: Values) -> bool:
-    """Return whether a minimum is not certain, regardless of the number of passes."""
-    index = row.get("regime_index")
-    return index is not None and index < SATURATED
 
 
 def _passes_needed(row: Values, settings: Values) -> int:

@@ -31,7 +31,7 @@ Layer = int | str
 LABELS = ("layer", "position")
 FACTS = (
     *("max_sigma", "input_std", "regime_index", "distortion", "converged", "n_forward", "n_backward"),
-    "rate",
+    *("rate", "saturated"),
 )
 ABOUT = ("predicted", "target")  # columns with values of the text
 _PLACE = ("text_index", "text", "pair", "unit_index", "unit", "segment", "start", "end", *LABELS)
@@ -73,6 +73,8 @@ class Row(Record):
         n_forward, n_backward: forward and backward passes, counted in samples.
         rate: lambda of the solution; smaller than the requested one if samples cannot determine the scales there, as
             for a class output, or if the state saturates; NaN if not known.
+        saturated: whether the state of a row that has not converged saturates, so that a lower rate helps, not more
+            passes.
 
     Raises:
         TypeError: the layer is neither an int nor a str.
@@ -98,6 +100,7 @@ class Row(Record):
     n_forward: int
     n_backward: int
     rate: float = math.nan
+    saturated: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer, (int, str)):
@@ -152,7 +155,7 @@ class ErasedRow(Row):
         nothing = math.nan
         return cls(
             layer, position, torch.full_like(erased, nothing), standard_error, nothing, nothing, nothing, nothing,
-            nothing, True, n_forward, n_backward, nothing, erased,
+            nothing, True, n_forward, n_backward, nothing, False, erased,
             torch.full_like(erased, nothing) if erasure_probability is None else erasure_probability, damage,
         )  # fmt: skip
 

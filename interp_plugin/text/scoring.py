@@ -534,6 +534,7 @@ def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index:
         n_forward=int(fit.n_forward[index]),
         n_backward=int(fit.n_backward[index]),
         rate=float(fit.rate[index]),
+        saturated=bool(fit.saturated[index]),
     )
 
 

@@ -17,7 +17,7 @@ from interp_plugin.text.rows import ErasedRow, Row, TextExplanation
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 3  # to be raised with every change that breaks older readers
+FORMAT = 4  # to be raised with every change that breaks older readers
 _KEY = b"interp_plugin"  # key of the header in the file's metadata
 FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
 ERASED_FLOATS = ("erased", "erasure_probability")  # the same; empty if noise was learned
@@ -200,4 +200,5 @@ def fit_columns(arrow: ModuleType) -> dict[str, Any]:
         "n_forward": arrow.int64(),
         "n_backward": arrow.int64(),
         "rate": arrow.float64(),
+        "saturated": arrow.bool_(),
     }

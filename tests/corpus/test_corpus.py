@@ -449,12 +449,12 @@ def test_the_means_have_the_share_of_converged_rows(tmp_path: Path) -> None:
     assert (result.compare(result)["converged"] == 0).all()
 
 
-@pytest.mark.parametrize("regime_index, way", [(0.4, "a lower --rate"), (0.9, "a larger --tolerance")])
+@pytest.mark.parametrize("saturated, way", [(True, "a lower --rate"), (False, "a larger --tolerance")])
 def test_a_corpus_that_did_not_converge_names_options_that_the_command_has(
-    tmp_path: Path, regime_index: float, way: str
+    tmp_path: Path, saturated: bool, way: str
 ) -> None:
     """It named --max-passes, which the command corpus does not have."""
-    facts = {"converged": False, "regime_index": regime_index}
+    facts = {"converged": False, "saturated": saturated}
     result = made_up(tmp_path, [[("film", None)]] * 4, [[[0.5], [0.6]]] * 4, facts=facts)
     status = tables.report(result).sections[0].status
     assert way in status and "--max-passes" not in status and "0 % of the texts" in status
@@ -462,9 +462,8 @@ def test_a_corpus_that_did_not_converge_names_options_that_the_command_has(
 
 def test_saturated_and_noisy_layers_of_a_corpus_get_different_advice(tmp_path: Path) -> None:
     """One saturated layer used to hide that the others need more passes."""
-    of = {("regime_index", "median sentence", layer): {"mean": 1.0} for layer in (1, 2)}
+    of = {("saturated", "sentence", 1): {"mean": 0.1}, ("saturated", "sentence", 2): {"mean": 0.4}}
     of |= {("converged", "sentence", layer): {"converged": 0.5} for layer in (1, 2)}
-    of["regime_index", "median sentence", 2]["mean"] = 0.4
     result = made_up(tmp_path, [[("film", None)]], [[[0.5], [0.6]]])
     status = tables._status(result, of, [1, 2])
     assert "The states of layer 2 saturate" in status and "For the others, more passes" in status
@@ -513,14 +512,12 @@ def test_impossible_sizes_are_refused(tmp_path: Path, options: dict[str, int]) -
         run(tmp_path, **options)
 
 
-def test_parts_without_the_spread_of_the_inputs_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_of_an_older_format_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [[("film", None), (",", None)]]
     with monkeypatch.context() as older:
         older.setattr("interp_plugin.corpus.parts.FORMAT", 1)
         made_up(tmp_path, words, [[[0.5, 0.1], [0.6, 0.2]]])
-    with pytest.raises(ValueError, match=r"has format 1, which lacks input_std.*in another folder"):
+    with pytest.raises(ValueError, match=r"has format 1, which an older version.*in another folder"):
         CorpusResult.load(tmp_path)
 
 

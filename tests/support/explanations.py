@@ -37,6 +37,7 @@ def row(
         "converged": True,
         "n_forward": 256,
         "n_backward": 128,
+        "saturated": False,
     }
 
 

@@ -677,10 +677,10 @@ def test_a_cut_or_damaged_file_is_refused(tmp_path: Path, data: st.DataObject) -
 
 def test_a_file_of_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(storage, "FORMAT", 4)
+        newer.setattr(storage, "FORMAT", 5)
         example().save(tmp_path / "a.parquet")
     with pytest.raises(
-        ValueError, match="has format 4, and this version reads up to 3: pip install --upgrade"
+        ValueError, match="has format 5, and this version reads up to 4: pip install --upgrade"
     ):
         Explanation.load(tmp_path / "a.parquet")
 
@@ -689,11 +689,11 @@ def test_a_file_of_an_older_format_is_refused_by_its_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(storage, "FORMAT", 2)
+        older.setattr(storage, "FORMAT", 3)
         older.setattr(storage, "sealed", lambda content, blank: content)
         example().save(tmp_path / "a.parquet")
     with pytest.raises(
-        ValueError, match=r"a.parquet' has format 2, which an older version.*explain the texts again"
+        ValueError, match=r"a.parquet' has format 3, which an older version.*explain the texts again"
     ):
         Explanation.load(tmp_path / "a.parquet")
 
