@@ -147,9 +147,10 @@ class CorpusResult:
         * "dimension": as "token", divided by K, to compare models of different widths.
 
         Lines per sentence also exist for regime_index (over sentences whose state moved), distortion, rate, converged
-        and saturated (0 or 1), n_forward and n_backward (sample passes).  A few sentences can have extreme E and D, so both also have
-        a line per "median sentence", whose "mean" is the median, with the interval of the sign test.  H(X) is the same
-        for every layer and model, so differences of "loss" are differences of MI with the opposite sign.
+        and saturated (0 or 1), n_forward and n_backward (sample passes).  A few sentences can have extreme E and D, so
+        both also have a line per "median sentence", whose "mean" is the median, with the interval of the sign test.
+        H(X) is the same for every layer and model, so differences of "loss" are differences of MI with the opposite
+        sign.
 
         If tokens were erased, the quantity is "erased", the signed score that is lost with them: nats of log-odds of
         the predicted class for the output, D for other layers (:attr:`units`).  Means are per "sentence", "token",
