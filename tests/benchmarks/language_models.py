@@ -9,6 +9,7 @@ another one.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import resource
 import statistics
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,8 @@ def agreement(
     found = []
     for index, row in enumerate(texts[0].rows):
         rows = [text.rows[index] for text in texts]
-        pairs = [(a, b) for i, a in enumerate(range(len(rows))) for b in range(i + 1, len(rows))]
+        # nats of different rates do not compare
+        pairs = [p for p in combinations(range(len(rows)), 2) if rows[p[0]].rate == rows[p[1]].rate]
         kept = [text.scores("kept").values[index] for text in texts]
         inside = []
         for a, b in pairs:
@@ -90,8 +93,9 @@ def agreement(
             )
         found.append({
             "layer": row.layer, "tokens": len(row.sigma), "converged": all(r.converged for r in rows),
-            "agree": statistics.mean(spearman(kept[a], kept[b]) for a, b in pairs),
-            "covered": float(torch.stack(inside).mean()), "E": statistics.mean(r.regime_index for r in rows),
+            "agree": statistics.mean(spearman(kept[a], kept[b]) for a, b in pairs) if pairs else math.nan,
+            "covered": float(torch.stack(inside).mean()) if pairs else math.nan,
+            "rates": sorted({float(f"{r.rate:.1g}") for r in rows}), "E": statistics.mean(r.regime_index for r in rows),
             "passes": statistics.mean(r.n_backward for r in rows), "seconds": seconds,
         })  # fmt: skip
     return found
@@ -118,12 +122,14 @@ def states(explainer: TextExplainer) -> None:
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> str:
-    agree = [line["agree"] for line in lines]
+    agree = [line["agree"] for line in lines if len(line["rates"]) == 1]
+    covered = [line["covered"] for line in lines if len(line["rates"]) == 1]
     index = [line["E"] for line in lines]
     return (
         f"converged {statistics.mean(line['converged'] for line in lines):.2f}, seeds agree by "
         f"{statistics.mean(agree):.3f} (least {min(agree):.3f}), "
-        f"covered {statistics.mean(line['covered'] for line in lines):.2f}, E {min(index):.2f} to {max(index):.2f}, "
+        f"covered {statistics.mean(covered):.2f} ({len(agree)} of {len(lines)} rows at one rate), "
+        f"E {min(index):.2f} to {max(index):.2f}, "
         f"{statistics.mean(line['passes'] for line in lines):.0f} passes"
     )
 
