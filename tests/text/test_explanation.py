@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from interp_plugin.report import explanations as filled
-from interp_plugin.report import figures, html, records, terminal
+from interp_plugin.report import figures, html, terminal
 from interp_plugin.text import storage
 from interp_plugin.text.explanation import Explanation, Row, Settings, TextExplanation, example
 from interp_plugin.text.scores import Offset
@@ -723,7 +723,7 @@ def test_pictures_are_drawn_from_the_dict(monkeypatch: pytest.MonkeyPatch) -> No
         (terminal, "show"),
         (html, "page"),
         (figures, "plot"),
-        (records, "captum_records"),
+        (filled, "captum_records"),
     ):
         monkeypatch.setattr(module, function, lambda *args, **kwargs: calls.append((*args, *kwargs.values())))
     values = example().to_dict("word", "mean")
