@@ -192,6 +192,7 @@ def score(
             target=target_name(model, encoding) if encoding.target else plan.target,
             rows=rows_of_text,
             words=encoding.words,
+            units=encoding.units,
         )
         for encoding, guess, rows_of_text in zip(encodings, guesses, rows)
     ]
@@ -226,6 +227,7 @@ def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) ->
         target="".join(str(step.target) for step in steps),
         rows=tuple(row for _, row in ordered),
         words=whole.words,
+        units=whole.units,
     )
 
 

@@ -84,6 +84,21 @@ def test_words_sum_or_average_their_pieces(explanation: Explanation) -> None:
     assert (item.scores(granularity="sentence", aggregate="mean").values[:, 1] > 0).all()
 
 
+def test_pieces_of_a_word_that_are_erased_together_have_one_error(
+    explainer: TextExplainer, tmp_path: Path
+) -> None:
+    text = "an incomprehensible and charmless film with more than enough melodrama"
+    found = explainer.explain(text, score="erased", units="word", passes=40)
+    found.save(tmp_path / "film.parquet")
+    for item in (found[0], Explanation.load(tmp_path / "film.parquet")[0]):
+        row, words = item.row("output"), item.scores(granularity="word").of("incomprehensible")
+        [(_, start, end)] = words.offsets
+        pieces = [i for i, offset in enumerate(item.offsets) if offset and start <= offset[1] < end]
+        assert len(pieces) > 1 and row.standard_error[pieces[0]] > 0
+        assert words.standard_error.item() == pytest.approx(float(row.standard_error[pieces].sum()))
+        assert words.values.item() == pytest.approx(float(row.erased[pieces].sum()))
+
+
 def test_tables_pages_and_records_show_the_sign(explanation: Explanation) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     explanation.show(console)
