@@ -452,6 +452,8 @@ def _decoded(
 PER_TOKEN = 1000
 """Upper bound on characters for each token: usual texts have four, but a long unknown word is a single token."""
 
+_CUT_OFF = ("text", "text before its target")  # with truncation=True
+
 Reading = Literal["text", "continuation", "decoder", "echo"]
 
 
@@ -635,11 +637,15 @@ class Encoder:
         """Encode a text with all tokens of a continuation as the decoder's target."""
         if isinstance(continuation, str):
             return self(text, None, continuation, False)
-        ids = self._checked_ids(continuation)
-        decoder = (*self.start, *ids[:-1])
+        written, after = self._of_ids(continuation)
+        if not len(after):
+            raise ValueError(f"continuation {continuation!r} has no tokens; give some words")
+        start = Pieces(self.start, (None,) * len(self.start))
+        decoder = self._fitted(start + after.at(range(len(after) - 1)), False, "continuation").ids
         places = tuple(range(len(self.start) - 1, len(decoder)))
         extra = {**prompt.extra, "decoder_input_ids": decoder}
-        return replace(prompt, extra=extra, target=ids, target_positions=places)
+        pair = written if prompt.pair is None else prompt.pair
+        return replace(prompt, pair=pair, extra=extra, target=after.ids, target_positions=places)
 
     def _with_decoder_target(self, pieces: Pieces, text: str, pair: str | None, target: Any) -> Encoding:
         """Encode the text for the encoder and the target, shifted right, for the decoder."""
@@ -723,7 +729,7 @@ class Encoder:
         if not truncation:
             raise ValueError(
                 f"{name} has {len(pieces)} tokens: the model takes at most {limit}; shorten it"
-                + (", or cut it off with truncation=True" if name != "target" else "")
+                + (", or cut it off with truncation=True" if name in _CUT_OFF else "")
             )
         return cut(pieces, limit, self.tokenizer.truncation_side)
 
