@@ -364,7 +364,7 @@ def test_a_tokenizer_of_its_own_is_read(folder: str) -> None:
         (["a film", "--tolerance", "0"], "tolerance"),
         (["a film", "--seed", "-1"], "seed is -1"),
         (["", "--layers", "1"], "text '' has no tokens"),
-        (["film " * 20], "the model takes at most 16"),
+        (["film " * 20], "the model takes at most 16; shorten it, or cut it off with --truncation"),
         (["a film", "--model", "/no/such/model"], "cannot load model '/no/such/model'"),
         (["a film", "--tokenizer", "/no/such/model"], "cannot load model"),
         (["a film", "--device", "abacus"], "device 'abacus' cannot be used"),

@@ -101,8 +101,19 @@ def one_sentence(*kinds: type[Exception]) -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+IN_OPTIONS = {
+    "truncation=True": "--truncation",
+    "is_split_into_words=True": "--words",
+    "score='erased'": "--score erased",
+    "score='kept'": "--score kept",
+}
+"""What messages say in the words of Python -> in those of the command line."""
+
+
 def say(line: str) -> None:
     """Print a line on standard error, with escape sequences in it made visible."""
+    for python, words in IN_OPTIONS.items():
+        line = line.replace(python, words)
     typer.echo(printable(line), err=True)
 
 
