@@ -563,6 +563,7 @@ def test_a_table_is_saved_as_csv_and_other_names_are_refused(folder: str, tmp_pa
     assert "give a name that ends in .parquet (for Explanation.load) or .csv" in refused(
         "a film", "--save", "x.json"
     )
+    assert "--png 'x.svg' ends in .svg; give a name that ends in .png" in refused("a film", "--png", "x.svg")
 
 
 def test_a_tolerance_of_a_factor_is_refused() -> None:

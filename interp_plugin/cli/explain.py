@@ -178,6 +178,7 @@ def explain(
         sample = options.sample_texts(calibrate, pairs)
         options.check_outputs(html, png, save)
         options.check_save(save)
+        options.check_png(png)
         explainer = options.load_explainer(
             model,
             tokenizer,

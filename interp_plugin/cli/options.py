@@ -249,6 +249,16 @@ def check_save(path: Path | None) -> None:
     check_installed("--save", "table", "pandas" if path.suffix == ".csv" else "pyarrow")
 
 
+def check_png(path: Path | None) -> None:
+    """Check that a picture can be written under this name, before hours of work.
+
+    Raises:
+        ValueError: it ends as files of another format do.
+    """
+    if path is not None and path.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"--png {str(path)!r} ends in {path.suffix}; give a name that ends in .png")
+
+
 def load_explainer(
     model: str | None, tokenizer: str | None, device: str, device_map: str | None = None, **options: Any
 ) -> TextExplainer:
