@@ -409,6 +409,17 @@ def parse_positions(positions: str | None) -> Literal["each", "all"] | list[int]
         ) from error
 
 
+def parse_ways(ways: str | None) -> Any:
+    """Parse ways to remove tokens, separated by commas.
+
+    Example::
+
+        >>> parse_ways("mask, delete")
+        ['mask', 'delete']
+    """
+    return None if ways is None else [way.strip() for way in ways.split(",")]
+
+
 def parse_fixed(fixed: str | None) -> list[Any] | None:
     """Parse the parts that get no noise: names, character spans, or a regular expression.
 

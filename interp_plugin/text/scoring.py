@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp_plugin.huggingface.outputs import likeliest
-from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure
+from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Side, Way, learn_erasure
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import PROBES, NoiseFit, Solver
@@ -537,6 +537,16 @@ def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index:
         n_backward=int(fit.n_backward[index]),
         rate=float(fit.rate[index]),
     )
+
+
+def check_unused(side: Side, ways: Sequence[Way] | None) -> None:
+    """Raise a ValueError for settings of erasures where noise is learned, which would not be used."""
+    given = [name for name, value in (("side", side != "damage"), ("ways", ways is not None)) if value]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} {'say' if len(given) > 1 else 'says'} how tokens are erased, and noise is learned "
+            "here; give score='erased', or leave it out"
+        )
 
 
 @dataclass(frozen=True)

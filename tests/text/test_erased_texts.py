@@ -15,7 +15,14 @@ from tiny_models import tiny
 from tiny_plain import lstm
 from typer.testing import CliRunner
 
-from interp_plugin import Explanation, LayerInformationErased, TextExplainer, huggingface, log_odds
+from interp_plugin import (
+    CorpusStudy,
+    Explanation,
+    LayerInformationErased,
+    TextExplainer,
+    huggingface,
+    log_odds,
+)
 from interp_plugin.cli import app
 from interp_plugin.method.erasure import every_erasure, multilinear
 
@@ -75,6 +82,20 @@ def test_another_kind_of_score_says_how_to_get_it(explanation: Explanation, expl
         explainer.explain("a film", layers=1)[0].scores("erased")
     with pytest.raises(ValueError, match="score is 'signed'; choose 'kept' or 'erased'"):
         explainer.explain("a film", score="signed")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unused", [{"side": "keep"}, {"ways": ["attention"]}])
+def test_settings_of_erasures_are_refused_where_noise_is_learned(
+    explainer: TextExplainer, unused: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        ValueError, match="how tokens are erased, and noise is learned here; give score='erased'"
+    ):
+        explainer.explain(TEXTS, 1, **unused)
+    with pytest.raises(
+        ValueError, match="how tokens are erased, and noise is learned here; give score='erased'"
+    ):
+        CorpusStudy(explainer.model, **unused)
 
 
 def test_words_sum_or_average_their_pieces(explanation: Explanation) -> None:
