@@ -507,7 +507,8 @@ def _indices(positions: Positions, length: int, name: str) -> list[int]:
     given: Any = plain_values(positions)  # of NumPy or torch
     if given == "each":
         return list(range(length))
-    wanted: list[Any] = [given] if isinstance(given, (int, str)) else [as_int(place) for place in given or []]
+    is_several = isinstance(given, (list, tuple, range))
+    wanted: list[Any] = [as_int(place) for place in given] if is_several else [as_int(given)]
     for place in wanted:
         if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
             raise ValueError(
