@@ -377,7 +377,10 @@ def _other(record: Record, what: str, column: Column) -> Any:
         ValueError: a label or rationale is not there.
     """
     if what in ("labels", "rationales"):
-        return record.value(column)
+        value = record.value(column)
+        if what == "labels" and (value is None or value == "" or value != value):  # NaN differs from itself
+            raise ValueError(f"{record.where} holds no label in column {column!r}")
+        return value
     cell = record.values.get(column)
     return None if cell == "" else cell
 

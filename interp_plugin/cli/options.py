@@ -358,7 +358,7 @@ def input_texts(
         as_lines = kind in ("pairs", "choices", "chats")
         read = read_texts(Path("-") if file is None else file, encoding, as_lines, **columns)
         found = list(read.texts)
-        labels = list(read.labels or ()) if has_labels else None
+        labels = [_class(label) for label in read.labels or ()] if has_labels else None
     if kind == "chats":
         found = data.chats(found)
     elif kind == "words":
@@ -366,6 +366,17 @@ def input_texts(
     elif kind is not None:
         found = list(data.parted(found, kind == "choices"))
     return found, labels
+
+
+def _class(label: Any) -> str | int:
+    """A class of --label-column; a table with missing numbers holds 1.0 for 1."""
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    if isinstance(label, bool) or not isinstance(label, (str, int)):
+        raise ValueError(
+            f"--label-column holds {label!r}, a {type(label).__name__}; a class is a name or a number"
+        )
+    return label
 
 
 def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:
