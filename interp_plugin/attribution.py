@@ -432,7 +432,10 @@ class TokenAttribution(Attribution):
             token_mask = self._inferred_token_mask(model)
         token_mask = repeated(token_mask, model.batch, 2)
         if mask is not None:
-            mask = tuple(repeated(m, model.batch, m.ndim) for m in mask)
+            dims = (
+                [x.ndim for x in model.origin] if len(mask) == len(model.origin) else [m.ndim for m in mask]
+            )
+            mask = tuple(repeated(m, model.batch, ndim) for m, ndim in zip(mask, dims))
         problem = pose(model, terms, mask, token_mask, whole=whole)
         if mask is None and token_mask is not None:
             _leave_padding_out(problem)
@@ -792,7 +795,8 @@ class InformationLoss(TokenAttribution):
             additional_forward_args: further arguments of ``forward_func``, as in Captum.  Tensors whose
                 first dimension is B follow the examples.  An attention mask among them is used as the ``token_mask``
                 if none is given (see ``inferred_token_mask``; ``token_mask=torch.ones(B, T)`` prevents it).
-            feature_mask: integers shaped like the inputs; elements with equal numbers are one token.
+            feature_mask: integers shaped like the inputs, or so that they broadcast to them, as in Captum; elements
+                with equal numbers are one token.
             neuron_selector: part of the state: an int or tuple of ints and slices that index it after
                 the batch dimension, or a callable (B, ...) -> (B, ...).
             token_mask: (B, T), false for tokens (padding) that get no noise, keep nothing, and are not counted,

@@ -374,7 +374,10 @@ def _other(record: Record, what: str, column: Column) -> Any:
         ValueError: a label or rationale is missing.
     """
     if what in ("labels", "rationales"):
-        return record.value(column)
+        value = record.value(column)
+        if what == "labels" and (value is None or value == "" or value != value):  # NaN differs from itself
+            raise ValueError(f"{record.where} holds no label in column {column!r}")
+        return value
     cell = record.values.get(column)
     return None if cell == "" else cell
 
@@ -652,12 +655,15 @@ def _separated(
         for line in _without_mark(opened)
     )  # fmt: skip
     if tabs:
-        rows = csv.reader(decoded, "excel-tab", quoting=csv.QUOTE_NONE)
+        lines = _Lines(decoded)
+        rows = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE)
     else:
         sample = list(islice(decoded, SAMPLE))
-        rows = csv.reader(chain(sample, decoded), delimiter=_separator(sample))
+        lines = _Lines(chain(sample, decoded))
+        rows = csv.reader(lines, delimiter=_separator(sample))
     names: list[Column] | None = None
     while True:
+        first = rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
@@ -666,7 +672,11 @@ def _separated(
             yield Record(f"{name}, line {rows.line_num}", {}, f"not a row of a table ({error})")
             continue
         where = f"{name}, line {rows.line_num}"
-        if not row:
+        if lines.ended:  # only a quoted cell asks for more lines
+            yield Record(
+                where, {}, f"a quote that opens in line {first} is not closed: all after it would be one cell"
+            )
+        elif not row:
             yield Record(where, {}, EMPTY)
         elif any(re.search("[\udc80-\udcff]", cell) for cell in row):
             yield Record(where, {}, _not_decoded(encoding))
@@ -677,6 +687,23 @@ def _separated(
         else:
             header = False  # the first row was not a header, so no later row is
             yield Record(where, dict(zip(names or range(len(row)), row)))
+
+
+class _Lines:
+    """An iterator that knows whether more was asked for than there is."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines, self.ended = lines, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self.lines)
+        except StopIteration:
+            self.ended = True
+            raise
 
 
 def _separator(sample: Sequence[str]) -> str:

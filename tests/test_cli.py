@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_models
 from tiny_bert import save_classifier
@@ -368,7 +370,7 @@ def test_a_separate_tokenizer_is_loaded(folder: str) -> None:
         (["a film", "--tolerance", "0"], "tolerance"),
         (["a film", "--seed", "-1"], "seed is -1"),
         (["", "--layers", "1"], "text '' has no tokens"),
-        (["film " * 20], "the model takes at most 16"),
+        (["film " * 20], "the model takes at most 16; shorten it, or cut it off with --truncation"),
         (["a film", "--model", "/no/such/model"], "cannot load model '/no/such/model'"),
         (["a film", "--tokenizer", "/no/such/model"], "cannot load model"),
         (["a film", "--device", "abacus"], "device 'abacus' cannot be used"),
@@ -567,6 +569,28 @@ def test_a_table_is_saved_as_csv_and_other_names_are_refused(folder: str, tmp_pa
     assert path.read_text(encoding="utf-8").startswith("text_index,text,")
     assert "give a name that ends in .parquet (for Explanation.load) or .csv" in refused(
         "a film", "--save", "x.json"
+    )
+    assert "--png 'x.svg' ends in .svg; give a name that ends in .png" in refused("a film", "--png", "x.svg")
+
+
+def test_classes_of_a_table_with_missing_ones_are_numbers_and_other_cells_are_refused(
+    folder: str, tmp_path: Path
+) -> None:
+    """They ended in a traceback, and a missing one asked about all classes together."""
+    table, path = (
+        {"text": ["a film", "not a film", "good"], "label": [1.0, None, 0.0]},
+        tmp_path / "x.parquet",
+    )
+    pq.write_table(pa.table(table), path)
+    (tmp_path / "x.csv").write_text("text,label\na film,1.0\nnot a film,\ngood,0.0\n")
+    for name in ("x.parquet", "x.csv"):
+        arguments = ("--model", folder, "--file", str(tmp_path / name), "--label-column", "label", "--quick")
+        result = run("explain", *arguments, "--json")
+        assert [item["text"] for item in json.loads(result.stdout)["texts"]] == ["a film", "good"]
+        assert "holds no label in column 'label'" in result.stderr
+    pq.write_table(pa.table({"text": ["a film"], "label": [True]}), path)
+    assert "--label-column holds True, a bool" in refused(
+        "--model", folder, "--file", str(path), "--label-column", "label"
     )
 
 

@@ -134,7 +134,7 @@ def corpus(
         settings: dict[str, Any] = {
             "layers": labels, "rate": rate, "solver": solver,
             "batch_size": batch_size, "truncation": truncation, "score": score, "side": side,
-            "ways": check_ways(ways.split(",")), "passes": passes or PASSES,
+            "ways": check_ways(options.parse_ways(ways)), "passes": passes or PASSES,
         }  # fmt: skip
         header = False if any(isinstance(each, int) for each in columns.values()) else None
         texts = partial(data.records, source, split, header, encoding, limit)

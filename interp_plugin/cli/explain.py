@@ -173,11 +173,12 @@ def explain(
             "units": options.parse_units(units),
             "truncation": truncation, "show_progress": sys.stderr.isatty(), "score": score, "side": side,
             "is_split_into_words": words, "forward_args": options.parse_json(forward_args),
-            "ways": None if ways is None else ways.split(","), "function": function, "instead_of": instead_of,
+            "ways": options.parse_ways(ways), "function": function, "instead_of": instead_of,
         }  # fmt: skip
         sample = options.sample_texts(calibrate, pairs)
         options.check_outputs(html, png, save)
         options.check_save(save)
+        options.check_png(png)
         explainer = options.load_explainer(
             model,
             tokenizer,

@@ -101,8 +101,19 @@ def one_sentence(*kinds: type[Exception]) -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+IN_OPTIONS = {
+    "truncation=True": "--truncation",
+    "is_split_into_words=True": "--words",
+    "score='erased'": "--score erased",
+    "score='kept'": "--score kept",
+}
+"""What messages say in the words of Python -> in those of the command line."""
+
+
 def say(line: str) -> None:
     """Print a line on standard error, with escape sequences in it made visible."""
+    for python, words in IN_OPTIONS.items():
+        line = line.replace(python, words)
     typer.echo(printable(line), err=True)
 
 
@@ -238,6 +249,16 @@ def check_save(path: Path | None) -> None:
     check_installed("--save", "table", "pandas" if path.suffix == ".csv" else "pyarrow")
 
 
+def check_png(path: Path | None) -> None:
+    """Check that a picture can be written under this name, before hours of work.
+
+    Raises:
+        ValueError: it ends as files of another format do.
+    """
+    if path is not None and path.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"--png {str(path)!r} ends in {path.suffix}; give a name that ends in .png")
+
+
 def load_explainer(
     model: str | None, tokenizer: str | None, device: str, device_map: str | None = None, **options: Any
 ) -> TextExplainer:
@@ -337,7 +358,7 @@ def input_texts(
         as_lines = kind in ("pairs", "choices", "chats")
         read = read_texts(Path("-") if file is None else file, encoding, as_lines, **columns)
         found = list(read.texts)
-        labels = list(read.labels or ()) if has_labels else None
+        labels = [_class(label) for label in read.labels or ()] if has_labels else None
     if kind == "chats":
         found = data.chats(found)
     elif kind == "words":
@@ -345,6 +366,17 @@ def input_texts(
     elif kind is not None:
         found = list(data.parted(found, kind == "choices"))
     return found, labels
+
+
+def _class(label: Any) -> str | int:
+    """A class of --label-column; a table with missing numbers holds 1.0 for 1."""
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    if isinstance(label, bool) or not isinstance(label, (str, int)):
+        raise ValueError(
+            f"--label-column holds {label!r}, a {type(label).__name__}; a class is a name or a number"
+        )
+    return label
 
 
 def sample_texts(path: Path | None, pairs: bool = False) -> list[Text] | None:
@@ -386,6 +418,17 @@ def parse_positions(positions: str | None) -> Literal["each", "all"] | list[int]
         raise ValueError(
             f"positions {positions!r} cannot be read: give each, all, or numbers as in 0,-1"
         ) from error
+
+
+def parse_ways(ways: str | None) -> Any:
+    """Parse ways to remove tokens, separated by commas.
+
+    Example::
+
+        >>> parse_ways("mask, delete")
+        ['mask', 'delete']
+    """
+    return None if ways is None else [way.strip() for way in ways.split(",")]
 
 
 def parse_fixed(fixed: str | None) -> list[Any] | None:

@@ -42,7 +42,7 @@ SOLVED = ("solved_sigma", "solved_error")
 # held while the other locks are read; the dot hides it from readers of Parquet
 FOLDER_LOCK = ".study.lock"
 WAIT = 60.0  # maximum seconds to wait for the folder's lock, which others hold for milliseconds
-_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name not in ("rows", "words"))
+_TEXT = tuple(field.name for field in fields(TextExplanation) if field.name not in ("rows", "words", "units"))
 _NAME = re.compile(r"(part|errors)-(\d{8,})-([0-9a-f]{16})\.parquet")
 
 

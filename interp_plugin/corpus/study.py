@@ -30,7 +30,7 @@ from interp_plugin.text.explainer import TextExplainer
 from interp_plugin.text.explanation import ErasedRow, TextExplanation
 from interp_plugin.text.inputs import Layers
 from interp_plugin.text.models import OUTPUT, Encoding, Label, TextModel, shown
-from interp_plugin.text.scoring import ErasureFinder, Finder, score, warn_of_unreached_states
+from interp_plugin.text.scoring import ErasureFinder, Finder, check_unused, score, warn_of_unreached_states
 from interp_plugin.text.states import Calibration
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class CorpusStudy:
         self.amortised = amortised
         self.erasures = None
         settings = explainer.settings(plan)
+        if score == "kept":
+            check_unused(side, None if tuple(ways) == ("mask",) else ways)
         if score == "erased":
             erasure = Erasure(side, passes, self.plan.solver.seed)
             self.erasures = ErasureFinder(self.model, erasure, check_ways(ways))

@@ -249,16 +249,39 @@ class HuggingFaceModel:
 
     @torch.no_grad()
     def generate(self, text: Source, max_new_tokens: int, **options: Any) -> tuple[int, ...]:
-        """Generate token ids after a text, greedily unless ``options`` of ``generate`` say otherwise."""
+        """Generate token ids after a text, greedily unless ``options`` of ``generate`` say otherwise.
+
+        Raises:
+            ValueError: no language model, or one that has no positions for so many tokens and does not end before.
+        """
         if self.task != "next token":
             raise ValueError(f"{self.name} cannot generate text; give a language model")
         inputs = {"do_sample": False, "pad_token_id": self.pad_id, **options}
         ids = torch.tensor([self.encode(text).ids], device=self.device)
-        found = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **inputs
-        )
         start = len(self._decoder_start()) if self._has_decoder else ids.shape[1]
-        return tuple(found[0, start:].tolist())
+        room = self.limit - start + self._has_decoder  # the last token of a decoder is not read
+        refused = ValueError(
+            f"max_new_tokens is {max_new_tokens}, and the model has positions for {room} tokens after the "
+            f"{start} that it begins with: the model takes at most {self.limit}; give fewer"
+        )
+        if room < 1:
+            raise refused
+        found = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=min(max_new_tokens, room),
+            **inputs,
+        )
+        new = tuple(found[0, start:].tolist())
+        if max_new_tokens > room and not self._ends & set(new):
+            raise refused
+        return new
+
+    @property
+    def _ends(self) -> set[Any]:
+        """Ids of the tokens that end a generated text."""
+        ends: Any = getattr(self.model.generation_config, "eos_token_id", None)
+        return set(ends) if isinstance(ends, (list, tuple)) else {ends}
 
     def collate(self, encodings: Sequence[Encoding]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Pad several texts to one batch, on the model's device.

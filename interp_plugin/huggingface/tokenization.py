@@ -360,7 +360,12 @@ def _moved(pieces: Pieces, origin: int, length: int) -> Pieces:
 def pieces_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, Pieces]:
     """Decode token ids; return the text and the tokens with their offsets in it (None for special tokens)."""
     text = str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    special = set(tokenizer.all_special_ids)
+    marks = _marks(tokenizer)
+    words = {
+        tokenizer.unk_token_id,
+        tokenizer.mask_token_id,
+    } - marks  # of the text, as in one given as a string
+    special = (set(tokenizer.all_special_ids) | marks) - words
     spans = align(text, _decoded(tokenizer, ids))
     found = (None if token in special else (0, *span) for token, span in zip(ids, spans, strict=True))
     return text, Pieces(tuple(ids), tuple(found))
@@ -446,6 +451,8 @@ def _decoded(
 
 PER_TOKEN = 1000
 """Upper bound on characters for each token: usual texts have four, but a long unknown word is a single token."""
+
+_CUT_OFF = ("text", "text before its target")  # with truncation=True
 
 Reading = Literal["text", "continuation", "decoder", "echo"]
 
@@ -630,11 +637,15 @@ class Encoder:
         """Encode a text with all tokens of a continuation as the decoder's target."""
         if isinstance(continuation, str):
             return self(text, None, continuation, False)
-        ids = self._checked_ids(continuation)
-        decoder = (*self.start, *ids[:-1])
+        written, after = self._of_ids(continuation)
+        if not len(after):
+            raise ValueError(f"continuation {continuation!r} has no tokens; give some words")
+        start = Pieces(self.start, (None,) * len(self.start))
+        decoder = self._fitted(start + after.at(range(len(after) - 1)), False, "continuation").ids
         places = tuple(range(len(self.start) - 1, len(decoder)))
         extra = {**prompt.extra, "decoder_input_ids": decoder}
-        return replace(prompt, extra=extra, target=ids, target_positions=places)
+        pair = written if prompt.pair is None else prompt.pair
+        return replace(prompt, pair=pair, extra=extra, target=after.ids, target_positions=places)
 
     def _with_decoder_target(self, pieces: Pieces, text: str, pair: str | None, target: Any) -> Encoding:
         """Encode the text for the encoder and the target, shifted right, for the decoder."""
@@ -661,7 +672,9 @@ class Encoder:
         self, pieces: Pieces, text: str, pair: str | None, decoder: tuple[int, ...] | None = None
     ) -> Encoding:
         """Build the encoding of tokens and, if given, the decoder's input, without a target."""
-        extra = {"token_type_ids": pieces.types} if self.with_types else {}
+        # token ids come without types, and models take 0 where none are given
+        types = pieces.types if len(pieces.types) == len(pieces) else (0,) * len(pieces)
+        extra = {"token_type_ids": types} if self.with_types else {}
         if decoder is not None:
             extra["decoder_input_ids"] = decoder
         tokens = readable(self.tokenizer, pieces, (text, pair))
@@ -695,7 +708,13 @@ class Encoder:
         return pieces_of_ids(self.tokenizer, self._checked_ids(ids))
 
     def _checked_ids(self, ids: Sequence[Any]) -> tuple[int, ...]:
-        return tuple(self.vocabulary.index(int(i)) for i in ids)
+        size, known = self.vocabulary.size, tuple(map(int, ids))
+        for token in known:
+            if not 0 <= token < size:
+                raise ValueError(
+                    f"token id {token} is not one of the model's, 0 to {size - 1}; give ids of its own tokenizer"
+                )
+        return known
 
     def _fitted(self, pieces: Pieces, truncation: bool, name: str, limit: int | None = None) -> Pieces:
         """Check that the model embeds these tokens, and cut them to ``limit`` (default: the model's limit)."""
@@ -710,7 +729,7 @@ class Encoder:
         if not truncation:
             raise ValueError(
                 f"{name} has {len(pieces)} tokens: the model takes at most {limit}; shorten it"
-                + (", or cut it off with truncation=True" if name != "target" else "")
+                + (", or cut it off with truncation=True" if name in _CUT_OFF else "")
             )
         return cut(pieces, limit, self.tokenizer.truncation_side)
 

@@ -548,14 +548,21 @@ class NoisePath:
         return self.score.sum(1) - self.change
 
 
+def _path_noise(objective: Objective, seed: int) -> Tensor:
+    """White noise of each path, (P, N), on the CPU: half of them, and their mirror images."""
+    half = Draws([x.shape[1:] for x in objective.model.origin], seed).batch(PATH_ROUND, PATHS // 2)
+    return torch.cat([half, -half])
+
+
 def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> NoisePath:
     """Attribute a state of one number to the tokens, along a path from white noise to the input.
 
     The input is changed to white noise with the mean and spread of the inputs, x(theta) = m + cos(theta) (x - m) +
     sin(theta) eps, theta from 0 to pi/2, and the gradient is integrated along it: score_i = -E int <d answer/dx_i,
-    dx_i/dtheta> dtheta, over four paths by Gauss-Legendre quadrature with eight points.  Path integrals are
-    complete (Sundararajan et al., ICML 2017, proposition 1): the scores sum to the answer minus its mean on noise.  No
-    token has to represent "nothing", and every point of the path has the spread of real inputs.
+    dx_i/dtheta> dtheta, over four paths by Gauss-Legendre quadrature with eight points.  Two noises and their mirror
+    images make the scores of a linear state exact.  Path integrals are complete (Sundararajan et al., ICML 2017,
+    proposition 1): the scores sum to the answer minus its mean on noise.  No token has to represent "nothing", and
+    every point of the path has the spread of real inputs.
 
     Args:
         objective: its state has one element per example.
@@ -574,8 +581,7 @@ def noise_path(objective: Objective, mean: Tensor, std: Tensor, seed: int) -> No
         )
     origin, groups, batch = objective.origin, objective.groups, len(objective.origin)
     active = groups.spread(groups.active.to(origin.dtype))
-    noise = Draws([x.shape[1:] for x in objective.model.origin], seed).batch(PATH_ROUND, PATHS)
-    noise = noise.to(origin.device, origin.dtype)  # (P, N)
+    noise = _path_noise(objective, seed).to(origin.device, origin.dtype)  # (P, N)
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     angles = torch.from_numpy((nodes + 1) * math.pi / 4)
     signal = origin - mean.to(origin)
@@ -617,7 +623,7 @@ def entry_path(objective: Objective, mean: Tensor, std: Tensor, seed: int, examp
     """
     origin, count, tokens = objective.origin, len(examples), objective.groups.n_tokens
     groups = objective.groups.at(examples)
-    noise = Draws([x.shape[1:] for x in objective.model.origin], seed).batch(PATH_ROUND, PATHS)
+    noise = _path_noise(objective, seed)
     keys = Draws([(tokens,)], seed).batch(PATH_ROUND + 1, (PATHS + 1) // 2).to(origin.device)
     score, ends = origin.new_zeros(count, tokens), origin.new_zeros(count)
     clean = objective.reference[examples].reshape(count)

@@ -282,7 +282,7 @@ def token_groups(
 
     Args:
         inputs: tensors with the same batch dimension.
-        feature_mask: integers, one tensor per input, each of shape (B or 1, ...) like its input.
+        feature_mask: integers, one tensor per input, each of a shape that broadcasts to its input.
         token_mask: (B or 1, T); false or 0 for tokens that get no noise and are not counted.
 
     Examples::
@@ -321,20 +321,30 @@ def _groups_of_mask(inputs: Sequence[Tensor], feature_mask: Sequence[Tensor]) ->
             f"feature_mask has {len(feature_mask)} tensors for {len(inputs)} inputs; give one per input"
         )
     batch = len(inputs[0])
-    for tensor, mask in zip(inputs, feature_mask):
-        if mask.is_floating_point() or mask.shape not in (tensor.shape, (1, *tensor.shape[1:])):
-            raise ValueError(
-                f"feature_mask of shape {tuple(mask.shape)} and type {mask.dtype} does not fit an input of shape "
-                f"{tuple(tensor.shape)}; give integers of the input's shape, batch dimension 1 or {batch}"
-            )
-    rows = max(len(mask) for mask in feature_mask)
+    masks = [_broadcast_mask(tensor, mask) for tensor, mask in zip(inputs, feature_mask)]
+    rows = max(map(len, masks))
     device = inputs[0].device
-    flat = [mask.to(device).flatten(1).expand(rows, -1) for mask in feature_mask]
+    flat = [mask.to(device).flatten(1).expand(rows, -1) for mask in masks]
     numbers, index = torch.unique(torch.cat(flat, 1), return_inverse=True)
     occurs = torch.zeros(rows, len(numbers), dtype=torch.bool, device=device).scatter_(
         1, index, torch.ones_like(index, dtype=torch.bool)
     )
     return index, occurs.expand(batch, -1)
+
+
+def _broadcast_mask(tensor: Tensor, mask: Tensor) -> Tensor:
+    """A feature mask in the shape of its input, with one row where it is the same for all examples."""
+    rows = len(mask) if mask.ndim == tensor.ndim else 1
+    try:
+        if mask.is_floating_point() or rows not in (1, len(tensor)):
+            raise ValueError
+        return mask.broadcast_to((rows, *tensor.shape[1:]))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"feature_mask of shape {tuple(mask.shape)} and type {mask.dtype} does not fit an input of shape "
+            f"{tuple(tensor.shape)}; give integers of the input's shape, or of one that broadcasts to it, batch "
+            f"dimension 1 or {len(tensor)}"
+        ) from error
 
 
 def _checked_mask(token_mask: Tensor, active: Tensor) -> Tensor:

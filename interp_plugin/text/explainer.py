@@ -443,6 +443,7 @@ class TextExplainer:
         if score not in ("kept", "erased"):
             raise ValueError(f"score is {score!r}; choose 'kept' or 'erased'")
         if score == "kept":
+            scoring.check_unused(side, ways)
             return None
         ways = self._usual_ways(labels) if ways is None else ways
         if "delete" in ways and self.model.task == "answer span":

@@ -44,6 +44,15 @@ _OTHER_FORMATS = (".html", ".json", ".jsonl", ".pickle", ".pkl", ".png", ".svg",
 Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
 
 
+def check_picture(path: Path) -> None:
+    """Raise a ValueError for a name of a picture that ends as files of another format do."""
+    if path.suffix.lower() not in ("", ".png"):
+        raise ValueError(
+            f"{str(path)!r} ends in {path.suffix}, and a PNG file would be written there; give a name in .png, or save "
+            "the figure that plot() returns"
+        )
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that the numbers of an explanation depend on.
@@ -392,6 +401,9 @@ class Explanation(Record, Sequence[TextExplanation]):
         Returns:
             The paths, in the order of the texts.
 
+        Raises:
+            ValueError: a name that ends as files of another format do.
+
         Example::
 
             >>> import tempfile
@@ -400,6 +412,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             ['film-1.png', 'film-2.png']
         """
         path, width = Path(path), len(str(len(self)))
+        check_picture(path)
         several = [path.with_stem(f"{path.stem}-{number:0{width}}") for number in range(1, len(self) + 1)]
         paths = several if len(self) > 1 else [path]
         for text, each in enumerate(paths):

@@ -112,8 +112,9 @@ def class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> 
     try:
         return find(target)
     except ValueError:
-        if isinstance(target, str) and re.fullmatch(r"\s*\d{1,9}\s*", target):
-            return find(int(target))
+        number = re.fullmatch(r"\s*(\d{1,9})(?:\.0+)?\s*", target) if isinstance(target, str) else None
+        if number is not None:  # "1.0": tables write so of whole numbers where some are missing
+            return find(int(number[1]))
         raise
 
 

@@ -204,6 +204,15 @@ class TextModel(Protocol):
         ...
 
 
+def _of_one_text(values: Any, dimensions: int) -> Any:
+    """What a tokenizer gives for one text as lists: of a batch of one, as with return_tensors="pt", that one."""
+    values = plain_values(values)
+    depth, inner = 0, values
+    while isinstance(inner, (list, tuple)) and len(inner):
+        depth, inner = depth + 1, inner[0]
+    return values[0] if depth > dimensions and len(values) == 1 else values
+
+
 _NO_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.loss._Loss, nn.ModuleList, nn.ModuleDict)
 
 
@@ -294,7 +303,14 @@ class PlainModel:
         if len(text) > CHARACTERS:
             raise ValueError(f"text has {len(text)} characters: at most {CHARACTERS} are read; shorten it")
         found = self.tokenizer(text)
-        ids = tuple(int(i) for i in (found["input_ids"] if isinstance(found, Mapping) else found))
+        given = _of_one_text(found["input_ids"] if isinstance(found, Mapping) else found, 1)
+        try:
+            ids = tuple(map(operator.index, given))
+        except TypeError as error:
+            raise TypeError(
+                f"the tokenizer gives {shown(str(given))} for text {shown(text)}: it must give a whole number for each "
+                'token, or a mapping with these in "input_ids"'
+            ) from error
         if not ids:
             raise ValueError(f"text {text!r} has no tokens: it must hold at least one; give some words")
         rows = getattr(self.embedding.layer, "num_embeddings", None)
@@ -305,7 +321,11 @@ class PlainModel:
             )
         fields = found if isinstance(found, Mapping) else {}
         offsets = fields.get("offset_mapping")
-        spans = _spans(text, len(ids)) if offsets is None else [(int(a), int(b)) for a, b in offsets]
+        spans = (
+            _spans(text, len(ids))
+            if offsets is None
+            else [(int(a), int(b)) for a, b in _of_one_text(offsets, 2)]
+        )
         of_fast = (
             found.tokens() if callable(getattr(found, "tokens", None)) else None
         )  # fast transformers tokenizer

@@ -187,6 +187,7 @@ class TextExplanation(Record):
         target: the target of the output's rows, readable, else None.
         rows: R rows, in forward order.
         words: (segment, start, end) of each word, if the text was given as words; else empty.
+        units: the unit of each token, T numbers, -1 for a fixed one, if tokens shared a unit or were fixed; else empty.
 
     Raises:
         ValueError: no row, two rows for one state, or tokens, offsets, text and rows that do not match.
@@ -210,6 +211,7 @@ class TextExplanation(Record):
     target: str | None
     rows: tuple[Row, ...]
     words: tuple[Offset, ...] = ()
+    units: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_offsets(self)
@@ -302,7 +304,7 @@ class TextExplanation(Record):
             rows = [row for row in self.rows if isinstance(row, ErasedRow)]
             errors = torch.stack([row.standard_error for row in rows])
             values, error, tied = erased_score(
-                torch.stack([row.erased for row in rows]), errors, units, aggregate
+                torch.stack([row.erased for row in rows]), errors, units, aggregate, self.units
             )
         else:
             values, error, tied = score(kind, self._known(), units, aggregate)
@@ -450,6 +452,10 @@ def _check_offsets(item: TextExplanation) -> None:
         raise ValueError(
             f"there are {len(item.tokens)} tokens and {len(item.offsets)} offsets: give one offset, or None, "
             "for each token"
+        )
+    if len(item.units) not in (0, len(item.tokens)):
+        raise ValueError(
+            f"there are {len(item.tokens)} tokens and {len(item.units)} units: give the unit of each token, or none"
         )
     lengths = [len(text) for text in (item.text, item.pair) if text is not None]
     for token, offset in zip(item.tokens, item.offsets, strict=True):

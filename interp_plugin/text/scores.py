@@ -376,11 +376,16 @@ def score(
 
 
 def erased_score(
-    erased: Tensor, standard_error: Tensor, units: Sequence[Unit], aggregate: Aggregate
+    erased: Tensor,
+    standard_error: Tensor,
+    units: Sequence[Unit],
+    aggregate: Aggregate,
+    erased_together: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute values, standard errors and ties of the units, (R, U) each, from erasure scores of tokens, (R, T).
 
-    A unit's value is the sum over its tokens, their mean, or the value that is largest in magnitude.
+    A unit's value is the sum over its tokens, their mean, or the value that is largest in magnitude.  Tokens that were
+    erased together, those with one number in ``erased_together``, (T,), share one score and its error.
     """
     weight = torch.zeros(len(erased), len(units), erased.shape[1], dtype=torch.float64)  # (R, U, T)
     for number, unit in enumerate(units):
@@ -391,8 +396,12 @@ def erased_score(
         else:
             weight[:, number, tokens] = 1 / len(tokens) if aggregate == "mean" else 1
     values = (weight @ erased.double().unsqueeze(2)).squeeze(2)
-    variance = (weight.square() @ standard_error.double().square().unsqueeze(2)).squeeze(2)
-    zeros = torch.zeros_like(values)  # errors of different tokens are taken as independent
+    share = weight * standard_error.double().unsqueeze(1)  # (R, U, T)
+    if erased_together:
+        _, number = torch.tensor(erased_together).unique(return_inverse=True)
+        share = torch.zeros_like(share).index_add(2, number, share)
+    variance = share.square().sum(2)
+    zeros = torch.zeros_like(values)  # other errors are taken as independent
     return values, variance.sqrt(), _tied(values, variance, zeros, zeros[:, :1])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp_plugin.huggingface.outputs import likeliest
-from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Way, learn_erasure
+from interp_plugin.method.erasure import Erasing, Erasure, ErasureFit, Side, Way, learn_erasure
 from interp_plugin.method.perturbation import Selector, Site, gradients, module_of
 from interp_plugin.method.problem import Terms, nothing
 from interp_plugin.method.solver import PROBES, NoiseFit, Solver
@@ -192,6 +192,7 @@ def score(
             target=target_name(model, encoding) if encoding.target else plan.target,
             rows=rows_of_text,
             words=encoding.words,
+            units=encoding.units,
         )
         for encoding, guess, rows_of_text in zip(encodings, guesses, rows)
     ]
@@ -226,6 +227,7 @@ def grid(model: TextModel, whole: Encoding, steps: Sequence[TextExplanation]) ->
         target="".join(str(step.target) for step in steps),
         rows=tuple(row for _, row in ordered),
         words=whole.words,
+        units=whole.units,
     )
 
 
@@ -505,7 +507,8 @@ def _indices(positions: Positions, length: int, name: str) -> list[int]:
     given: Any = plain_values(positions)  # of NumPy or torch
     if given == "each":
         return list(range(length))
-    wanted: list[Any] = [given] if isinstance(given, (int, str)) else [as_int(place) for place in given or []]
+    is_several = isinstance(given, (list, tuple, range))
+    wanted: list[Any] = [as_int(place) for place in given] if is_several else [as_int(given)]
     for place in wanted:
         if isinstance(place, bool) or not isinstance(place, int) or not -length <= place < length:
             raise ValueError(
@@ -536,6 +539,16 @@ def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index:
         rate=float(fit.rate[index]),
         saturated=bool(fit.saturated[index]),
     )
+
+
+def check_unused(side: Side, ways: Sequence[Way] | None) -> None:
+    """Raise a ValueError for settings of erasures where noise is learned, which would not be used."""
+    given = [name for name, value in (("side", side != "damage"), ("ways", ways is not None)) if value]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} {'say' if len(given) > 1 else 'says'} how tokens are erased, and noise is learned "
+            "here; give score='erased', or leave it out"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ FORMAT = 4  # to be raised with every change that breaks older readers
 _KEY = b"interp_plugin"  # key of the header in the file's metadata
 FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
 ERASED_FLOATS = ("erased", "erasure_probability")  # the same; empty if noise was learned
+NUMBERED = ("words", "units")  # of texts; in the header, where there are any
 _ARRAYS = (*FLOATS, *ERASED_FLOATS)
 
 
@@ -40,8 +41,9 @@ def write(path: str | os.PathLike[str], items: Sequence[TextExplanation], header
     repeated = arrow.Table.from_pylist(texts, schema=of_text).take(owners)
     for field in of_text:
         table = table.append_column(field, repeated[field.name])
-    if any(item.words for item in items):
-        header = {**header, "words": [item.words for item in items]}
+    for name in NUMBERED:
+        if any(getattr(item, name) for item in items):
+            header = {**header, name: [getattr(item, name) for item in items]}
 
     # statistics and dictionaries add kilobytes to a small file; zstd compresses the repeated texts well
     blank = blank_seal()
@@ -98,7 +100,9 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[TextExplanation, ...], dic
         table.validate(full=True)
         if dict(zip(table.schema.names, table.schema.types)) != types:
             raise ValueError(f"its columns are {table.schema.names}")
-        return _restored(arrow, table, of_text.names, header.pop("words", None)), header
+        return _restored(
+            arrow, table, of_text.names, {name: header.pop(name, None) for name in NUMBERED}
+        ), header
     except (
         arrow.ArrowException,
         OSError,
@@ -113,7 +117,7 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[TextExplanation, ...], dic
 
 
 def _restored(
-    arrow: ModuleType, table: pa.Table, of_text: Sequence[str], words: Any
+    arrow: ModuleType, table: pa.Table, of_text: Sequence[str], numbered: Mapping[str, Any]
 ) -> tuple[TextExplanation, ...]:
     """Rebuild the texts from the lines of a file."""
     owners = table["text_index"].to_pylist()
@@ -134,9 +138,12 @@ def _restored(
                 "offsets": tuple(None if offset is None else tuple(offset) for offset in text["offsets"]),
                 "rows": tuple(its_rows),
                 "words": tuple(map(tuple, its_words)),
+                "units": tuple(map(int, its_units)),
             }
         )
-        for text, its_rows, its_words in zip(texts, rows_of.values(), words or [()] * len(texts), strict=True)
+        for text, its_rows, its_words, its_units in zip(
+            texts, rows_of.values(), *(numbered[name] or [()] * len(texts) for name in NUMBERED), strict=True
+        )
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from captum.attr import (
+    FeatureAblation,
     IntegratedGradients,
     LayerIntegratedGradients,
     NeuronIntegratedGradients,
@@ -39,6 +40,7 @@ from transformers import (
 )
 
 from interp_plugin import (
+    InformationErased,
     InformationLoss,
     InformationLossLLMAttribution,
     LayerInformationLoss,
@@ -537,6 +539,22 @@ def test_an_image_classifier_scores_pixels_or_patches() -> None:
         images, target=0, feature_mask=patches, score="sigma", solver=FAST
     )
     assert result.shape == images.shape and len(result[0].unique()) == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (2, 1, 4, 4), (4, 4)], ids=str)
+def test_a_feature_mask_broadcasts_to_the_input_as_captums_do(shape: tuple[int, ...]) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 3)))
+    images, patches = normal(2, 3, 4, 4), (torch.arange(16) // 8).reshape(4, 4).expand(shape)
+    whole = patches.expand(2, 3, 4, 4)
+    for method, options in (
+        (FeatureAblation(model), {}),
+        (InformationLoss(model), {"solver": FAST}),
+        (InformationErased(model), {}),
+    ):
+        of_patches, of_whole = (
+            method.attribute(images, target=0, feature_mask=mask, **options) for mask in (patches, whole)
+        )
+        assert torch.equal(of_patches, of_whole)
 
 
 def test_operations_in_place_after_a_layer_do_not_change_its_state_or_noise() -> None:

@@ -126,6 +126,14 @@ def test_a_quoted_cell_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:
     assert after.where == "x.csv, line 4"
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\nfour,0\n"])
+def test_a_quote_that_is_not_closed_is_a_record_that_cannot_be_read(tmp_path: Path, end: bytes) -> None:
+    """It was one text with all lines after it."""
+    [before, row] = of(tmp_path / "x.csv", b'text,label\na film,0\n"one,1' + end)
+    assert before.values == {"text": "a film", "label": "0"}
+    assert not row.values and "a quote that opens in line 3 is not closed" in row.error
+
+
 def test_a_byte_order_mark_is_not_part_of_the_first_text(tmp_path: Path) -> None:
     assert of(tmp_path / "x.txt", b"\xef\xbb\xbfa film\n")[0].values == {"text": "a film"}
     assert of(tmp_path / "x.csv", b"\xef\xbb\xbftext\na film\n")[0].values == {"text": "a film"}

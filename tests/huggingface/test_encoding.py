@@ -126,6 +126,23 @@ def test_token_types_reach_the_model() -> None:
     torch.testing.assert_close(model(*model.collate([encoding])[0]), own)
 
 
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_token_ids_are_encoded_like_the_text_that_they_are_of(family: str) -> None:
+    model = bare(family)
+    by_text = model.encode("The film \N{SNOWMAN} was unbelievable")  # with a word that some do not know
+    by_ids = model.encode(list(by_text.ids))
+    assert by_ids.ids == by_text.ids
+    assert [offset is None for offset in by_ids.offsets] == [offset is None for offset in by_text.offsets]
+    assert by_ids.extra == by_text.extra
+    arguments, _ = model.collate([by_ids])
+    assert torch.equal(model(*arguments), model(*model.collate([by_text])[0]))
+
+
+def test_a_token_id_that_the_model_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="token id 1000000 is not one of the model's"):
+        bare("bert").encode([5, 1000000])
+
+
 def test_a_special_token_in_the_text_is_part_of_the_text() -> None:
     encoding = bare("bert").encode("The [MASK] was good")
     assert encoding.tokens[2] == "[MASK]"

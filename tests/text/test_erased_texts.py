@@ -15,7 +15,14 @@ from tiny_models import tiny
 from tiny_plain import lstm
 from typer.testing import CliRunner
 
-from interp_plugin import Explanation, LayerInformationErased, TextExplainer, huggingface, log_odds
+from interp_plugin import (
+    CorpusStudy,
+    Explanation,
+    LayerInformationErased,
+    TextExplainer,
+    huggingface,
+    log_odds,
+)
 from interp_plugin.cli import app
 from interp_plugin.method.erasure import every_erasure, multilinear
 
@@ -79,11 +86,40 @@ def test_another_kind_of_score_is_refused_with_the_way_to_get_it(
         explainer.explain("a film", score="signed")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("unused", [{"side": "keep"}, {"ways": ["attention"]}])
+def test_settings_of_erasures_are_refused_where_noise_is_learned(
+    explainer: TextExplainer, unused: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        ValueError, match="how tokens are erased, and noise is learned here; give score='erased'"
+    ):
+        explainer.explain(TEXTS, 1, **unused)
+    with pytest.raises(
+        ValueError, match="how tokens are erased, and noise is learned here; give score='erased'"
+    ):
+        CorpusStudy(explainer.model, **unused)
+
+
 def test_word_scores_are_sums_or_means_of_their_pieces(explanation: Explanation) -> None:
     item = explanation[0]
     tokens, words = item.scores(), item.scores(granularity="word")
     assert words.values.sum() == pytest.approx(float(tokens.values.sum()), abs=1e-4)
     assert (item.scores(granularity="sentence", aggregate="mean").values[:, 1] > 0).all()
+
+
+def test_pieces_of_a_word_that_are_erased_together_have_one_error(
+    explainer: TextExplainer, tmp_path: Path
+) -> None:
+    text = "an incomprehensible and charmless film with more than enough melodrama"
+    found = explainer.explain(text, score="erased", units="word", passes=40)
+    found.save(tmp_path / "film.parquet")
+    for item in (found[0], Explanation.load(tmp_path / "film.parquet")[0]):
+        row, words = item.row("output"), item.scores(granularity="word").of("incomprehensible")
+        [(_, start, end)] = words.offsets
+        pieces = [i for i, offset in enumerate(item.offsets) if offset and start <= offset[1] < end]
+        assert len(pieces) > 1 and row.standard_error[pieces[0]] > 0
+        assert words.standard_error.item() == pytest.approx(float(row.standard_error[pieces].sum()))
+        assert words.values.item() == pytest.approx(float(row.erased[pieces].sum()))
 
 
 def test_tables_pages_and_records_show_the_sign(explanation: Explanation) -> None:

@@ -528,6 +528,7 @@ def test_a_position_that_does_not_exist_names_the_text(place: int) -> None:
         ({"positions": []}, "names no token"),
         ({"positions": "every"}, "position 'every' does not exist"),
         ({"positions": True}, "position True does not exist"),
+        ({"positions": slice(0, 2)}, r"position slice\(0, 2, None\) does not exist"),
         ({"heads": 2}, "head 2 does not exist: layer 1 has heads 0 to 1"),
         ({"heads": -1}, "head -1 does not exist"),
         ({"heads": []}, r"heads \[\] is empty"),

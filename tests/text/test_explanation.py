@@ -637,6 +637,13 @@ def test_a_name_in_another_format_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["run.1"]
 
 
+def test_a_picture_under_the_name_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends in \.svg, and a PNG file"):
+        example().save_pictures(tmp_path / "film.svg")
+    assert not list(tmp_path.iterdir())
+    assert [path.name for path in example()[:1].save_pictures(tmp_path / "film.PNG")] == ["film.PNG"]
+
+
 def test_a_file_that_is_no_explanation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_text("hello, this is some text")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny
+from tiny_models import LIMIT, tiny
 from typer.testing import CliRunner
 
 from interp_plugin.attribution import LayerInformationLoss
@@ -226,6 +226,32 @@ def test_erased_rows_make_a_grid_too() -> None:
     explainer = TextExplainer(tiny("llama", "LlamaForCausalLM"))
     text = explainer.explain(TEXT, continuation=" and good", score="erased", passes=32)[0]
     assert all((row.erased[row.position :] == 0).all() for row in text.rows)
+
+
+@pytest.mark.parametrize("name", ["gpt2 GPT2LMHeadModel", "bart BartForConditionalGeneration"])
+def test_a_continuation_that_the_model_has_no_positions_for_is_refused_by_its_number_of_tokens(
+    name: str,
+) -> None:
+    explainer = TextExplainer(tiny(*name.split()))
+    with pytest.raises(ValueError, match=f"tokens: the model takes at most {LIMIT}; shorten it$"):
+        explainer.explain(TEXT, continuation=[5] * 200, solver=FAST)
+
+
+def test_more_new_tokens_than_there_are_positions_for_are_refused_unless_the_text_ends_before() -> None:
+    explainer = TextExplainer(tiny("gpt2", "GPT2LMHeadModel"))
+    with pytest.raises(
+        ValueError, match=f"max_new_tokens is 200.*: the model takes at most {LIMIT}; give fewer"
+    ):
+        explainer.generate(TEXT, 200, generation={"min_new_tokens": 200}, solver=FAST)
+    [first, *_] = explainer.model.generate(TEXT, 1)
+    explainer.model.model.generation_config.eos_token_id = first
+    assert explainer.model.generate(TEXT, 200) == (first,)
+
+
+def test_a_decoders_text_is_shown_also_where_it_is_given_as_ids() -> None:
+    explainer = TextExplainer(tiny("bart", "BartForConditionalGeneration"))
+    ids = explainer.model.tokenizer(" and good", add_special_tokens=False)["input_ids"]
+    assert explainer.explain(TEXT, continuation=ids, solver=FAST)[0].pair == " and good"
 
 
 def test_token_ids_are_read_as_they_are() -> None:

@@ -394,3 +394,20 @@ def test_a_saturated_vector_is_solved_at_a_smaller_rate() -> None:
         assert not kept.converged and kept.rate == pytest.approx(0.1)
         assert row.converged and row.rate == pytest.approx(0.01) and 0.65 < row.regime_index < 1.5
         assert row.n_backward > kept.n_backward
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda ids: torch.tensor(ids), lambda ids: torch.tensor([ids]), lambda ids: {"input_ids": [ids]}],
+    ids=["tensor", "batch of one", "mapping"],
+)
+def test_a_tokenizer_may_return_a_batch_of_one(wrap: Any) -> None:
+    net = cnn().module
+    model = PlainModel(net, lambda text: wrap([WORDS.index(word) for word in text.split()]), net.embedding)
+    assert model.encode("a good film").ids == cnn().encode("a good film").ids
+
+
+def test_a_tokenizer_that_returns_words_is_named_in_the_error() -> None:
+    net = cnn().module
+    with pytest.raises(TypeError, match=r"the tokenizer gives .*'a', 'film'.* a whole number for each token"):
+        PlainModel(net, str.split, net.embedding).encode("a film")
