@@ -62,12 +62,14 @@ class Problem:
         mean = nothing(layer, self.objective)
         with gradients():
             path = noise_path(self.objective, mean, self.input_std, seed)
-            missed = _incomplete(path).nonzero()[:, 0].to(self.objective.device)
+            size = self.objective.reference.flatten(1).abs().sum(1).float()
+            missed = _incomplete(path, size).nonzero()[:, 0].to(self.objective.device)
             if not len(missed):
                 return path.score
             entered = entry_path(self.objective, mean, self.input_std, seed, missed)
-        if _incomplete(entered).any():
-            example = int(missed[_incomplete(entered)][0])
+        still = _incomplete(entered, size[missed])
+        if still.any():
+            example = int(missed[still][0])
             raise ExampleError(
                 f"the signed scores of example {example} do not sum to the change of the state, which must be another "
                 "from run to run; call model.eval(), or use score='kept'",
@@ -90,9 +92,9 @@ class Problem:
         return tuple(part.reshape(shape).contiguous() for part, shape in zip(parts, shapes))
 
 
-def _incomplete(path: NoisePath) -> Tensor:
-    """Return which examples have scores that do not sum to the change of their state, (B,)."""
-    rounding = 1e-5 * path.score.abs().sum(1)
+def _incomplete(path: NoisePath, size: Tensor) -> Tensor:
+    """Return which examples have scores that do not sum to the change of their state of this size, (B,)."""
+    rounding = 1e-5 * path.score.abs().sum(1) + 1e-6 * size
     return path.error.abs() > INCOMPLETE * path.change.abs() + rounding
 
 
