@@ -62,7 +62,7 @@ class Problem:
         mean = nothing(layer, self.objective)
         with gradients():
             path = noise_path(self.objective, mean, self.input_std, seed)
-            size = self.objective.reference.flatten(1).abs().sum(1).float()
+            size = self.objective.reference.reshape(len(path.change)).abs().float()
             missed = _incomplete(path, size).nonzero()[:, 0].to(self.objective.device)
             if not len(missed):
                 return path.score
