@@ -57,7 +57,8 @@ DRIFT_BY_CAP = 2.0  # the same beside tokens at the cap in which D saturates bel
 BELOW_CAP = 0.1  # in log sigma: smallest distance of such tokens' closed form from the cap
 SATURATED_BY_CAP = 0.9  # E below which no minimum is certain beside such tokens
 RECENT = 4  # number of steps in that mean, with weights that fall with their age
-BENT = 0.7  # slope of a token, relative to that of a quadratic D, below which its elasticity is measured
+BENT = 0.6  # slope of a token, relative to that of a quadratic D, below which its elasticity is measured
+LAGGING = 1.5  # measured elasticity below which the average starts again: it lags behind
 RAISE = 0.3  # of log sigma, in that measurement, and the distance after which it is repeated
 FLATTEST = 0.1  # smallest elasticity that a standard error is computed with
 ROUNDING = 1e-4  # in log sigma: batches that differ by less agree
@@ -161,10 +162,12 @@ class NoiseFit:
             their share rate / n; 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at the iterate before
             them, which does not depend on them; 0 at the cap, NaN for the closed form alone.
-        converged: (B,), whether the standard error met the tolerance; never if D saturates.
-        saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65, so that the slope may
-            never reach lambda, or reach it at several scales; or a scale still rises from batch to batch; or a token is
-            at the cap that a quadratic D would keep below it.  The remedy is a lower rate.
+        converged: (B,), whether the standard error met the tolerance; never if D saturates.  Tokens with a flat slope,
+            for which a wide range of sigma is nearly optimal, do not count: their standard errors are large.
+        saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65 (0.9 beside tokens at the
+            cap that a quadratic D would keep below it), so that the slope may never reach lambda, or reach it at
+            several scales; or a scale still rises from batch to batch; or there are such tokens.  The remedy is a lower
+            rate.
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda, (B,): the requested one, or a smaller one at which samples determine the scales of a state of few
             elements, such as a class output (``Solver.lower_rate``).
@@ -633,7 +636,7 @@ def _measure_elasticity(
     """Measure the elasticity of slopes that are much smaller than those of a quadratic D.
 
     They are measured again with the same draws at a larger sigma.  Divided by 2, the steps of a token with a flat slope
-    would be too short, and its standard error too small.
+    are too short, and its standard error too small; the average of such steps starts again.
 
     Args:
         step: of the batch, before it is taken in.
@@ -655,12 +658,15 @@ def _measure_elasticity(
         raised = replace(
             state.at(rows), log_sigma=torch.where(chosen, state.log_sigma + RAISE, state.log_sigma)[rows]
         )
-        there = _pairs(objective, raised, noise, passes).stationarity.mean(0)
-        here = pairs.stationarity.mean(0)[rows]
+        half = len(noise) // 2  # the same draws have nearly the same errors
+        there = _pairs(objective, raised, noise[:half], passes).stationarity.mean(0)
+        here = pairs.stationarity[:half].mean(0)[rows]
         found = ((there / here.clamp(min=1e-30)).clamp(min=1e-30).log() / RAISE).clamp(max=2.0)
         state.elasticity = state.elasticity.index_put(
             (rows,), torch.where(chosen[rows], found, state.elasticity[rows])
         )
+        late = (chosen[rows] & (found < LAGGING)).any(1)
+        state.weight = state.weight.index_put((rows[late],), torch.zeros(int(late.sum())).to(state.weight))
         state.measured_at = torch.where(chosen, state.log_sigma, state.measured_at)
 
 
