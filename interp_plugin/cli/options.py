@@ -107,7 +107,7 @@ IN_OPTIONS = {
     "score='erased'": "--score erased",
     "score='kept'": "--score kept",
 }
-"""What messages say in the words of Python -> in those of the command line."""
+"""Python arguments in messages -> options of the command line."""
 
 
 def say(line: str) -> None:
@@ -253,7 +253,7 @@ def check_png(path: Path | None) -> None:
     """Check that a picture can be written under this name, before hours of work.
 
     Raises:
-        ValueError: it ends as files of another format do.
+        ValueError: the name has the extension of another format.
     """
     if path is not None and path.suffix.lower() not in ("", ".png"):
         raise ValueError(f"--png {str(path)!r} ends in {path.suffix}; give a name that ends in .png")

@@ -252,14 +252,14 @@ class HuggingFaceModel:
         """Generate token ids after a text, greedily unless ``options`` of ``generate`` say otherwise.
 
         Raises:
-            ValueError: no language model, or one that has no positions for so many tokens and does not end before.
+            ValueError: the model is not a language model, or has too few positions for so many tokens.
         """
         if self.task != "next token":
             raise ValueError(f"{self.name} cannot generate text; give a language model")
         inputs = {"do_sample": False, "pad_token_id": self.pad_id, **options}
         ids = torch.tensor([self.encode(text).ids], device=self.device)
         start = len(self._decoder_start()) if self._has_decoder else ids.shape[1]
-        room = self.limit - start + self._has_decoder  # the last token of a decoder is not read
+        room = self.limit - start + self._has_decoder  # the last token of a decoder is not an input
         refused = ValueError(
             f"max_new_tokens is {max_new_tokens}, and the model has positions for {room} tokens after the "
             f"{start} that it begins with: the model takes at most {self.limit}; give fewer"

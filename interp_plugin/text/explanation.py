@@ -45,7 +45,7 @@ Choice = Layer | tuple[Layer, int]  # a layer, or one of its positions
 
 
 def check_picture(path: Path) -> None:
-    """Raise a ValueError for a name of a picture that ends as files of another format do."""
+    """Raise a ValueError if the name of a picture has the extension of another format."""
     if path.suffix.lower() not in ("", ".png"):
         raise ValueError(
             f"{str(path)!r} ends in {path.suffix}, and a PNG file would be written there; give a name in .png, or save "
@@ -402,7 +402,7 @@ class Explanation(Record, Sequence[TextExplanation]):
             The paths, in the order of the texts.
 
         Raises:
-            ValueError: a name that ends as files of another format do.
+            ValueError: the name has the extension of another format.
 
         Example::
 

@@ -542,7 +542,7 @@ def _row(batch: Batch, state: State, position: int | None, fit: NoiseFit, index:
 
 
 def check_unused(side: Side, ways: Sequence[Way] | None) -> None:
-    """Raise a ValueError for settings of erasures where noise is learned, which would not be used."""
+    """Raise a ValueError for settings of erasures, which are not used if noise is learned."""
     given = [name for name, value in (("side", side != "damage"), ("ways", ways is not None)) if value]
     if given:
         raise ValueError(
