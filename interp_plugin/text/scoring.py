@@ -279,7 +279,8 @@ def solved(model: TextModel, batch: Batch, plan: Plan) -> list[tuple[Row, ...]]:
 def _solved_part(batch: Batch, part: Part, plan: Plan) -> list[list[Row]]:
     """Return the row of each example, for each state.
 
-    If D saturates, no minimum is certain at this rate: the state is then solved again at a tenth of it.
+    If D saturates, no minimum is certain at this rate: the state is then solved again at a tenth of it, by default with
+    twice the samples.
     """
     some = batch if len(part.examples) == len(batch.encodings) else batch.at(part.examples)
     found = []
@@ -288,7 +289,12 @@ def _solved_part(batch: Batch, part: Part, plan: Plan) -> list[list[Row]]:
         # for outputs, which have few elements, the solver itself chooses the rate
         again = fit.saturated.nonzero()[:, 0].tolist() if plan.lowerings and state.site is not None else []
         if again:
-            lower = replace(plan, rate=plan.rate / 10, lowerings=plan.lowerings - 1, progress=None)
+            solver = plan.solver
+            if solver.iterations is None and solver.max_passes is None:
+                solver = replace(solver, iterations=2 * solver.max_batches)
+            lower = replace(
+                plan, rate=plan.rate / 10, solver=solver, lowerings=plan.lowerings - 1, progress=None
+            )
             [others] = _solved_part(batch, part.only(number, again), lower)
             for index, row in zip(again, others):
                 spent = rows[index]
