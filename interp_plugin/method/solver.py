@@ -55,12 +55,7 @@ OUTLIER = 4.0  # times the variance of the samples so far: above, a batch gets a
 DRIFT = 4.0  # standard errors of the last steps' mean: above, a token has not arrived (its slope is flat)
 DRIFT_BY_CAP = 2.0  # the same beside tokens at the cap in which D saturates below their share of the rate
 BELOW_CAP = 0.1  # in log sigma: smallest distance of such tokens' closed form from the cap
-SATURATED_BY_CAP = 0.9  # E below which no minimum is certain beside such tokens
 RECENT = 4  # number of steps in that mean, with weights that fall with their age
-BENT = 0.6  # slope of a token, relative to that of a quadratic D, below which its elasticity is measured
-LAGGING = 1.5  # measured elasticity below which the average starts again: it lags behind
-RAISE = 0.3  # of log sigma, in that measurement, and the distance after which it is repeated
-FLATTEST = 0.1  # smallest elasticity that a standard error is computed with
 ROUNDING = 1e-4  # in log sigma: batches that differ by less agree
 QUADRATIC = 1e-4  # of D: largest deviation of a quadratic D from sum_i g_i = 2 D in a draw, 0.005 % of sigma
 MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start: number, and change of log sigma in one
@@ -162,12 +157,10 @@ class NoiseFit:
             their share rate / n; 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at the iterate before
             them, which does not depend on them; 0 at the cap, NaN for the closed form alone.
-        converged: (B,), whether the standard error met the tolerance; never if D saturates.  Tokens with a flat slope,
-            for which a wide range of sigma is nearly optimal, do not count: their standard errors are large.
-        saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65 (0.9 beside tokens at the
-            cap that a quadratic D would keep below it), so that the slope may never reach lambda, or reach it at
-            several scales; or a scale still rises from batch to batch; or there are such tokens.  The remedy is a lower
-            rate.
+        converged: (B,), whether the standard error met the tolerance; never if D saturates.
+        saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65, so that the slope may
+            never reach lambda, or reach it at several scales; or a scale still rises from batch to batch; or a token is
+            at the cap that a quadratic D would keep below it.  The remedy is a lower rate.
         n_forward, n_backward: sample passes spent on each example, (B,).
         rate: lambda, (B,): the requested one, or a smaller one at which samples determine the scales of a state of few
             elements, such as a class output (``Solver.lower_rate``).
@@ -316,9 +309,6 @@ class SolverState:
         weight: number of pairs of samples in the average, (b,).
         compared: number of batches that were compared with the average before them, (b,).
         surprise: sum over these of the squared difference divided by its variance, mean over tokens, (b,).
-        elasticity: of each token's slope in its own log sigma, (b, T): 2 where D is quadratic, 0 where it is flat.
-        bend: the tokens' slopes, divided by those of a quadratic D, mean of the last batches, (b, T).
-        measured_at: log sigma where the elasticity was measured, (b, T); -inf if it was not.
         gradients: of earlier pairs, for control variates, (b, R, N).
         jacobian: of states of few elements, (b, M, N); M = 0 for others.
         sound: whether samples determine the scales at this rate, (b,).
@@ -342,9 +332,6 @@ class SolverState:
     weight: Tensor
     compared: Tensor
     surprise: Tensor
-    elasticity: Tensor
-    bend: Tensor
-    measured_at: Tensor
     gradients: Tensor
     jacobian: Tensor
     sound: Tensor
@@ -408,18 +395,8 @@ class SolverState:
     def error(self) -> Tensor:
         """Return the variance of log sigma, (b, T), for class outputs with disagreement of batches and rare samples."""
         if not self.jacobian.shape[1]:
-            return self.variance * (self.divisor / self.elasticity.clamp(min=FLATTEST)).square()
+            return self.variance
         return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
-
-    @property
-    def divisor(self) -> Tensor:
-        """What a Newton step divides each token's residual by, (b, T)."""
-        return self.elasticity.clamp(min=LEAST_ELASTICITY)
-
-    @property
-    def is_flat(self) -> Tensor:
-        """Which tokens have a slope that hardly changes with sigma, (b, T): a wide range of sigma is nearly optimal."""
-        return self.elasticity < LEAST_ELASTICITY
 
     def common_error(self) -> Tensor:
         """Return the variance of the mean of log sigma over the tokens below the cap, (b,)."""
@@ -441,11 +418,6 @@ class SolverState:
         is_layer = self.jacobian.shape[1] == 0
         return (~self.free & (closed < cap - BELOW_CAP)).any(1) & is_layer
 
-    def least_index(self, closed: Tensor, cap: Tensor) -> Tensor:
-        """Return the regime index E below which no minimum is certain, (b,); arguments as for `saturates_at_cap`."""
-        usual = torch.full_like(self.power, SATURATED)
-        return torch.where(self.saturates_at_cap(closed, cap), SATURATED_BY_CAP, usual)
-
     def has_arrived(self, closed: Tensor, cap: Tensor) -> Tensor:
         """Return whether no token of a layer's state still moves in one direction, (b,).
 
@@ -462,7 +434,7 @@ class SolverState:
         scatter = (1 + (self.compared + 1) / steps).unsqueeze(1) * self.variance
         limit = torch.where(self.saturates_at_cap(closed, cap), DRIFT_BY_CAP, DRIFT).square().unsqueeze(1)
         arrived = self.drift.square() <= limit * scatter.clamp(min=ROUNDING**2)
-        return (arrived | ~self.free | self.is_flat).all(1)
+        return (arrived | ~self.free).all(1)
 
     def _unseen(self) -> Tensor:
         """Return the variance that unseen rare samples may add if a class output is not linear, (b,)."""
@@ -496,9 +468,6 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
         weight=zeros,
         compared=zeros,
         surprise=zeros,
-        elasticity=torch.full_like(c, 2.0),
-        bend=torch.ones_like(c),
-        measured_at=torch.full_like(c, -torch.inf),
         gradients=vectors,
         jacobian=vectors,
         sound=torch.ones_like(zeros, dtype=torch.bool),
@@ -536,29 +505,26 @@ def _iterate(
             state, pairs = state.at(~exact), pairs.at(~exact)
             if not len(state.example):
                 break
-        active, caps = objective.groups.active[state.example], cap[state.example]
-        closed = closed_log_sigma(state.norms, state.rate, active, caps)
         step = _step(objective, state, pairs, noise, cap)
-        if not state.jacobian.shape[1]:
-            _measure_elasticity(objective, state, step, pairs, noise, closed < caps, closed, passes)
-        state.take_in(step, caps)
+        state.take_in(step, cap[state.example])
         state.gradients = torch.cat([pairs.gradient.transpose(0, 1), state.gradients], 1)[:, :KEPT_GRADIENTS]
-        error, certain = state.error(), state.free & ~state.is_flat
-        size = token_mean(error, certain).sqrt()
+        error = state.error()
+        size = token_mean(error, state.free).sqrt()
         # a second batch has to agree, unless there is no scatter because the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
-        mostly_flat = 2 * state.is_flat.sum(1) > active.sum(1)
-        saturated = (state.power < 2 * state.least_index(closed, caps)) | mostly_flat
+        active, caps = objective.groups.active[state.example], cap[state.example]
+        closed = closed_log_sigma(state.norms, state.rate, active, caps)
+        saturated = state.power < 2 * SATURATED
         arrived = state.has_arrived(closed, caps)
         state.converged = (size <= solver.tolerance) & agrees & arrived & state.sound & ~saturated
         finished = state.converged
         if finished.any() and index + 1 < solver.order_batches:
             jitter = Draws([(objective.groups.n_tokens,)], solver.seed).batch(ORDER_STREAM, REPEATS).to(noise)
             finished = finished & keep_their_order(
-                state.log_sigma, error.sqrt(), certain, solver.tolerance, jitter
+                state.log_sigma, error.sqrt(), state.free, solver.tolerance, jitter
             )
         if index + 1 >= max(MIN_BATCHES, solver.max_batches // 2):
-            finished = finished | saturated | ~arrived  # more samples do not help
+            finished = finished | saturated  # more samples do not help
         done.append(state.at(finished).without_gradients())
         state = state.at(~finished)
         bar.update()
@@ -620,54 +586,7 @@ def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Te
         # from the closed form: an expectation from the same samples would bias the result
         expected = state.norms * sigma.square() * groups.active
         seen = without_quadratic_part(pairs, noise, groups, state.gradients.transpose(0, 1), expected)
-    return newton_step(state.log_sigma, seen, groups.active, cap[state.example], state.rate, state.divisor)
-
-
-def _measure_elasticity(
-    objective: Objective,
-    state: SolverState,
-    step: Step,
-    pairs: Evaluation,
-    noise: Tensor,
-    below: Tensor,
-    closed: Tensor,
-    passes: Tensor,
-) -> None:
-    """Measure the elasticity of slopes that are much smaller than those of a quadratic D.
-
-    They are measured again with the same draws at a larger sigma.  Divided by 2, the steps of a token with a flat slope
-    are too short, and its standard error too small; the average of such steps starts again.
-
-    Args:
-        step: of the batch, before it is taken in.
-        pairs, noise: of the batch.
-        below: tokens whose closed form is below the cap, (b, T).
-        closed: log sigma by the closed form, (b, T), at which a quadratic D has the slope rate / n.
-        passes: is added to, (B,).
-    """
-    active = objective.groups.active[state.example]
-    quadratic, slope = ((2 * (state.log_sigma - closed)).exp() * active, (1 + step.residual) * active)
-    shared = (slope.sum(1) / quadratic.sum(1)).clamp(min=1).unsqueeze(1)  # if D is steep, for all tokens
-    bend = torch.where(active & below, slope / (quadratic * shared).clamp(min=1e-30), 1.0)
-    state.bend = (state.bend + bend) / 2
-    moved = (state.log_sigma - state.measured_at).abs() > RAISE
-    later = (state.weight > 0).unsqueeze(1)  # the first batch only moves the iterate
-    chosen = (state.bend < BENT) & step.free & moved & later
-    rows = chosen.any(1).nonzero()[:, 0]
-    if len(rows):
-        raised = replace(
-            state.at(rows), log_sigma=torch.where(chosen, state.log_sigma + RAISE, state.log_sigma)[rows]
-        )
-        half = len(noise) // 2  # the same draws have nearly the same errors
-        there = _pairs(objective, raised, noise[:half], passes).stationarity.mean(0)
-        here = pairs.stationarity[:half].mean(0)[rows]
-        found = ((there / here.clamp(min=1e-30)).clamp(min=1e-30).log() / RAISE).clamp(max=2.0)
-        state.elasticity = state.elasticity.index_put(
-            (rows,), torch.where(chosen[rows], found, state.elasticity[rows])
-        )
-        late = (chosen[rows] & (found < LAGGING)).any(1)
-        state.weight = state.weight.index_put((rows[late],), torch.zeros(int(late.sum())).to(state.weight))
-        state.measured_at = torch.where(chosen, state.log_sigma, state.measured_at)
+    return newton_step(state.log_sigma, seen, groups.active, cap[state.example], state.rate)
 
 
 @dataclass(frozen=True)
@@ -684,21 +603,14 @@ class Step:
     free: Tensor  # (b, T)
 
 
-def newton_step(
-    log_sigma: Tensor,
-    seen: Evaluation,
-    active: Tensor,
-    cap: Tensor,
-    rate: Tensor,
-    divisor: Tensor | float = 2.0,
-) -> Step:
+def newton_step(log_sigma: Tensor, seen: Evaluation, active: Tensor, cap: Tensor, rate: Tensor) -> Step:
     """Return the step from ``log_sigma`` towards sigma_i dD/dsigma_i = rate / n.
 
-    It divides the differences between tokens by the elasticity of their slopes, 2 for a quadratic D, and a change of
-    scale that all tokens share by the elasticity of the slope sum_i g_i.  If D is a power of sigma, that is
-    p = sum_i g_i / D, 2 for a quadratic D; an undamped fixed point iteration oscillates if p > 4.  If D saturates,
-    D = a x - b x^2 + ... with x = sigma^2, p is below 2 and the elasticity is 2 p - 2 up to terms in b^2: it is 0 where
-    the slope is largest, and there is no minimum at larger sigma.
+    It divides the differences between tokens by 2, and a change of scale that all tokens share by the elasticity of
+    the slope sum_i g_i.  If D is a power of sigma, that is p = sum_i g_i / D, 2 for a quadratic D; an undamped fixed
+    point iteration oscillates if p > 4.  If D saturates, D = a x - b x^2 + ... with x = sigma^2, p is below 2 and the
+    elasticity is 2 p - 2 up to terms in b^2: it is 0 where the slope is largest, and there is no minimum at larger
+    sigma.
 
     Args:
         log_sigma: (b, T).
@@ -706,7 +618,6 @@ def newton_step(
         active: which tokens bear noise, (b, T).
         cap: log of max_sigma, (b, 1).
         rate: lambda, (b,).
-        divisor: elasticity of each token's slope, (b, T).
     """
     count = len(seen.stationarity)
     each = residual(seen.stationarity, rate, active.sum(1))  # for each sample, (S, b, T)
@@ -722,14 +633,14 @@ def newton_step(
     bounded = elasticity.clamp(LEAST_ELASTICITY, LARGEST_ELASTICITY)
 
     shared = token_mean(each, free)  # (S, b)
-    per_sample = (each - shared.unsqueeze(-1)) / divisor + (shared / bounded).unsqueeze(-1)
+    per_sample = (each - shared.unsqueeze(-1)) / 2 + (shared / bounded).unsqueeze(-1)
     log_shared = _log1p(shared.mean(0), shared.var(0) / count)
     common = (-log_shared / bounded).clamp(-LARGEST_STEP, LARGEST_STEP)
     common = torch.where(elasticity < 0, common.clamp(max=0.0), common)  # no minimum at larger sigma
-    differences = log_shared.unsqueeze(1) - _log1p(mean, each.var(0) / count)
+    differences = (log_shared.unsqueeze(1) - _log1p(mean, each.var(0) / count)) / 2
     return Step(
         count=count,
-        move=(common.unsqueeze(1) + differences.clamp(-2 * LARGEST_STEP, 2 * LARGEST_RISE) / divisor) * free,
+        move=(common.unsqueeze(1) + differences.clamp(-LARGEST_STEP, LARGEST_RISE)) * free,
         variance=per_sample.var(0) * free,
         common_variance=(shared / bounded).var(0),
         residual=mean,

@@ -776,20 +776,3 @@ def test_a_position_that_saturates_in_capped_tokens_is_solved_at_a_lower_rate() 
     kept = Solver(lower_rate=False)
     for row in explainer.explain("a very well made film", layers=3, positions=[0, 4], solver=kept)[0].rows:
         assert not row.converged and row.regime_index > SATURATED and (row.sigma >= row.max_sigma).any()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_token_with_a_flat_slope_gets_a_large_error_and_the_others_converge(seed: int) -> None:
-    """Its scale was off by ten standard errors: steps and errors took its slope for that of a quadratic D."""
-    x = single(1, 4, 64, seed=3)
-    weight = single(256, 64, seed=4) / 8
-
-    def state(x: torch.Tensor) -> torch.Tensor:
-        steep, flat = x[:, 1:] @ weight.T, x[:, :1] @ weight.T
-        return torch.cat([steep, 0.35 * (4 * flat).tanh()], 1)
-
-    fit = InformationLoss(state).fit(x, solver=Solver(seed=seed))
-    long = InformationLoss(state).fit(x, solver=Solver(seed=9, tolerance=0.005))
-    assert fit.converged and fit.rate == pytest.approx(RATE)
-    apart = (fit.sigma / long.sigma).log().abs()
-    assert (apart < 4 * fit.standard_error.hypot(long.standard_error) + 1e-3).all()
