@@ -637,10 +637,7 @@ def _plain(where: str, line: str) -> Record:
 def _json(where: str, line: str) -> Record:
     try:
         values = json.loads(line)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also for numbers with too many digits and deeply nested lists
+    except (ValueError, RecursionError) as error:  # also too many digits, too deeply nested lists
         return Record(where, {}, f"not JSON that can be read ({error})")
     return Record(where, values) if isinstance(values, dict) else Record(where, {}, "not a JSON object")
 
@@ -690,7 +687,7 @@ def _separated(
 
 
 class _Lines:
-    """An iterator that knows whether more was asked for than there is."""
+    """An iterator over lines that records whether more lines were requested than there are."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self.lines, self.ended = lines, False

@@ -275,9 +275,8 @@ def _error_of_kept(batch: pa.RecordBatch, lengths: Integers, starts: Integers) -
     """Return the standard error of the nats kept of all tokens of each line, by the formula of `scores.Known`."""
     size, _, std = (np.repeat(batch.column(name).to_numpy(), lengths) for name in NATS[:3])
     variance = np.square(floats(batch.column("standard_error")))
-    slope = size / (
-        1 + np.square(floats(batch.column("sigma")) / std)
-    )  # minus the derivative of kept by log sigma
+    # minus the derivative of kept by log sigma
+    slope = size / (1 + np.square(floats(batch.column("sigma")) / std))
     total = np.square(lengths * batch.column("common_error").to_numpy())  # variance of the sum of log sigma
 
     def summed(values: Floats) -> Floats:

@@ -279,7 +279,7 @@ class HuggingFaceModel:
 
     @property
     def _ends(self) -> set[Any]:
-        """Ids of the tokens that end a generated text."""
+        """The ids of the tokens that end a generated text."""
         ends: Any = getattr(self.model.generation_config, "eos_token_id", None)
         return set(ends) if isinstance(ends, (list, tuple)) else {ends}
 

@@ -361,10 +361,8 @@ def pieces_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tup
     """Decode token ids; return the text and the tokens with their offsets in it (None for special tokens)."""
     text = str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
     marks = _marks(tokenizer)
-    words = {
-        tokenizer.unk_token_id,
-        tokenizer.mask_token_id,
-    } - marks  # of the text, as in one given as a string
+    # these count as words, as in a text that is given as a string
+    words = {tokenizer.unk_token_id, tokenizer.mask_token_id} - marks
     special = (set(tokenizer.all_special_ids) | marks) - words
     spans = align(text, _decoded(tokenizer, ids))
     found = (None if token in special else (0, *span) for token, span in zip(ids, spans, strict=True))
@@ -452,7 +450,7 @@ def _decoded(
 PER_TOKEN = 1000
 """Upper bound on characters for each token: usual texts have four, but a long unknown word is a single token."""
 
-_CUT_OFF = ("text", "text before its target")  # with truncation=True
+_CUT_OFF = ("text", "text before its target")  # what truncation=True shortens
 
 Reading = Literal["text", "continuation", "decoder", "echo"]
 
@@ -672,7 +670,7 @@ class Encoder:
         self, pieces: Pieces, text: str, pair: str | None, decoder: tuple[int, ...] | None = None
     ) -> Encoding:
         """Build the encoding of tokens and, if given, the decoder's input, without a target."""
-        # token ids come without types, and models take 0 where none are given
+        # token ids have no types; models use 0 if none are given
         types = pieces.types if len(pieces.types) == len(pieces) else (0,) * len(pieces)
         extra = {"token_type_ids": types} if self.with_types else {}
         if decoder is not None:

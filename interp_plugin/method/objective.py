@@ -333,7 +333,7 @@ def _groups_of_mask(inputs: Sequence[Tensor], feature_mask: Sequence[Tensor]) ->
 
 
 def _broadcast_mask(tensor: Tensor, mask: Tensor) -> Tensor:
-    """A feature mask in the shape of its input, with one row where it is the same for all examples."""
+    """Return a feature mask in the shape of its input, with one row if it is the same for all examples."""
     rows = len(mask) if mask.ndim == tensor.ndim else 1
     try:
         if mask.is_floating_point() or rows not in (1, len(tensor)):

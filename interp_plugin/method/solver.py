@@ -816,9 +816,8 @@ def _fit(
     at_sigma = torch.where(measured > 0, (measured + moved).maximum(measured / 2), 0.0)
     # at the optimum a token below the cap has sigma dD/dsigma = rate / n, one at the cap less
     slope = (torch.where(free, 1.0, (1 + residuals).clamp(0, 1)) * groups.active * share).sum(1)
-    slope = torch.where(
-        slope.isnan(), 2 * at_sigma, slope
-    )  # the closed form alone assumes that D is quadratic
+    # the closed form alone assumes that D is quadratic
+    slope = torch.where(slope.isnan(), 2 * at_sigma, slope)
     power = whole(lambda s: s.power)
     # if D saturates there may be no optimum, and the measured slope is used
     is_saturated = power < 2 * SATURATED

@@ -113,7 +113,7 @@ def class_number(model: TextModel, target: Any, choices: Sequence[str] = ()) -> 
         return find(target)
     except ValueError:
         number = re.fullmatch(r"\s*(\d{1,9})(?:\.0+)?\s*", target) if isinstance(target, str) else None
-        if number is not None:  # "1.0": tables write so of whole numbers where some are missing
+        if number is not None:  # "1.0" is how tables with missing values write whole numbers
             return find(int(number[1]))
         raise
 

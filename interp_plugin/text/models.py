@@ -205,7 +205,7 @@ class TextModel(Protocol):
 
 
 def _of_one_text(values: Any, dimensions: int) -> Any:
-    """What a tokenizer gives for one text as lists: of a batch of one, as with return_tensors="pt", that one."""
+    """Return a tokenizer's result for one text as lists, without the batch dimension of return_tensors="pt"."""
     values = plain_values(values)
     depth, inner = 0, values
     while isinstance(inner, (list, tuple)) and len(inner):

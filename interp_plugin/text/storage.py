@@ -21,7 +21,7 @@ FORMAT = 4  # to be raised with every change that breaks older readers
 _KEY = b"interp_plugin"  # key of the header in the file's metadata
 FLOATS = ("sigma", "standard_error")  # columns with a list of float32 in each cell
 ERASED_FLOATS = ("erased", "erasure_probability")  # the same; empty if noise was learned
-NUMBERED = ("words", "units")  # of texts; in the header, where there are any
+NUMBERED = ("words", "units")  # fields of a text that are stored in the header, if a text has them
 _ARRAYS = (*FLOATS, *ERASED_FLOATS)
 
 
