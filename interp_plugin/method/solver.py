@@ -53,9 +53,12 @@ LONG_STEP = 0.1  # r.m.s. over tokens, beyond noise: after a longer Newton step 
 NEWTON_ERROR = 0.3  # error of a step as a share of its length: 0.1 to 0.4 at MiniLM's layers 1 to 3
 OUTLIER = 4.0  # times the variance of the samples so far: above, a batch gets a smaller weight
 DRIFT = 4.0  # standard errors of the last steps' mean: above, a token has not arrived (its slope is flat)
-DRIFT_BY_CAP = 2.0  # the same beside tokens at the cap in which D saturates below their share of the rate
-BELOW_CAP = 0.1  # in log sigma: smallest distance of such tokens' closed form from the cap
+LAG = 2.0  # the same beside tokens at the cap in which D saturates; and where a bent token's average starts again
+BELOW_CAP = 0.1  # in log sigma: smallest distance of the closed form of such capped tokens from the cap
 RECENT = 4  # number of steps in that mean, with weights that fall with their age
+BENT = 0.75  # slope of a token as a share of a quadratic D's: below, D is bent and its slope may be flat
+NEARBY = 0.2  # in log sigma: where its slope is measured on both sides
+FLATTEST = 0.1  # smallest elasticity by which a standard error is divided
 ROUNDING = 1e-4  # in log sigma: batches that differ by less agree
 QUADRATIC = 1e-4  # of D: largest deviation of a quadratic D from sum_i g_i = 2 D in a draw, 0.005 % of sigma
 MOST_SHRINKS, LARGEST_SHRINK = 12, 1.2  # of the noise at the start: number, and change of log sigma in one
@@ -87,8 +90,8 @@ class Solver:
             have close values, batches continue until two such fits would agree on their order (Spearman at least 1 - 7
             tolerance^1.5, 0.98 at the default).
         seed: of the noise.
-        max_passes: maximum number of sample passes of an example, without those of the closed form and the pilot
-            samples; None: determined by ``iterations``.
+        max_passes: maximum number of sample passes of an example, without those of the closed form, the pilot samples
+            and a last batch on standard errors (at tokens with flat slopes); None: determined by ``iterations``.
         lower_rate: solve at a smaller rate (see ``NoiseFit.rate``) if the scales at the requested one would depend on
             the samples: for states of at most 32 elements, such as class outputs; and in ``TextExplainer.explain`` for
             states that saturate.
@@ -250,12 +253,12 @@ def solve(
     parts: list[SolverState] = []
     with tqdm(desc="noise", disable=not show_progress) as bar:
         for rows in _split(~few, objective):
-            parts += _iterate(objective, state.at(rows), cap, solver, passes, bar)
+            parts += _iterate(objective, state.at(rows), solver, passes, bar)
         for rows, own in zip(_split(few, objective), _split(few[norms.exact], objective)):
             start = replace(state.at(rows), jacobian=norms.jacobian[own])
-            choose_rate(objective, start, cap, passes)
-            parts += _iterate(objective, start, cap, solver, passes, bar)
-    return _fit(objective, parts, rate, cap, input_std, passes)
+            choose_rate(objective, start, passes)
+            parts += _iterate(objective, start, solver, passes, bar)
+    return _fit(objective, parts, rate, input_std, passes)
 
 
 def solve_together(
@@ -294,7 +297,9 @@ class SolverState:
     Attributes:
         example: number of the example in the batch, (b,).
         rate: lambda, (b,).
+        cap: log of max_sigma, (b, 1).
         norms: c of the closed form, (b, T).
+        closed: log sigma by the closed form at this rate, (b, T).
         log_sigma: the iterate, (b, T): the average of the end points of the batches' Newton steps.
         place: the average of their starting points, where D was measured, (b, T).
         variance: of log sigma, (b, T).
@@ -306,9 +311,10 @@ class SolverState:
         free: which tokens are below the cap, (b, T).
         move: the last batch's Newton step, (b, T).
         drift: the mean step of the last batches that were compared, (b, T): 0 up to noise if the average has arrived.
-        weight: number of pairs of samples in the average, (b,).
+        weight: number of pairs of samples in the average, (b, T).
         compared: number of batches that were compared with the average before them, (b,).
         surprise: sum over these of the squared difference divided by its variance, mean over tokens, (b,).
+        elasticity: of each token's slope in its own log sigma, (b, T): 2 if D is quadratic, 0 if the slope is flat.
         gradients: of earlier pairs, for control variates, (b, R, N).
         jacobian: of states of few elements, (b, M, N); M = 0 for others.
         sound: whether samples determine the scales at this rate, (b,).
@@ -317,7 +323,9 @@ class SolverState:
 
     example: Tensor
     rate: Tensor
+    cap: Tensor
     norms: Tensor
+    closed: Tensor
     log_sigma: Tensor
     place: Tensor
     variance: Tensor
@@ -332,6 +340,7 @@ class SolverState:
     weight: Tensor
     compared: Tensor
     surprise: Tensor
+    elasticity: Tensor
     gradients: Tensor
     jacobian: Tensor
     sound: Tensor
@@ -345,10 +354,11 @@ class SolverState:
         """Return a copy without the large gradients, which only further batches need."""
         return replace(self, gradients=self.gradients[:, :0])
 
-    def take_in(self, step: Step, cap: Tensor) -> None:
+    def take_in(self, step: Step) -> None:
         """Add a batch's Newton estimate to the average.
 
-        A long step in the direction of the one before restarts the average.  The error of a Newton step is proportional
+        A long step in the direction of the one before restarts the average.  So do the steps of a token with a flat
+        slope as long as they go up: for a quadratic D, they are too short.  The error of a Newton step is proportional
         to its length, so a batch with a longer step has a smaller weight.
         """
         free, tiny = step.free, torch.finfo(self.log_sigma.dtype).tiny
@@ -360,19 +370,20 @@ class SolverState:
         variance = (spread + (NEWTON_ERROR * step.move).square()) * free
         moved = NEWTON_ERROR**2 * token_mean(step.move.square(), free)
         common = step.common_variance / step.count + moved
-        estimate = torch.minimum(self.log_sigma + step.move, cap)
+        estimate = torch.minimum(self.log_sigma + step.move, self.cap)
         # if D depends steeply on the differences between tokens, a layer's steps may overshoot; their average does not
         is_layer = self.jacobian.shape[1] == 0
         onwards = (step.move * self.move).sum(1) > 0
-        old = torch.where(far & (onwards | (not is_layer)), 0.0, self.weight)
-        again = old > 0
+        old = torch.where((far & (onwards | (not is_layer))).unsqueeze(1), 0.0, self.weight)
+        new, again = new.unsqueeze(1), (old > 0).any(1)
         if is_layer:
             # variance of a sample, in this batch and in earlier ones: batches with outliers have a smaller weight
             here, before = (
-                v.clamp(min=tiny) for v in (noise * step.count, token_mean(self.variance, free) * old)
+                v.clamp(min=tiny).unsqueeze(1)
+                for v in (noise * step.count, token_mean(self.variance * old, free))
             )
-            new = torch.where(again, new * (OUTLIER * before / here).clamp(max=1.0), new)
-            old = torch.where(again, old * (OUTLIER * here / before).clamp(max=1.0), old)
+            new = torch.where(again.unsqueeze(1), new * (OUTLIER * before / here).clamp(max=1.0), new)
+            old = old * (OUTLIER * here / before).clamp(max=1.0)
         apart, explained = (estimate - self.log_sigma).square() * free, variance + self.variance
         # for tokens that moved by more than two standard errors: Newton's step is too long if D grows as sigma^4
         self.excess = torch.where(again.unsqueeze(1), (apart - 4 * explained).clamp(min=0) / 4, 0.0)
@@ -381,60 +392,71 @@ class SolverState:
         self.compared = torch.where(again, self.compared + 1, 0.0)
         latest = (step.move - self.drift) / self.compared.clamp(1, RECENT).unsqueeze(1)
         self.drift = torch.where(again.unsqueeze(1), self.drift + latest, 0.0)
-        self.weight = old + new
-        share = new / (old + new)
-        each = share.unsqueeze(1)
-        self.place = self.place.lerp(self.log_sigma, each)
-        self.log_sigma = self.log_sigma.lerp(estimate, each)
-        self.distortion = self.distortion.lerp(step.distortion, share)
-        self.power = self.power.lerp(step.power, share)
-        self.variance = (1 - each).square() * self.variance + each.square() * variance
-        self.common_variance = (1 - share).square() * self.common_variance + share.square() * common
         self.residual, self.free, self.move = step.residual, free, step.move
+        lags = self.is_bent() & (self.drift > LAG * self._drift_error())
+        self.weight = torch.where(lags, 0.0, old) + new
+        share = new / self.weight
+        whole = share.amin(1)
+        self.place = self.place.lerp(self.log_sigma, share)
+        self.log_sigma = self.log_sigma.lerp(estimate, share)
+        self.distortion = self.distortion.lerp(step.distortion, whole)
+        self.power = self.power.lerp(step.power, whole)
+        self.variance = (1 - share).square() * self.variance + share.square() * variance
+        self.common_variance = (1 - whole).square() * self.common_variance + whole.square() * common
 
     def error(self) -> Tensor:
         """Return the variance of log sigma, (b, T), for class outputs with disagreement of batches and rare samples."""
         if not self.jacobian.shape[1]:
-            return self.variance
+            return self.variance + self._flatness()
         return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
 
     def common_error(self) -> Tensor:
         """Return the variance of the mean of log sigma over the tokens below the cap, (b,)."""
         if not self.jacobian.shape[1]:
-            return self.common_variance
+            return self.common_variance + token_mean(self._flatness(), self.free) / self.free.sum(1).clamp(
+                min=1
+            )
         return self.common_variance * self.inflation() + self._unseen()
 
     def inflation(self) -> Tensor:
         """Return the ratio of the batches' scatter to what their variances explain, at least 1, (b,)."""
         return torch.where(self.compared > 0, self.surprise / self.compared, 1.0).clamp(min=1.0)
 
-    def saturates_at_cap(self, closed: Tensor, cap: Tensor) -> Tensor:
-        """Return whether a layer's state saturates in a token at the cap, (b,): a quadratic D would keep it below.
+    def is_bent(self) -> Tensor:
+        """Return which tokens of a layer's state are so far above the closed form that D bends, (b, T).
 
-        Args:
-            closed: log sigma by the closed form, (b, T).
-            cap: log of max_sigma, (b, 1).
+        At the optimum, their slope is then a small share of a quadratic D's, and may hardly change with sigma.
         """
         is_layer = self.jacobian.shape[1] == 0
-        return (~self.free & (closed < cap - BELOW_CAP)).any(1) & is_layer
+        share = (2 * (self.closed - self.log_sigma)).exp()
+        return self.free & (self.closed < self.cap) & (share < BENT) & is_layer
 
-    def has_arrived(self, closed: Tensor, cap: Tensor) -> Tensor:
+    def saturates_at_cap(self) -> Tensor:
+        """Return whether a layer's state saturates in a token at the cap, (b,): a quadratic D would keep it below."""
+        is_layer = self.jacobian.shape[1] == 0
+        return (~self.free & (self.closed < self.cap - BELOW_CAP)).any(1) & is_layer
+
+    def has_arrived(self) -> Tensor:
         """Return whether no token of a layer's state still moves in one direction, (b,).
 
         If D saturates in a token, its slope hardly changes with sigma: Newton's steps for a quadratic D are far too
-        short then, and the standard errors too small, because they assume the elasticity of a quadratic D.
-
-        Args:
-            closed, cap: as for :meth:`saturates_at_cap`.
+        short then.
         """
         if self.jacobian.shape[1]:
             return torch.ones_like(self.sound)
-        # variance of a mean of so many steps, each of which also undoes the noise in the average from which it starts
+        limit = torch.where(self.saturates_at_cap(), LAG, DRIFT).unsqueeze(1)
+        return ((self.drift.abs() <= limit * self._drift_error()) | ~self.free).all(1)
+
+    def _drift_error(self) -> Tensor:
+        """Return the standard error of ``drift``, (b, T)."""
+        # of a mean of so many steps, each of which also undoes the noise in the average from which it starts
         steps = torch.where(self.compared > RECENT, 2 * RECENT - 1.0, self.compared.clamp(min=1))
         scatter = (1 + (self.compared + 1) / steps).unsqueeze(1) * self.variance
-        limit = torch.where(self.saturates_at_cap(closed, cap), DRIFT_BY_CAP, DRIFT).square().unsqueeze(1)
-        arrived = self.drift.square() <= limit * scatter.clamp(min=ROUNDING**2)
-        return (arrived | ~self.free).all(1)
+        return scatter.clamp(min=ROUNDING**2).sqrt()
+
+    def _flatness(self) -> Tensor:
+        """Return what a slope that is flatter than a quadratic D's adds to the variance of log sigma, (b, T)."""
+        return self.variance * ((2 / self.elasticity.clamp(FLATTEST, 2.0)).square() - 1)
 
     def _unseen(self) -> Tensor:
         """Return the variance that unseen rare samples may add if a class output is not linear, (b,)."""
@@ -453,7 +475,9 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
     return SolverState(
         example=torch.arange(len(c), device=c.device),
         rate=rates,
+        cap=cap,
         norms=c,
+        closed=log_sigma,
         log_sigma=log_sigma,
         place=log_sigma,
         variance=logs.var(0) / len(logs),
@@ -465,9 +489,10 @@ def at_closed_form(objective: Objective, norms: JacobianNorms, rate: float, cap:
         free=free,
         move=torch.zeros_like(c),
         drift=torch.zeros_like(c),
-        weight=zeros,
+        weight=torch.zeros_like(c),
         compared=zeros,
         surprise=zeros,
+        elasticity=torch.full_like(c, 2.0),
         gradients=vectors,
         jacobian=vectors,
         sound=torch.ones_like(zeros, dtype=torch.bool),
@@ -488,7 +513,7 @@ def _split(mask: Tensor, objective: Objective) -> list[Tensor]:
 
 
 def _iterate(
-    objective: Objective, state: SolverState, cap: Tensor, solver: Solver, passes: Tensor, bar: Any
+    objective: Objective, state: SolverState, solver: Solver, passes: Tensor, bar: Any
 ) -> list[SolverState]:
     """Draw batches of samples until every example has converged; add to ``passes``, (B,)."""
     draws = Draws([x.shape[1:] for x in objective.model.origin], solver.seed)
@@ -501,21 +526,18 @@ def _iterate(
             pairs = _from_small_noise(objective, state, pairs, noise, passes)
         if index == 0 and not state.jacobian.shape[1]:
             exact = _is_quadratic(pairs) & (token_mean(state.variance, state.free) <= solver.tolerance**2)
-            done.append(_by_closed_form(objective, state.at(exact), cap))
+            done.append(_by_closed_form(objective, state.at(exact)))
             state, pairs = state.at(~exact), pairs.at(~exact)
             if not len(state.example):
                 break
-        step = _step(objective, state, pairs, noise, cap)
-        state.take_in(step, cap[state.example])
+        state.take_in(_step(objective, state, pairs, noise))
         state.gradients = torch.cat([pairs.gradient.transpose(0, 1), state.gradients], 1)[:, :KEPT_GRADIENTS]
         error = state.error()
         size = token_mean(error, state.free).sqrt()
         # a second batch has to agree, unless there is no scatter because the state is linear
         agrees = (state.compared > 0) | (size < ROUNDING)
-        active, caps = objective.groups.active[state.example], cap[state.example]
-        closed = closed_log_sigma(state.norms, state.rate, active, caps)
         saturated = state.power < 2 * SATURATED
-        arrived = state.has_arrived(closed, caps)
+        arrived = state.has_arrived()
         state.converged = (size <= solver.tolerance) & agrees & arrived & state.sound & ~saturated
         finished = state.converged
         if finished.any() and index + 1 < solver.order_batches:
@@ -525,12 +547,32 @@ def _iterate(
             )
         if index + 1 >= max(MIN_BATCHES, solver.max_batches // 2):
             finished = finished | saturated  # more samples do not help
+        if index + 1 == solver.max_batches:
+            finished = torch.ones_like(finished)
         done.append(state.at(finished).without_gradients())
+        _measure_elasticity(objective, done[-1], noise[: len(noise) // 2], passes)
         state = state.at(~finished)
         bar.update()
         if not len(state.example):
             break
     return [*done, state.without_gradients()]
+
+
+def _measure_elasticity(objective: Objective, state: SolverState, noise: Tensor, passes: Tensor) -> None:
+    """Measure the elasticity of bent tokens' slopes, on which the standard errors of converged examples depend.
+
+    The same draws, whose errors are nearly the same, give the slope on both sides of the optimum.
+    """
+    bent = state.is_bent() & state.converged.unsqueeze(1)
+    rows = bent.any(1).nonzero()[:, 0]
+    if not len(rows):
+        return
+    low, high = (
+        _pairs(objective, replace(state.at(rows), log_sigma=place[rows]), noise, passes).stationarity.mean(0)
+        for place in (state.log_sigma - bent * NEARBY, (state.log_sigma + bent * NEARBY).minimum(state.cap))
+    )
+    found = (high.clamp(min=1e-30) / low.clamp(min=1e-30)).log() / (2 * NEARBY)
+    state.elasticity[rows] = torch.where(bent[rows], found, state.elasticity[rows])
 
 
 def _pairs(objective: Objective, state: SolverState, noise: Tensor, passes: Tensor) -> Evaluation:
@@ -566,18 +608,18 @@ def _is_quadratic(pairs: Evaluation) -> Tensor:
     return gap.square().mean(0).sqrt() <= QUADRATIC * pairs.distortion.mean(0)
 
 
-def _by_closed_form(objective: Objective, state: SolverState, cap: Tensor) -> SolverState:
+def _by_closed_form(objective: Objective, state: SolverState) -> SolverState:
     """Return the exact optimum of examples with a quadratic D, which need no further samples."""
     active = objective.groups.active[state.example]
-    state.log_sigma = closed_log_sigma(state.norms, state.rate, active, cap[state.example])
-    parts = state.log_sigma.exp().square() * state.norms * active  # each token's part of D
-    state.place, state.distortion = state.log_sigma, parts.sum(1)
+    parts = state.closed.exp().square() * state.norms * active  # each token's part of D
+    state.log_sigma = state.place = state.closed
+    state.distortion = parts.sum(1)
     state.residual = residual(2 * parts, state.rate, active.sum(1))
     state.converged = state.sound
     return state
 
 
-def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Tensor, cap: Tensor) -> Step:
+def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Tensor) -> Step:
     """Return the Newton step from the pairs, minus control variates."""
     groups, sigma = objective.groups.at(state.example), state.log_sigma.exp()
     if state.jacobian.shape[1]:
@@ -586,7 +628,7 @@ def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Te
         # from the closed form: an expectation from the same samples would bias the result
         expected = state.norms * sigma.square() * groups.active
         seen = without_quadratic_part(pairs, noise, groups, state.gradients.transpose(0, 1), expected)
-    return newton_step(state.log_sigma, seen, groups.active, cap[state.example], state.rate)
+    return newton_step(state.log_sigma, seen, groups.active, state.cap, state.rate)
 
 
 @dataclass(frozen=True)
@@ -659,7 +701,7 @@ def _log1p(mean: Tensor, variance: Tensor) -> Tensor:
     )
 
 
-def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: Tensor) -> None:
+def choose_rate(objective: Objective, state: SolverState, passes: Tensor) -> None:
     """Set the rate at which samples determine the scales, the start there, and whether there is one (``sound``).
 
     At the usual rate a confident classifier's D comes from rare samples that flip the class: no affordable number of
@@ -672,11 +714,10 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
     Args:
         objective: D and its derivatives.
         state: of examples whose Jacobian is known, at the requested rate.
-        cap: log of max_sigma, (B, 1).
         passes: increased by the passes made, (B,).
     """
     draws = Draws([x.shape[1:] for x in objective.model.origin], PILOT_SEED)
-    active, caps, asked = objective.groups.active[state.example], cap[state.example], state.rate
+    active, caps, asked = objective.groups.active[state.example], state.cap, state.rate
 
     def closed(rate: Tensor) -> Tensor:
         return closed_log_sigma(state.norms, rate, active, caps)
@@ -686,7 +727,7 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
     ) -> tuple[Step, Tensor, Tensor]:
         noise = draws.batch(PILOT_STREAM + stream, count).to(objective.device, objective.dtype)
         here = replace(state.at(rows), log_sigma=log_sigma, rate=rate)
-        step = _step(objective, here, _pairs(objective, here, noise, passes), noise, cap)
+        step = _step(objective, here, _pairs(objective, here, noise, passes), noise)
         return step, *_scatter(step, active[rows], rate)
 
     rate, log_sigma = asked.clone(), closed(asked)
@@ -728,7 +769,7 @@ def choose_rate(objective: Objective, state: SolverState, cap: Tensor, passes: T
         log_sigma = (closed(rate) + offset).minimum(caps)
         sound[looking] = rate[looking] > LOWEST * asked[looking]
         looking = looking[halvings > 0]
-    state.rate, state.log_sigma, state.sound = rate, log_sigma, sound
+    state.rate, state.closed, state.log_sigma, state.sound = rate, closed(rate), log_sigma, sound
 
 
 def _scatter(step: Step, active: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -794,7 +835,6 @@ def _fit(
     objective: Objective,
     parts: list[SolverState],
     rate: float,
-    cap: Tensor,
     input_std: Tensor,
     passes: Tensor,
 ) -> NoiseFit:
@@ -805,9 +845,9 @@ def _fit(
         return torch.cat([read(part) for part in parts])[order]
 
     groups, log_sigma, rates = objective.groups, whole(lambda s: s.log_sigma), whole(lambda s: s.rate)
+    cap, closed = whole(lambda s: s.cap), whole(lambda s: s.closed)
     free = groups.active & (log_sigma < cap - 1e-6)
     # "everything at the cap" is a second minimum of states that saturate, excluded if the closed form is below the cap
-    closed = closed_log_sigma(whole(lambda s: s.norms), rates, groups.active, cap)
     lost = ~free.any(1) & (groups.active & (closed < cap - 1e-6)).any(1)
     share = (rates / groups.counts).unsqueeze(1)  # (B, 1)
     # D was measured at the iterates; at the optimum each log sigma moves it by rate / n
@@ -823,11 +863,6 @@ def _fit(
     is_saturated = power < 2 * SATURATED
     slope = torch.where(is_saturated, power.clamp(min=0) * at_sigma, slope)
     converged = whole(lambda s: s.converged) & ~lost
-
-    def goes_on(s: SolverState) -> Tensor:
-        at = closed[s.example], cap[s.example]
-        return s.saturates_at_cap(*at) | ~s.has_arrived(*at)
-
     error, common_error = whole(SolverState.error), whole(SolverState.common_error)
     return NoiseFit(
         sigma=torch.where(free, log_sigma, cap).exp().minimum(cap.exp()).float(),
@@ -837,7 +872,7 @@ def _fit(
         regime_index=regime_index(slope, at_sigma).float(),
         residual=(residuals * free).float(),
         converged=converged,
-        saturated=~converged & (is_saturated | whole(goes_on)),
+        saturated=~converged & (is_saturated | whole(lambda s: s.saturates_at_cap() | ~s.has_arrived())),
         n_forward=passes + objective.clean_passes,
         n_backward=passes,
         rate=rates.float(),

@@ -90,7 +90,7 @@ DEVICES = {
     "logarithm": Device(((solver, "_log1p", lambda mean, variance: mean),)),
     "weight by step length": Device(((solver, "NEWTON_ERROR", 0.0),)),
     "inflation by scatter": Device(
-        ((solver.SolverState, "inflation", lambda state: torch.ones_like(state.weight)),)
+        ((solver.SolverState, "inflation", lambda state: torch.ones_like(state.surprise)),)
     ),
     "order of tokens": Device(((solver, "MOST_ORDERED", -1),)),
     "linear model": Device(((solver, "without_linear_part", as_it_is),)),
