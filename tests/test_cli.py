@@ -28,13 +28,7 @@ from interp_plugin.cli import app
 from interp_plugin.cli.options import parse_layers, parse_positions
 
 COMMAND = [sys.executable, "-m", "interp_plugin"]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A classifier of bad and good."""
-    return str(save_classifier(tmp_path_factory.mktemp("model")))
+ENVIRONMENT = {**os.environ, "COLUMNS": "80"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,7 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(*arguments: str, given: str | bytes | None = None) -> Any:
-    return CliRunner(env={"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}).invoke(app, arguments, input=given)
+    return CliRunner(env={"COLUMNS": "80"}).invoke(app, arguments, input=given)
 
 
 def explained(*arguments: str, given: str | bytes | None = None) -> Any:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_bert import save_classifier
 from tiny_models import tiny
 from typer.testing import CliRunner
 
@@ -28,12 +27,6 @@ LABELS = ("good", "good", "good", "bad")
 TWO = ("--methods", "random,saliency (L2)", "--metrics", "comprehensiveness (mask),sufficiency (mask)")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A classifier of bad and good."""
-    return str(save_classifier(tmp_path_factory.mktemp("model")))
-
-
 @pytest.fixture
 def films(tmp_path: Path) -> str:
     """Four sentences and their labels, with a header."""
@@ -44,7 +37,7 @@ def films(tmp_path: Path) -> str:
 
 
 def run(*arguments: str) -> Any:
-    runner = CliRunner(env={"COLUMNS": "80", "HF_HUB_OFFLINE": "1"})
+    runner = CliRunner(env={"COLUMNS": "80"})
     return runner.invoke(app, ["compare", *arguments])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import weakref
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bert import save_classifier
 from typer.testing import CliRunner
 
 from interp_plugin import CorpusResult, huggingface
@@ -20,12 +18,6 @@ from interp_plugin.cli import app
 from interp_plugin.corpus.study import CorpusStudy
 
 SENTENCES = ("a good film", "not a bad film", "the bold film", "a bad bad film", "not good")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A classifier of bad and good."""
-    return str(save_classifier(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ def films(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> Any:
-    runner = CliRunner(env={"COLUMNS": "160", "HF_HUB_OFFLINE": "1", "RANK": "0", "WORLD_SIZE": "1"})
+    runner = CliRunner(env={"COLUMNS": "160", "RANK": "0", "WORLD_SIZE": "1"})
     return runner.invoke(app, ["corpus", *map(str, arguments)])
 
 
@@ -216,7 +208,6 @@ def test_processes_of_torchrun_share_a_corpus(folder: str, films: Path, tmp_path
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert shared.returncode == 0, shared.stderr
     threads = torch.get_num_threads()

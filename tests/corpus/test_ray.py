@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_bert import save_classifier
 from typer.testing import CliRunner
 
 pytest.importorskip("ray")
@@ -64,11 +63,6 @@ def with_a_gpu(folder: str, mark: Path) -> CorpusStudy:
 
 def without_model() -> CorpusStudy:
     raise ValueError("there is no model")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_classifier(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_bert import save_classifier
 from tiny_models import tiny
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
@@ -21,19 +20,14 @@ from interp_plugin.method.solver import Solver
 from interp_plugin.text.explainer import TextExplainer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_classifier(tmp_path_factory.mktemp("model"))
-
-
-def test_load_gives_an_eval_mode_float32_classifier(folder: Path) -> None:
+def test_load_gives_an_eval_mode_float32_classifier(folder: str) -> None:
     model, tokenizer = huggingface.load(folder)
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert tokenizer("a film")["input_ids"] == [2, 5, 9, 3]
 
 
-def test_half_precision_weights_are_loaded_in_float32(folder: Path, tmp_path: Path) -> None:
+def test_half_precision_weights_are_loaded_in_float32(folder: str, tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(folder).half().save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     model, _ = huggingface.load(tmp_path)
@@ -65,14 +59,14 @@ def test_a_failed_load_reports_the_reason(name: str, reason: str, monkeypatch: p
     assert reason in str(caught.value)
 
 
-def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused(folder: str, tmp_path: Path) -> None:
     """transformers makes a tokenizer of special tokens alone, and every word was [UNK]."""
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no tokenizer; save it there"):
         huggingface.load(tmp_path)
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_named(folder: Path) -> None:
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_named(folder: str) -> None:
     default = huggingface.default_model_path()
     with pytest.warns(UserWarning, match="has 7000 tokens and the model embeds .*another model"):
         huggingface.load(folder, default)
@@ -83,13 +77,13 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         huggingface.load(tmp_path)
 
 
-def test_an_encoder_without_a_trained_head_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_encoder_without_a_trained_head_is_refused(folder: str, tmp_path: Path) -> None:
     save_encoder(folder, tmp_path, "BertForSequenceClassification")
     with pytest.raises(ValueError, match=r"no weights for classifier\.bias, classifier\.weight"):
         huggingface.load(tmp_path)
 
 
-def save_encoder(folder: Path, to: Path, *architectures: str) -> None:
+def save_encoder(folder: str, to: Path, *architectures: str) -> None:
     """The classifier's encoder, in a configuration that names another class."""
     AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(to)
     AutoTokenizer.from_pretrained(folder).save_pretrained(to)
@@ -99,7 +93,7 @@ def save_encoder(folder: Path, to: Path, *architectures: str) -> None:
 
 @pytest.mark.parametrize("architectures", [("BertModel",), (), ("BertForPreTraining",)])
 def test_an_encoder_is_loaded_without_a_head(
-    folder: Path, tmp_path: Path, architectures: tuple[str, ...]
+    folder: str, tmp_path: Path, architectures: tuple[str, ...]
 ) -> None:
     save_encoder(folder, tmp_path, *architectures)
     model, tokenizer = huggingface.load(tmp_path)
@@ -107,7 +101,7 @@ def test_an_encoder_is_loaded_without_a_head(
     assert HuggingFaceModel(model, tokenizer).task == "none"
 
 
-def test_a_class_that_transformers_does_not_have_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_class_that_transformers_does_not_have_is_refused(folder: str, tmp_path: Path) -> None:
     save_encoder(folder, tmp_path, "MyBert")
     with pytest.raises(ValueError, match="cannot load model") as caught:
         huggingface.load(tmp_path)
@@ -144,7 +138,7 @@ def test_a_saved_model_comes_back_as_its_own_class(family: str, name: str, tmp_p
 
 
 @pytest.mark.parametrize("name", pretrained.DTYPES)
-def test_the_dtype_is_chosen(folder: Path, name: str) -> None:
+def test_the_dtype_is_chosen(folder: str, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # float16 on a CPU is run in float32, and says so
         model, _ = huggingface.load(folder, dtype=name)  # type: ignore[arg-type]
@@ -152,12 +146,12 @@ def test_the_dtype_is_chosen(folder: Path, name: str) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {chosen}
 
 
-def test_an_unknown_dtype_names_the_known_ones(folder: Path) -> None:
+def test_an_unknown_dtype_names_the_known_ones(folder: str) -> None:
     with pytest.raises(ValueError, match="dtype is 'int8'; choose one of 'float32', 'bfloat16', 'float16'"):
         huggingface.load(folder, dtype="int8")  # type: ignore[arg-type]
 
 
-def test_the_tokenizer_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_may_be_elsewhere(folder: str, tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path)
     _, tokenizer = huggingface.load(tmp_path, tokenizer=folder, device="cpu")
     assert tokenizer("a film")["input_ids"] == [2, 5, 9, 3]
@@ -202,7 +196,7 @@ def test_the_predicted_class_has_the_largest_logit() -> None:
     assert probability == pytest.approx(0.8)
 
 
-def test_a_regression_head_predicts_no_class(folder: Path) -> None:
+def test_a_regression_head_predicts_no_class(folder: str) -> None:
     with pytest.raises(ValueError, match="a classifier has at least 2"):
         huggingface.predicted_class(huggingface.load(folder)[0], torch.tensor([1.0]))
 
@@ -231,7 +225,7 @@ PARTS = ("bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "ber
 
 
 @pytest.mark.parametrize("last", ["cpu", "disk", "auto"])
-def test_a_model_that_is_spread_gives_the_same_bits(folder: Path, last: str) -> None:
+def test_a_model_that_is_spread_gives_the_same_bits(folder: str, last: str) -> None:
     """On disk: hooks of accelerate load a part's weights when it runs."""
     pytest.importorskip("accelerate")
     places = "auto" if last == "auto" else {**dict.fromkeys(PARTS, "cpu"), PARTS[2]: last}
@@ -262,14 +256,14 @@ def test_a_model_that_is_spread_gives_the_same_bits(folder: Path, last: str) -> 
     ],
 )
 def test_what_spreads_or_quantises_a_model_is_named_where_it_is_missing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], missing: str, message: str
+    folder: str, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], missing: str, message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=message):
         huggingface.load(folder, **options)  # type: ignore[arg-type]
 
 
-def test_two_places_for_one_model_are_refused(folder: Path) -> None:
+def test_two_places_for_one_model_are_refused(folder: str) -> None:
     with pytest.raises(ValueError, match="both say where the model goes; give one"):
         huggingface.load(folder, device="cpu", device_map="auto")
     with pytest.raises(
@@ -284,7 +278,7 @@ def test_two_places_for_one_model_are_refused(folder: Path) -> None:
         huggingface.load(folder, load_in="3bit")  # type: ignore[arg-type]
 
 
-def test_a_device_of_a_part_that_is_not_there_is_refused(folder: Path) -> None:
+def test_a_device_of_a_part_that_is_not_there_is_refused(folder: str) -> None:
     pytest.importorskip("accelerate")
     with pytest.raises(ValueError, match=r"device_map has 'nope', .* its parts are 'bert', .*'classifier'"):
         huggingface.load(folder, device_map={"": "cpu", "nope": "cpu"})  # was loaded silently

@@ -57,7 +57,7 @@ def with_code(folder: Path, marker: Path, file: str = "config.json") -> Path:
 
 def called(*arguments: str) -> Any:
     """Run the command with a standard input that answers yes to every question."""
-    return CliRunner(env={"HF_HUB_OFFLINE": "1"}).invoke(app, arguments, input="y\n" * 3)
+    return CliRunner().invoke(app, arguments, input="y\n" * 3)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_code_that_is_trusted_is_run_and_its_model_explained(tmp_path: Path) -> 
         "1",
         "--json",
     ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(
         [sys.executable, "-m", "interp_plugin", *arguments],
         capture_output=True,

@@ -707,12 +707,11 @@ def test_the_distortion_of_a_class_agrees_with_new_draws(classifier):
     )
 
 
-def test_a_layer_whose_steps_overshoot_is_averaged_and_converges() -> None:
+def test_a_layer_whose_steps_overshoot_is_averaged_and_converges(default: TextExplainer) -> None:
     """Restarts from every long step oscillated: errors of 7 to 8 % for this sentence instead of 1.5 %."""
-    explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     sentence = "a funny film with more than enough charm to make it memorable"
     rows = [
-        explainer.explain(sentence, layers=[1, 2, 3], solver=Solver(seed=seed))[0].rows[2] for seed in (0, 5)
+        default.explain(sentence, layers=[1, 2, 3], solver=Solver(seed=seed))[0].rows[2] for seed in (0, 5)
     ]
     assert all(row.converged for row in rows)
     apart = (rows[0].sigma.log() - rows[1].sigma.log()).square().mean().sqrt()
@@ -754,13 +753,12 @@ def test_a_rate_that_the_slope_never_reaches_is_not_converged() -> None:
         method.attribute(x, rate=1.0)
 
 
-def test_a_token_that_still_rises_beside_capped_ones_is_not_converged() -> None:
+def test_a_token_that_still_rises_beside_capped_ones_is_not_converged(default: TextExplainer) -> None:
     """Converged seeds were 3 to 7 standard errors apart (r.m.s.), because a token was still moving to the cap."""
-    explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     text = "a very well made , funny and entertaining picture"
     for position in (3, 8):
         one, other = (
-            explainer.explain(text, layers=3, positions=position, solver=Solver(seed=seed, lower_rate=False))
+            default.explain(text, layers=3, positions=position, solver=Solver(seed=seed, lower_rate=False))
             for seed in (0, 1)
         )
         [first], [second] = one[0].rows, other[0].rows
@@ -769,13 +767,12 @@ def test_a_token_that_still_rises_beside_capped_ones_is_not_converged() -> None:
         assert not (first.converged and second.converged) or apart.square().mean().sqrt() < 2
 
 
-def test_a_position_that_saturates_in_capped_tokens_is_solved_at_a_lower_rate() -> None:
+def test_a_position_that_saturates_in_capped_tokens_is_solved_at_a_lower_rate(default: TextExplainer) -> None:
     """Four of these seven rows asked for 20,000 passes: at rate 0.1 tokens were at the cap, E was 0.71 to 0.89."""
-    explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
-    rows = explainer.explain("a very well made film", layers=3, positions=[0, 4])[0].rows
+    rows = default.explain("a very well made film", layers=3, positions=[0, 4])[0].rows
     assert all(row.converged and row.rate == pytest.approx(RATE / 10) for row in rows)
     kept = Solver(lower_rate=False)
-    for row in explainer.explain("a very well made film", layers=3, positions=[0, 4], solver=kept)[0].rows:
+    for row in default.explain("a very well made film", layers=3, positions=[0, 4], solver=kept)[0].rows:
         assert not row.converged and row.regime_index > SATURATED and (row.sigma >= row.max_sigma).any()
 
 
@@ -796,11 +793,10 @@ def test_a_token_with_a_flat_slope_has_a_large_standard_error(seed: int) -> None
     assert fit.standard_error[0, 0] > 3 * fit.standard_error[0, 1:].max()
 
 
-def test_a_nearly_flat_slope_has_one_scale_at_all_seeds() -> None:
+def test_a_nearly_flat_slope_has_one_scale_at_all_seeds(default: TextExplainer) -> None:
     """Where a token's stationarity hardly exceeds its share, long steps led to the cap in one seed of five."""
-    explainer = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     rows = [
-        explainer.explain("a funny film with charm", 4, solver=Solver(seed=seed))[0].rows[0]
+        default.explain("a funny film with charm", 4, solver=Solver(seed=seed))[0].rows[0]
         for seed in range(5)
     ]
     assert all(row.converged and row.rate == pytest.approx(RATE) for row in rows)

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object) -> Any:
-    return CliRunner(env={"COLUMNS": "200", "HF_HUB_OFFLINE": "1"}).invoke(app, list(map(str, arguments)))
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, arguments)))
 
 
 def assert_tame(printed: str) -> None:

@@ -20,7 +20,6 @@ from interp_plugin import (
     Explanation,
     LayerInformationErased,
     TextExplainer,
-    huggingface,
     log_odds,
 )
 from interp_plugin.cli import app
@@ -30,13 +29,8 @@ TEXTS = ["not a bad film , though the plot is thin", "a film with more than enou
 
 
 @pytest.fixture(scope="module")
-def explainer() -> TextExplainer:
-    return TextExplainer(*huggingface.load(huggingface.default_model_path()))
-
-
-@pytest.fixture(scope="module")
-def explanation(explainer: TextExplainer) -> Explanation:
-    return explainer.explain(TEXTS, ["all", "output"], score="erased", passes=60)
+def explanation(default: TextExplainer) -> Explanation:
+    return default.explain(TEXTS, ["all", "output"], score="erased", passes=60)
 
 
 def test_the_words_that_carry_the_class_have_the_highest_scores(explanation: Explanation) -> None:
@@ -46,13 +40,13 @@ def test_the_words_that_carry_the_class_have_the_highest_scores(explanation: Exp
     assert first.kind == "erased" and not first.values[:, [0, -1]].any()  # special tokens are never erased
 
 
-def test_the_scores_of_a_class_equal_captums_for_its_log_odds(explainer: TextExplainer) -> None:
-    [item] = explainer.explain(TEXTS[:1], "output", target="negative", score="erased", passes=60)
-    model: Any = explainer.model.module
-    [encoding] = explainer.encode(TEXTS[:1])
+def test_the_scores_of_a_class_equal_captums_for_its_log_odds(default: TextExplainer) -> None:
+    [item] = default.explain(TEXTS[:1], "output", target="negative", score="erased", passes=60)
+    model: Any = default.model.module
+    [encoding] = default.encode(TEXTS[:1])
     ids = torch.tensor([encoding.ids])
     special = torch.tensor([offset is None for offset in encoding.offsets])
-    baselines = torch.where(special, ids, explainer.model.mask_id)
+    baselines = torch.where(special, ids, default.model.mask_id)
     method = LayerInformationErased(
         lambda ids: log_odds(model(ids).logits, 0), model.base_model.embeddings.word_embeddings
     )
@@ -60,10 +54,10 @@ def test_the_scores_of_a_class_equal_captums_for_its_log_odds(explainer: TextExp
     torch.testing.assert_close(item.rows[0].erased, scores[0], rtol=1e-3, atol=1e-3)
 
 
-def test_without_a_target_the_predicted_class_of_each_text_is_explained(explainer: TextExplainer) -> None:
-    both = explainer.explain(TEXTS, "output", score="erased", passes=40)
+def test_without_a_target_the_predicted_class_of_each_text_is_explained(default: TextExplainer) -> None:
+    both = default.explain(TEXTS, "output", score="erased", passes=40)
     for text, item, target in zip(TEXTS, both, ["negative", "positive"]):
-        [alone] = explainer.explain(text, "output", target=target, score="erased", passes=40)
+        [alone] = default.explain(text, "output", target=target, score="erased", passes=40)
         torch.testing.assert_close(item.rows[0].erased, alone.rows[0].erased, rtol=1e-3, atol=1e-3)
 
 
@@ -73,7 +67,7 @@ def test_a_file_restores_every_bit(explanation: Explanation, tmp_path: Path) -> 
 
 
 def test_another_kind_of_score_is_refused_with_the_way_to_get_it(
-    explanation: Explanation, explainer: TextExplainer
+    explanation: Explanation, default: TextExplainer
 ) -> None:
     for kind in ("kept", "loss", "sigma"):
         with pytest.raises(ValueError, match="explain them with score='kept'"):
@@ -81,23 +75,23 @@ def test_another_kind_of_score_is_refused_with_the_way_to_get_it(
     with pytest.raises(ValueError, match="explain them with score='kept'"):
         explanation[0].total()
     with pytest.raises(ValueError, match="explain them with score='erased'"):
-        explainer.explain("a film", layers=1)[0].scores("erased")
+        default.explain("a film", layers=1)[0].scores("erased")
     with pytest.raises(ValueError, match="score is 'signed'; choose 'kept' or 'erased'"):
-        explainer.explain("a film", score="signed")  # type: ignore[arg-type]
+        default.explain("a film", score="signed")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("unused", [{"side": "keep"}, {"ways": ["attention"]}])
 def test_settings_of_erasures_are_refused_where_noise_is_learned(
-    explainer: TextExplainer, unused: dict[str, Any]
+    default: TextExplainer, unused: dict[str, Any]
 ) -> None:
     with pytest.raises(
         ValueError, match="how tokens are erased, and noise is learned here; give score='erased'"
     ):
-        explainer.explain(TEXTS, 1, **unused)
+        default.explain(TEXTS, 1, **unused)
     with pytest.raises(
         ValueError, match="how tokens are erased, and noise is learned here; give score='erased'"
     ):
-        CorpusStudy(explainer.model, **unused)
+        CorpusStudy(default.model, **unused)
 
 
 def test_word_scores_are_sums_or_means_of_their_pieces(explanation: Explanation) -> None:
@@ -108,10 +102,10 @@ def test_word_scores_are_sums_or_means_of_their_pieces(explanation: Explanation)
 
 
 def test_pieces_of_a_word_that_are_erased_together_have_one_error(
-    explainer: TextExplainer, tmp_path: Path
+    default: TextExplainer, tmp_path: Path
 ) -> None:
     text = "an incomprehensible and charmless film with more than enough melodrama"
-    found = explainer.explain(text, score="erased", units="word", passes=40)
+    found = default.explain(text, score="erased", units="word", passes=40)
     found.save(tmp_path / "film.parquet")
     for item in (found[0], Explanation.load(tmp_path / "film.parquet")[0]):
         row, words = item.row("output"), item.scores(granularity="word").of("incomprehensible")
@@ -149,8 +143,8 @@ def test_the_command_line_erases(tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "'blur'" in wrong.output
 
 
-def test_each_position_is_a_row(explainer: TextExplainer) -> None:
-    [item] = explainer.explain("a good film", 1, positions=[0, 2], score="erased")
+def test_each_position_is_a_row(default: TextExplainer) -> None:
+    [item] = default.explain("a good film", 1, positions=[0, 2], score="erased")
     assert [row.position for row in item.rows] == [0, 2]
     assert item.rows[0].erased.shape == (len(item.tokens),)
 

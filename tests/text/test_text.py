@@ -9,7 +9,6 @@ import torch
 from tiny_plain import CLASSES, WORDS, cnn, lstm
 from torch import Tensor, nn
 
-from interp_plugin import huggingface
 from interp_plugin.attribution import LayerInformationLoss
 from interp_plugin.method.solver import Solver
 from interp_plugin.text import scoring
@@ -21,11 +20,6 @@ from interp_plugin.text.states import Calibration
 
 FAST = Solver(iterations=2)
 TEXTS = ["the cat sat on a mat", "it was good", "a bad cat", "film", "the film was bad and the cat was good"]
-
-
-@pytest.fixture(scope="module")
-def default() -> TextExplainer:
-    return TextExplainer(*huggingface.load(huggingface.default_model_path()))
 
 
 def sigmas(explanation: Explanation) -> list[list[Tensor]]:
@@ -239,8 +233,8 @@ def test_a_second_parameter_that_is_no_mask_is_left_alone() -> None:
     TextExplainer(model).explain("it was good", layers="output", solver=FAST)
 
 
-def test_special_tokens_of_a_fast_tokenizer_are_not_words() -> None:
-    tokenizer = huggingface.load(huggingface.default_model_path())[1]
+def test_special_tokens_of_a_fast_tokenizer_are_not_words(default: TextExplainer) -> None:
+    tokenizer = default.model.tokenizer
     net = nn.Sequential(nn.Embedding(len(tokenizer), 4), nn.Flatten(), nn.LazyLinear(2))
     model = PlainModel(net, lambda t: tokenizer(t, return_offsets_mapping=True), net[0])
     encoding = model.encode("a film")
@@ -382,15 +376,14 @@ def test_progress_is_shown_on_standard_error(capsys: pytest.CaptureFixture[str])
     assert "5/5" in shown.err and not shown.out
 
 
-def test_a_saturated_vector_is_solved_at_a_smaller_rate() -> None:
+def test_a_saturated_vector_is_solved_at_a_smaller_rate(default: TextExplainer) -> None:
     """Nine of ten rows of positions="each" did not converge at the usual rate."""
-    model = TextExplainer(*huggingface.load(huggingface.default_model_path()))
     text = "a very well made , funny and entertaining picture"
     for seed in (0, 1):
-        [kept] = model.explain(text, layers=3, positions=2, solver=Solver(seed=seed, lower_rate=False))[
+        [kept] = default.explain(text, layers=3, positions=2, solver=Solver(seed=seed, lower_rate=False))[
             0
         ].rows
-        [row] = model.explain(text, layers=3, positions=2, solver=Solver(seed=seed))[0].rows
+        [row] = default.explain(text, layers=3, positions=2, solver=Solver(seed=seed))[0].rows
         assert not kept.converged and kept.rate == pytest.approx(0.1)
         assert row.converged and row.rate == pytest.approx(0.01) and 0.65 < row.regime_index < 1.5
         assert row.n_backward > kept.n_backward
