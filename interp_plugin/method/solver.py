@@ -152,7 +152,8 @@ class NoiseFit:
 
     Attributes:
         sigma: standard deviation of the noise in input units, (B, T); max_sigma for masked tokens.
-        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is the standard error of the loss.
+        standard_error: of log sigma, (B, T); 0 at the cap.  Times K it is the standard error of the loss.  It is large
+            for a token whose slope hardly changes with sigma, so that a wide range of sigma is nearly optimal.
         common_error: standard error of the mean of log sigma over an example's tokens below the cap, (B,), whose
             errors are correlated.
         distortion: D at sigma, (B,), dimensionless.
@@ -160,7 +161,8 @@ class NoiseFit:
             their share rate / n; 1 where the closed form is exact.
         residual: sigma_i dD/dsigma_i / (rate / n) - 1, (B, T), measured on the last batch's draws at the iterate before
             them, which does not depend on them; 0 at the cap, NaN for the closed form alone.
-        converged: (B,), whether the standard error met the tolerance; never if D saturates.
+        converged: (B,), whether the standard error, without what flat slopes add to it, met the tolerance; never if D
+            saturates.
         saturated: (B,), whether D of a fit that has not converged saturates: E is below 0.65, so that the slope may
             never reach lambda, or reach it at several scales; or a scale still rises from batch to batch; or a token is
             at the cap that a quadratic D would keep below it.  The remedy is a lower rate.
@@ -357,9 +359,9 @@ class SolverState:
     def take_in(self, step: Step) -> None:
         """Add a batch's Newton estimate to the average.
 
-        A long step in the direction of the one before restarts the average.  So do the steps of a token with a flat
-        slope as long as they go up: for a quadratic D, they are too short.  The error of a Newton step is proportional
-        to its length, so a batch with a longer step has a smaller weight.
+        A long step in the direction of the one before restarts the average.  Where D bends, a token's own average is
+        restarted as long as its steps go up, because Newton's steps for a quadratic D are too short.  The error of a
+        Newton step is proportional to its length, so a batch with a longer step has a smaller weight.
         """
         free, tiny = step.free, torch.finfo(self.log_sigma.dtype).tiny
         noise = token_mean(step.variance, free) / step.count
@@ -413,9 +415,8 @@ class SolverState:
     def common_error(self) -> Tensor:
         """Return the variance of the mean of log sigma over the tokens below the cap, (b,)."""
         if not self.jacobian.shape[1]:
-            return self.common_variance + token_mean(self._flatness(), self.free) / self.free.sum(1).clamp(
-                min=1
-            )
+            count = self.free.sum(1).clamp(min=1)
+            return self.common_variance + token_mean(self._flatness(), self.free) / count
         return self.common_variance * self.inflation() + self._unseen()
 
     def inflation(self) -> Tensor:
