@@ -568,11 +568,14 @@ def _measure_elasticity(objective: Objective, state: SolverState, noise: Tensor,
     rows = bent.any(1).nonzero()[:, 0]
     if not len(rows):
         return
+    below, above = state.log_sigma - bent * NEARBY, (state.log_sigma + bent * NEARBY).minimum(state.cap)
     low, high = (
-        _pairs(objective, replace(state.at(rows), log_sigma=place[rows]), noise, passes).stationarity.mean(0)
-        for place in (state.log_sigma - bent * NEARBY, (state.log_sigma + bent * NEARBY).minimum(state.cap))
+        _pairs(objective, replace(state.at(rows), log_sigma=place[rows]), noise, passes)
+        .stationarity.mean(0)
+        .clamp(min=1e-30)
+        for place in (below, above)
     )
-    found = (high.clamp(min=1e-30) / low.clamp(min=1e-30)).log() / (2 * NEARBY)
+    found = (high / low).log() / (above - below)[rows]
     state.elasticity[rows] = torch.where(bent[rows], found, state.elasticity[rows])
 
 
