@@ -804,3 +804,13 @@ def test_a_nearly_flat_slope_has_one_scale_at_all_seeds(default: TextExplainer) 
     error = torch.stack([row.standard_error for row in rows]).square().mean(0).sqrt()
     assert (logs.std(0) < 2 * error).all()
     assert error[4] > 0.03 > error[[0, 1, 2, 3, 5, 6]].max()  # "with", and the other tokens
+
+
+def test_a_variance_is_divided_by_the_squared_elasticity_within_bounds() -> None:
+    state = state_at(SIGMA)
+    state.variance, state.common_variance = torch.full_like(SIGMA, 0.01), torch.full((BATCH,), 0.002).double()
+    state.elasticity = torch.tensor([-1.0, 0.5, 4.0]).double().expand(BATCH, -1)
+    factors = torch.tensor([400.0, 16.0, 1.0]).double()  # steps divide by 2; at least 0.1 and at most 2
+    torch.testing.assert_close(state.error(), (0.01 * factors).expand(BATCH, -1))
+    added = 0.01 * (factors - 1).sum() / TOKENS**2  # errors of different tokens do not go together
+    torch.testing.assert_close(state.common_error(), (0.002 + added).expand(BATCH))
