@@ -72,6 +72,7 @@ _INSTEAD = {
         "stdevs", "nt_type", "nt_samples", "nt_samples_batch_size",
     ),
     "define tokens with feature_mask": ("sliding_window_shapes", "strides"),
+    "neuron_selector picks the state: leave it out": ("target",),
     "score='kept' is never negative": ("relu_attributions", "abs"),
 }  # fmt: skip
 FOREIGN = {name: instead for instead, names in _INSTEAD.items() for name in names}
@@ -91,18 +92,23 @@ def captum_call(call: Call) -> Call:
             layer = self.layer if isinstance(self.layer, LayerCall) else LayerCall(self.layer, None)
             self = copy.copy(self)
             self.layer = replace(layer, side="input")
-        refuse_settings(f"{type(self).__name__}.{call.__name__}", kwargs, inspect.signature(call).parameters)
         refuse_order(call, args)
+        refuse_settings(
+            f"{type(self).__name__}.{call.__name__}", args, kwargs, inspect.signature(call).parameters
+        )
         return call(self, *args, **kwargs)
 
     return cast(Call, called)
 
 
-def refuse_settings(name: str, settings: dict[str, Any], own: Container[str] = ()) -> None:
+def refuse_settings(
+    name: str, args: Sequence[Any], settings: dict[str, Any], own: Container[str] = ()
+) -> None:
     """Remove arguments of Captum's other methods that are None or False, and raise an error for any others.
 
     Args:
         name: name of the called method.
+        args: its positional arguments, for the message.
         settings: its keyword arguments; changed in place.
         own: names of the arguments that the method itself accepts.
     """
@@ -115,7 +121,7 @@ def refuse_settings(name: str, settings: dict[str, Any], own: Container[str] = (
     are, mean = ("is a setting", "means") if len(refused) == 1 else ("are settings", "mean")
     raise TypeError(
         f"{', '.join(theirs)} {are} of Captum's other methods and {mean} nothing to {name} ({why}); write "
-        f"{name.rpartition('.')[2]}({', '.join(['inputs', *ours])})"
+        f"{name.rpartition('.')[2]}({', '.join(['inputs', *map(_short, args[1:]), *ours])})"
     )
 
 

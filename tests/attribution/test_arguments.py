@@ -226,6 +226,18 @@ def test_several_settings_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["attribute", "fit"])
+def test_a_target_beside_the_neuron_is_refused_with_the_line_to_write(name: str) -> None:
+    call = getattr(NeuronInformationLoss(MLP, MLP[0]), name)
+    with pytest.raises(
+        TypeError,
+        match=rf"^target=1 .*neuron_selector picks the state.* write {name}\(inputs, 2, rate=0.2\)$",
+    ):
+        call(X, 2, target=1, rate=0.2)
+    with pytest.raises(TypeError, match=r"write attribute\(inputs, 1\)$"):
+        METHOD.attribute(X, 1, n_steps=20)
+
+
+@pytest.mark.parametrize("name", ["attribute", "fit"])
 def test_a_warning_is_shown_at_the_users_line(name: str) -> None:
     model = nn.Sequential(nn.Dropout(0.1), seeded(lambda: nn.Linear(5, 2))).train()
     with pytest.warns(UserWarning, match="training mode") as caught:
