@@ -252,10 +252,18 @@ class HuggingFaceModel:
         """Generate token ids after a text, greedily unless ``options`` of ``generate`` say otherwise.
 
         Raises:
-            ValueError: the model is not a language model, or has too few positions for so many tokens.
+            ValueError: the model is not a language model, or has too few positions for so many tokens; or more than
+                one continuation is asked for.
         """
         if self.task != "next token":
             raise ValueError(f"{self.name} cannot generate text; give a language model")
+        config = options.get("generation_config") or self.model.generation_config
+        count = options.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1
+        if count > 1:
+            raise ValueError(
+                f"num_return_sequences is {count}, and one continuation is explained in a call; leave it out, and call "
+                "once for each"
+            )
         inputs = {"do_sample": False, "pad_token_id": self.pad_id, **options}
         ids = torch.tensor([self.encode(text).ids], device=self.device)
         start = len(self._decoder_start()) if self._has_decoder else ids.shape[1]
@@ -272,7 +280,8 @@ class HuggingFaceModel:
             max_new_tokens=min(max_new_tokens, room),
             **inputs,
         )
-        new = tuple(found[0, start:].tolist())
+        sequences = getattr(found, "sequences", found)  # an attribute with return_dict_in_generate
+        new = tuple(sequences[0, start:].tolist())
         if max_new_tokens > room and not self._ends & set(new):
             raise refused
         return new

@@ -383,7 +383,7 @@ class TextExplainer:
             options: options of :meth:`explain`, which is called with the generated tokens as ``continuation``.
 
         Raises:
-            ValueError: the model is not a language model.
+            ValueError: the model is not a language model, or ``generation`` asks for several continuations.
         """
         model = self.model
         if not isinstance(model, huggingface.HuggingFaceModel) or model.task != "next token":
@@ -391,7 +391,7 @@ class TextExplainer:
         [(prompt, pair)] = the_only(read_texts(text))
         if pair is not None:
             raise ValueError("text is a pair of sentences; give one prompt")
-        ids = model.generate(prompt, max_new_tokens, **(generation or {}))
+        ids = model.generate(prompt, **{"max_new_tokens": max_new_tokens, **(generation or {})})
         return self.explain(text, continuation=ids, **options)
 
     def _steps(

@@ -207,6 +207,28 @@ def test_generated_tokens_are_explained_as_they_were_generated() -> None:
     assert torch.allclose(text.rows[0].sigma[: len(single.tokens)], single.rows[0].sigma, rtol=1e-4)
 
 
+def test_a_generated_text_is_the_same_in_a_dictionary() -> None:
+    """``generate`` returns tensors or, on request or by its configuration, an output with them in ``sequences``."""
+    model = tiny("gpt2", "GPT2LMHeadModel")
+    expected = model.generate(TEXT, 3)
+    assert model.generate(TEXT, 3, return_dict_in_generate=True) == expected
+    text = TextExplainer(model).generate(TEXT, generation={"max_new_tokens": 1}, solver=FAST)[0]
+    assert [row.position for row in text.rows] == [len(model.encode(TEXT).ids)]
+    model.model.generation_config.return_dict_in_generate = True
+    assert model.generate(TEXT, 3) == expected
+
+
+def test_several_generated_texts_are_refused() -> None:
+    model = tiny("gpt2", "GPT2LMHeadModel")
+    refused = "^num_return_sequences is 2, and one continuation is explained .*; leave it out"
+    for more in ({}, {"do_sample": True}, {"num_beams": 2}):
+        with pytest.raises(ValueError, match=refused):
+            TextExplainer(model).generate(TEXT, 2, generation={"num_return_sequences": 2, **more})
+    model.model.generation_config.num_return_sequences = 2
+    with pytest.raises(ValueError, match=refused):
+        model.generate(TEXT, 2)
+
+
 def test_an_encoder_decoder_explains_its_generated_tokens_by_the_source() -> None:
     explainer = TextExplainer(tiny("t5", "T5ForConditionalGeneration"))
     text = explainer.explain(TEXT, continuation="not good", solver=FAST)[0]
