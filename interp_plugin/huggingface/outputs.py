@@ -259,7 +259,11 @@ class Labels:
             found = [i for i, name in enumerate(self.names) if name == target] or [
                 i for i, name in enumerate(self.names) if name.casefold() == target.casefold()
             ]
-        if len(found) != 1:
+        if len(found) > 1:
+            raise ValueError(
+                f"target {target!r} is the name of classes {', '.join(map(str, found))}; choose one by its number"
+            )
+        if not found:
             raise ValueError(
                 f"target {target!r} is no class of the model: it has {listed(self.names)}; choose a label or its index"
             )

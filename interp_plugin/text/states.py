@@ -267,9 +267,13 @@ def _request(
     wanted, other = (
         None if each is None else class_number(model, each, encoding.choices) for each in (target, foil)
     )
-    if other is not None and wanted == other:
-        name = encoding.choices[other] if encoding.choices else model.class_name(other)
-        raise ValueError(f"target and instead_of are both class {name!r}; give two different classes")
+    if wanted is not None and other is not None:
+        # equal choices have equal scores
+        names = [
+            encoding.choices[each] if encoding.choices else model.class_name(each) for each in (wanted, other)
+        ]
+        if wanted == other or (encoding.choices and names[0] == names[1]):
+            raise ValueError(f"target and instead_of are both class {names[0]!r}; give two different classes")
     return OutputRequest(wanted, other, encoding.choices, other is not None)
 
 

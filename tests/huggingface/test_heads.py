@@ -229,6 +229,15 @@ def test_texts_with_different_choices_are_explained_in_one_call() -> None:
             assert torch.allclose(row.sigma, twin.sigma, rtol=1e-3)
 
 
+def test_two_equal_choices_are_told_apart_by_their_numbers_and_not_contrasted() -> None:
+    explainer, given = wide("bert", "BertForMultipleChoice"), (CONTEXT, [*CHOICES[:2], CHOICES[0]])
+    with pytest.raises(ValueError, match=r"^target 'it was good' is the name of classes 0, 2; choose one by"):
+        explainer.explain(given, "output", target=CHOICES[0])
+    assert explainer.explain(given, "output", target=2, solver=EXACT)[0].target == CHOICES[0]
+    with pytest.raises(ValueError, match="are both class 'it was good'; give two different classes"):
+        explainer.explain(given, "output", target=0, instead_of=2)
+
+
 def test_a_word_that_is_read_with_each_choice_is_a_unit_each_time() -> None:
     [item] = wide("bert", "BertForMultipleChoice").explain((CONTEXT, CHOICES[1:]), 1, solver=FAST)
     units = item.scores(granularity="word").units
