@@ -137,13 +137,13 @@ class Records(Iterator[Record]):
 
 
 def records(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | Iterable[Any],
     split: str | None = None,
     header: bool | None = None,
     encoding: str = "utf-8",
     limit: int | None = None,
 ) -> Records:
-    """Return the records of a file, of a folder of files, or of a data set, read one at a time.
+    """Return the records of a file, of a folder of files, of a data set or of texts in memory, read one at a time.
 
     A record that cannot be read (a line that is not JSON, a value that Python cannot represent, a damaged page)
     carries the reason, and reading continues after it.
@@ -152,8 +152,9 @@ def records(
         source: a .txt (one text per line, in column "text"), .jsonl, .csv (separated by commas, semicolons, tabs or
             bars, detected from the first lines), .tsv (no quoting) or .parquet file; a folder of such files, read in
             the order of their names; the URI of a file or folder in an object store that pyarrow or fsspec reads
-            ("s3://bucket/reviews"); or the name of a data set for ``datasets.load_dataset`` ("imdb", or "glue:sst2"
-            with a configuration).
+            ("s3://bucket/reviews"); the name of a data set for ``datasets.load_dataset`` ("imdb", or "glue:sst2"
+            with a configuration); or what is in memory: a table of pandas or polars, or an iterable of texts (column
+            "text") or of mappings by column.
         split: of a data set (None: "train"); a folder with a split is also read by ``load_dataset``.
         header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.  None: it does
             if one of its cells is a usual name, such as "text" or "label", or no cell is a number or a sentence.
@@ -162,6 +163,7 @@ def records(
 
     Raises:
         ValueError: the source does not exist or is of another kind, or the encoding is unknown.
+        TypeError: the source is a mapping or no iterable.
         ImportError: ``pyarrow`` (Parquet, object stores) or ``datasets`` is needed and not installed.
 
     Examples::
@@ -172,6 +174,12 @@ def records(
         ...     [record.values for record in records(file)]
         [{'sentence': 'a good, funny film', 'label': '1'}]
     """
+    if not isinstance(source, (str, PathLike)):
+        if split is not None:
+            raise ValueError(
+                f"split is {split!r} and the texts are in memory; give the split itself, or leave it out"
+            )
+        return _of_memory(source, limit)
     path = Path(source)
     _check_encoding(encoding)
     if split is not None and (is_remote(source) or path.is_file()):
@@ -194,6 +202,17 @@ def records(
         ),
         str(source),
     )
+
+
+def _of_memory(source: Iterable[Any], limit: int | None = None) -> Records:
+    """Return the rows of a table, or texts, as records."""
+    rows = rows_of(source)
+
+    def read(wanted: Wanted | None) -> Iterator[Record]:
+        for number, row in enumerate(islice(rows, limit)):
+            yield Record(f"row {number}", row if isinstance(row, Mapping) else {TEXT_COLUMNS[0]: row})
+
+    return Records(read, type(source).__name__)
 
 
 def lines(opened: BinaryIO, name: str, encoding: str = "utf-8") -> Records:
@@ -289,7 +308,7 @@ class Texts:
 
 
 def read_texts(
-    source: str | PathLike[str] | Records,
+    source: str | PathLike[str] | Iterable[Any],
     split: str | None = None,
     text_column: Column | None = None,
     label_column: Column | None = None,
@@ -324,6 +343,8 @@ def read_texts(
         (('a good film', 'a dull one'), ('1', '0'))
         >>> found.left_out
         ("films.tsv, line 2 holds '' in column 0: it must be a text that is not empty",)
+        >>> read_texts(["a good film", "a dull one"]).texts
+        ('a good film', 'a dull one')
     """
     given = dict(zip(USUAL_COLUMNS, (label_column, rationale_column, target_column, foil_column)))
     named = tuple(column for column in (pair_column, *given.values()) if column is not None)
@@ -436,9 +457,10 @@ def rows_of(source: Any) -> Iterator[Any]:
     """Return an iterator over texts in memory; rows of a table (pandas, polars) are mappings by column.
 
     Raises:
-        TypeError: the source is a single text, a mapping or a path.
+        TypeError: the source is a single text, a mapping, a path, or no iterable.
     """
-    if isinstance(source, (str, bytes, Mapping, PathLike)):
+    is_one = isinstance(source, (str, bytes, Mapping, PathLike))
+    if is_one or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
         raise TypeError(
             f"texts is a {type(source).__name__}: give an iterable of texts; for a file, data.records(path)"
         )
@@ -464,7 +486,7 @@ def in_memory(texts: Any) -> Any:
         path = str(texts)
         raise ValueError(f"{path!r} is a file, not a text; give data.read_texts({path!r}).texts")
     if hasattr(texts, "itertuples") or hasattr(texts, "iter_rows"):
-        texts = [Record(f"row {number}", row) for number, row in enumerate(rows_of(texts))]
+        texts = _of_memory(texts)
     elif not isinstance(texts, Records):
         return texts
     found = [record for record in texts if record.error != EMPTY]

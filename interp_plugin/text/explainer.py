@@ -379,7 +379,8 @@ class TextExplainer:
         Args:
             text: the prompt, or the messages of a chat.
             max_new_tokens: largest number of tokens to generate.
-            generation: options of the model's own ``generate``; None: greedy decoding.
+            generation: options of the model's own ``generate``, which come before ``max_new_tokens``; None: greedy
+                decoding.
             options: options of :meth:`explain`, which is called with the generated tokens as ``continuation``.
 
         Raises:

@@ -466,6 +466,22 @@ def test_texts_are_read_from_series_arrays_tables_and_records(tmp_path: Path) ->
             explainer.encode(name)
 
 
+def test_texts_in_memory_are_read_like_those_of_a_file() -> None:
+    table = pandas.DataFrame({"comment": ["a good film", "", "bad"], "stars": [5, 3, 1]})
+    found = read_texts(table, label_column="stars")
+    assert (found.texts, found.labels) == (("a good film", "bad"), (5, 1))
+    assert found.left_out == ("row 1 holds '' in column 'comment': it must be a text that is not empty",)
+    texts = ["a good film", "bad"]
+    for given in (texts, tuple(texts), iter(texts), pandas.Series(texts), [{"text": text} for text in texts]):
+        assert read_texts(given).texts == tuple(texts)
+    assert read_texts(texts, limit=1).texts == ("a good film",)
+    for wrong in ({"text": texts}, 5, None):
+        with pytest.raises(TypeError, match=f"texts is a {type(wrong).__name__}: give an iterable of texts"):
+            read_texts(wrong)
+    with pytest.raises(ValueError, match="split is 'test' and the texts are in memory"):
+        read_texts(texts, split="test")
+
+
 def test_labels_of_a_file_are_classes_by_name_or_number() -> None:
     explainer = TextExplainer(cnn())
     found = explainer.explain(["a good film", "it was bad"], "output", ["1", "bad"])
