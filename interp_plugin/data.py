@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -84,7 +85,7 @@ class Record:
             raise ValueError(f"{self.where}: {self.error}")
         if column not in self.values:
             raise ValueError(
-                f"{self.where} has no column {column!r}: there are {_names(self.values)}; choose one"
+                f"{self.where} has no column {column!r}: {_instead_of(column, self.values)}; choose one"
             )
         return self.values[column]
 
@@ -157,7 +158,8 @@ def records(
             "text") or of mappings by column.
         split: of a data set (None: "train"); a folder with a split is also read by ``load_dataset``.
         header: whether the first line of .csv and .tsv names the columns; otherwise they have numbers.  None: it does
-            if one of its cells is a usual name, such as "text" or "label", or no cell is a number or a sentence.
+            if one of its cells is a usual name, such as "text" or "label", or no cell is a number or a sentence.  Of
+            columns with one name, the second and third have a number, as in pandas: "text", "text.1", "text.2".
         encoding: of .txt, .jsonl, .csv and .tsv files.
         limit: maximum number of records.
 
@@ -253,8 +255,8 @@ def columns(
         if wanted is not None and known and not any(wanted in record.values for record in known):
             first = known[0]
             raise ValueError(
-                f"there is no column {wanted!r} in {first.where}: there are {_names(first.values)}; choose one, by its "
-                "number if the file has no header"
+                f"there is no column {wanted!r} in {first.where}: {_instead_of(wanted, first.values)}; choose one, by "
+                "its number if the file has no header"
             )
     readable = [record for record in known if record.error is None]
     if text is not None or not readable:
@@ -465,7 +467,7 @@ def rows_of(source: Any) -> Iterator[Any]:
             f"texts is a {type(source).__name__}: give an iterable of texts; for a file, data.records(path)"
         )
     if hasattr(source, "itertuples"):  # pandas
-        names = list(source.columns)
+        names = _distinct(source.columns)
         return (dict(zip(names, row)) for row in source.itertuples(index=False, name=None))
     if hasattr(source, "iter_rows"):  # polars
         return iter(source.iter_rows(named=True))
@@ -531,9 +533,21 @@ def _names(values: Mapping[Column, Any]) -> str:
     return "columns " + ", ".join(shown(name) if isinstance(name, str) else str(name) for name in values)
 
 
+def _instead_of(column: Column, values: Mapping[Column, Any]) -> str:
+    """Return a listing of a record's columns, and the name that is like one that is missing.
+
+    Examples::
+        >>> _instead_of("label", {"text": 0, " Label": 0})
+        "there are columns 'text', ' Label' (did you mean ' Label'?)"
+    """
+    plain = {str(name).strip().casefold(): name for name in values}
+    near = get_close_matches(str(column).strip().casefold(), plain, n=1)
+    return f"there are {_names(values)}" + "".join(f" (did you mean {plain[name]!r}?)" for name in near)
+
+
 def _check_encoding(encoding: str) -> None:
     try:
-        fits = "\n,".encode(encoding) == b"\n,"
+        fits = "\n,".encode(encoding).removeprefix(codecs.BOM_UTF8) == b"\n,"
     except LookupError:
         fits = False
     if not fits:
@@ -700,12 +714,26 @@ def _separated(
         elif any(re.search("[\udc80-\udcff]", cell) for cell in row):
             yield Record(where, {}, _not_decoded(encoding))
         elif names is None and (header or (header is None and _is_header(row))):
-            names = list(row)
+            names = _distinct(row)
         elif len(row) > len(names or row):
             yield Record(where, {}, f"{len(row)} columns, and the header names {len(names or row)}")
         else:
             header = False  # the first row was not a header, so no later row is
             yield Record(where, dict(zip(names or range(len(row)), row)))
+
+
+def _distinct(names: Iterable[Any]) -> list[Any]:
+    """Return names of columns with a number after each that has occurred before.
+
+    Examples::
+        >>> _distinct(["text", "label", "text", "text"])
+        ['text', 'label', 'text.1', 'text.2']
+    """
+    found: dict[Any, None] = {}
+    for name in names:
+        numbered = (f"{name}.{number}" for number in count(1))
+        found[next(new for new in chain([name], numbered) if new not in found)] = None
+    return list(found)
 
 
 class _Lines:
@@ -827,7 +855,7 @@ def _parquet(opened: BinaryIO, name: str, wanted: Wanted | None) -> Iterator[Rec
         missing = wanted.missing(chosen)
         if missing:
             nothing: dict[Column, Any] = dict.fromkeys(chosen)
-            reason = f"no column {missing[0]!r}: there are {_names(nothing)}; choose one"
+            reason = f"no column {missing[0]!r}: {_instead_of(missing[0], nothing)}; choose one"
             for row in range(1, table.metadata.num_rows + 1):
                 yield Record(f"{name}, row {row}", nothing, reason)
             return

@@ -136,7 +136,10 @@ def test_a_quote_that_is_not_closed_is_a_record_that_cannot_be_read(tmp_path: Pa
 
 def test_a_byte_order_mark_is_not_part_of_the_first_text(tmp_path: Path) -> None:
     assert of(tmp_path / "x.txt", b"\xef\xbb\xbfa film\n")[0].values == {"text": "a film"}
-    assert of(tmp_path / "x.csv", b"\xef\xbb\xbftext\na film\n")[0].values == {"text": "a film"}
+    for name, content in (("x.csv", b'"text",label\na film,1\n'), ("x.tsv", b"text\tlabel\na film\t1\n")):
+        for encoding in ("utf-8", "utf-8-sig", "latin-1"):
+            [row] = of(tmp_path / name, b"\xef\xbb\xbf" + content, encoding=encoding)
+            assert row.values == {"text": "a film", "label": "1"}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,37 @@ def test_a_missing_column_is_an_error_that_lists_the_columns(tmp_path: Path) -> 
     assert found.left_out == (
         "films.jsonl, line 2 has no column 'label': there are columns 'text'; choose one",
     )
+
+
+def test_a_missing_column_is_an_error_that_names_the_one_like_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    for header in ("text,Label", "text, label", "text,lable"):
+        path.write_text(f"{header}\na good film,1\n", encoding="utf-8")
+        named = header.partition(",")[2]
+        with pytest.raises(
+            ValueError, match=rf"there are columns 'text', '{named}' \(did you mean '{named}'\?\)"
+        ):
+            read_texts(path, label_column="label")
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"Text": ["a good film"]}), path)
+    with pytest.raises(ValueError, match=r"did you mean 'Text'\?"):
+        read_texts(path, text_column="text")
+    with pytest.raises(ValueError, match="there are columns 'Text'; choose one"):
+        read_texts(path, text_column="comment")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_columns_of_one_name_are_numbered_as_in_pandas(tmp_path: Path, suffix: str) -> None:
+    """The last one was taken for all."""
+    path, mark = tmp_path / f"x{suffix}", "\t" if suffix == ".tsv" else ","
+    rows = (["text", "label", "text", "text"], ["a good film", "1", "bad", "so-so"])
+    path.write_text("".join(mark.join(row) + "\n" for row in rows), encoding="utf-8")
+    assert read_texts(path).texts == ("a good film",)
+    assert read_texts(path, text_column="text.2").texts == ("so-so",)
+    [row] = records(path)
+    assert list(row.values) == list(pandas.read_csv(path, sep=mark).columns)
+    table = pandas.DataFrame([["a good film", "bad"]], columns=["text", "text"])
+    assert read_texts(table).texts == ("a good film",)
 
 
 def test_the_column_of_texts_is_not_guessed_if_two_are_possible() -> None:
