@@ -72,6 +72,7 @@ class Record:
         if not isinstance(words, str) or not words.strip():
             raise ValueError(
                 f"{self.where} holds {shown(str(words))} in column {column!r}: it must be a text that is not empty"
+                + (", and bytes must be UTF-8" if isinstance(words, bytes) else "")
             )
         return words
 
@@ -859,7 +860,7 @@ def _parquet(opened: BinaryIO, name: str, wanted: Wanted | None) -> Iterator[Rec
             for row in range(1, table.metadata.num_rows + 1):
                 yield Record(f"{name}, row {row}", nothing, reason)
             return
-        chosen = wanted.among(chosen, [field.name for field in schema if _holds_words(arrow, field.type)])
+        chosen = wanted.among(chosen, _columns_of_words(arrow, schema))
     for place, group in enumerate(groups):
         end = number + group.num_rows
         try:
@@ -896,9 +897,13 @@ class _WatchedFile:
             raise self._failure
 
 
-def _holds_words(arrow: ModuleType, kind: Any) -> bool:
-    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-    return bool(arrow.types.is_string(kind) or arrow.types.is_large_string(kind))
+def _columns_of_words(arrow: ModuleType, schema: Any) -> list[str]:
+    """Return the columns that hold strings, or bytes under a usual name or if there are no strings."""
+    kinds = arrow.types
+    types = {f.name: f.type.value_type if kinds.is_dictionary(f.type) else f.type for f in schema}
+    words = [name for name, kind in types.items() if kinds.is_string(kind) or kinds.is_large_string(kind)]
+    binary = [name for name, kind in types.items() if kinds.is_binary(kind) or kinds.is_large_binary(kind)]
+    return words + [name for name in binary if not words or name in TEXT_COLUMNS]
 
 
 def _rows_at_once(group: Any, names: Collection[str]) -> int:
@@ -924,7 +929,14 @@ def _of_batch(batch: Any, name: str, before: int) -> Iterator[Record]:
             yield from _of_batch(batch.slice(place, 1), name, before + place)
         return
     for place, row in enumerate(rows, before + 1):
-        yield Record(f"{name}, row {place}", row)
+        yield Record(f"{name}, row {place}", {column: _decoded(value) for column, value in row.items()})
+
+
+def _decoded(value: Any) -> Any:
+    """Return bytes as text if they are UTF-8, and anything else as it is: some programs write strings as bytes."""
+    with suppress(UnicodeDecodeError):
+        return value.decode() if isinstance(value, bytes) else value
+    return value
 
 
 def _first_line(error: Exception) -> str:

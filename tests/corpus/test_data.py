@@ -378,6 +378,23 @@ def test_a_failing_disk_is_an_error_and_not_a_bad_record(
         list(records(path))
 
 
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary()], ids=str)
+def test_bytes_in_parquet_are_read_as_utf_8(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "x.parquet"
+    texts = pyarrow.array(["sch\xf6n".encode(), b"\xff\xfe", b"bad"], kind)
+    parquet.write_table(
+        pyarrow.table({"text": texts, "label": pyarrow.array([b"pos", b"pos", b"neg"], kind)}), path
+    )
+    found = read_texts(path)
+    assert (found.texts, found.labels) == (("sch\xf6n", "bad"), ("pos", "neg"))
+    [left_out] = found.left_out
+    assert left_out.startswith("x.parquet, row 2 holds") and left_out.endswith(
+        "in column 'text': it must be a text that is not empty, and bytes must be UTF-8"
+    )
+    parquet.write_table(pyarrow.table({"review": texts, "stars": [5, 1, 1]}), path)
+    assert read_texts(path).texts == read_texts(path, text_column="review").texts == found.texts
+
+
 def test_only_the_requested_columns_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     columns = {name: [name] for name in ("text", "title", "label", "tags", "n")}
