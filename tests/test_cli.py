@@ -357,7 +357,7 @@ def test_a_separate_tokenizer_is_loaded(folder: str) -> None:
         (["a film", "--positions", "x"], "positions 'x' cannot be read"),
         (["a film", "--target", "fair"], "target 'fair' is no class of the model"),
         (["a film", "--target", "7"], "target 7 is no class of the model"),
-        (["a film", "--target", "good", "--layers", "1"], "target 'good' picks a part of the output"),
+        (["a film", "--target", "good", "--layers", "1"], "do not include the output; give --layers output"),
         (["a film", "--rate", "0"], "rate"),
         (["a film", "--rate", "-1"], "rate"),
         (["a film", "--rate", "nan"], "rate"),
@@ -370,6 +370,7 @@ def test_a_separate_tokenizer_is_loaded(folder: str) -> None:
         (["a film", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["a film", "--device", "meta"], "device 'meta' cannot be used"),
         (["a film", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+        (["a film", "--device-map", '{"": ["cpu"]}'], """device "['cpu']" cannot be used"""),
     ],
 )
 def test_bad_input_exits_with_2_and_one_sentence_on_stderr(
@@ -378,6 +379,23 @@ def test_bad_input_exits_with_2_and_one_sentence_on_stderr(
     model = [] if "--model" in arguments else ["--model", folder]
     assert message in refused(*model, *arguments)
     assert message in refused(*model, *arguments, "--json")
+
+
+def test_a_wrong_type_is_refused_and_a_mistake_in_the_code_is_a_traceback(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are TypeErrors, and both were tracebacks."""
+    assert "text 0 is []: with --words it must be a list of words" in refused(
+        " ", "--words", "--model", folder
+    )
+
+    def mistaken(*_: Any, **__: Any) -> Any:
+        return len(None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("interp_plugin.huggingface.HuggingFaceModel.encode", mistaken)
+    # of several texts it is raised again, with the text's number
+    for texts in (["a film"], ["a film", "not bad"]):
+        assert isinstance(run("explain", *texts, "--model", folder).exception, TypeError)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def _keep_gradients(model: torch.nn.Module) -> None:
 def _check_device(device: str | torch.device) -> None:
     try:
         torch.zeros(1, dtype=torch.float32, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch was built without CUDA
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
             f"device {str(device)!r} cannot be used ({reason}); give cpu, or one that torch finds here"
