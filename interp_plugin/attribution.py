@@ -43,6 +43,7 @@ from interp_plugin.method.perturbation import (
     gradients,
     lengths_of,
     module_of,
+    turned,
 )
 from interp_plugin.method.problem import (
     Problem,
@@ -360,6 +361,7 @@ class TokenAttribution(Attribution):
     input_setting: str | None = (
         None  # Captum's argument that selects the layer's input in place of its output
     )
+    has_draws = False  # whether noise is drawn, which belongs to positions
 
     def __init__(self, forward_func: Callable[..., Any], state_layer: Site | None = None) -> None:
         super().__init__(forward_func)
@@ -442,10 +444,33 @@ class TokenAttribution(Attribution):
                 [x.ndim for x in model.origin] if len(mask) == len(model.origin) else [m.ndim for m in mask]
             )
             mask = tuple(repeated(m, model.batch, ndim) for m, ndim in zip(mask, dims))
+        starts = None if mask is not None else self._starts(model, terms, token_mask, whole)
+        if starts is not None:
+            model = model.from_first_tokens(starts)
+            whole = model.turned_state(whole, torch.arange(len(whole)))
+            token_mask = turned(cast(Tensor, token_mask), starts)
         problem = pose(model, terms, mask, token_mask, whole=whole)
-        if mask is None and token_mask is not None:
+        if mask is None and token_mask is not None and starts is None:
             _leave_padding_out(problem)
         return problem
+
+    def _starts(
+        self, model: NoisyModel, terms: Terms, token_mask: Tensor | None, whole: Tensor
+    ) -> Tensor | None:
+        """Return the length of the padding before each example's tokens, (B,), from which its draws are counted.
+
+        None: there is none, or a setting is of the state's own positions.
+        """
+        [origin, *others] = model.origin
+        is_mask = isinstance(token_mask, Tensor) and token_mask.shape == origin.shape[:2]
+        if not self.has_draws or others or not is_mask:
+            return None
+        mask, index = cast(Tensor, token_mask).to(origin.device).bool(), model.selector
+        picks = index is not None and not (isinstance(index, tuple) and index[0] == slice(None))
+        if whole.ndim > 2 and (picks or getattr(terms.state_std, "ndim", 0) > 1):
+            return None
+        lengths = lengths_of(mask.flip(1))
+        return None if lengths is None or mask.all() else mask.shape[1] - lengths
 
     def _inferred_token_mask(self, model: NoisyModel) -> Tensor | None:
         """Return the token mask among the model's arguments, (B, T), if noise is added to the tokens it describes."""
@@ -767,6 +792,8 @@ class InformationLoss(TokenAttribution):
         (torch.Size([1, 3]), True)
     """
 
+    has_draws = True
+
     @log_usage(part_of_slo=True)
     @captum_call
     def attribute(
@@ -789,9 +816,9 @@ class InformationLoss(TokenAttribution):
     ) -> Tensors:
         """Compute the score of every token.
 
-        The scores of an example do not depend on the rest of the batch, nor on padding if the model gets an
-        attention mask and this method the ``token_mask``.  Most of the padding at the end of texts of different
-        lengths is then skipped, if a first run without it gives the same states.
+        The scores of an example do not depend on the rest of the batch, nor on padding on either side if the model
+        gets an attention mask and this method the ``token_mask``.  Most of the padding at the end of texts of
+        different lengths is then skipped, if a first run without it gives the same states.
 
         Args:
             inputs: floating point tensor or tuple of them, each (B, ...).  In a 3-D or higher input the

@@ -657,6 +657,18 @@ def alike(
     return found
 
 
+def turned(values: Tensor, starts: Tensor) -> Tensor:
+    """Turn each row of (R, T, ...) around, so that it begins at its own position; negative ``starts`` undo it.
+
+    Examples::
+        >>> turned(torch.tensor([[0, 5, 6], [7, 8, 9]]), torch.tensor([1, 0])).tolist()
+        [[5, 6, 0], [7, 8, 9]]
+    """
+    places = torch.arange(values.shape[1], device=values.device) + starts.to(values.device).unsqueeze(1)
+    index = (places % values.shape[1]).reshape(*places.shape, *[1] * (values.ndim - 2))
+    return values.gather(1, index.expand_as(values))
+
+
 Selector = int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
 Forward = Callable[[tuple[Tensor, ...], Tensor], Tensor]
 """Runs the model on input rows; the second argument, (R,), has the example of each row."""
@@ -698,6 +710,9 @@ class NoisyModel:
         state_layer: the site of the state; None: the model's output.
         selector: which part of the state to keep.
         max_rows: maximum rows in one forward pass.
+        starts: number of positions of padding before each row's tokens, (B,).  ``origin``, points and states with
+            positions then begin at the first token and end with the padding, because noise draws belong to positions.
+            None: they are as the model has them.
 
     ``read()`` or ``clean()`` must run before ``perturb()``.
     """
@@ -708,6 +723,7 @@ class NoisyModel:
     state_layer: Site | None = None
     selector: Selector | None = None
     max_rows: int | None = None
+    starts: Tensor | None = None
     origin: tuple[Tensor, ...] = field(default=(), init=False)
     _layouts: dict[Site, Layout] = field(default_factory=dict, init=False, repr=False)
     _needs_mode: bool = field(default=True, init=False, repr=False)
@@ -730,6 +746,12 @@ class NoisyModel:
         other = replace(self, inputs=tuple(x[:, :length] for x in self.inputs))
         other.origin = tuple(x[:, :length] for x in self.origin)
         return other.learned_from(self)
+
+    def from_first_tokens(self, starts: Tensor) -> NoisyModel:
+        """Return the same model and noise with these ``starts``."""
+        other = replace(self, starts=starts).learned_from(self)
+        other.origin = tuple(turned(x, starts) for x in self.origin)
+        return other
 
     def learned_from(self, other: NoisyModel) -> NoisyModel:
         """Copy the properties of the forward pass that the other model has detected; return this one."""
@@ -833,6 +855,8 @@ class NoisyModel:
         self, points: tuple[Tensor, ...], rows: Tensor, sites: Sequence[Site | None]
     ) -> list[Tensor]:
         """Like :meth:`perturb`, for several sites in one forward pass and without selection."""
+        if self.starts is not None:
+            points = tuple(turned(point, -self.starts[rows]) for point in points)
         copies = tuple(point.clone() for point in points)  # leaves must not be changed in place by the model
         inputs = self._rows(rows) if self.noise_layer else copies
         read: dict[int, Any] = {}
@@ -873,10 +897,14 @@ class NoisyModel:
             read.update({index: output for index, site in enumerate(sites) if site is None})
         if (self.noise_layer and written != 1) or len(read) < len(sites):
             self._refuse_unseen(written, [site for index, site in enumerate(sites) if index not in read])
-        return [
-            checked(self._layout(site).apart(read[index]), len(rows), "state of noisy inputs")
-            for index, site in enumerate(sites)
-        ]
+        states = [self._layout(site).apart(read[index]) for index, site in enumerate(sites)]
+        return [self.turned_state(checked(s, len(rows), "state of noisy inputs"), rows) for s in states]
+
+    def turned_state(self, state: Tensor, rows: Tensor) -> Tensor:
+        """Return a state with the positions of the tokens, (R, T, ...), from each row's start on; others unchanged."""
+        if self.starts is None or state.ndim < 3 or state.shape[1] != self.origin[0].shape[1]:
+            return state
+        return turned(state, self.starts[rows])
 
     def _layout(self, site: Site | None) -> Layout:
         return Layout() if site is None else self._layouts.get(site, Layout())

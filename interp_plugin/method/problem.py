@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,6 +21,7 @@ from interp_plugin.method.perturbation import (
     module_of,
     modules_behind,
     select,
+    turned,
     weight_of,
 )
 from interp_plugin.method.solver import NoiseFit, Solver, solve_together
@@ -45,6 +46,12 @@ class Problem:
     def fit(self, solver: Solver, show_progress: bool) -> NoiseFit:
         """Solve the problem, with gradients enabled."""
         [fit] = fit_together([self], solver, show_progress)
+        of_tokens: dict[str, Any] = {
+            name: self._in_place(values)
+            for name, values in vars(fit).items()
+            if getattr(values, "ndim", 0) == 2
+        }
+        fit = replace(fit, **of_tokens)
         if (fit.distortion == 0).any():
             example = int((fit.distortion == 0).nonzero()[0, 0])
             warnings.warn(
@@ -65,7 +72,7 @@ class Problem:
             size = self.objective.reference.reshape(len(path.change)).abs().float()
             missed = _incomplete(path, size).nonzero()[:, 0].to(self.objective.device)
             if not len(missed):
-                return path.score
+                return self._in_place(path.score)
             entered = entry_path(self.objective, mean, self.input_std, seed, missed)
         still = _incomplete(entered, size[missed])
         if still.any():
@@ -83,7 +90,12 @@ class Problem:
             stacklevel=user_level(),
         )
         path.score[missed] = entered.score.to(path.score)
-        return path.score
+        return self._in_place(path.score)
+
+    def _in_place(self, values: Tensor) -> Tensor:
+        """Return values of tokens, (B, T), in the order of the model's own positions."""
+        starts = self.objective.model.starts
+        return values if starts is None else turned(values, -starts)
 
     def shaped(self, values: Tensor) -> tuple[Tensor, ...]:
         """Expand token values, (B, T), to elements, in the shapes of the inputs that get noise."""

@@ -86,6 +86,48 @@ def test_noise_in_embeddings_leaves_padding_out_too() -> None:
         torch.testing.assert_close(batch[one, :length], alone, rtol=1e-4, atol=1e-4)
 
 
+def to_the_right(x: Tensor) -> Tensor:
+    """The rows with their padding before the tokens, as tokenizers of decoders pad."""
+    return torch.stack([row.roll(12 - length, 0) for row, length in zip(x, LENGTHS)])
+
+
+@pytest.mark.parametrize("of_layer, selector", [(False, None), (True, None), (True, (slice(None), slice(3)))])
+def test_padding_before_the_tokens_is_padding_after_them(of_layer: bool, selector: Any) -> None:
+    """Noise draws belong to positions, counted from the first token."""
+    model = Encoder()
+    given = {"state_layer": model.layer if of_layer else None, "neuron_selector": selector}
+    after = fit(model, **given)
+    before = fit(model, to_the_right(IDS), to_the_right(MASK), **given)
+    assert torch.equal(before.token_mask, to_the_right(MASK))
+    for name in ("sigma", "standard_error", "residual"):
+        expected = to_the_right(getattr(after, name))
+        torch.testing.assert_close(getattr(before, name), expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(before.n_backward, after.n_backward)
+    torch.testing.assert_close(before.sigma.log(), to_the_right(after.sigma).log(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", ["loss", "kept", "signed"])
+def test_scores_of_embeddings_are_in_place_whichever_side_is_padded(score: Any) -> None:
+    model = Encoder()
+    method, embeddings = InformationLoss(model.embedded), model.embedding(IDS).detach()
+    call = {"target": 1, "score": score, "solver": FAST, "input_std": 1.0}
+    after = method.attribute(embeddings, additional_forward_args=(MASK.long(),), **call)
+    mask = to_the_right(MASK).long()
+    before = method.attribute(to_the_right(embeddings), additional_forward_args=(mask,), **call)
+    torch.testing.assert_close(before, to_the_right(after), rtol=1e-4, atol=1e-4)
+
+
+def test_a_selector_or_unit_of_single_positions_is_of_the_models_own() -> None:
+    model, ids, mask = Encoder(), to_the_right(IDS), to_the_right(MASK)
+    last = fit(model, ids, mask, state_layer=model.layer, neuron_selector=-1)
+    called = fit(model, ids, mask, state_layer=model.layer, neuron_selector=lambda state: state[:, -1])
+    assert torch.equal(last.sigma, called.sigma)
+    x, two = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 0, 1, 1]])
+    unit = torch.tensor([1.0, 2.0, 4.0, 16.0]).unsqueeze(1)
+    [sigma] = InformationLoss(lambda x: 9 * x).fit(x, token_mask=two, state_std=unit, max_sigma=99.0).sigma
+    torch.testing.assert_close(sigma[3] / sigma[2], torch.tensor(4.0))
+
+
 @pytest.mark.parametrize(
     "given",
     [
