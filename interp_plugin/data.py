@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -731,9 +731,13 @@ def _distinct(names: Iterable[Any]) -> list[Any]:
         ['text', 'label', 'text.1', 'text.2']
     """
     found: dict[Any, None] = {}
+    repeats: Counter[Any] = Counter()
     for name in names:
-        numbered = (f"{name}.{number}" for number in count(1))
-        found[next(new for new in chain([name], numbered) if new not in found)] = None
+        new = name
+        while new in found:
+            repeats[name] += 1
+            new = f"{name}.{repeats[name]}"
+        found[new] = None
     return list(found)
 
 
