@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from traceback import extract_tb
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -30,7 +29,6 @@ def option(help: str, default: bool | str = False, **rules: Any) -> Any:
 
 
 SHOWN_FAILURES = 3
-PACKAGE = Path(__file__).parents[1]
 
 # options that the commands share
 ModelName = Annotated[str | None, option("Folder or Hugging Face id of a model.", "the default model")]
@@ -93,24 +91,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 def one_sentence(*kinds: type[Exception]) -> Iterator[None]:
     """Print errors of these kinds as one sentence on standard error and exit with status 2.
 
-    The default is the kinds of errors that a user can fix; of TypeErrors, those of this package's own checks.
+    The default is the kinds of errors that a user can fix.
     """
-    caught = kinds or (ValueError, ImportError, OSError, TypeError)
+    caught = kinds or (ValueError, ImportError, OSError)
     try:
         yield
     except caught as error:
-        if isinstance(error, TypeError) and not _is_checked(error):
-            raise
         say(f"Error: {str(error).replace(chr(10), ' ')}")
         raise typer.Exit(2) from error
-
-
-def _is_checked(error: BaseException) -> bool:
-    """Return whether a ``raise`` in this package made the error; other TypeErrors are mistakes in the code."""
-    while isinstance(error.__cause__, TypeError):  # raised again with the number of the text
-        error = error.__cause__
-    last = extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).is_relative_to(PACKAGE) and (last.line or "").startswith("raise ")
 
 
 IN_OPTIONS = {

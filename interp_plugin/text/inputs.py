@@ -75,6 +75,10 @@ def _text_and_pair(index: int, text: Any) -> tuple[Source, Second]:
 
 def _words_and_pair(index: int, text: Any) -> tuple[Source, Second]:
     """Return a text, and possibly its pair, that are split into words."""
+    if isinstance(text, (tuple, list)) and not text:
+        raise ValueError(
+            f"text {index} is {text!r}: with is_split_into_words=True it must have at least one word"
+        )
     parts = [text] if _are_words(text) else list(text) if isinstance(text, (tuple, list)) else []
     if not 0 < len(parts) < 3 or not all(map(_are_words, parts)):
         raise TypeError(
