@@ -112,7 +112,7 @@ assert [item.target for item in explanation] == continuation.split()
 # %% [markdown]
 # Look at `converged` before the map.  The log probability of a certain answer is a bad state to watch: noise can only
 # lower it, and by a lot, so that single draws decide, and the fit does not converge.  The layers say where the answer
-# comes from, the first within a nat.
+# comes from, the first to about a nat.
 
 # %%
 errors = torch.stack([scores.standard_error.mean(1) for scores in explanation.scores()]).mean(0)
