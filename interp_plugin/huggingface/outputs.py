@@ -260,9 +260,8 @@ class Labels:
                 i for i, name in enumerate(self.names) if name.casefold() == target.casefold()
             ]
         if len(found) > 1:
-            raise ValueError(
-                f"target {target!r} is the name of classes {', '.join(map(str, found))}; choose one by its number"
-            )
+            named = " or ".join(f"{i} ({self.names[i]!r})" for i in found)
+            raise ValueError(f"target {target!r} may be class {named}; give the number")
         if not found:
             raise ValueError(
                 f"target {target!r} is no class of the model: it has {listed(self.names)}; choose a label or its index"

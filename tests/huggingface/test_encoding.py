@@ -565,7 +565,7 @@ def test_a_class_has_a_label_and_an_index() -> None:
 def test_labels_that_differ_in_case_are_distinguished() -> None:
     model = tiny("bert", "BertForSequenceClassification", id2label={0: "us", 1: "US"})
     assert [model.class_index(target) for target in ("us", "US")] == [0, 1]
-    with pytest.raises(ValueError, match="is no class"):
+    with pytest.raises(ValueError, match=r"'Us' may be class 0 \('us'\) or 1 \('US'\); give the number"):
         model.class_index("Us")
 
 
