@@ -18,6 +18,7 @@ from interp_plugin.method.perturbation import NoisyModel
 from interp_plugin.method.sampling import NORM_STREAM, Draws, JacobianNorms
 from interp_plugin.method.solver import (
     UNSEEN,
+    Step,
     _log1p,
     at_closed_form,
     expected_agreement,
@@ -814,3 +815,30 @@ def test_a_variance_is_divided_by_the_squared_elasticity_within_bounds() -> None
     torch.testing.assert_close(state.error(), (0.01 * factors).expand(BATCH, -1))
     added = 0.01 * (factors - 1).sum() / TOKENS**2  # errors of different tokens do not go together
     torch.testing.assert_close(state.common_error(), (0.002 + added).expand(BATCH))
+
+
+def step_of(count: int, move: float, variance: float) -> Step:
+    """A step of equal tokens."""
+    whole = torch.ones(BATCH, TOKENS, dtype=torch.float64)
+    one = torch.ones(BATCH, dtype=torch.float64)
+    return Step(count, move * whole, variance * whole, 0 * one, 0 * whole, one, 2 * one, ACTIVE)
+
+
+@pytest.mark.parametrize(
+    "ratio, weight", [(1, 50), (4, 50), (16, 40 + 10 / 4), (1 / 4, 50), (1 / 16, 40 / 4 + 10)]
+)
+def test_batches_with_outliers_have_a_smaller_weight(ratio: float, weight: float) -> None:
+    """Beyond four times the variance of the others' samples, in proportion to its inverse."""
+    state = state_at(SIGMA)
+    state.take_in(step_of(40, 0.0, 0.01))
+    state.take_in(step_of(10, 0.0, 0.01 * ratio))
+    torch.testing.assert_close(state.weight, torch.full_like(SIGMA, weight))
+
+
+def test_a_class_output_whose_batches_disagree_has_an_excess_variance() -> None:
+    state = state_at(SIGMA)
+    state.jacobian = torch.zeros(BATCH, 1, TOKENS)
+    state.take_in(step_of(40, 0.0, 4e-4))
+    state.take_in(step_of(10, 0.05, 1e-4))
+    explained = 4e-4 / 40 + 1e-4 / 10 + (0.3 * 0.05) ** 2  # of both batches, and 0.3 of the step's length
+    torch.testing.assert_close(state.excess, torch.full_like(SIGMA, (0.05**2 - 4 * explained) / 4))
