@@ -348,6 +348,11 @@ class SolverState:
     sound: Tensor
     converged: Tensor
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether the state is a layer's, and not of so few elements that its Jacobian is known."""
+        return self.jacobian.shape[1] == 0
+
     def at(self, rows: Tensor) -> SolverState:
         """Return the part of some examples (indices, or a mask of b)."""
         return SolverState(**{name: value[rows] for name, value in vars(self).items()})
@@ -374,11 +379,10 @@ class SolverState:
         common = step.common_variance / step.count + moved
         estimate = torch.minimum(self.log_sigma + step.move, self.cap)
         # if D depends steeply on the differences between tokens, a layer's steps may overshoot; their average does not
-        is_layer = self.jacobian.shape[1] == 0
         onwards = (step.move * self.move).sum(1) > 0
-        old = torch.where((far & (onwards | (not is_layer))).unsqueeze(1), 0.0, self.weight)
+        old = torch.where((far & (onwards | (not self.is_layer))).unsqueeze(1), 0.0, self.weight)
         new, again = new.unsqueeze(1), (old > 0).any(1)
-        if is_layer:
+        if self.is_layer:
             # variance of a sample, in this batch and in earlier ones: batches with outliers have a smaller weight
             here, before = (
                 v.clamp(min=tiny).unsqueeze(1)
@@ -408,13 +412,13 @@ class SolverState:
 
     def error(self) -> Tensor:
         """Return the variance of log sigma, (b, T), for class outputs with disagreement of batches and rare samples."""
-        if not self.jacobian.shape[1]:
+        if self.is_layer:
             return self.variance + self._flatness()
         return self.variance * self.inflation().unsqueeze(1) + self.excess + self._unseen().unsqueeze(1)
 
     def common_error(self) -> Tensor:
         """Return the variance of the mean of log sigma over the tokens below the cap, (b,)."""
-        if not self.jacobian.shape[1]:
+        if self.is_layer:
             count = self.free.sum(1).clamp(min=1)
             return self.common_variance + token_mean(self._flatness(), self.free) / count
         return self.common_variance * self.inflation() + self._unseen()
@@ -428,14 +432,12 @@ class SolverState:
 
         At the optimum, their slope is then a small share of a quadratic D's, and may hardly change with sigma.
         """
-        is_layer = self.jacobian.shape[1] == 0
         share = (2 * (self.closed - self.log_sigma)).exp()
-        return self.free & (self.closed < self.cap) & (share < BENT) & is_layer
+        return self.free & (self.closed < self.cap) & (share < BENT) & self.is_layer
 
     def saturates_at_cap(self) -> Tensor:
         """Return whether a layer's state saturates in a token at the cap, (b,): a quadratic D would keep it below."""
-        is_layer = self.jacobian.shape[1] == 0
-        return (~self.free & (self.closed < self.cap - BELOW_CAP)).any(1) & is_layer
+        return (~self.free & (self.closed < self.cap - BELOW_CAP)).any(1) & self.is_layer
 
     def has_arrived(self) -> Tensor:
         """Return whether no token of a layer's state still moves in one direction, (b,).
@@ -443,7 +445,7 @@ class SolverState:
         If D saturates in a token, its slope hardly changes with sigma: Newton's steps for a quadratic D are far too
         short then.
         """
-        if self.jacobian.shape[1]:
+        if not self.is_layer:
             return torch.ones_like(self.sound)
         limit = torch.where(self.saturates_at_cap(), LAG, DRIFT).unsqueeze(1)
         return ((self.drift.abs() <= limit * self._drift_error()) | ~self.free).all(1)
@@ -525,7 +527,7 @@ def _iterate(
         pairs = _pairs(objective, state, noise, passes)
         if index == 0:
             pairs = _from_small_noise(objective, state, pairs, noise, passes)
-        if index == 0 and not state.jacobian.shape[1]:
+        if index == 0 and state.is_layer:
             exact = _is_quadratic(pairs) & (token_mean(state.variance, state.free) <= solver.tolerance**2)
             done.append(_by_closed_form(objective, state.at(exact)))
             state, pairs = state.at(~exact), pairs.at(~exact)
@@ -626,12 +628,12 @@ def _by_closed_form(objective: Objective, state: SolverState) -> SolverState:
 def _step(objective: Objective, state: SolverState, pairs: Evaluation, noise: Tensor) -> Step:
     """Return the Newton step from the pairs, minus control variates."""
     groups, sigma = objective.groups.at(state.example), state.log_sigma.exp()
-    if state.jacobian.shape[1]:
-        seen = without_linear_part(pairs, noise, groups, sigma, state.jacobian)
-    else:
+    if state.is_layer:
         # from the closed form: an expectation from the same samples would bias the result
         expected = state.norms * sigma.square() * groups.active
         seen = without_quadratic_part(pairs, noise, groups, state.gradients.transpose(0, 1), expected)
+    else:
+        seen = without_linear_part(pairs, noise, groups, sigma, state.jacobian)
     return newton_step(state.log_sigma, seen, groups.active, state.cap, state.rate)
 
 

@@ -264,17 +264,14 @@ def _request(
         )
     if is_each(target) or model.task == "answer span":
         return OutputRequest(EACH if is_each(target) else None, None, encoding.choices)
-    wanted, other = (
-        None if each is None else class_number(model, each, encoding.choices) for each in (target, foil)
-    )
-    if wanted is not None and other is not None:
-        # equal choices have equal scores
-        names = [
-            encoding.choices[each] if encoding.choices else model.class_name(each) for each in (wanted, other)
-        ]
-        if wanted == other or (encoding.choices and names[0] == names[1]):
-            raise ValueError(f"target and instead_of are both class {names[0]!r}; give two different classes")
-    return OutputRequest(wanted, other, encoding.choices, other is not None)
+    choices = encoding.choices
+    wanted, other = (None if each is None else class_number(model, each, choices) for each in (target, foil))
+    # choices are compared by their words: equal ones have equal scores
+    asked = [choices[each] if choices and each is not None else each for each in (wanted, other)]
+    if other is not None and asked[0] == asked[1]:
+        name = choices[other] if choices else model.class_name(other)
+        raise ValueError(f"target and instead_of are both class {name!r}; give two different classes")
+    return OutputRequest(wanted, other, choices, other is not None)
 
 
 @dataclass(frozen=True)
